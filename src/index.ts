@@ -1,0 +1,2 @@
+export * from "./Identity.ts"
+export * from "./SessionPool.ts"

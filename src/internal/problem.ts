@@ -1,0 +1,28 @@
+/**
+ * What every error of this library answers when a route fails with it: a problem document (RFC 9457) that
+ * names the error and its entry in the README, and says nothing of identities, keys or upstreams.
+ */
+import * as Effect from "effect/Effect"
+import * as HttpServerResponse from "effect/http/HttpServerResponse"
+import * as ProblemDetails from "effect/http/ProblemDetails"
+
+export const respond = (
+  error: { readonly _tag: string; readonly reference: string },
+  options: {
+    readonly status: number
+    readonly title: string
+    readonly headers?: Readonly<Record<string, string>> | undefined
+  }
+): Effect.Effect<HttpServerResponse.HttpServerResponse> =>
+  Effect.sync(() =>
+    HttpServerResponse.setHeaders(
+      ProblemDetails.toResponse({
+        type: ProblemDetails.blankType,
+        status: options.status,
+        title: options.title,
+        error: error._tag,
+        reference: error.reference
+      }),
+      { "cache-control": "no-store", ...options.headers }
+    )
+  )
