@@ -1,6 +1,40 @@
-import type * as Effect from "effect/Effect"
-import type * as Option from "effect/Option"
-import type { Credentials } from "./Identity.ts"
+/**
+ * The outbound pool: identity → one live session, reused, bounded, closed by finalizers.
+ *
+ * - A session is never closed under a lease, except by the end of the pool itself, after `drainTimeout`.
+ * - At most one session per identity is opening or open; at most `capacity` are opening, open or draining.
+ * - Whatever is opened is closed exactly once, whatever fails, hangs or is interrupted.
+ * - Every wait has a bound, and a session that hangs hurts only its own identity.
+ *
+ * This module is the policy: who waits for room, who is evicted for it, who is checked first, and what callers and
+ * observers are told. When a session may be closed is `internal/leased.ts`.
+ */
+import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
+import * as Config from "effect/Config"
+import * as Context from "effect/Context"
+import * as Data from "effect/Data"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Record from "effect/Record"
+import * as Schema from "effect/Schema"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
+import { type Credentials, type Identity, SessionKey } from "./Identity.ts"
+import * as Events from "./internal/events.ts"
+import * as Leased from "./internal/leased.ts"
+import * as Linked from "./internal/linked.ts"
+import * as Options from "./internal/options.ts"
+import { respond } from "./internal/problem.ts"
+import { scrub } from "./internal/secrets.ts"
+import { type InvalidOptions } from "./InvalidOptions.ts"
+import type { McpSession, McpSessionError } from "./McpSession.ts"
 
 /**
  * What a connector needs from the pool: a way to say that this very session has died, and the newest credentials.
@@ -17,4 +51,730 @@ export interface SessionHandle {
    * The newest credentials that were presented for this session's key, so that a rotated token reaches a live session.
    */
   readonly credentials: Effect.Effect<Option.Option<Credentials>>
+}
+
+/**
+ * How a pool opens sessions and how long it keeps them. Durations are `Duration.Input`; a number is milliseconds.
+ *
+ * @category models
+ */
+export interface SessionPoolOptions<Session, E, R> {
+  /**
+   * Opens a session. Its finalizers close it. Runs with the services, the span and a scope of the pool, never those of
+   * the caller that happened to come first.
+   */
+  readonly connect: (identity: Identity, handle: SessionHandle) => Effect.Effect<Session, E, R>
+  /**
+   * How many sessions may be opening, open or draining at once: an integer, by default 10. Too small, and identities
+   * evict each other; too large, and processes and sockets pile up.
+   */
+  readonly capacity?: number | undefined
+  /**
+   * How long a session without a lease is kept, counted from the end of its last lease: by default 5 minutes, and
+   * `Duration.infinity` for ever.
+   */
+  readonly idleTimeToLive?: Duration.Input | undefined
+  /**
+   * How long after it was opened a session takes new leases, less up to 2.5 %: by default for ever. Then it is closed as
+   * soon as it is free.
+   */
+  readonly maxLifetime?: Duration.Input | undefined
+  /** How long an open may take, else `ConnectTimeout`: by default 30 seconds. */
+  readonly connectTimeout?: Duration.Input | undefined
+  /** How long a get waits for room, else `PoolExhausted`: by default 30 seconds, and 0 not at all. */
+  readonly acquireTimeout?: Duration.Input | undefined
+  /** How long a close may take before it is given up, logged and counted: by default 10 seconds. */
+  readonly closeTimeout?: Duration.Input | undefined
+  /** How long a pool that shuts down waits for leases before it closes under them: by default 0. */
+  readonly drainTimeout?: Duration.Input | undefined
+  /**
+   * Asks a session that has been idle for `checkAfter` whether it still works, before it is leased again. If it fails,
+   * dies or takes longer than `checkTimeout`, the session is retired and another opened. By default nothing is asked.
+   */
+  readonly check?: ((session: Session) => Effect.Effect<unknown, unknown, R>) | undefined
+  /** By default 1 minute. */
+  readonly checkAfter?: Duration.Input | undefined
+  /** By default 5 seconds. */
+  readonly checkTimeout?: Duration.Input | undefined
+  /** How long a failed connect answers further gets of its identity: by default 0, not at all. */
+  readonly failureTimeToLive?: Duration.Input | undefined
+}
+
+/**
+ * Why a session was retired: `evicted` for another identity, `expired` in idleness, past its `lifetime`, `invalidated` by
+ * the application, `died` or `unhealthy` by its connector or check, or `shutdown` of the pool.
+ *
+ * @category models
+ */
+export type RetireReason = Leased.Reason
+
+/**
+ * A snapshot of the pool's numbers. Counts of what happened only grow; the others are of this moment.
+ *
+ * @category models
+ */
+export interface SessionPoolStats {
+  /** Sessions that can be had at once: leased and idle. */
+  readonly size: number
+  readonly capacity: number
+  readonly idleTimeToLive: Duration.Duration
+  readonly leased: number
+  readonly idle: number
+  readonly opening: number
+  /** Retired, and still leased, opening, or waiting for a place among the closing. */
+  readonly draining: number
+  readonly closing: number
+  /** Callers that wait for room. */
+  readonly waiting: number
+  /** Gets that found a session, or one being opened. */
+  readonly hits: number
+  readonly misses: number
+  /** Sessions retired to make room for another identity. */
+  readonly evictions: number
+  /** Sessions retired because they were idle for too long. */
+  readonly expirations: number
+  /** Sessions retired for any other reason. */
+  readonly retirements: number
+  /** Opens that failed or took too long. */
+  readonly failures: number
+  /** Closes that failed or were given up. */
+  readonly closeFailures: number
+  /** The keys of the leased and the idle, the least recently used first. */
+  readonly keys: ReadonlyArray<SessionKey>
+}
+
+/**
+ * A leased or idle session. Times are milliseconds since the epoch.
+ *
+ * @category models
+ */
+export interface SessionPoolEntry {
+  readonly key: SessionKey
+  readonly shared: boolean
+  readonly state: "leased" | "idle"
+  readonly leases: number
+  /** How many leases it has had. */
+  readonly uses: number
+  readonly openedAt: number
+  /** When its last lease ended, or it was opened. */
+  readonly lastUsedAt: number
+}
+
+/**
+ * What happened in the pool. Each session is `Opened` once, then `Retired` once, then `Closed` or `CloseFailed` once.
+ * A `CloseFailed` without an `Opened` is of a failed open that could not free what it had acquired.
+ *
+ * @category models
+ */
+export type SessionPoolEvent = Data.TaggedEnum<{
+  readonly Opened: { readonly key: SessionKey }
+  readonly OpenFailed: { readonly key: SessionKey; readonly reason: "failed" | "timeout" }
+  readonly Retired: { readonly key: SessionKey; readonly reason: RetireReason }
+  readonly Closed: {
+    readonly key: SessionKey
+    readonly reason: RetireReason
+    readonly lived: Duration.Duration
+    readonly uses: number
+  }
+  readonly CloseFailed: { readonly key: SessionKey; readonly reason: "failed" | "timeout" }
+  readonly Exhausted: { readonly key: SessionKey; readonly waited: Duration.Duration }
+}>
+
+/**
+ * @category models
+ */
+export const SessionPoolEvent = Data.taggedEnum<SessionPoolEvent>()
+
+// -----------------------------------------------------------------------------
+// Errors
+// -----------------------------------------------------------------------------
+
+/**
+ * The pool is shutting down or has shut down. Answers 503.
+ *
+ * @category errors
+ */
+export class PoolClosed extends Schema.TaggedError<PoolClosed>()("PoolClosed", {}) {
+  readonly module = "SessionPool"
+  readonly method = "get"
+  readonly reference = "pool-closed"
+
+  override get message(): string {
+    return "The session pool has shut down. Use it only while the scope of its layer is open."
+  }
+
+  [HttpServerRespondable.symbol]() {
+    return respond(this, { status: 503, title: "The server is shutting down" })
+  }
+}
+
+/**
+ * There was no room for a new session within `acquireTimeout`: `capacity` sessions are leased, opening or draining.
+ * Answers 503 with `Retry-After`.
+ *
+ * @category errors
+ */
+export class PoolExhausted extends Schema.TaggedError<PoolExhausted>()("PoolExhausted", {
+  capacity: Schema.Number,
+  waited: Schema.Duration
+}) {
+  readonly module = "SessionPool"
+  readonly method = "get"
+  readonly reference = "pool-exhausted"
+
+  override get message(): string {
+    return `All ${this.capacity} sessions of the pool were in use for ${Duration.format(this.waited)}. ` +
+      "End leases sooner, or raise capacity or acquireTimeout."
+  }
+
+  [HttpServerRespondable.symbol]() {
+    return respond(this, { status: 503, title: "Too many sessions are in use", headers: { "retry-after": "1" } })
+  }
+}
+
+/**
+ * A `connect` took longer than `connectTimeout` and was interrupted. Answers 504.
+ *
+ * @category errors
+ */
+export class ConnectTimeout extends Schema.TaggedError<ConnectTimeout>()("ConnectTimeout", {
+  key: SessionKey,
+  after: Schema.Duration
+}) {
+  readonly module = "SessionPool"
+  readonly method = "get"
+  readonly reference = "connect-timeout"
+
+  override get message(): string {
+    return `No session for "${this.key}" was open after ${Duration.format(this.after)}. ` +
+      "Check that the server answers, or raise connectTimeout."
+  }
+
+  [HttpServerRespondable.symbol]() {
+    return respond(this, { status: 504, title: "The upstream server did not answer in time" })
+  }
+}
+
+/**
+ * What a get can fail with besides the errors of `connect`.
+ *
+ * @category errors
+ */
+export type SessionPoolError = PoolClosed | PoolExhausted | ConnectTimeout
+
+/**
+ * @category errors
+ */
+export const SessionPoolError = Schema.Union([PoolClosed, PoolExhausted, ConnectTimeout])
+
+// -----------------------------------------------------------------------------
+// Service
+// -----------------------------------------------------------------------------
+
+/**
+ * The operations of a pool, of sessions that `connect` may fail to open with `E`.
+ *
+ * @category models
+ */
+export interface Service<in out Session, in out E> {
+  /**
+   * The session of the identity, opened if there is none, leased until the current scope closes.
+   */
+  readonly get: (identity: Identity) => Effect.Effect<Session, E | SessionPoolError, Scope.Scope>
+  /**
+   * Runs `f` with the session of the identity, leased for as long as `f` runs. The fast path.
+   */
+  readonly withSession: <A, E2, R2>(
+    identity: Identity,
+    f: (session: Session) => Effect.Effect<A, E2, R2>
+  ) => Effect.Effect<A, E | SessionPoolError | E2, R2>
+  /**
+   * Retires the session of the identity, and forgets its failed connect. False if it had no session.
+   */
+  readonly invalidate: (identity: Identity) => Effect.Effect<boolean>
+  /**
+   * Retires the sessions whose identity `f` is true of, those being opened too, and counts them.
+   */
+  readonly invalidateWhere: (f: (identity: Identity) => boolean) => Effect.Effect<number>
+  readonly stats: Effect.Effect<SessionPoolStats>
+  /**
+   * The leased and the idle sessions, the least recently used first.
+   */
+  readonly entries: Effect.Effect<ReadonlyArray<SessionPoolEntry>>
+  /**
+   * What happens from now on. A slow reader loses the oldest events and slows nobody. Ends with the pool.
+   */
+  readonly events: Stream.Stream<SessionPoolEvent>
+}
+
+/**
+ * A pool's tag: the operations of {@link Service} on the pool in context, and the layers that make one.
+ *
+ * @category models
+ */
+export interface TagClass<in out Self, in out Id extends string, in out Session, in out E>
+  extends Context.ServiceClass<Self, Id, Service<Session, E>>
+{
+  readonly get: (identity: Identity) => Effect.Effect<Session, E | SessionPoolError, Scope.Scope | Self>
+  readonly withSession: <A, E2, R2>(
+    identity: Identity,
+    f: (session: Session) => Effect.Effect<A, E2, R2>
+  ) => Effect.Effect<A, E | SessionPoolError | E2, R2 | Self>
+  readonly invalidate: (identity: Identity) => Effect.Effect<boolean, never, Self>
+  readonly invalidateWhere: (f: (identity: Identity) => boolean) => Effect.Effect<number, never, Self>
+  readonly stats: Effect.Effect<SessionPoolStats, never, Self>
+  readonly entries: Effect.Effect<ReadonlyArray<SessionPoolEntry>, never, Self>
+  readonly events: Stream.Stream<SessionPoolEvent, never, Self>
+  /**
+   * A pool that lives as long as the layer's scope.
+   */
+  readonly layer: <R = never>(
+    options: SessionPoolOptions<Session, E, R>
+  ) => Layer.Layer<Self, InvalidOptions, Exclude<R, Scope.Scope>>
+  /**
+   * A pool whose options come from the configuration, and from `options` where that is silent: `MCP_SESSION_MAX`, and in
+   * milliseconds `MCP_SESSION_TTL_MS`, `MCP_SESSION_MAX_LIFETIME_MS`, `MCP_SESSION_CONNECT_TIMEOUT_MS`,
+   * `MCP_SESSION_ACQUIRE_TIMEOUT_MS`, `MCP_SESSION_CLOSE_TIMEOUT_MS`, `MCP_SESSION_DRAIN_TIMEOUT_MS`,
+   * `MCP_SESSION_CHECK_AFTER_MS`, `MCP_SESSION_CHECK_TIMEOUT_MS` and `MCP_SESSION_FAILURE_TTL_MS`.
+   */
+  readonly layerConfig: <R = never>(
+    options: SessionPoolOptions<Session, E, R>
+  ) => Layer.Layer<Self, InvalidOptions | Config.ConfigError, Exclude<R, Scope.Scope>>
+}
+
+/**
+ * Makes the tag of a pool of any type of session.
+ *
+ * **Example** (A pool of database connections)
+ *
+ * ```ts
+ * class Connections extends SessionPool.Tag<Connections, Connection, SqlError>()("app/Connections") {}
+ *
+ * const layer = Connections.layer({ connect: (identity) => openConnection(identity.key) })
+ * ```
+ *
+ * @category constructors
+ */
+export const Tag =
+  <Self, Session, E = never>() => <const Id extends string>(id: Id): TagClass<Self, Id, Session, E> => {
+    class Pool extends Context.Service<Self, Service<Session, E>>()(id) {
+      static readonly get = (identity: Identity) => Pool.use((pool) => pool.get(identity))
+      static readonly withSession = <A, E2, R2>(
+        identity: Identity,
+        f: (session: Session) => Effect.Effect<A, E2, R2>
+      ) => Pool.use((pool) => pool.withSession(identity, f))
+      static readonly invalidate = (identity: Identity) => Pool.use((pool) => pool.invalidate(identity))
+      static readonly invalidateWhere = (f: (identity: Identity) => boolean) =>
+        Pool.use((pool) => pool.invalidateWhere(f))
+      static readonly stats = Pool.use((pool) => pool.stats)
+      static readonly entries = Pool.use((pool) => pool.entries)
+      static readonly events = Stream.unwrap(Pool.useSync((pool) => pool.events))
+      static readonly layer = <R = never>(options: SessionPoolOptions<Session, E, R>) =>
+        Layer.effect(Pool, make(options))
+      static readonly layerConfig = <R = never>(options: SessionPoolOptions<Session, E, R>) =>
+        Layer.effect(Pool, Effect.flatMap(configured(options), make))
+    }
+    return Pool
+  }
+
+// -----------------------------------------------------------------------------
+// Constructors
+// -----------------------------------------------------------------------------
+
+type Slot<Session, E> = Leased.Slot<Identity, Session, E | SessionPoolError>
+
+// A caller between its get and the end of its lease. It changes in the same step as what it points to, so whenever the
+// caller is interrupted, ending it gives back exactly what it has.
+interface Caller<Session, E> {
+  slot: Slot<Session, E> | undefined
+  party: Party<Session, E> | undefined
+}
+
+// The callers of one identity that wait for room. They have one place in the queue, and get one session.
+interface Party<Session, E> {
+  readonly identity: Identity
+  readonly callers: Set<Caller<Session, E>>
+  readonly seated: Deferred.Deferred<void, PoolClosed>
+}
+
+interface Check {
+  readonly passed: Deferred.Deferred<boolean>
+  fiber: Fiber.Fiber<unknown, unknown> | undefined
+}
+
+const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOptions<Session, E, R>) {
+  const options = yield* parse(input)
+  const clock = yield* Clock.Clock
+  const context = yield* Effect.context<R>()
+  const events = yield* Events.make<SessionPoolEvent>()
+  const counts = { hits: 0, misses: 0, evictions: 0, expirations: 0, retirements: 0, failures: 0, closeFailures: 0 }
+  const waiting = new Map<SessionKey, Party<Session, E>>()
+  const failed = new Map<SessionKey, { readonly exit: Exit.Exit<never, E | SessionPoolError>; readonly until: number }>()
+  const checks = new Map<number, Check>()
+
+  const engine = yield* Leased.make<Identity, Session, E | SessionPoolError, R>({
+    ...options,
+    open: (slot) =>
+      input.connect(slot.info, {
+        retire: (reason) => Effect.sync(() => void Leased.retire(engine, slot, reason)),
+        credentials: Effect.sync(() => slot.info.credentials)
+      }),
+    openTimedOut: (slot) => new ConnectTimeout({ key: keyOf(slot), after: Duration.millis(options.openTimeout) }),
+    shutDown: () => new PoolClosed(),
+    onOpened: (slot) => events.emit(SessionPoolEvent.Opened({ key: keyOf(slot) })),
+    onOpenFailed: (slot, cause) => {
+      if (engine.isShutDown) return
+      counts.failures++
+      const timeout = Option.exists(Cause.findErrorOption(cause), (error) => error instanceof ConnectTimeout)
+      events.emit(SessionPoolEvent.OpenFailed({ key: keyOf(slot), reason: timeout ? "timeout" : "failed" }))
+      remember(keyOf(slot), Exit.failCause(cause))
+    },
+    onRetired: (slot, reason) => {
+      if (reason === "evicted") counts.evictions++
+      else if (reason === "expired") counts.expirations++
+      else counts.retirements++
+      events.emit(SessionPoolEvent.Retired({ key: keyOf(slot), reason }))
+    },
+    onClosed: (slot, lived) =>
+      events.emit(SessionPoolEvent.Closed({ key: keyOf(slot), reason: slot.retired!, lived, uses: slot.uses })),
+    onCloseFailed: (slot, cause) => {
+      counts.closeFailures++
+      events.emit(
+        SessionPoolEvent.CloseFailed({ key: keyOf(slot), reason: Option.isSome(cause) ? "failed" : "timeout" })
+      )
+      engine.start(logCloseFailure(slot.info, cause, options.closeTimeout))
+    },
+    onRoom: () => {
+      if (waiting.size > 0) seat()
+    }
+  })
+
+  // Runs before the engine's own shutdown.
+  yield* Effect.addFinalizer(() =>
+    Effect.sync(() => {
+      engine.isShutDown = true
+      for (const check of checks.values()) check.fiber?.interruptUnsafe()
+      const parties = Array.from(waiting.values())
+      waiting.clear()
+      for (const party of parties) Deferred.doneUnsafe(party.seated, Exit.fail(new PoolClosed()))
+    })
+  )
+
+  // --- Leases ---
+
+  const acquire = (caller: Caller<Session, E>, identity: Identity): Effect.Effect<Session, E | SessionPoolError> => {
+    if (engine.isShutDown) return Effect.fail(new PoolClosed())
+    const slot = Leased.lease(engine, identity.key)
+    if (slot !== undefined) {
+      caller.slot = slot
+      if (Option.isSome(identity.credentials)) slot.info = identity
+      counts.hits++
+      return isCheckDue(slot) ? checked(caller, slot, identity) : Leased.join(slot)
+    }
+    const failure = recall(identity.key)
+    if (failure !== undefined) {
+      counts.hits++
+      return failure
+    }
+    counts.misses++
+    if (waiting.size === 0 && makeRoom()) {
+      caller.slot = Leased.admit(engine, identity.key, identity, 1)
+      return Leased.join(caller.slot)
+    }
+    return options.acquireTimeout > 0 ? wait(caller, identity) : exhausted(identity, Duration.zero)
+  }
+
+  const end = (caller: Caller<Session, E>): Effect.Effect<void> | undefined => {
+    const { party, slot } = caller
+    caller.slot = undefined
+    if (slot !== undefined) return Leased.release(engine, slot)
+    if (party !== undefined) leave(caller, party)
+    return undefined
+  }
+
+  const get = (identity: Identity): Effect.Effect<Session, E | SessionPoolError, Scope.Scope> =>
+    Effect.uninterruptibleMask((restore) => {
+      const caller: Caller<Session, E> = { slot: undefined, party: undefined }
+      const endLease = () => end(caller) ?? Effect.void
+      return Effect.flatMap(
+        Effect.onError(restore(acquire(caller, identity)), endLease),
+        (session) => Effect.flatMap(Effect.scope, (scope) => Effect.as(Scope.addFinalizerExit(scope, endLease), session))
+      )
+    })
+
+  const withSession = <A, E2, R2>(
+    identity: Identity,
+    f: (session: Session) => Effect.Effect<A, E2, R2>
+  ): Effect.Effect<A, E | SessionPoolError | E2, R2> =>
+    Effect.suspend(() => {
+      const caller: Caller<Session, E> = { slot: undefined, party: undefined }
+      return Effect.onExitPrimitive(
+        Effect.flatMap(Effect.suspend(() => acquire(caller, identity)), f),
+        () => end(caller)
+      )
+    })
+
+  // --- Waiting for room ---
+
+  const makeRoom = (): boolean => {
+    if (Leased.hasRoom(engine)) return true
+    Leased.expire(engine)
+    if (Leased.hasRoom(engine)) return true
+    const oldest = Leased.oldestIdle(engine)
+    return oldest !== undefined && Leased.canClose(engine) && Leased.retire(engine, oldest, "evicted")
+  }
+
+  const wait = (caller: Caller<Session, E>, identity: Identity): Effect.Effect<Session, E | SessionPoolError> => {
+    let party = waiting.get(identity.key)
+    if (party === undefined) {
+      party = { identity, callers: new Set(), seated: Deferred.makeUnsafe() }
+      waiting.set(identity.key, party)
+    }
+    party.callers.add(caller)
+    caller.party = party
+    return Deferred.await(party.seated).pipe(
+      Effect.timeoutOption(options.acquireTimeout),
+      Effect.provideService(Clock.Clock, clock),
+      Effect.flatMap(() => {
+        if (caller.slot !== undefined) return Leased.join(caller.slot)
+        leave(caller, party)
+        return exhausted(identity, Duration.millis(options.acquireTimeout))
+      })
+    )
+  }
+
+  const leave = (caller: Caller<Session, E>, party: Party<Session, E>): void => {
+    caller.party = undefined
+    party.callers.delete(caller)
+    if (party.callers.size === 0 && waiting.get(party.identity.key) === party) waiting.delete(party.identity.key)
+  }
+
+  // First come, first served, for as long as there is room.
+  const seat = (): void => {
+    for (const [key, party] of waiting) {
+      if (!makeRoom()) return
+      waiting.delete(key)
+      const slot = Leased.admit(engine, key, party.identity, party.callers.size)
+      for (const caller of party.callers) {
+        caller.party = undefined
+        caller.slot = slot
+      }
+      Deferred.doneUnsafe(party.seated, Exit.void)
+    }
+  }
+
+  const exhausted = (identity: Identity, waited: Duration.Duration): Effect.Effect<never, PoolExhausted> => {
+    events.emit(SessionPoolEvent.Exhausted({ key: identity.key, waited }))
+    return Effect.fail(new PoolExhausted({ capacity: options.capacity, waited }))
+  }
+
+  // --- Checking the idle ---
+
+  const isCheckDue = (slot: Slot<Session, E>): boolean =>
+    input.check !== undefined && (
+      checks.has(slot.id) ||
+      (slot.phase === "open" && slot.leases === 1 &&
+        clock.currentTimeMillisUnsafe() - slot.usedAt >= options.checkAfter)
+    )
+
+  const checked = (
+    caller: Caller<Session, E>,
+    slot: Slot<Session, E>,
+    identity: Identity
+  ): Effect.Effect<Session, E | SessionPoolError> => {
+    const check = checks.get(slot.id) ?? startCheck(slot)
+    return Effect.flatMap(Deferred.await(check.passed), (passed) => {
+      if (passed) return Leased.join(slot)
+      // It found no session after all: let it be counted anew.
+      counts.hits--
+      return Effect.andThen(end(caller) ?? Effect.void, Effect.suspend(() => acquire(caller, identity)))
+    })
+  }
+
+  // The check has a lease of its own: nothing closes the session under it, and it may outlast its callers.
+  const startCheck = (slot: Slot<Session, E>): Check => {
+    const check: Check = { passed: Deferred.makeUnsafe(), fiber: undefined }
+    checks.set(slot.id, check)
+    slot.leases++
+    engine.start(Effect.gen(function*() {
+      const session = yield* Effect.orDie(Leased.join(slot))
+      check.fiber = yield* Effect.suspend(() => input.check!(session)).pipe(
+        Effect.provideContext(context),
+        Effect.forkDetach({ startImmediately: true })
+      )
+      const exit = yield* Effect.timeoutOption(Fiber.await(check.fiber), options.checkTimeout)
+      check.fiber.interruptUnsafe()
+      const passed = Option.exists(exit, Exit.isSuccess)
+      checks.delete(slot.id)
+      if (!passed) Leased.retire(engine, slot, "unhealthy")
+      Leased.release(engine, slot)
+      Deferred.doneUnsafe(check.passed, Exit.succeed(passed))
+    }))
+    return check
+  }
+
+  // --- Remembering failures ---
+
+  const remember = (key: SessionKey, exit: Exit.Exit<never, E | SessionPoolError>): void => {
+    if (options.failureTimeToLive <= 0) return
+    failed.delete(key)
+    failed.set(key, { exit, until: clock.currentTimeMillisUnsafe() + options.failureTimeToLive })
+    if (failed.size > options.capacity) failed.delete(failed.keys().next().value!)
+  }
+
+  const recall = (key: SessionKey): Exit.Exit<never, E | SessionPoolError> | undefined => {
+    const failure = failed.get(key)
+    if (failure === undefined || clock.currentTimeMillisUnsafe() < failure.until) return failure?.exit
+    failed.delete(key)
+    return undefined
+  }
+
+  // --- Everything else ---
+
+  const invalidateWhere = (f: (identity: Identity) => boolean): Effect.Effect<number> =>
+    Effect.sync(() => {
+      const slots = Array.from(engine.current.values()).filter((slot) => f(slot.info))
+      return slots.filter((slot) => Leased.retire(engine, slot, "invalidated")).length
+    })
+
+  return {
+    get,
+    withSession,
+    invalidate: (identity) =>
+      Effect.sync(() => {
+        failed.delete(identity.key)
+        const slot = engine.current.get(identity.key)
+        return slot !== undefined && Leased.retire(engine, slot, "invalidated")
+      }),
+    invalidateWhere,
+    entries: Effect.sync(() => {
+      Leased.expire(engine)
+      return inOrder(engine).map(toEntry)
+    }),
+    stats: Effect.sync((): SessionPoolStats => {
+      Leased.expire(engine)
+      const size = engine.leased.size + engine.idle.size
+      const opening = engine.current.size - size
+      let callers = 0
+      for (const party of waiting.values()) callers += party.callers.size
+      return {
+        ...counts,
+        size,
+        capacity: options.capacity,
+        idleTimeToLive: Duration.millis(options.idleTimeToLive),
+        leased: engine.leased.size,
+        idle: engine.idle.size,
+        opening,
+        draining: Leased.live(engine) - size - opening,
+        closing: engine.closing,
+        waiting: callers,
+        keys: inOrder(engine).map(keyOf)
+      }
+    }),
+    events: events.stream
+  } satisfies Service<Session, E> as Service<Session, E>
+})
+
+// -----------------------------------------------------------------------------
+// Internals
+// -----------------------------------------------------------------------------
+
+// The engine knows keys as strings; here they all came from identities.
+const keyOf = (slot: { readonly key: string }): SessionKey => slot.key as SessionKey
+
+const inOrder = <Session, E>(engine: Leased.Leased<Identity, Session, E>) => [
+  ...Linked.toArray(engine.idle),
+  ...Linked.toArray(engine.leased)
+]
+
+const toEntry = <Session, E>(slot: Leased.Slot<Identity, Session, E>): SessionPoolEntry => ({
+  key: keyOf(slot),
+  shared: slot.info.shared,
+  state: slot.leases > 0 ? "leased" : "idle",
+  leases: slot.leases,
+  uses: slot.uses,
+  openedAt: slot.openedAt,
+  lastUsedAt: slot.usedAt
+})
+
+const logCloseFailure = (
+  identity: Identity,
+  cause: Option.Option<Cause.Cause<unknown>>,
+  closeTimeout: number
+): Effect.Effect<void> =>
+  (Option.isSome(cause)
+    ? Effect.logWarning("A session's finalizer failed", scrub(Cause.pretty(cause.value), identity.credentials))
+    : Effect.logWarning(`A session took longer than ${closeTimeout} ms to close and was left to itself`)).pipe(
+      Effect.annotateLogs("key", identity.key)
+    )
+
+const knownOptions = [
+  "connect",
+  "capacity",
+  "idleTimeToLive",
+  "maxLifetime",
+  "connectTimeout",
+  "acquireTimeout",
+  "closeTimeout",
+  "drainTimeout",
+  "check",
+  "checkAfter",
+  "checkTimeout",
+  "failureTimeToLive"
+] as const satisfies ReadonlyArray<keyof SessionPoolOptions<unknown, unknown, unknown>>
+
+const parse = Effect.fnUntraced(function*(input: unknown) {
+  const read = yield* Options.reader("SessionPool", input, knownOptions)
+  yield* read.fn("connect")
+  yield* read.optionalFn("check")
+  return {
+    capacity: yield* read.count("capacity", 10),
+    idleTimeToLive: yield* read.millis("idleTimeToLive", "5 minutes", { least: "positive", infinite: true }),
+    maxLifetime: yield* read.millis("maxLifetime", Duration.infinity, { least: "positive", infinite: true }),
+    openTimeout: yield* read.millis("connectTimeout", "30 seconds", { least: "positive" }),
+    acquireTimeout: yield* read.millis("acquireTimeout", "30 seconds", { least: "zero" }),
+    closeTimeout: yield* read.millis("closeTimeout", "10 seconds", { least: "positive" }),
+    drainTimeout: yield* read.millis("drainTimeout", 0, { least: "zero" }),
+    checkAfter: yield* read.millis("checkAfter", "1 minute", { least: "zero", infinite: true }),
+    checkTimeout: yield* read.millis("checkTimeout", "5 seconds", { least: "positive" }),
+    failureTimeToLive: yield* read.millis("failureTimeToLive", 0, { least: "zero", infinite: true })
+  }
+})
+
+const config = Config.all({
+  capacity: Config.option(Config.Number("MCP_SESSION_MAX")),
+  idleTimeToLive: Config.option(Config.Number("MCP_SESSION_TTL_MS")),
+  maxLifetime: Config.option(Config.Number("MCP_SESSION_MAX_LIFETIME_MS")),
+  connectTimeout: Config.option(Config.Number("MCP_SESSION_CONNECT_TIMEOUT_MS")),
+  acquireTimeout: Config.option(Config.Number("MCP_SESSION_ACQUIRE_TIMEOUT_MS")),
+  closeTimeout: Config.option(Config.Number("MCP_SESSION_CLOSE_TIMEOUT_MS")),
+  drainTimeout: Config.option(Config.Number("MCP_SESSION_DRAIN_TIMEOUT_MS")),
+  checkAfter: Config.option(Config.Number("MCP_SESSION_CHECK_AFTER_MS")),
+  checkTimeout: Config.option(Config.Number("MCP_SESSION_CHECK_TIMEOUT_MS")),
+  failureTimeToLive: Config.option(Config.Number("MCP_SESSION_FAILURE_TTL_MS"))
+})
+
+const configured = <Session, E, R>(
+  options: SessionPoolOptions<Session, E, R>
+): Effect.Effect<SessionPoolOptions<Session, E, R>, Config.ConfigError> =>
+  Effect.map(config, (configured) => ({ ...options, ...Record.getSomes(configured) }))
+
+/**
+ * The pool of MCP client sessions. For any other type of session make a tag with {@link Tag}.
+ *
+ * **Example** (A tool call on the caller's own session)
+ *
+ * ```ts
+ * const program = Effect.gen(function*() {
+ *   const identity = yield* IdentityResolver.resolve(request)
+ *   return yield* SessionPool.withSession(identity, (session) => session.callTool({ name: "echo" }))
+ * })
+ * ```
+ *
+ * @category services
+ */
+export class SessionPool
+  extends Tag<SessionPool, McpSession, McpSessionError>()("effect-mcp-sessions/SessionPool")
+{
+  static readonly Tag = Tag
 }

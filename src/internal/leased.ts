@@ -1,0 +1,491 @@
+/**
+ * Sessions that are opened once, leased by many, and closed when nobody holds them.
+ *
+ * The one engine under pool and registry. It decides when a session may be closed and closes it, once and within a
+ * bound. It holds no policy: what becomes of a newcomer when there is no room is its owner's business, who asks
+ * `hasRoom`, may `retire` the `oldestIdle` session, and hears of new room by `onRoom`.
+ *
+ *                  last caller left, open failed or too late
+ *     admit ─▶ opening ────────────────────────────────────▶ gone
+ *                 │ opened                                     ▲
+ *                 ▼        last lease ended                    │ closed
+ *              leased ◀──────────────────────▶ idle            │ (or given up after closeTimeout)
+ *                 │ retire      lease           │ retire       │
+ *                 ▼                             ▼              │
+ *              draining ─── last lease ended ─▶ closing ───────┘
+ *
+ * `retire` takes a session out of `current`, so that the next caller of its key opens another. A retired session that is
+ * opening or leased is draining; so is one that waits for a place among the closing, of which there are `capacity` too.
+ *
+ * What `ScopedCache` does: every session is an entry under a number of its own, so the cache runs `open` in the entry's
+ * scope, with the services of the cache's owner, and closes that scope. What it does not do, and this does: it never
+ * evicts or expires here, so leases, idle time, admission and the bounds on opening and closing are ours.
+ *
+ * Everything below runs between two suspensions of a fiber, so there is no state in which a caller can be lost. Two
+ * rules keep it so. Completing a `Deferred` runs its waiters on the spot: it comes last. And opening and closing run in
+ * fibers of their own, started from one loop (`start`), so that no chain of releases, closes and opens grows the stack.
+ */
+import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Latch from "effect/Latch"
+import * as Option from "effect/Option"
+import * as Random from "effect/Random"
+import * as Scope from "effect/Scope"
+import * as ScopedCache from "effect/ScopedCache"
+import * as Linked from "./linked.ts"
+
+/**
+ * Why a session takes no new lease.
+ */
+export type Reason = "evicted" | "expired" | "lifetime" | "invalidated" | "died" | "unhealthy" | "shutdown"
+
+/**
+ * What happened to a session. The owner turns it into its own events and counts; it must not call back from there.
+ */
+export interface Hooks<I, A, E> {
+  readonly onOpened: (slot: Slot<I, A, E>) => void
+  readonly onOpenFailed: (slot: Slot<I, A, E>, cause: Cause.Cause<E>) => void
+  readonly onRetired: (slot: Slot<I, A, E>, reason: Reason) => void
+  readonly onClosed: (slot: Slot<I, A, E>, lived: Duration.Duration) => void
+  /** The close failed with `cause`, or was given up because it took longer than `closeTimeout` (none). */
+  readonly onCloseFailed: (slot: Slot<I, A, E>, cause: Option.Option<Cause.Cause<unknown>>) => void
+  /** A place may be free, or an idle session may be there to retire. */
+  readonly onRoom: () => void
+}
+
+/**
+ * All times are milliseconds.
+ */
+export interface Options<I, A, E, R> extends Hooks<I, A, E> {
+  readonly open: (slot: Slot<I, A, E>) => Effect.Effect<A, E, R | Scope.Scope>
+  readonly openTimedOut: (slot: Slot<I, A, E>) => E
+  readonly shutDown: () => E
+  readonly capacity: number
+  readonly idleTimeToLive: number
+  readonly maxLifetime: number
+  readonly openTimeout: number
+  readonly closeTimeout: number
+  readonly drainTimeout: number
+}
+
+/**
+ * One session, from the moment it is admitted until it is gone.
+ */
+export interface Slot<I, A, E> extends Linked.Node<Slot<I, A, E>> {
+  readonly id: number
+  readonly key: string
+  /** Whose it is, as its owner last saw them. */
+  info: I
+  phase: "opening" | "freeing" | "open" | "closing" | "gone"
+  retired: Reason | undefined
+  leases: number
+  /** How many leases it has had. */
+  uses: number
+  openedAt: number
+  /** When its last lease ended. */
+  usedAt: number
+  /** The session, once it is open. */
+  session: Exit.Success<A, E> | undefined
+  opening: Opening<A, E> | undefined
+}
+
+interface Opening<A, E> {
+  /** How the open ends, whoever ends it: itself, its timeout, its last caller leaving, shutdown. */
+  readonly outcome: Deferred.Deferred<A, E>
+  /** The same for the callers: once what a failed open had acquired is free again. */
+  readonly settled: Deferred.Deferred<A, E>
+}
+
+export interface Leased<I, A, E> {
+  readonly options: Omit<Options<I, A, E, never>, "open">
+  readonly clock: Clock.Clock
+  readonly cache: ScopedCache.ScopedCache<number, A, E>
+  /** Every session that is not gone. */
+  readonly slots: Map<number, Slot<I, A, E>>
+  /** Those that take new leases, by key. */
+  readonly current: Map<string, Slot<I, A, E>>
+  /** Current and open, without a lease and with one, the least recently used first. */
+  readonly idle: Linked.Linked<Slot<I, A, E>>
+  readonly leased: Linked.Linked<Slot<I, A, E>>
+  /** Draining without a lease: waiting for a place among the closing. */
+  readonly drained: Set<Slot<I, A, E>>
+  closing: number
+  isShutDown: boolean
+  nextId: number
+  /** Open while there is an idle session whose expiry somebody must await. */
+  readonly anyIdle: Latch.Latch
+  /** Completed when the last slot is gone after shutdown. */
+  readonly empty: Deferred.Deferred<void>
+  /** Runs an effect in a fiber of the owner: with its services, and in nobody's stack. */
+  readonly start: (effect: Effect.Effect<void>) => void
+}
+
+// -----------------------------------------------------------------------------
+// Constructors
+// -----------------------------------------------------------------------------
+
+/**
+ * The engine's sessions live no longer than the current scope: when it closes, the engine shuts down.
+ */
+export const make = Effect.fnUntraced(function*<I, A, E, R>(options: Options<I, A, E, R>) {
+  const context = yield* Effect.context<R | Scope.Scope>()
+  const slots = new Map<number, Slot<I, A, E>>()
+  const cache = yield* ScopedCache.make({
+    lookup: (id: number) => open(self, slots.get(id)!, options.open),
+    capacity: Infinity
+  })
+  const self: Leased<I, A, E> = {
+    options,
+    clock: yield* Clock.Clock,
+    cache,
+    slots,
+    current: new Map(),
+    idle: Linked.make(),
+    leased: Linked.make(),
+    drained: new Set(),
+    closing: 0,
+    isShutDown: false,
+    nextId: 0,
+    anyIdle: Latch.makeUnsafe(false),
+    empty: Deferred.makeUnsafe(),
+    start: makeStart(Effect.runForkWith(Context.omit(Scope.Scope)(context) as Context.Context<never>))
+  }
+  // Added after the cache's own, so it runs first and leaves the cache nothing to close by force.
+  yield* Effect.addFinalizer(() => shutdown(self))
+  if (options.idleTimeToLive !== Infinity) yield* Effect.forkScoped(expireForever(self))
+  return self
+})
+
+// A start from within a start waits its turn: the stack stays flat however many fibers start one another.
+const makeStart = (fork: (effect: Effect.Effect<void>) => unknown) => {
+  const queue: Array<Effect.Effect<void>> = []
+  let starting = false
+  return (effect: Effect.Effect<void>): void => {
+    queue.push(effect)
+    if (starting) return
+    starting = true
+    for (let i = 0; i < queue.length; i++) fork(queue[i]!)
+    queue.length = 0
+    starting = false
+  }
+}
+
+// -----------------------------------------------------------------------------
+// Room
+// -----------------------------------------------------------------------------
+
+/** Sessions that take a place: opening, open and draining. */
+export const live = <I, A, E>(self: Leased<I, A, E>): number => self.slots.size - self.closing
+
+export const hasRoom = <I, A, E>(self: Leased<I, A, E>): boolean => live(self) < self.options.capacity
+
+export const canClose = <I, A, E>(self: Leased<I, A, E>): boolean => self.closing < self.options.capacity
+
+export const oldestIdle = <I, A, E>(self: Leased<I, A, E>): Slot<I, A, E> | undefined => self.idle.head
+
+// -----------------------------------------------------------------------------
+// Leases
+// -----------------------------------------------------------------------------
+
+/**
+ * Takes a lease on the current session of `key`, if there is one that is open or opening. Whoever takes a lease gives
+ * it back with `release`; before the session is open, it is awaited with `join`.
+ */
+export const lease = <I, A, E>(self: Leased<I, A, E>, key: string): Slot<I, A, E> | undefined => {
+  const slot = self.current.get(key)
+  if (slot === undefined) return undefined
+  if (slot.phase === "open") {
+    if (slot.leases > 0) {
+      Linked.remove(self.leased, slot)
+    } else {
+      if (hasExpired(self, slot, self.clock.currentTimeMillisUnsafe())) {
+        retire(self, slot, "expired")
+        return undefined
+      }
+      Linked.remove(self.idle, slot)
+    }
+    Linked.append(self.leased, slot)
+  }
+  slot.leases++
+  slot.uses++
+  return slot
+}
+
+/**
+ * Opens a session for `key` with `leases` leases taken. Only when there `hasRoom`, `key` has no current session and the
+ * engine is not shut down.
+ */
+export const admit = <I, A, E>(self: Leased<I, A, E>, key: string, info: I, leases: number): Slot<I, A, E> => {
+  const slot: Slot<I, A, E> = {
+    id: self.nextId++,
+    key,
+    info,
+    phase: "opening",
+    retired: undefined,
+    leases,
+    uses: leases,
+    openedAt: 0,
+    usedAt: 0,
+    session: undefined,
+    opening: { outcome: Deferred.makeUnsafe(), settled: Deferred.makeUnsafe() },
+    previous: undefined,
+    next: undefined
+  }
+  self.slots.set(slot.id, slot)
+  self.current.set(key, slot)
+  self.start(drive(self, slot))
+  return slot
+}
+
+/**
+ * The session, when it is open. Fails as its open fails, once what that had acquired is free again.
+ */
+export const join = <I, A, E>(slot: Slot<I, A, E>): Effect.Effect<A, E> =>
+  slot.session ?? Deferred.await(slot.opening!.settled)
+
+/**
+ * Gives a lease back. The last one of an opening session ends its open: then there is an effect to run, which ends when
+ * what the open had acquired is free again.
+ */
+export const release = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): Effect.Effect<void> | undefined => {
+  if (--slot.leases > 0) return undefined
+  switch (slot.phase) {
+    case "opening":
+    case "freeing":
+      giveUp(self, slot, Exit.interrupt())
+      return Effect.ignoreCause(Deferred.await(slot.opening!.settled))
+    case "open":
+      slot.usedAt = self.clock.currentTimeMillisUnsafe()
+      if (slot.retired === undefined) {
+        Linked.remove(self.leased, slot)
+        becomeIdle(self, slot)
+      } else {
+        close(self, slot)
+      }
+  }
+  return undefined
+}
+
+const becomeIdle = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
+  Linked.append(self.idle, slot)
+  if (self.idle.size === 1) self.anyIdle.openUnsafe()
+  self.options.onRoom()
+}
+
+// -----------------------------------------------------------------------------
+// Opening
+// -----------------------------------------------------------------------------
+
+// Runs in the entry's scope. Exits with an interruption only if it was us who interrupted it: the cache takes any other
+// for an abandoned lookup, and would tell its callers before it has closed the scope.
+const open = <I, A, E, R>(
+  self: Leased<I, A, E>,
+  slot: Slot<I, A, E>,
+  acquire: Options<I, A, E, R>["open"]
+): Effect.Effect<A, E, R | Scope.Scope> => {
+  const acquired = Effect.catchCause(Effect.suspend(() => acquire(slot)), (cause) => {
+    if (!Cause.hasInterrupts(cause) || slot.phase !== "opening") return Effect.failCause(cause)
+    const reasons = cause.reasons.filter((reason) => !Cause.isInterruptReason(reason))
+    return Effect.failCause(
+      reasons.length > 0 ? Cause.fromReasons(reasons) : Cause.die(new Error("The session's connect interrupted itself"))
+    )
+  })
+  return self.options.maxLifetime === Infinity ? acquired : Effect.tap(acquired, retireAfterLifetime(self, slot))
+}
+
+// Up to 2.5 % early, so that sessions opened together do not end together.
+const retireAfterLifetime = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>) =>
+  Effect.flatMap(Random.next, (random) =>
+    Effect.sleep(self.options.maxLifetime * (1 - 0.025 * random)).pipe(
+      Effect.andThen(Effect.sync(() => retire(self, slot, "lifetime"))),
+      Effect.forkScoped
+    ))
+
+// From admission until the session is open, or what its open had acquired is free again.
+const drive = Effect.fnUntraced(function*<I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>) {
+  const { outcome, settled } = slot.opening!
+  const lookup = yield* Effect.forkDetach(ScopedCache.get(self.cache, slot.id), { startImmediately: true })
+  lookup.addObserver((exit) => Deferred.doneUnsafe(outcome, exit))
+  if (!Deferred.isDoneUnsafe(outcome)) {
+    yield* Effect.timeoutOption(Effect.exit(Deferred.await(outcome)), self.options.openTimeout)
+    giveUp(self, slot, Exit.fail(self.options.openTimedOut(slot)))
+  }
+  const exit: Exit.Exit<A, E> = yield* Effect.exit(Deferred.await(outcome))
+  if (Exit.isSuccess(exit)) {
+    opened(self, slot, exit)
+  } else {
+    slot.phase = "freeing"
+    leaveCurrent(self, slot)
+    yield* dispose(self, slot, free(self, slot, lookup))
+    if (!Cause.hasInterrupts(exit.cause)) self.options.onOpenFailed(slot, exit.cause)
+    gone(self, slot)
+  }
+  Deferred.doneUnsafe(settled, exit)
+})
+
+// Ends an open that has not ended by itself: late, left by its last caller, or shut down. False if it has.
+const giveUp = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>, exit: Exit.Exit<never, E>): boolean => {
+  const { outcome } = slot.opening!
+  if (Deferred.isDoneUnsafe(outcome)) return false
+  slot.phase = "freeing"
+  leaveCurrent(self, slot)
+  return Deferred.doneUnsafe(outcome, exit)
+}
+
+// The cache closes the scope of a lookup that is interrupted, and keeps that of one that has failed.
+const free = <I, A, E>(
+  self: Leased<I, A, E>,
+  slot: Slot<I, A, E>,
+  lookup: Fiber.Fiber<A, E>
+): Effect.Effect<void, E> =>
+  Effect.suspend(() => {
+    const closed = ScopedCache.invalidate(self.cache, slot.id)
+    if (lookup.pollUnsafe() !== undefined) return closed
+    return Effect.flatMap(Effect.andThen(Fiber.interrupt(lookup), Fiber.await(lookup)), (exit) =>
+      // A finalizer that throws makes its defect part of the interrupted exit.
+      Exit.isFailure(exit) && Cause.hasDies(exit.cause) ? Effect.failCause(exit.cause) : closed)
+  })
+
+const opened = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>, exit: Exit.Success<A, E>): void => {
+  slot.phase = "open"
+  slot.session = exit
+  slot.opening = undefined
+  slot.openedAt = slot.usedAt = self.clock.currentTimeMillisUnsafe()
+  self.options.onOpened(slot)
+  if (slot.retired !== undefined) {
+    if (slot.leases === 0) close(self, slot)
+  } else if (slot.leases === 0) {
+    becomeIdle(self, slot)
+  } else {
+    Linked.append(self.leased, slot)
+  }
+}
+
+// -----------------------------------------------------------------------------
+// Retiring and closing
+// -----------------------------------------------------------------------------
+
+/**
+ * Ends the session's time: it takes no new lease, and is closed in the background when its last lease ends. False if it
+ * was retired before.
+ */
+export const retire = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>, reason: Reason): boolean => {
+  if (slot.retired !== undefined || slot.phase === "freeing" || slot.phase === "gone") return false
+  slot.retired = reason
+  leaveCurrent(self, slot)
+  self.options.onRetired(slot, reason)
+  if (slot.phase === "open" && slot.leases === 0) close(self, slot)
+  return true
+}
+
+/**
+ * Retires what has been idle for too long. Looks at nothing else.
+ */
+export const expire = <I, A, E>(self: Leased<I, A, E>): void => {
+  const now = self.clock.currentTimeMillisUnsafe()
+  let slot: Slot<I, A, E> | undefined
+  while ((slot = self.idle.head) !== undefined && hasExpired(self, slot, now)) retire(self, slot, "expired")
+}
+
+const hasExpired = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>, now: number): boolean =>
+  now - slot.usedAt > self.options.idleTimeToLive
+
+const expireForever = <I, A, E>(self: Leased<I, A, E>): Effect.Effect<never> =>
+  Effect.forever(Effect.suspend(() => {
+    expire(self)
+    const oldest = self.idle.head
+    if (oldest === undefined) {
+      self.anyIdle.closeUnsafe()
+      return self.anyIdle.await
+    }
+    // Expired means older than the time to live, and the clock counts in milliseconds.
+    const due = Math.floor(oldest.usedAt + self.options.idleTimeToLive) + 1
+    return Effect.sleep(due - self.clock.currentTimeMillisUnsafe())
+  }))
+
+const leaveCurrent = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
+  if (self.current.get(slot.key) !== slot) return
+  self.current.delete(slot.key)
+  if (slot.phase === "open") Linked.remove(slot.leases > 0 ? self.leased : self.idle, slot)
+}
+
+const close = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
+  if (!canClose(self)) {
+    self.drained.add(slot)
+    return
+  }
+  self.drained.delete(slot)
+  slot.phase = "closing"
+  self.closing++
+  self.start(Effect.map(dispose(self, slot, ScopedCache.invalidate(self.cache, slot.id)), (closed) => {
+    self.closing--
+    if (closed) self.options.onClosed(slot, Duration.millis(self.clock.currentTimeMillisUnsafe() - slot.openedAt))
+    gone(self, slot)
+  }))
+}
+
+// Runs a close in a fiber of its own and waits for it no longer than `closeTimeout`. Given up, it runs on by itself.
+const dispose = <I, A, E>(
+  self: Leased<I, A, E>,
+  slot: Slot<I, A, E>,
+  close: Effect.Effect<void, E>
+): Effect.Effect<boolean> =>
+  Effect.forkDetach(close, { startImmediately: true }).pipe(
+    Effect.flatMap((fiber) => {
+      const exit = fiber.pollUnsafe()
+      return exit !== undefined
+        ? Effect.succeedSome(exit)
+        : Effect.timeoutOption(Fiber.await(fiber), self.options.closeTimeout)
+    }),
+    Effect.map((exit) => {
+      if (Option.isSome(exit) && Exit.isSuccess(exit.value)) return true
+      self.options.onCloseFailed(slot, Option.flatMap(exit, Exit.getCause))
+      return false
+    })
+  )
+
+const gone = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
+  slot.phase = "gone"
+  self.slots.delete(slot.id)
+  for (const next of self.drained) {
+    if (!canClose(self)) break
+    close(self, next)
+  }
+  if (!self.isShutDown) self.options.onRoom()
+  else if (self.slots.size === 0) Deferred.doneUnsafe(self.empty, Exit.void)
+}
+
+// -----------------------------------------------------------------------------
+// Shutdown
+// -----------------------------------------------------------------------------
+
+// In a fiber of its own: a finalizer can't be interrupted, and neither could the timeouts within it.
+const shutdown = <I, A, E>(self: Leased<I, A, E>): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const done = Deferred.makeUnsafe<void>()
+    self.start(Effect.andThen(shutdownWithin(self), Deferred.done(done, Exit.void)))
+    return Deferred.await(done)
+  })
+
+const shutdownWithin = Effect.fnUntraced(function*<I, A, E>(self: Leased<I, A, E>) {
+  self.isShutDown = true
+  for (const slot of Array.from(self.slots.values())) {
+    if (slot.phase === "opening" && giveUp(self, slot, Exit.fail(self.options.shutDown()))) continue
+    retire(self, slot, "shutdown")
+  }
+  if (self.slots.size === 0) return
+  if (self.options.drainTimeout > 0) {
+    yield* Effect.timeoutOption(Deferred.await(self.empty), self.options.drainTimeout)
+  }
+  for (const slot of Array.from(self.slots.values())) {
+    if (slot.phase === "open" && slot.leases > 0) close(self, slot)
+  }
+  // Bounded by closeTimeout: each of these is closing, or waits for the place of one that is.
+  if (self.slots.size > 0) yield* Deferred.await(self.empty)
+})
