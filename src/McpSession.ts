@@ -1,2 +1,6 @@
-export interface McpSession { readonly client: unknown }
-export class McpSessionError extends Error { readonly _tag = "McpSessionError" }
+export interface McpSession {
+  readonly client: unknown
+}
+export class McpSessionError extends Error {
+  readonly _tag = "McpSessionError"
+}

@@ -29,7 +29,6 @@ import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import { type Credentials, type Identity, SessionKey } from "./Identity.ts"
 import * as Events from "./internal/events.ts"
 import * as Leased from "./internal/leased.ts"
-import * as Linked from "./internal/linked.ts"
 import * as Options from "./internal/options.ts"
 import { respond } from "./internal/problem.ts"
 import { scrub } from "./internal/secrets.ts"
@@ -409,7 +408,10 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
   const events = yield* Events.make<SessionPoolEvent>()
   const counts = { hits: 0, misses: 0, evictions: 0, expirations: 0, retirements: 0, failures: 0, closeFailures: 0 }
   const waiting = new Map<SessionKey, Party<Session, E>>()
-  const failed = new Map<SessionKey, { readonly exit: Exit.Exit<never, E | SessionPoolError>; readonly until: number }>()
+  const failed = new Map<
+    SessionKey,
+    { readonly exit: Exit.Exit<never, E | SessionPoolError>; readonly until: number }
+  >()
   const checks = new Map<number, Check>()
 
   const engine = yield* Leased.make<Identity, Session, E | SessionPoolError, R>({
@@ -492,14 +494,19 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
     return undefined
   }
 
+  // Both take the short way when the session is there: then what `acquire` answers is an exit, and nothing is awaited.
   const get = (identity: Identity): Effect.Effect<Session, E | SessionPoolError, Scope.Scope> =>
     Effect.uninterruptibleMask((restore) => {
       const caller: Caller<Session, E> = { slot: undefined, party: undefined }
       const endLease = () => end(caller) ?? Effect.void
-      return Effect.flatMap(
-        Effect.onError(restore(acquire(caller, identity)), endLease),
-        (session) => Effect.flatMap(Effect.scope, (scope) => Effect.as(Scope.addFinalizerExit(scope, endLease), session))
-      )
+      const scope = Context.getUnsafe(Fiber.getCurrent()!.context, Scope.Scope)
+      const session = acquire(caller, identity)
+      return isReady(session, caller)
+        ? Effect.flatMap(Scope.addFinalizerExit(scope, endLease), () => session)
+        : Effect.flatMap(
+          Effect.onError(restore(session), endLease),
+          (opened) => Effect.as(Scope.addFinalizerExit(scope, endLease), opened)
+        )
     })
 
   const withSession = <A, E2, R2>(
@@ -509,8 +516,12 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
     Effect.suspend(() => {
       const caller: Caller<Session, E> = { slot: undefined, party: undefined }
       return Effect.onExitPrimitive(
-        Effect.flatMap(Effect.suspend(() => acquire(caller, identity)), f),
-        () => end(caller)
+        Effect.suspend((): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
+          const session = acquire(caller, identity)
+          return isReady(session, caller) ? f(session.value) : Effect.flatMap(session, f)
+        }),
+        () => end(caller),
+        true
       )
     })
 
@@ -598,7 +609,7 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
     slot.leases++
     engine.start(Effect.gen(function*() {
       const session = yield* Effect.orDie(Leased.join(slot))
-      check.fiber = yield* Effect.suspend(() => input.check!(session)).pipe(
+      check.fiber = yield* Effect.scoped(Effect.suspend(() => input.check!(session))).pipe(
         Effect.provideContext(context),
         Effect.forkDetach({ startImmediately: true })
       )
@@ -649,26 +660,26 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
     invalidateWhere,
     entries: Effect.sync(() => {
       Leased.expire(engine)
-      return inOrder(engine).map(toEntry)
+      return Leased.inOrder(engine).map(toEntry)
     }),
     stats: Effect.sync((): SessionPoolStats => {
       Leased.expire(engine)
-      const size = engine.leased.size + engine.idle.size
-      const opening = engine.current.size - size
+      const open = Leased.inOrder(engine)
+      const opening = engine.current.size - open.length
       let callers = 0
       for (const party of waiting.values()) callers += party.callers.size
       return {
         ...counts,
-        size,
+        size: open.length,
         capacity: options.capacity,
         idleTimeToLive: Duration.millis(options.idleTimeToLive),
-        leased: engine.leased.size,
+        leased: open.length - engine.idle.size,
         idle: engine.idle.size,
         opening,
-        draining: Leased.live(engine) - size - opening,
+        draining: Leased.live(engine) - engine.current.size,
         closing: engine.closing,
         waiting: callers,
-        keys: inOrder(engine).map(keyOf)
+        keys: open.map(keyOf)
       }
     }),
     events: events.stream
@@ -679,13 +690,13 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
 // Internals
 // -----------------------------------------------------------------------------
 
+const isReady = <Session, E>(
+  session: Effect.Effect<Session, E | SessionPoolError>,
+  caller: Caller<Session, E>
+): session is Exit.Success<Session, E | SessionPoolError> => session === caller.slot?.session
+
 // The engine knows keys as strings; here they all came from identities.
 const keyOf = (slot: { readonly key: string }): SessionKey => slot.key as SessionKey
-
-const inOrder = <Session, E>(engine: Leased.Leased<Identity, Session, E>) => [
-  ...Linked.toArray(engine.idle),
-  ...Linked.toArray(engine.leased)
-]
 
 const toEntry = <Session, E>(slot: Leased.Slot<Identity, Session, E>): SessionPoolEntry => ({
   key: keyOf(slot),
@@ -757,7 +768,7 @@ const config = Config.all({
 const configured = <Session, E, R>(
   options: SessionPoolOptions<Session, E, R>
 ): Effect.Effect<SessionPoolOptions<Session, E, R>, Config.ConfigError> =>
-  Effect.map(config, (configured) => ({ ...options, ...Record.getSomes(configured) }))
+  Effect.map(config, (values) => ({ ...options, ...Record.getSomes(values) }))
 
 /**
  * The pool of MCP client sessions. For any other type of session make a tag with {@link Tag}.
@@ -773,8 +784,6 @@ const configured = <Session, E, R>(
  *
  * @category services
  */
-export class SessionPool
-  extends Tag<SessionPool, McpSession, McpSessionError>()("effect-mcp-sessions/SessionPool")
-{
+export class SessionPool extends Tag<SessionPool, McpSession, McpSessionError>()("effect-mcp-sessions/SessionPool") {
   static readonly Tag = Tag
 }

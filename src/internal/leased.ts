@@ -5,14 +5,14 @@
  * bound. It holds no policy: what becomes of a newcomer when there is no room is its owner's business, who asks
  * `hasRoom`, may `retire` the `oldestIdle` session, and hears of new room by `onRoom`.
  *
- *                  last caller left, open failed or too late
- *     admit ─▶ opening ────────────────────────────────────▶ gone
- *                 │ opened                                     ▲
- *                 ▼        last lease ended                    │ closed
- *              leased ◀──────────────────────▶ idle            │ (or given up after closeTimeout)
- *                 │ retire      lease           │ retire       │
- *                 ▼                             ▼              │
- *              draining ─── last lease ended ─▶ closing ───────┘
+ *               failed, too late, left by its last caller
+ *     admit ─▶ opening ───────────────────────────▶ freeing ─┐
+ *                 │ opened                                   │ freed, or given up after closeTimeout
+ *                 ▼        last lease ended                  ▼
+ *              leased ◀──────────────────────▶ idle         gone
+ *                 │ retire      lease           │ retire     ▲
+ *                 ▼                             ▼            │ closed, or given up after closeTimeout
+ *              draining ─── last lease ended ─▶ closing ─────┘
  *
  * `retire` takes a session out of `current`, so that the next caller of its key opens another. A retired session that is
  * opening or leased is draining; so is one that waits for a place among the closing, of which there are `capacity` too.
@@ -87,6 +87,8 @@ export interface Slot<I, A, E> extends Linked.Node<Slot<I, A, E>> {
   leases: number
   /** How many leases it has had. */
   uses: number
+  /** Orders slots by their newest lease. */
+  turn: number
   openedAt: number
   /** When its last lease ended. */
   usedAt: number
@@ -110,14 +112,14 @@ export interface Leased<I, A, E> {
   readonly slots: Map<number, Slot<I, A, E>>
   /** Those that take new leases, by key. */
   readonly current: Map<string, Slot<I, A, E>>
-  /** Current and open, without a lease and with one, the least recently used first. */
+  /** Current, open and without a lease, the least recently used first. */
   readonly idle: Linked.Linked<Slot<I, A, E>>
-  readonly leased: Linked.Linked<Slot<I, A, E>>
   /** Draining without a lease: waiting for a place among the closing. */
   readonly drained: Set<Slot<I, A, E>>
   closing: number
   isShutDown: boolean
   nextId: number
+  turns: number
   /** Open while there is an idle session whose expiry somebody must await. */
   readonly anyIdle: Latch.Latch
   /** Completed when the last slot is gone after shutdown. */
@@ -147,11 +149,11 @@ export const make = Effect.fnUntraced(function*<I, A, E, R>(options: Options<I, 
     slots,
     current: new Map(),
     idle: Linked.make(),
-    leased: Linked.make(),
     drained: new Set(),
     closing: 0,
     isShutDown: false,
     nextId: 0,
+    turns: 0,
     anyIdle: Latch.makeUnsafe(false),
     empty: Deferred.makeUnsafe(),
     start: makeStart(Effect.runForkWith(Context.omit(Scope.Scope)(context) as Context.Context<never>))
@@ -189,6 +191,12 @@ export const canClose = <I, A, E>(self: Leased<I, A, E>): boolean => self.closin
 
 export const oldestIdle = <I, A, E>(self: Leased<I, A, E>): Slot<I, A, E> | undefined => self.idle.head
 
+/** The idle and the leased sessions, the least recently used first. */
+export const inOrder = <I, A, E>(self: Leased<I, A, E>): Array<Slot<I, A, E>> => {
+  const leased = Array.from(self.current.values()).filter((slot) => slot.phase === "open" && slot.leases > 0)
+  return [...Linked.toArray(self.idle), ...leased.toSorted((a, b) => a.turn - b.turn)]
+}
+
 // -----------------------------------------------------------------------------
 // Leases
 // -----------------------------------------------------------------------------
@@ -200,20 +208,16 @@ export const oldestIdle = <I, A, E>(self: Leased<I, A, E>): Slot<I, A, E> | unde
 export const lease = <I, A, E>(self: Leased<I, A, E>, key: string): Slot<I, A, E> | undefined => {
   const slot = self.current.get(key)
   if (slot === undefined) return undefined
-  if (slot.phase === "open") {
-    if (slot.leases > 0) {
-      Linked.remove(self.leased, slot)
-    } else {
-      if (hasExpired(self, slot, self.clock.currentTimeMillisUnsafe())) {
-        retire(self, slot, "expired")
-        return undefined
-      }
-      Linked.remove(self.idle, slot)
+  if (slot.leases === 0 && slot.phase === "open") {
+    if (hasExpired(self, slot, self.clock.currentTimeMillisUnsafe())) {
+      retire(self, slot, "expired")
+      return undefined
     }
-    Linked.append(self.leased, slot)
+    Linked.remove(self.idle, slot)
   }
   slot.leases++
   slot.uses++
+  slot.turn = ++self.turns
   return slot
 }
 
@@ -230,6 +234,7 @@ export const admit = <I, A, E>(self: Leased<I, A, E>, key: string, info: I, leas
     retired: undefined,
     leases,
     uses: leases,
+    turn: ++self.turns,
     openedAt: 0,
     usedAt: 0,
     session: undefined,
@@ -262,12 +267,8 @@ export const release = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): Ef
       return Effect.ignoreCause(Deferred.await(slot.opening!.settled))
     case "open":
       slot.usedAt = self.clock.currentTimeMillisUnsafe()
-      if (slot.retired === undefined) {
-        Linked.remove(self.leased, slot)
-        becomeIdle(self, slot)
-      } else {
-        close(self, slot)
-      }
+      if (slot.retired === undefined) becomeIdle(self, slot)
+      else close(self, slot)
   }
   return undefined
 }
@@ -358,13 +359,9 @@ const opened = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>, exit: Exit.
   slot.opening = undefined
   slot.openedAt = slot.usedAt = self.clock.currentTimeMillisUnsafe()
   self.options.onOpened(slot)
-  if (slot.retired !== undefined) {
-    if (slot.leases === 0) close(self, slot)
-  } else if (slot.leases === 0) {
-    becomeIdle(self, slot)
-  } else {
-    Linked.append(self.leased, slot)
-  }
+  if (slot.leases > 0) return
+  if (slot.retired === undefined) becomeIdle(self, slot)
+  else close(self, slot)
 }
 
 // -----------------------------------------------------------------------------
@@ -412,7 +409,7 @@ const expireForever = <I, A, E>(self: Leased<I, A, E>): Effect.Effect<never> =>
 const leaveCurrent = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
   if (self.current.get(slot.key) !== slot) return
   self.current.delete(slot.key)
-  if (slot.phase === "open") Linked.remove(slot.leases > 0 ? self.leased : self.idle, slot)
+  if (slot.phase === "open" && slot.leases === 0) Linked.remove(self.idle, slot)
 }
 
 const close = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
@@ -434,9 +431,9 @@ const close = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
 const dispose = <I, A, E>(
   self: Leased<I, A, E>,
   slot: Slot<I, A, E>,
-  close: Effect.Effect<void, E>
+  closed: Effect.Effect<void, E>
 ): Effect.Effect<boolean> =>
-  Effect.forkDetach(close, { startImmediately: true }).pipe(
+  Effect.forkDetach(closed, { startImmediately: true }).pipe(
     Effect.flatMap((fiber) => {
       const exit = fiber.pollUnsafe()
       return exit !== undefined

@@ -45,7 +45,9 @@ export const reader = (module: string, options: unknown, known: ReadonlyArray<st
       const millis = toMillis(value)
       if (millis === undefined) return Effect.fail(invalid(option, `must be a duration, got ${show(value)}`))
       if (rule.least === "positive" ? millis <= 0 : millis < 0) {
-        return Effect.fail(invalid(option, `must be ${rule.least === "positive" ? "more than" : "at least"} 0, got ${show(value)}`))
+        return Effect.fail(
+          invalid(option, `must be ${rule.least === "positive" ? "more than" : "at least"} 0, got ${show(value)}`)
+        )
       }
       return millis === Infinity && rule.infinite !== true
         ? Effect.fail(invalid(option, "must be finite: whoever waits for it could wait for ever"))
