@@ -391,7 +391,7 @@ interface Caller<Session, E> {
 
 // The callers of one identity that wait for room. They have one place in the queue, and get one session.
 interface Party<Session, E> {
-  readonly identity: Identity
+  identity: Identity
   readonly callers: Set<Caller<Session, E>>
   readonly seated: Deferred.Deferred<void, PoolClosed>
 }
@@ -541,6 +541,7 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
       party = { identity, callers: new Set(), seated: Deferred.makeUnsafe() }
       waiting.set(identity.key, party)
     }
+    if (Option.isSome(identity.credentials)) party.identity = identity
     party.callers.add(caller)
     caller.party = party
     return Deferred.await(party.seated).pipe(
@@ -617,7 +618,7 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
       check.fiber.interruptUnsafe()
       const passed = Option.exists(exit, Exit.isSuccess)
       checks.delete(slot.id)
-      if (!passed) Leased.retire(engine, slot, "unhealthy")
+      if (!passed && !engine.isShutDown) Leased.retire(engine, slot, "unhealthy")
       Leased.release(engine, slot)
       Deferred.doneUnsafe(check.passed, Exit.succeed(passed))
     }))

@@ -1,0 +1,123 @@
+/**
+ * A world without real time or real concurrency: a scheduler that runs the tasks of all fibers in an order drawn from a
+ * seed, and a clock that moves when it is told to. A run is synchronous, and the same seed is the same run.
+ */
+import * as Clock from "effect/Clock"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
+import type * as Scheduler from "effect/Scheduler"
+
+export interface Dice {
+  /** From 0 up to, not including, 1. */
+  readonly next: () => number
+  /** An integer from 0 up to, not including, n. */
+  readonly below: (n: number) => number
+  readonly chance: (p: number) => boolean
+  readonly pick: <A>(options: ReadonlyArray<A>) => A
+}
+
+/** Mulberry32: the same seed, the same throws. */
+export const makeDice = (seed: number): Dice => {
+  let state = seed >>> 0
+  const next = () => {
+    state = (state + 0x6d2b79f5) >>> 0
+    let t = state
+    t = Math.imul(t ^ (t >>> 15), t | 1)
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61)
+    return ((t ^ (t >>> 14)) >>> 0) / 4294967296
+  }
+  const below = (n: number) => Math.floor(next() * n)
+  return { next, below, chance: (p) => next() < p, pick: (options) => options[below(options.length)]! }
+}
+
+export interface World {
+  readonly clock: Clock.Clock
+  readonly now: () => number
+  readonly fork: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
+  /** Runs at most so many tasks, in an order of the dice. */
+  readonly run: (tasks: number) => void
+  /** Moves the clock, running what falls due on the way. */
+  readonly advance: (millis: number) => void
+  readonly timers: () => number
+  /** The fibers that have begun and not ended. */
+  readonly alive: () => ReadonlyArray<Fiber.Fiber<unknown, unknown>>
+}
+
+interface Timer {
+  readonly at: number
+  readonly order: number
+  readonly resume: (effect: Effect.Effect<void>) => void
+}
+
+/**
+ * @param opsBeforeYield how many operations a fiber runs before it lets others: a small number puts a suspension, and so
+ *   an interruption, at almost any point
+ */
+export const makeWorld = (dice: Dice, opsBeforeYield: number): World => {
+  const tasks: Array<() => void> = []
+  const fibers = new Set<Fiber.Fiber<unknown, unknown>>()
+  let timers: Array<Timer> = []
+  let now = 1_000
+  let order = 0
+
+  const scheduler: Scheduler.Scheduler = {
+    executionMode: "async",
+    shouldYield: (fiber) => {
+      fibers.add(fiber)
+      return fiber.currentOpCount >= opsBeforeYield
+    },
+    makeDispatcher: () => ({
+      scheduleTask: (task) => void tasks.push(task),
+      flush: () => undefined
+    })
+  }
+
+  const sleep = (duration: Duration.Duration): Effect.Effect<void> =>
+    Effect.callback((resume) => {
+      const timer: Timer = { at: now + Duration.toMillis(duration), order: order++, resume }
+      timers.push(timer)
+      return Effect.sync(() => {
+        timers = timers.filter((other) => other !== timer)
+      })
+    })
+
+  const clock: Clock.Clock = {
+    currentTimeMillisUnsafe: () => now,
+    currentTimeMillis: Effect.sync(() => now),
+    currentTimeNanosUnsafe: () => BigInt(Math.floor(now * 1e6)),
+    currentTimeNanos: Effect.sync(() => BigInt(Math.floor(now * 1e6))),
+    monotonicTimeNanosUnsafe: () => BigInt(Math.floor(now * 1e6)),
+    monotonicTimeNanos: Effect.sync(() => BigInt(Math.floor(now * 1e6))),
+    sleep
+  }
+
+  const run = (limit: number): void => {
+    for (let i = 0; i < limit && tasks.length > 0; i++) {
+      const [task] = tasks.splice(dice.below(tasks.length), 1)
+      task!()
+    }
+  }
+
+  return {
+    clock,
+    now: () => now,
+    fork: (effect) => Effect.runFork(Effect.provideService(effect, Clock.Clock, clock), { scheduler }),
+    run,
+    advance: (millis) => {
+      const end = now + millis
+      while (true) {
+        const due = timers.filter((timer) => timer.at <= end).toSorted((a, b) => a.at - b.at || a.order - b.order)[0]
+        if (due === undefined) break
+        timers = timers.filter((timer) => timer !== due)
+        now = Math.max(now, due.at)
+        due.resume(Effect.void)
+        run(Infinity)
+      }
+      now = end
+      run(Infinity)
+    },
+    timers: () => timers.length,
+    alive: () => Array.from(fibers).filter((fiber) => fiber.pollUnsafe() === undefined)
+  }
+}
