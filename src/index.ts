@@ -1,2 +1,3 @@
 export * from "./Identity.ts"
+export * from "./InvalidOptions.ts"
 export * from "./SessionPool.ts"
