@@ -153,6 +153,9 @@ export class IdentityResolver extends Context.Service<IdentityResolver, {
    *
    * The key is `<scheme>:<digest>`, the digest an HMAC-SHA-256 of the token under `keySecret`, in base64url. Equal
    * tokens have equal keys.
+   *
+   * Fails with `InvalidOptions` when an option is none of what its type says, the header no name of a header, the shared
+   * key no `SessionKey`, or the secret empty.
    */
   static readonly layer = (options: IdentityResolverOptions = {}): Layer.Layer<IdentityResolver, InvalidOptions> =>
     Layer.effect(IdentityResolver, Effect.map(validate(options), make))
@@ -160,10 +163,11 @@ export class IdentityResolver extends Context.Service<IdentityResolver, {
   /**
    * {@link IdentityResolver.layer} with options from the configuration: `MCP_AUTH_MODE`, `MCP_AUTH_HEADER`,
    * `MCP_AUTH_SCHEME`, `MCP_SHARED_KEY` and `MCP_KEY_SECRET`. The defaults are those of `layer`; an empty environment
-   * variable counts as none.
+   * variable counts as none. What `layer` would refuse is a `ConfigError`.
    */
   static readonly layerConfig: Layer.Layer<IdentityResolver, Config.ConfigError> = Layer.effect(
     IdentityResolver,
+    // Suspended, because what it refers to is declared after this class
     Effect.suspend(() => Effect.map(settingsConfig, make))
   )
 
@@ -186,7 +190,7 @@ export class IdentityResolver extends Context.Service<IdentityResolver, {
   ): Layer.Layer<IdentityResolver, never, R> =>
     Layer.effect(
       IdentityResolver,
-      // The span of the layer has ended when a request comes: spans belong to the request.
+      // The span of the layer has ended when a request comes: the function runs in the request's
       Effect.contextWith((services: Context.Context<R>) => {
         const context = Context.omit(Tracer.ParentSpan)(services) as Context.Context<R>
         return Effect.succeed(IdentityResolver.of({
