@@ -1,0 +1,578 @@
+/**
+ * From a request to the {@link Identity} that it is made for.
+ *
+ * The resolver reads one header, takes exactly one credential out of it, and names its owner by a keyed digest, so that
+ * keys can be logged. Whatever can't be read is an error: it never becomes the session that anonymous callers share.
+ */
+import * as Config from "effect/Config"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Formatter from "effect/Formatter"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Predicate from "effect/Predicate"
+import * as Redacted from "effect/Redacted"
+import * as Result from "effect/Result"
+import * as Schema from "effect/Schema"
+import * as Tracer from "effect/Tracer"
+import * as Headers from "effect/http/Headers"
+import * as HttpServerRequest from "effect/http/HttpServerRequest"
+import { createHmac, randomBytes } from "node:crypto"
+import {
+  Credentials,
+  CredentialScheme,
+  Identity,
+  type IdentityError,
+  InvalidIdentity,
+  MalformedCredentials,
+  MissingCredentials,
+  SessionKey
+} from "./Identity.ts"
+import { InvalidOptions } from "./InvalidOptions.ts"
+
+/**
+ * What a request without credentials is taken for: `optional`, the shared identity; `required`, an error; `disabled`,
+ * every request is the shared identity and no header is read.
+ *
+ * @category models
+ */
+export const AuthMode = Schema.Literals(["optional", "required", "disabled"])
+
+/**
+ * @category models
+ */
+export type AuthMode = typeof AuthMode.Type
+
+/**
+ * A request, as far as a resolver looks at it: a WHATWG `Request`, the requests of Node, Express and Fastify, an Effect
+ * `HttpServerRequest`, or anything else with `headers`. Header names may be in any case.
+ *
+ * @category models
+ */
+export interface IdentityRequest {
+  readonly headers: Headers.Input
+}
+
+/**
+ * Headers given in place of the request that they came with: a WHATWG `Headers`, a `Map`, or Effect's `Headers`.
+ *
+ * @category models
+ */
+export type IdentityHeaders =
+  | Headers.Headers
+  | Iterable<readonly [string, string]> & { readonly get: (name: string) => string | null | undefined }
+
+/**
+ * @category models
+ */
+export interface IdentityResolverOptions {
+  /** What a request without credentials is taken for. The default is `"optional"`. */
+  readonly mode?: AuthMode | undefined
+  /** The name of the header that credentials come in, in any case. The default is `"authorization"`. */
+  readonly header?: string | undefined
+  /** How the header carries them. The default is `"bearer"`. */
+  readonly scheme?: CredentialScheme | undefined
+  /** The key of the identity that callers without credentials share. The default is `"shared"`. */
+  readonly sharedKey?: string | undefined
+  /**
+   * What keys are digested under, at best 32 random bytes. The default is random and the same for all resolvers of the
+   * process; give one for keys that stay the same across restarts and machines.
+   */
+  readonly keySecret?: Redacted.Redacted | undefined
+}
+
+/**
+ * What the function given to {@link IdentityResolver.layerIdentify} answers: a session key, a key with what it takes to
+ * forward its credentials, or an {@link Identity}.
+ *
+ * Keys are taken as they are, next to the `bearer:…`, `basic:…`, `raw:…` of the header resolvers and the shared key:
+ * give each kind of owner a prefix of its own, as in `"tenant:acme"`.
+ *
+ * @category models
+ */
+export type Identified = string | Identity | {
+  readonly key: string
+  readonly auth?: IdentifiedAuth | null | undefined
+  readonly shared?: boolean | undefined
+}
+
+/**
+ * The credentials of an {@link Identified}. No token, or an empty one, means no credentials.
+ *
+ * @category models
+ */
+export interface IdentifiedAuth {
+  /** The default is `"raw"`. */
+  readonly scheme?: CredentialScheme | undefined
+  readonly token?: string | Redacted.Redacted | undefined
+  /** The whole value to send in `authorization`. The default is `Bearer …`, `Basic …`, or the token alone. */
+  readonly header?: string | Redacted.Redacted | undefined
+}
+
+/**
+ * Finds out who a request is made for.
+ *
+ * @category services
+ */
+export class IdentityResolver extends Context.Service<IdentityResolver, {
+  readonly resolve: (request: IdentityRequest | IdentityHeaders) => Effect.Effect<Identity, IdentityError>
+}>()("effect-mcp-sessions/IdentityResolver") {
+  /**
+   * The identity of a request.
+   *
+   * Fails with `MissingCredentials` when they are required and absent, with `MalformedCredentials` when there is
+   * something that is not exactly one credential, and when `request` has no headers that can be read. That includes a
+   * header that was sent twice, also where Node hides it by keeping the first: `rawHeaders` of the request, of its
+   * `raw` (Fastify) or its `source` (Effect) is asked.
+   */
+  static readonly resolve = (
+    request: IdentityRequest | IdentityHeaders
+  ): Effect.Effect<Identity, IdentityError, IdentityResolver> =>
+    IdentityResolver.use((resolver) => resolver.resolve(request))
+
+  /**
+   * The identity of the HTTP request that is being served.
+   */
+  static readonly fromHttpRequest: Effect.Effect<
+    Identity,
+    IdentityError,
+    HttpServerRequest.HttpServerRequest | IdentityResolver
+  > = Effect.flatMap(HttpServerRequest.HttpServerRequest, (request) => IdentityResolver.resolve(request))
+
+  /**
+   * Reads credentials from a header.
+   *
+   * - `bearer`: `Bearer` in any case, spaces, and one token of RFC 6750 section 2.1.
+   * - `basic`: `Basic` in any case, spaces, and the base64 of `user:password` (RFC 7617), padded, without control
+   *   characters in it.
+   * - `raw`: the whole value. Two of them that something upstream has joined with a comma can't be told from one.
+   *
+   * Whitespace around the value is no part of it (RFC 9110 section 5.5). Whitespace alone, control characters, what is
+   * no Latin-1, and more than 16 KiB are malformed. An empty header is missing credentials when they are required, and
+   * malformed when they are optional: its sender meant to say who it is.
+   *
+   * The key is `<scheme>:<digest>`, the digest an HMAC-SHA-256 of the token under `keySecret`, in base64url. Equal
+   * tokens have equal keys.
+   *
+   * Fails with `InvalidOptions` when an option is none of what its type says, the header no name of a header, the shared
+   * key no `SessionKey`, or the secret empty.
+   */
+  static readonly layer = (options: IdentityResolverOptions = {}): Layer.Layer<IdentityResolver, InvalidOptions> =>
+    Layer.effect(IdentityResolver, Effect.map(validate(options), make))
+
+  /**
+   * {@link IdentityResolver.layer} with options from the configuration: `MCP_AUTH_MODE`, `MCP_AUTH_HEADER`,
+   * `MCP_AUTH_SCHEME`, `MCP_SHARED_KEY` and `MCP_KEY_SECRET`. The defaults are those of `layer`; an empty environment
+   * variable counts as none. What `layer` would refuse is a `ConfigError`.
+   */
+  static readonly layerConfig: Layer.Layer<IdentityResolver, Config.ConfigError> = Layer.effect(
+    IdentityResolver,
+    // Suspended, because what it refers to is declared after this class
+    Effect.suspend(() => Effect.map(settingsConfig, make))
+  )
+
+  /**
+   * Identifies requests with a function of your own, in place of header parsing: look up a JWT, a session, a database.
+   * Its services are those that the layer is built with. To go on from what the header says, call
+   * {@link IdentityResolver.resolve} in it and provide {@link IdentityResolver.layer} to this layer.
+   *
+   * Fails with `InvalidIdentity` when it answers anything but {@link Identified}, and when the key has the token in it:
+   * keys are logged. A token of fewer than 8 characters is not looked for.
+   *
+   * ```ts
+   * IdentityResolver.layerIdentify((request) =>
+   *   Effect.map(verify(Headers.fromInput(request.headers)), (claims) => `user:${claims.sub}`)
+   * )
+   * ```
+   */
+  static readonly layerIdentify = <R = never>(
+    identify: (request: IdentityRequest) => Effect.Effect<Identified, IdentityError, R>
+  ): Layer.Layer<IdentityResolver, never, R> =>
+    Layer.effect(
+      IdentityResolver,
+      // The span of the layer has ended when a request comes: the function runs in the request's
+      Effect.contextWith((services: Context.Context<R>) => {
+        const context = Context.omit(Tracer.ParentSpan)(services) as Context.Context<R>
+        return Effect.succeed(IdentityResolver.of({
+          resolve: (request) =>
+            Effect.suspend(() => {
+              const identified = identify(isIdentityHeaders(request) ? { headers: request } : request)
+              return Effect.isEffect(identified)
+                ? Effect.flatMap(Effect.provideContext(identified, context), toIdentity)
+                : refuse("it returned no Effect (wrap a value in Effect.succeed, a promise in Effect.promise)")
+            })
+        }))
+      })
+    )
+}
+
+// -----------------------------------------------------------------------------
+// Options
+// -----------------------------------------------------------------------------
+
+interface Settings {
+  readonly mode: AuthMode
+  readonly header: string
+  readonly scheme: CredentialScheme
+  readonly sharedKey: SessionKey
+  readonly keySecret: Redacted.Redacted | undefined
+}
+
+// A token of RFC 9110 section 5.6.2
+const HeaderName = Schema.String.check(Schema.isPattern(/^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/))
+
+const KeySecret = Schema.Redacted(Schema.NonEmptyString)
+
+const defaultSharedKey = SessionKey.make("shared")
+
+const isAuthMode = Schema.is(AuthMode)
+const isCredentialScheme = Schema.is(CredentialScheme)
+const isHeaderName = Schema.is(HeaderName)
+const isIdentity = Schema.is(Identity)
+const isKeySecret = Schema.is(KeySecret)
+const isSessionKey = Schema.is(SessionKey)
+
+const validate = Effect.fnUntraced(function*(
+  options: IdentityResolverOptions
+): Effect.fn.Return<Settings, InvalidOptions> {
+  const { header = "authorization", keySecret, mode = "optional", scheme = "bearer", sharedKey = "shared" } = options
+  if (!isAuthMode(mode)) {
+    return yield* invalid("mode", `"optional", "required" or "disabled", got ${Formatter.format(mode)}`)
+  }
+  if (!isHeaderName(header)) {
+    return yield* invalid("header", `the name of an HTTP header, got ${Formatter.format(header)}`)
+  }
+  if (!isCredentialScheme(scheme)) {
+    return yield* invalid("scheme", `"bearer", "basic" or "raw", got ${Formatter.format(scheme)}`)
+  }
+  if (!isSessionKey(sharedKey)) {
+    return yield* invalid("sharedKey", `1 to 256 characters of visible ASCII, got ${Formatter.format(sharedKey)}`)
+  }
+  if (keySecret !== undefined && !isKeySecret(keySecret)) {
+    return yield* invalid("keySecret", "a Redacted string that is not empty")
+  }
+  return { mode, header, scheme, sharedKey, keySecret }
+})
+
+const invalid = (option: string, rule: string) =>
+  new InvalidOptions({ module: "IdentityResolver", option, issue: `must be ${rule}` })
+
+const settingsConfig: Config.Config<Settings> = Config.all({
+  mode: Config.schema(AuthMode, "MCP_AUTH_MODE").pipe(Config.withDefault("optional")),
+  header: Config.schema(HeaderName, "MCP_AUTH_HEADER").pipe(Config.withDefault("authorization")),
+  scheme: Config.schema(CredentialScheme, "MCP_AUTH_SCHEME").pipe(Config.withDefault("bearer")),
+  sharedKey: Config.schema(SessionKey, "MCP_SHARED_KEY").pipe(Config.withDefault(defaultSharedKey)),
+  keySecret: Config.schema(KeySecret, "MCP_KEY_SECRET").pipe(Config.withDefault(undefined))
+})
+
+// -----------------------------------------------------------------------------
+// The resolver of headers
+// -----------------------------------------------------------------------------
+
+const make = (settings: Settings): IdentityResolver["Service"] => {
+  const { mode, scheme } = settings
+  const shared = Effect.succeed(Identity.shared(settings.sharedKey))
+  if (mode === "disabled") {
+    return IdentityResolver.of({ resolve: () => shared })
+  }
+
+  const name = settings.header.toLowerCase()
+  const digest = digestUnder(settings.keySecret)
+  const memo = makeMemo()
+
+  const missing = Effect.failSync(() => new MissingCredentials({ header: name, scheme }))
+  const malformed = (issue: string) => Effect.fail(new MalformedCredentials({ header: name, scheme, issue }))
+
+  const fromValue = (value: string) =>
+    Result.match(parse(scheme, value), {
+      onFailure: malformed,
+      onSuccess: (token) => {
+        const identity = Identity.fromKey(`${scheme}:${digest(token)}`, {
+          credentials: makeCredentials(scheme, token, value, name)
+        })
+        memo.set(value, identity)
+        return Effect.succeed(identity)
+      }
+    })
+
+  return IdentityResolver.of({
+    resolve: (request) =>
+      Effect.suspend((): Effect.Effect<Identity, MissingCredentials | MalformedCredentials> => {
+        const values = readHeader(request, name)
+        if (values === undefined) {
+          return malformed("the request has no headers that can be read")
+        }
+        if (values.length > 1) {
+          return malformed("it is there more than once")
+        }
+        if (values.length === 0) {
+          return mode === "required" ? missing : shared
+        }
+        const value = values[0]
+        if (typeof value !== "string") {
+          return malformed("its value is not a string")
+        }
+        if (value === "" && mode === "required") {
+          return missing
+        }
+        const known = memo.get(value)
+        return known === undefined ? fromValue(value) : Effect.succeed(known)
+      })
+  })
+}
+
+let processSecret: Buffer | undefined
+
+const digestUnder = (keySecret: Redacted.Redacted | undefined): (token: string) => string => {
+  const secret = keySecret === undefined ? (processSecret ??= randomBytes(32)) : Redacted.value(keySecret)
+  return (token) => createHmac("sha256", secret).update(token).digest("base64url")
+}
+
+const makeCredentials = (scheme: CredentialScheme, token: string, header: string, name: string): Credentials =>
+  new Credentials({
+    scheme,
+    token: Redacted.make(token, { label: "token" }),
+    header: Redacted.make(header, { label: "header" }),
+    name
+  })
+
+/**
+ * The identities of the latest header values, so that a caller who comes back costs neither parsing nor digest.
+ */
+const makeMemo = () => {
+  const capacity = 1024
+  const maxLength = 4096
+  const identities = new Map<string, Identity>()
+  return {
+    get: (value: string): Identity | undefined => value.length > maxLength ? undefined : identities.get(value),
+    set(value: string, identity: Identity): void {
+      if (value.length > maxLength) {
+        return
+      }
+      identities.set(value, identity)
+      if (identities.size > capacity) {
+        identities.delete(identities.keys().next().value!)
+      }
+    }
+  }
+}
+
+// -----------------------------------------------------------------------------
+// Reading the header
+// -----------------------------------------------------------------------------
+
+const isIdentityHeaders = (u: unknown): u is IdentityHeaders =>
+  Headers.isHeaders(u) || (Predicate.isIterable(u) && Predicate.hasProperty(u, "get"))
+
+/**
+ * All values of the header in the request, of whatever type they are, or `undefined` when there is no reading it.
+ */
+const readHeader = (request: unknown, name: string): ReadonlyArray<unknown> | undefined => {
+  // A getter, proxy or iterator that throws can't be read either
+  try {
+    const values = isIdentityHeaders(request)
+      ? valuesOf(request, name)
+      : Predicate.hasProperty(request, "headers")
+      ? valuesOf(request.headers, name)
+      : undefined
+    const raw = rawValuesOf(request, name)
+    // The value is never taken from here, but two of them are refused
+    return values !== undefined && raw.length > 1 ? raw : values
+  } catch {
+    return undefined
+  }
+}
+
+const valuesOf = (headers: unknown, name: string): ReadonlyArray<unknown> | undefined => {
+  if (!Predicate.isObjectOrArray(headers)) {
+    return undefined
+  }
+  const values: Array<unknown> = []
+  const add = (key: string, value: unknown) => {
+    if (isName(key, name) && value !== undefined) {
+      values.push(...(Array.isArray(value) ? value : [value]))
+    }
+  }
+  if (Predicate.isIterable(headers)) {
+    for (const entry of headers) {
+      if (!Array.isArray(entry) || typeof entry[0] !== "string") {
+        return undefined
+      }
+      add(entry[0], entry[1])
+    }
+    return values
+  }
+  // An instance of some class may well have headers, and in a way that is not known here: never take it for none
+  const prototype = Object.getPrototypeOf(headers)
+  if (prototype !== null && Object.getPrototypeOf(prototype) !== null) {
+    return undefined
+  }
+  // Own properties only: there is a header named "constructor" when somebody sends it
+  for (const key of Object.keys(headers)) {
+    add(key, headers[key])
+  }
+  return values
+}
+
+/**
+ * The header's values as Node received them. Of a repeated `authorization`, its `headers` keep the first and drop the
+ * rest.
+ */
+const rawValuesOf = (request: unknown, name: string): ReadonlyArray<unknown> => {
+  const values: Array<unknown> = []
+  for (const message of [request, property(request, "raw"), property(request, "source")]) {
+    const rawHeaders = property(message, "rawHeaders")
+    if (Array.isArray(rawHeaders)) {
+      for (let i = 0; i < rawHeaders.length; i += 2) {
+        if (isName(rawHeaders[i], name)) {
+          values.push(rawHeaders[i + 1])
+        }
+      }
+      return values
+    }
+  }
+  return values
+}
+
+const property = (u: unknown, name: string): unknown => Predicate.hasProperty(u, name) ? u[name] : undefined
+
+const isName = (u: unknown, name: string): boolean =>
+  typeof u === "string" && u.length === name.length && u.toLowerCase() === name
+
+// -----------------------------------------------------------------------------
+// Parsing its value, each step linear in its length
+// -----------------------------------------------------------------------------
+
+const maxValueLength = 16_384
+
+/**
+ * The one token in the value, or what is wrong with it, in words that have none of it.
+ */
+const parse = (scheme: CredentialScheme, value: string): Result.Result<string, string> => {
+  if (value.length > maxValueLength) {
+    return Result.fail(`it is longer than ${maxValueLength} characters`)
+  }
+  if (value === "") {
+    return Result.fail("it is empty")
+  }
+  const trimmed = trimOws(value)
+  if (trimmed === "") {
+    return Result.fail("it is nothing but whitespace")
+  }
+  // Control characters are forbidden (RFC 9110 section 5.5), the octets of a field value end at 255, and lone surrogates
+  // would all have the digest of U+FFFD.
+  if (!/^[ -~\x80-\xff]+$/.test(trimmed)) {
+    return Result.fail("it has control characters, or characters beyond Latin-1")
+  }
+  return parsers[scheme](trimmed)
+}
+
+const parsers: Record<CredentialScheme, (value: string) => Result.Result<string, string>> = {
+  bearer(value) {
+    // b64token of RFC 6750 section 2.1
+    const token = /^bearer +([A-Za-z0-9._~+/-]+=*)$/i.exec(value)?.[1]
+    return token === undefined ? Result.fail("it is not `Bearer` and exactly one token") : Result.succeed(token)
+  },
+  basic(value) {
+    const token = /^basic +([A-Za-z0-9+/]+=*)$/i.exec(value)?.[1]
+    if (token === undefined) {
+      return Result.fail("it is not `Basic` and exactly one base64 value")
+    }
+    const userPass = Buffer.from(token, "base64")
+    if (userPass.toString("base64") !== token) {
+      return Result.fail("its base64 is not valid")
+    }
+    return userPass.includes(":") && !userPass.some((byte) => byte < 0x20 || byte === 0x7f)
+      ? Result.succeed(token)
+      : Result.fail("its base64 does not hold user:password")
+  },
+  raw: Result.succeed
+}
+
+// A regular expression that looks for the end of whitespace tries again from each of its characters
+const trimOws = (value: string): string => {
+  const isOws = (i: number) => value[i] === " " || value[i] === "\t"
+  let start = 0
+  let end = value.length
+  while (start < end && isOws(start)) start++
+  while (end > start && isOws(end - 1)) end--
+  return value.slice(start, end)
+}
+
+// -----------------------------------------------------------------------------
+// Checking what a custom function answers
+// -----------------------------------------------------------------------------
+
+const refuse = (issue: string): Effect.Effect<never, InvalidIdentity> => Effect.fail(new InvalidIdentity({ issue }))
+
+const toIdentity = (identified: unknown): Effect.Effect<Identity, InvalidIdentity> => {
+  if (isIdentity(identified)) {
+    return checkKey(identified.key, identified.credentials, identified.shared)
+  }
+  if (typeof identified === "string") {
+    return checkKey(identified, Option.none(), false)
+  }
+  if (!Predicate.isObject(identified)) {
+    return refuse("its result is neither a session key nor an object with one")
+  }
+  const { auth, key, shared = false } = identified
+  if (typeof shared !== "boolean") {
+    return refuse("`shared` is not a boolean")
+  }
+  if (auth === undefined || auth === null) {
+    return checkKey(key, Option.none(), shared)
+  }
+  if (!Predicate.isObject(auth)) {
+    return refuse("`auth` is not an object")
+  }
+  const scheme = auth.scheme ?? "raw"
+  if (!isCredentialScheme(scheme)) {
+    return refuse("`auth.scheme` is not \"bearer\", \"basic\" or \"raw\"")
+  }
+  const token = reveal(auth.token ?? "")
+  if (typeof token !== "string") {
+    return refuse("`auth.token` is not a string")
+  }
+  if (token === "") {
+    return checkKey(key, Option.none(), shared)
+  }
+  const header = reveal(auth.header ?? "")
+  if (typeof header !== "string") {
+    return refuse("`auth.header` is not a string")
+  }
+  return checkKey(
+    key,
+    Option.some(makeCredentials(scheme, token, header || defaultHeader(scheme, token), "authorization")),
+    shared
+  )
+}
+
+const checkKey = (
+  key: unknown,
+  credentials: Option.Option<Credentials>,
+  shared: boolean
+): Effect.Effect<Identity, InvalidIdentity> => {
+  if (!isSessionKey(key)) {
+    return refuse("the session key is not 1 to 256 characters of visible ASCII")
+  }
+  if (Option.isSome(credentials)) {
+    const token = Redacted.value(credentials.value.token)
+    if (token.length >= 8 && key.includes(token)) {
+      return refuse("the session key has the token in it, and keys are logged")
+    }
+  }
+  return Effect.succeed(new Identity({ key, credentials, shared }))
+}
+
+const reveal = (u: unknown): unknown => Redacted.isRedacted(u) ? Redacted.value(u) : u
+
+const defaultHeader = (scheme: CredentialScheme, token: string): string => {
+  switch (scheme) {
+    case "bearer":
+      return `Bearer ${token}`
+    case "basic":
+      return `Basic ${token}`
+    case "raw":
+      return token
+  }
+}
