@@ -241,34 +241,39 @@ class Simulation {
 
   // --- Sessions ---
 
-  connect(identity: Identity, handle: SessionPool.SessionHandle): Effect.Effect<Session, ConnectFailed, Owner | Scope.Scope> {
-    return Effect.gen({ self: this }, function*() {
-      const owner = yield* Owner
-      this.expect(owner.is === "pool", "7: connect runs with a caller's services")
-      const session: Session = {
-        id: this.sessions.length,
-        key: identity.key,
-        handle,
-        startedAt: this.world.now(),
-        phase: "connecting",
-        acquired: false,
-        releases: 0,
-        leases: 0,
-        wasOpen: false,
-        openedAt: 0,
-        idleSince: 0,
-        closingSince: 0
-      }
-      this.sessions.push(session)
-      // Drawn for this session alone, so that a shorter program gives it the same fate.
-      const fate = makeDice(this.seed * 1_000 + session.id)
-      this.note(`session ${session.id} of ${session.key} connects`)
-      return yield* Effect.onExit(this.open(session, fate), (exit) =>
-        Effect.sync(() => {
-          if (Exit.isFailure(exit) && session.phase === "connecting") session.phase = "failed"
-          this.note(`session ${session.id} ${Exit.isSuccess(exit) ? "opened" : "failed to open"}`)
-        }))
-    })
+  connect(
+    identity: Identity,
+    handle: SessionPool.SessionHandle
+  ): Effect.Effect<Session, ConnectFailed, Owner | Scope.Scope> {
+    return Effect.uninterruptibleMask((restore) =>
+      Effect.gen({ self: this }, function*() {
+        const owner = yield* Owner
+        this.expect(owner.is === "pool", "7: connect runs with a caller's services")
+        const session: Session = {
+          id: this.sessions.length,
+          key: identity.key,
+          handle,
+          startedAt: this.world.now(),
+          phase: "connecting",
+          acquired: false,
+          releases: 0,
+          leases: 0,
+          wasOpen: false,
+          openedAt: 0,
+          idleSince: 0,
+          closingSince: 0
+        }
+        this.sessions.push(session)
+        // Drawn for this session alone, so that a shorter program gives it the same fate.
+        const fate = makeDice(this.seed * 1_000 + session.id)
+        this.note(`session ${session.id} of ${session.key} connects`)
+        return yield* Effect.onExit(restore(this.open(session, fate)), (exit) =>
+          Effect.sync(() => {
+            if (Exit.isFailure(exit) && session.phase === "connecting") session.phase = "failed"
+            this.note(`session ${session.id} ${Exit.isSuccess(exit) ? "opened" : "failed to open"}`)
+          }))
+      })
+    )
   }
 
   open(session: Session, fate: Dice): Effect.Effect<Session, ConnectFailed, Scope.Scope> {
@@ -317,20 +322,12 @@ class Simulation {
   }
 
   check(session: Session): Effect.Effect<void, BodyFailed> {
-    return Effect.suspend((): Effect.Effect<void, BodyFailed> => {
-      this.expect(session.phase === "open", `1: session ${session.id} is checked when it is ${session.phase}`)
-      session.leases++
+    return Effect.suspend(() => {
       const roll = this.dice.next()
-      const answer = roll < 0.6
-        ? Effect.void
-        : roll < 0.75
-        ? Effect.sleep(10)
-        : roll < 0.85
-        ? Effect.fail(new BodyFailed())
-        : roll < 0.92
-        ? Effect.die(new Planned("check"))
-        : Effect.never
-      return Effect.ensuring(answer, Effect.sync(() => void session.leases--))
+      if (roll < 0.6) return this.hold(session, Effect.void)
+      if (roll < 0.75) return this.hold(session, Effect.sleep(10))
+      if (roll < 0.85) return this.hold(session, Effect.fail(new BodyFailed()))
+      return this.hold(session, roll < 0.92 ? Effect.die(new Planned("check")) : Effect.never)
     })
   }
 
@@ -405,25 +402,28 @@ class Simulation {
   }
 
   use(caller: Caller, session: Session, what: Body): Effect.Effect<unknown, unknown> {
-    return Effect.suspend(() => {
+    const begin = Effect.sync(() => {
       this.expect(session.key === caller.key, `caller ${caller.id} has the session of another`)
-      const mayBeForced = this.shutdownAt !== undefined
-      this.expect(
-        session.phase === "open" || mayBeForced,
-        `1: caller ${caller.id} is given session ${session.id}, which is ${session.phase}`
-      )
-      session.leases++
       caller.heldSince = this.world.now()
       this.note(`caller ${caller.id} has session ${session.id}`)
-      return Effect.ensuring(
-        this.bodyOf(what),
-        Effect.sync(() => {
-          session.leases--
-          session.idleSince = this.world.now()
-          caller.held += this.world.now() - caller.heldSince!
-        })
-      )
     })
+    const end = Effect.sync(() => void (caller.held += this.world.now() - caller.heldSince!))
+    return Effect.acquireUseRelease(begin, () => this.hold(session, this.bodyOf(what)), () => end)
+  }
+
+  hold<A, E>(session: Session, body: Effect.Effect<A, E>): Effect.Effect<A, E> {
+    const take = Effect.sync(() => {
+      this.expect(
+        session.phase === "open" || this.shutdownAt !== undefined,
+        `1: session ${session.id} is given to a caller when it is ${session.phase}`
+      )
+      session.leases++
+    })
+    const giveBack = Effect.sync(() => {
+      session.leases--
+      session.idleSince = this.world.now()
+    })
+    return Effect.acquireUseRelease(take, () => body, () => giveBack)
   }
 
   bodyOf(what: Body): Effect.Effect<unknown, unknown> {
@@ -438,8 +438,10 @@ class Simulation {
         return Effect.fail(new BodyFailed())
       case "dies":
         return Effect.die(new Planned("body"))
-      case "nested":
-        return Effect.ignore(this.pool.withSession(this.identity(what.key), () => Effect.sleep(5)))
+      case "nested": {
+        const identity = this.identity(what.key)
+        return Effect.ignore(this.pool.withSession(identity, (session) => this.hold(session, Effect.sleep(5))))
+      }
     }
   }
 

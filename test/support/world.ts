@@ -105,6 +105,8 @@ export const makeWorld = (dice: Dice, opsBeforeYield: number): World => {
     fork: (effect) => Effect.runFork(Effect.provideService(effect, Clock.Clock, clock), { scheduler }),
     run,
     advance: (millis) => {
+      // No time passes while something could run: what a fiber waits for is time, not its turn.
+      run(Infinity)
       const end = now + millis
       while (true) {
         const due = timers.filter((timer) => timer.at <= end).toSorted((a, b) => a.at - b.at || a.order - b.order)[0]
