@@ -281,15 +281,19 @@ export const release = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): Ef
       return Effect.ignoreCause(Deferred.await(slot.opening!.settled))
     case "open":
       slot.usedAt = self.clock.currentTimeMillisUnsafe()
-      if (slot.retired === undefined) becomeIdle(self, slot)
-      else close(self, slot)
+      becomeFree(self, slot)
   }
   return undefined
 }
 
-const becomeIdle = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
-  Linked.append(self.idle, slot)
-  if (self.idle.size === 1) self.anyIdle.openUnsafe()
+// No lease is left: an idle session can be evicted now, a draining one gives up its place to close.
+const becomeFree = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
+  if (slot.retired === undefined) {
+    Linked.append(self.idle, slot)
+    if (self.idle.size === 1) self.anyIdle.openUnsafe()
+  } else {
+    close(self, slot)
+  }
   self.options.onRoom()
 }
 
@@ -383,9 +387,7 @@ const opened = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>, exit: Exit.
   slot.opening = undefined
   slot.openedAt = slot.usedAt = self.clock.currentTimeMillisUnsafe()
   self.options.onOpened(slot)
-  if (slot.leases > 0) return
-  if (slot.retired === undefined) becomeIdle(self, slot)
-  else close(self, slot)
+  if (slot.leases === 0) becomeFree(self, slot)
 }
 
 // -----------------------------------------------------------------------------
@@ -505,6 +507,8 @@ const shutdownWithin = Effect.fnUntraced(function*<I, A, E>(self: Leased<I, A, E
     yield* Effect.timeoutOption(Deferred.await(self.empty), self.options.drainTimeout)
   }
   for (const slot of Array.from(self.slots.values())) {
+    // Opened in the very moment of the shutdown, and not told yet.
+    if (slot.phase === "opening") yield* Effect.ignoreCause(Deferred.await(slot.opening!.settled))
     if (slot.phase === "open" && slot.leases > 0) close(self, slot)
   }
   // Bounded by closeTimeout: each of these is closing, or waits for the place of one that is.
