@@ -1,2 +1,3 @@
 export * from "./Identity.ts"
+export * from "./McpServers.ts"
 export * from "./SessionPool.ts"
