@@ -179,7 +179,8 @@ const lostSession =
 const protocolFailure = (code: unknown, message: string, data: unknown): Failure => ({
   _tag: "ProtocolFailure",
   code: typeof code === "number" ? code : -32603,
-  message: message.replace(/^MCP error -?\d+: /, ""),
+  // Each SDK that it went through has put its own in front
+  message: message.replace(/^(MCP error -?\d+: )+/, ""),
   data,
   requestSent: true
 })
