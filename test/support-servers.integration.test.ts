@@ -1,7 +1,7 @@
 /**
  * The fixtures do what they say: everything that is tested with them rests on that.
  */
-import { mkdtempSync, readFileSync } from "node:fs"
+import { mkdtempSync, readFileSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
@@ -38,7 +38,8 @@ const rejection = (promise: Promise<unknown>) =>
 /** A child that is killed when the test ends, however stubborn. */
 const stdio = (...behaviours: ReadonlyArray<string>) =>
   Effect.gen(function*() {
-    const pidFile = join(mkdtempSync(join(tmpdir(), "mcp-fixture-")), "pids")
+    const directory = mkdtempSync(join(tmpdir(), "mcp-fixture-"))
+    const pidFile = join(directory, "pids")
     const transport = new StdioClientTransport({
       command: process.execPath,
       args: [script, ...behaviours],
@@ -52,6 +53,7 @@ const stdio = (...behaviours: ReadonlyArray<string>) =>
         const alive = pids().filter(isAlive)
         for (const pid of alive) process.kill(pid, "SIGKILL")
         assert.deepStrictEqual(yield* survivors(alive), [])
+        rmSync(directory, { recursive: true })
       })
     )
     return { transport, client, pids, connect: (options = {}) => client.connect(transport, options) }
@@ -94,6 +96,28 @@ describe("the stdio fixture", () => {
       yield* call(client, "grow", { name: "brand-new" })
       const { tools } = yield* Effect.promise(() => client.listTools())
       assert.include(tools.map((tool) => tool.name), "brand-new")
+    }))
+
+  it.live("counts each call and each cancel once, however close they come", () =>
+    Effect.gen(function*() {
+      const { client } = yield* connected()
+      yield* Effect.forEach(
+        Array.from({ length: 60 }, (_, index) => index),
+        (index) =>
+          Effect.callback<void>((resume) => {
+            const controller = new AbortController()
+            void client.callTool({ name: "slow", arguments: { ms: 10 } }, CallToolResultSchema, {
+              signal: controller.signal
+            }).catch(() => {}).then(() => resume(Effect.void))
+            setTimeout(() => controller.abort(), index % 20)
+            if (index % 6 === 0) controller.abort()
+          }),
+        { concurrency: "unbounded" }
+      )
+      const calls = JSON.parse(yield* call(client, "calls"))
+      assert.strictEqual(calls.started, 60)
+      assert.strictEqual(calls.answered + calls.cancelled, 60)
+      assert.isAbove(calls.cancelled, 9)
     }))
 
   it.live("can exit at start, and hang in initialize", () =>

@@ -2,7 +2,10 @@ import type { Server } from "@modelcontextprotocol/sdk/server/index.js"
 import type { Transport } from "@modelcontextprotocol/sdk/shared/transport.js"
 import type { CallToolResult, IsomorphicHeaders } from "@modelcontextprotocol/sdk/types.js"
 
-/** Of the calls to `slow`: how many began, were answered, were cancelled while they ran; and cancels of anything else. */
+/**
+ * Of the calls to `slow`: how many came, were answered, and were cancelled before that, so that the first is the sum of
+ * the others once none runs. And how many cancels there were of anything else.
+ */
 export interface Calls {
   started: number
   answered: number

@@ -34,7 +34,6 @@ const tools = (calls) => ({
   slow: {
     inputSchema: schema({ ms: { type: "number" } }, ["ms"]),
     run: async ({ ms }, extra) => {
-      calls.started++
       if (extra.progressToken === undefined) {
         await sleep(ms, undefined, { signal: extra.signal })
       } else {
@@ -85,13 +84,16 @@ const tools = (calls) => ({
   }
 })
 
-/** Of the calls to `slow`: how many began, were answered, were cancelled while they ran; and cancels of anything else. */
+/**
+ * Of the calls to `slow`: how many came, were answered, and were cancelled before that, so that the first is the sum of
+ * the others once none runs. And how many cancels there were of anything else.
+ */
 export const makeCalls = () => ({ started: 0, answered: 0, cancelled: 0, strayCancels: 0 })
 
 /**
  * A server with the tools above and `extraTools`. `grow` adds a tool and says so with `tools/list_changed`.
  *
- * Connect it to `watch(transport)`, which counts the cancels that arrive.
+ * Connect it to `watch(transport)`, which counts the calls and the cancels that arrive.
  */
 export const makeServer = (calls, extraTools = {}) => {
   const server = new Server(
@@ -118,19 +120,24 @@ export const makeServer = (calls, extraTools = {}) => {
     const { _meta: meta, arguments: args = {}, name } = params
     const tool = all[name]
     if (tool === undefined) throw new McpError(ErrorCode.InvalidParams, `Tool ${name} not found`)
-    running.add(extra.requestId)
     try {
       return await tool.run(args, { ...extra, server, progressToken: meta?.progressToken })
     } finally {
       running.delete(extra.requestId)
     }
   })
+  // The SDK starts a handler some microtasks after its request, even one that was cancelled in between: it is on arrival
+  // that a call counts.
   const watch = (transport) =>
     Object.assign(transport, {
-      onmessage(message) {
-        if (message.method !== "notifications/cancelled") return
-        if (running.has(message.params?.requestId)) calls.cancelled++
-        else calls.strayCancels++
+      onmessage({ id, method, params }) {
+        if (method === "tools/call" && params?.name === "slow") {
+          running.add(id)
+          calls.started++
+        } else if (method === "notifications/cancelled") {
+          if (running.delete(params?.requestId)) calls.cancelled++
+          else calls.strayCancels++
+        }
       }
     })
   return { server, watch }
