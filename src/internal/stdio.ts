@@ -121,5 +121,6 @@ const lines = (child: ChildProcess, onLine: (line: string) => void): void => {
     }
   })
   child.stderr!.on("error", () => {})
-  child.stderr!.once("end", flush)
+  // Not "end": that never comes when the pipe is let go of while somebody still holds its other end
+  child.stderr!.once("close", flush)
 }
