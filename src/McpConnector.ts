@@ -173,7 +173,7 @@ export const http = <RV = never, RS = never, RE = never, RR = never>(
   const url = new URL(options.url)
   const server = options.name ?? url.host
   return Effect.fnUntraced(function*(identity, handle) {
-    const scrub = makeScrub(identity)
+    const scrub = makeScrub(identity, url)
     const headers = yield* headersOf(options, identity, handle, scrub)
     const transport = Effect.sync(() => {
       const { attach, fetch } = Http.make({ fetch: options.fetch ?? globalFetch, headers, isStreamSession: false })
@@ -198,7 +198,7 @@ export const sse = <RV = never, RS = never, RE = never, RR = never>(
   const url = new URL(options.url)
   const server = options.name ?? url.host
   return Effect.fnUntraced(function*(identity, handle) {
-    const scrub = makeScrub(identity)
+    const scrub = makeScrub(identity, url)
     const headers = yield* headersOf(options, identity, handle, scrub)
     const transport = Effect.sync(() => {
       const { attach, fetch } = Http.make({ fetch: options.fetch ?? globalFetch, headers, isStreamSession: true })
@@ -338,9 +338,13 @@ const globalFetch: Http.FetchLike = (url, init) => fetch(url, init)
 // What is shorter than this in a header or an environment is rather a flag than a secret
 const minimumSecret = 8
 
-const makeScrub = (identity: Identity): Scrub.Scrub => {
+const makeScrub = (identity: Identity, url?: URL): Scrub.Scrub => {
   const scrub = Scrub.make()
   addCredentials(scrub, identity.credentials)
+  if (url !== undefined) {
+    scrub.add(url.password)
+    for (const value of url.searchParams.values()) scrub.add(value, minimumSecret)
+  }
   return scrub
 }
 

@@ -121,7 +121,8 @@ export interface McpSession<out C = Client> {
   ) => Effect.Effect<CallToolResult, McpSessionError>
   /**
    * All pages (64 at most). Like the other lists it is asked for once, by however many callers, and then kept until the
-   * server says that it has changed. A failure is not kept.
+   * server says that it has changed. Nothing is kept of a failure, nor while the stream on which an HTTP server would say
+   * so is broken.
    */
   readonly listTools: (options?: CallOptions) => Effect.Effect<ListToolsResult, McpSessionError>
   readonly listResources: (options?: CallOptions) => Effect.Effect<ListResourcesResult, McpSessionError>
@@ -288,6 +289,8 @@ const make = Effect.fnUntraced(function*<C extends Clients.ClientLike, R>(
       abandonCalls()
       if (isOpen) runFork(handle.retire("died"))
     },
+    // What has changed meanwhile would not be told
+    onDeaf: () => lists.clear(),
     onNotification: (notification) => {
       const { method } = notification
       if (method === "notifications/progress" || method === "notifications/cancelled") return
@@ -455,7 +458,7 @@ const make = Effect.fnUntraced(function*<C extends Clients.ClientLike, R>(
       return { [kind]: items }
     }).pipe(
       Effect.onExit((exit) => {
-        if (Exit.isFailure(exit) && lists.get(kind) === listing) lists.delete(kind)
+        if ((Exit.isFailure(exit) || wire.isDeaf) && lists.get(kind) === listing) lists.delete(kind)
         return Deferred.done(listing.result, exit)
       })
     )

@@ -159,7 +159,7 @@ const describe = (reason: McpSessionErrorReason): string => {
       return "no answer came in time and the request was cancelled. Raise `timeout` (`connectTimeout` for a connect), " +
         `or look at the server; ${repeat(reason.requestSent)}.`
     case "ProtocolFailure":
-      return `the server answered with error ${reason.code}: ${reason.message}`
+      return `error ${reason.code}: ${reason.message} (look at the request, or at the server's log)`
     case "HttpFailure":
       return `the server answered with HTTP status ${reason.status}. ${
         reason.status === 429 || reason.status === 503 ? "Try again later." : "Look at the server, or at its URL."

@@ -34,14 +34,16 @@ const reserved = new Set(["accept", "content-type", "mcp-session-id", "mcp-proto
 // The SDKs try twice to resume a reply stream
 const maxResumes = 2
 
+// One for each call whose reply stream has events with ids; those of resumed calls stay until there are this many
+const maxTokens = 1_000
+
 export const make = (options: Options): Http => {
   const exchanges = new Map<string, Exchange>()
   const resumable = new Map<string, { readonly id: RequestId; failures: number }>()
   let wire: Wire | undefined
   let hasStream = false
 
-  const forget = (id: RequestId) => {
-    exchanges.delete(String(id))
+  const forgetTokens = (id: RequestId) => {
     for (const [token, resume] of resumable) if (resume.id === id) resumable.delete(token)
   }
 
@@ -49,7 +51,7 @@ export const make = (options: Options): Http => {
   const onStreamEnd = (id: RequestId) =>
     setImmediate(() => {
       exchanges.delete(String(id))
-      if (wire === undefined || !wire.isAwaited(id)) return forget(id)
+      if (wire?.isAwaited(id) !== true) return forgetTokens(id)
       for (const resume of resumable.values()) if (resume.id === id) return
       wire.abandon(id)
     })
@@ -59,11 +61,12 @@ export const make = (options: Options): Http => {
     exchanges.set(String(id), exchange)
     try {
       const response = await options.fetch(url, { ...init, signal: exchange.signal })
-      if (!isEventStream(response)) {
-        exchange.end()
-        return response
+      if (isEventStream(response)) {
+        return withBody(response, exchange.observe(response.body!, () => onStreamEnd(id)))
       }
-      return withBody(response, exchange.observe(response.body!, () => onStreamEnd(id)))
+      exchange.end()
+      exchanges.delete(String(id))
+      return response
     } catch (error) {
       exchange.end()
       exchanges.delete(String(id))
@@ -72,14 +75,15 @@ export const make = (options: Options): Http => {
   }
 
   const reopen = async (url: string | URL, init: RequestInit, token: string): Promise<Response> => {
-    const resuming = resumable.get(token)
-    // Answered or cancelled meanwhile. To the transport 405 says that there is no stream, and that this is fine.
-    if (resuming === undefined || wire?.isAwaited(resuming.id) !== true) return new Response(null, { status: 405 })
+    const resuming = resumable.get(token)!
+    // Cancelled or given up meanwhile. To the SDK 405 says that there is no stream, and that this is fine.
+    if (wire?.isAwaited(resuming.id) !== true) {
+      resumable.delete(token)
+      return new Response(null, { status: 405 })
+    }
     const failed = () => {
       resuming.failures++
-      if (resuming.failures < maxResumes) return
-      resumable.delete(token)
-      setImmediate(() => wire?.abandon(resuming.id))
+      if (resuming.failures >= maxResumes) setImmediate(() => wire?.abandon(resuming.id))
     }
     try {
       const response = await options.fetch(url, init)
@@ -93,12 +97,14 @@ export const make = (options: Options): Http => {
     }
   }
 
+  /** The stream on which the server speaks unasked. */
   const stream = async (url: string | URL, init: RequestInit): Promise<Response> => {
-    if (hasStream) throw new Error("The stream of this session has ended")
+    if (hasStream && options.isStreamSession) throw new Error("The stream of this session has ended")
     const response = await options.fetch(url, init)
     if (!isEventStream(response)) return response
     hasStream = true
-    return withBody(response, observe(response.body!, () => wire?.end()))
+    if (wire !== undefined) wire.isDeaf = false
+    return withBody(response, observe(response.body!, () => options.isStreamSession ? wire?.end() : wire?.deafen()))
   }
 
   return {
@@ -111,21 +117,25 @@ export const make = (options: Options): Http => {
       const id = init.method === "POST" && !options.isStreamSession ? requestIdOf(init.body) : undefined
       if (id !== undefined) return post(url, request, id)
       if (init.method !== undefined && init.method !== "GET") return options.fetch(url, request)
-      if (options.isStreamSession) return stream(url, request)
       const token = headers.get("last-event-id")
-      return token === null ? options.fetch(url, request) : reopen(url, request, token)
+      return token !== null && resumable.has(token) ? reopen(url, request, token) : stream(url, request)
     },
     attach: (attached) => {
       wire = attached
       return {
         onCancelled: (id) => {
+          // With its stream gone already the SDK is about to resume it: the token stays, for that to be refused
           const exchange = exchanges.get(String(id))
-          forget(id)
-          exchange?.cancel()
+          if (exchange === undefined) return
+          exchanges.delete(String(id))
+          forgetTokens(id)
+          exchange.cancel()
         },
         onResumable: (id, token) => {
-          for (const [older, resume] of resumable) if (resume.id === id) resumable.delete(older)
-          if (wire?.isAwaited(id)) resumable.set(token, { id, failures: 0 })
+          forgetTokens(id)
+          if (wire?.isAwaited(id) !== true) return
+          resumable.set(token, { id, failures: 0 })
+          if (resumable.size > maxTokens) resumable.delete(resumable.keys().next().value!)
         }
       }
     }

@@ -20,15 +20,19 @@ export interface Wire extends TransportLike {
   readonly isAwaited: (id: RequestId) => boolean
   /** Fails the request `id`, whose reply can't come any more. Does nothing if it has come. */
   readonly abandon: (id: RequestId) => void
+  /** What the server says unasked can't be heard for now: `isDeaf`, until somebody sets it to false. */
+  readonly deafen: () => void
   /** Ends the connection as if the server had. */
   readonly end: () => void
+  isDeaf: boolean
   listener: Listener
 }
 
 export interface Listener {
   readonly onEnd?: () => void
+  readonly onDeaf?: () => void
   readonly onNotification?: (notification: MessageLike) => void
-  /** After the server was told that the client no longer waits for `id`. */
+  /** The client no longer waits for `id`, and the server was told, or can't be. */
   readonly onCancelled?: (id: RequestId) => void
   /** A reply stream can be resumed after `token`, should it break before the reply to `id`. */
   readonly onResumable?: (id: RequestId, token: string) => void
@@ -59,6 +63,7 @@ export const make = (inner: TransportLike): Wire => {
   }
 
   const wire: Wire = {
+    isDeaf: false,
     listener: {},
     get closed() {
       return closed
@@ -72,6 +77,10 @@ export const make = (inner: TransportLike): Wire => {
     isAwaited: (id) => awaited.has(String(id)),
     abandon: (id) => {
       if (awaited.delete(String(id))) refuse(id)
+    },
+    deafen: () => {
+      wire.isDeaf = true
+      wire.listener.onDeaf?.()
     },
     end: () => {
       end()
@@ -94,6 +103,7 @@ export const make = (inner: TransportLike): Wire => {
         const cancelled = message.method === "notifications/cancelled" ? message.params?.requestId : undefined
         if (!isRequestId(cancelled)) return inner.send(message as never, options)
         awaited.delete(String(cancelled))
+        // Then only is the request let go of: one that is cut off on its way may come after its cancel, and run
         try {
           return await inner.send(message as never, options)
         } finally {
