@@ -12,7 +12,6 @@ import { InMemoryTransport } from "@modelcontextprotocol/sdk/inMemory.js"
 import { ReadBuffer, serializeMessage } from "@modelcontextprotocol/sdk/shared/stdio.js"
 import type { Transport } from "@modelcontextprotocol/sdk/shared/transport.js"
 import {
-  type ClientCapabilities,
   type CreateMessageRequestParams,
   CreateMessageRequestSchema,
   type CreateMessageResult,
@@ -21,20 +20,18 @@ import {
   ElicitRequestSchema,
   type ElicitResult,
   type Implementation,
-  type JSONRPCMessage,
   ListRootsRequestSchema,
   type Root
 } from "@modelcontextprotocol/sdk/types.js"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Option from "effect/Option"
-import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
-import { type Credentials, Identity } from "./Identity.ts"
-import * as Http from "./internal/http.ts"
-import * as Scrub from "./internal/scrub.ts"
-import * as Stdio from "./internal/stdio.ts"
-import { McpSession, type McpSessionError, type OpenOptions } from "./McpSession.ts"
+import type { Identity } from "./Identity.ts"
+import * as Connecting from "./internal/connecting.ts"
+import type { FetchLike } from "./internal/http.ts"
+import * as OpenSession from "./internal/openSession.ts"
+import type { McpSession } from "./McpSession.ts"
+import type { McpSessionError } from "./McpSessionError.ts"
 import type { SessionHandle } from "./SessionPool.ts"
 
 /**
@@ -121,7 +118,7 @@ export interface HttpOptions<RV = never, RS = never, RE = never, RR = never> ext
    */
   readonly forwardCredentials?: boolean | undefined
   /** Default: the global `fetch`. */
-  readonly fetch?: Http.FetchLike | undefined
+  readonly fetch?: FetchLike | undefined
 }
 
 /**
@@ -137,27 +134,12 @@ export interface HttpOptions<RV = never, RS = never, RE = never, RR = never> ext
 export const stdio = <RV = never, RS = never, RE = never, RR = never>(
   options: StdioOptions<RV, RS, RE, RR>
 ): Connector<RV | RS | RE | RR> => {
-  const server = options.name ?? options.command.split(/[\\/]/).at(-1)!
-  return Effect.fnUntraced(function*(identity, handle) {
-    const scrub = makeScrub(identity)
-    const runFork = Effect.runForkWith(yield* Effect.context<never>())
-    const logged = Effect.annotateLogs({ server, session: identity.key })
-    const transport = Effect.gen(function*() {
-      const env = yield* perIdentity(options.env, identity)
-      for (const value of Object.values(env)) scrub.add(value, minimumSecret)
-      const piped = yield* Stdio.make({
-        command: options.command,
-        args: options.args ?? [],
-        env: { ...getDefaultEnvironment(), ...env },
-        cwd: options.cwd,
-        readBuffer: new ReadBuffer(),
-        serialize: (message) => serializeMessage(message as JSONRPCMessage),
-        onStderr: (line) => runFork(logged(Effect.logDebug(scrubLine(scrub, line))))
-      })
-      return { transport: piped, pid: piped.pid }
-    })
-    return yield* open(options, { identity, handle, server, scrub, transport })
+  const plan = Connecting.stdio(options, {
+    readBuffer: () => new ReadBuffer(),
+    serialize: serializeMessage,
+    environment: getDefaultEnvironment
   })
+  return (identity, handle) => open(options, plan(identity, handle))
 }
 
 /**
@@ -170,18 +152,8 @@ export const stdio = <RV = never, RS = never, RE = never, RR = never>(
 export const http = <RV = never, RS = never, RE = never, RR = never>(
   options: HttpOptions<RV, RS, RE, RR>
 ): Connector<RV | RS | RE | RR> => {
-  const url = new URL(options.url)
-  const server = options.name ?? url.host
-  return Effect.fnUntraced(function*(identity, handle) {
-    const scrub = makeScrub(identity, url)
-    const headers = yield* headersOf(options, identity, handle, scrub)
-    const transport = Effect.sync(() => {
-      const { attach, fetch } = Http.make({ fetch: options.fetch ?? globalFetch, headers, isStreamSession: false })
-      const streamable = new StreamableHTTPClientTransport(url, { fetch })
-      return { transport: streamable, attach, terminate: () => streamable.terminateSession() }
-    })
-    return yield* open(options, { identity, handle, server, scrub, transport })
-  })
+  const plan = Connecting.http(options, false, (url, init) => new StreamableHTTPClientTransport(url, init))
+  return (identity, handle) => open(options, plan(identity, handle))
 }
 
 /**
@@ -195,17 +167,8 @@ export const http = <RV = never, RS = never, RE = never, RR = never>(
 export const sse = <RV = never, RS = never, RE = never, RR = never>(
   options: HttpOptions<RV, RS, RE, RR>
 ): Connector<RV | RS | RE | RR> => {
-  const url = new URL(options.url)
-  const server = options.name ?? url.host
-  return Effect.fnUntraced(function*(identity, handle) {
-    const scrub = makeScrub(identity, url)
-    const headers = yield* headersOf(options, identity, handle, scrub)
-    const transport = Effect.sync(() => {
-      const { attach, fetch } = Http.make({ fetch: options.fetch ?? globalFetch, headers, isStreamSession: true })
-      return { transport: new SSEClientTransport(url, { fetch }), attach, sessionful: true }
-    })
-    return yield* open(options, { identity, handle, server, scrub, transport })
-  })
+  const plan = Connecting.http(options, true, (url, init) => new SSEClientTransport(url, init))
+  return (identity, handle) => open(options, plan(identity, handle))
 }
 
 /**
@@ -216,16 +179,12 @@ export const sse = <RV = never, RS = never, RE = never, RR = never>(
 export const inProcess = <RV = never, RS = never, RE = never, RR = never>(
   server: (identity: Identity) => Effect.Effect<ServerLike, McpSessionError, RV | Scope.Scope>,
   options: Options<RS, RE, RR> = {}
-): Connector<RV | RS | RE | RR> =>
-(identity, handle) => {
-  const transport = Effect.gen(function*() {
-    const instance = yield* server(identity)
+): Connector<RV | RS | RE | RR> => {
+  const plan = Connecting.inProcess(options, server, () => {
     const [ours, theirs] = InMemoryTransport.createLinkedPair()
-    yield* Effect.tryPromise({ try: () => instance.connect(theirs), catch: (error) => error })
-    return { transport: ours as Transport }
+    return [ours as Transport, theirs]
   })
-  const scrub = makeScrub(identity)
-  return open(options, { identity, handle, server: options.name ?? "in-process", scrub, transport })
+  return (identity, handle) => open(options, plan(identity, handle))
 }
 
 /**
@@ -243,117 +202,30 @@ export interface ServerLike {
 
 const open = <RT, RS, RE, RR>(
   options: Options<RS, RE, RR>,
-  session: Pick<OpenOptions<Client, RT>, "identity" | "handle" | "server" | "scrub" | "transport">
+  plan: Connecting.Plan<RT>
 ): Effect.Effect<McpSession, McpSessionError, Scope.Scope | RT | RS | RE | RR> =>
-  Effect.flatMap(Effect.context<RS | RE | RR>(), (context) => {
-    const runPromise = Effect.runPromiseWith(context)
-    const answer = <A>(method: string, effect: Effect.Effect<A, unknown, RS | RE | RR>, signal: AbortSignal) =>
-      runPromise(
-        effect.pipe(
-          Effect.tapCause((cause) =>
-            Effect.logWarning(`${method} of "${session.server}" could not be answered`, cause)
-          ),
-          Effect.mapError(() => unanswered)
-        ),
-        { signal }
-      ).catch(() => Promise.reject(unanswered))
-    const makeClient = () => {
-      const { elicitation, roots, sampling } = options
-      const capabilities: ClientCapabilities = {
-        ...(sampling === undefined ? {} : { sampling: {} }),
-        ...(elicitation === undefined ? {} : { elicitation: {} }),
-        ...(roots === undefined ? {} : { roots: {} })
-      }
-      const client = new Client(options.clientInfo ?? { name: "effect-mcp-sessions", version: "0.1.0" }, {
-        capabilities
+  Effect.flatMap(
+    Connecting.handlers(options, plan),
+    ({ capabilities, elicitation, roots, sampling }) =>
+      OpenSession.open({
+        ...plan,
+        client: () => {
+          const client = new Client(options.clientInfo ?? Connecting.clientInfo, { capabilities })
+          if (sampling !== undefined) {
+            client.setRequestHandler(CreateMessageRequestSchema, ({ params }, { signal }) => sampling(params, signal))
+          }
+          if (elicitation !== undefined) {
+            client.setRequestHandler(
+              ElicitRequestSchema,
+              // The SDK refuses any other mode before it comes here: this client declares none
+              ({ params }, { signal }) => elicitation(params as ElicitRequestFormParams, signal)
+            )
+          }
+          if (roots !== undefined) {
+            client.setRequestHandler(ListRootsRequestSchema, ({ params }, { signal }) => roots(params, signal))
+          }
+          return client
+        },
+        connect: (client, wire, callOptions) => client.connect(wire as Transport, callOptions)
       })
-      if (sampling !== undefined) {
-        client.setRequestHandler(
-          CreateMessageRequestSchema,
-          ({ params }, { signal }) => answer("sampling/createMessage", sampling(params, session.identity), signal)
-        )
-      }
-      if (elicitation !== undefined) {
-        client.setRequestHandler(
-          ElicitRequestSchema,
-          ({ params }, { signal }) =>
-            // The SDK refuses any other mode before it comes here: this client declares none
-            answer("elicitation/create", elicitation(params as ElicitRequestFormParams, session.identity), signal)
-        )
-      }
-      if (roots !== undefined) {
-        client.setRequestHandler(
-          ListRootsRequestSchema,
-          async (_, { signal }) => ({ roots: [...await answer("roots/list", roots(session.identity), signal)] })
-        )
-      }
-      return client
-    }
-    return McpSession.open({
-      ...session,
-      client: makeClient,
-      connect: (client, wire, callOptions) => client.connect(wire as Transport, callOptions),
-      connectTimeout: options.connectTimeout,
-      requestTimeout: options.requestTimeout
-    })
-  })
-
-// What the server is told: the reason stays here
-const unanswered = new Error("The client could not answer this request")
-
-const perIdentity = <R>(
-  record: PerIdentity<R> | undefined,
-  identity: Identity
-): Effect.Effect<Readonly<Record<string, string>>, McpSessionError, R> => {
-  const found = typeof record === "function" ? record(identity) : record ?? {}
-  return Effect.isEffect(found) ? found : Effect.succeed(found)
-}
-
-/**
- * The headers of the coming request. What goes out in one is from then on taken out of errors.
- */
-const headersOf = <R>(
-  options: HttpOptions<R, never, never, never> | HttpOptions<R, unknown, unknown, unknown>,
-  identity: Identity,
-  handle: SessionHandle,
-  scrub: Scrub.Scrub
-): Effect.Effect<() => Promise<Readonly<Record<string, string>>>, never, R> =>
-  Effect.map(Effect.context<R>(), (context) => {
-    const runPromise = Effect.runPromiseWith(context)
-    const headers = Effect.gen(function*() {
-      const credentials = Option.orElse(yield* handle.credentials, () => identity.credentials)
-      const current = new Identity({ ...identity, credentials }, { disableChecks: true })
-      addCredentials(scrub, credentials)
-      const own = yield* perIdentity(options.headers, current)
-      for (const value of Object.values(own)) scrub.add(value, minimumSecret)
-      if (options.forwardCredentials !== true || Option.isNone(credentials)) return own
-      return { ...own, [credentials.value.name]: Redacted.value(credentials.value.header) }
-    })
-    return () => runPromise(headers)
-  })
-
-// Late-bound, so that tests and instrumentation that replace the global one are heard
-const globalFetch: Http.FetchLike = (url, init) => fetch(url, init)
-
-// What is shorter than this in a header or an environment is rather a flag than a secret
-const minimumSecret = 8
-
-const makeScrub = (identity: Identity, url?: URL): Scrub.Scrub => {
-  const scrub = Scrub.make()
-  addCredentials(scrub, identity.credentials)
-  if (url !== undefined) {
-    scrub.add(url.password)
-    for (const value of url.searchParams.values()) scrub.add(value, minimumSecret)
-  }
-  return scrub
-}
-
-const addCredentials = (scrub: Scrub.Scrub, credentials: Option.Option<Credentials>): void => {
-  if (Option.isNone(credentials)) return
-  scrub.add(Redacted.value(credentials.value.header))
-  scrub.add(Redacted.value(credentials.value.token))
-}
-
-// A secret that the limit has cut in two would not be found
-const scrubLine = (scrub: Scrub.Scrub, line: string): string =>
-  scrub(line.length < Stdio.stderrLineLimit ? line : line.slice(0, -scrub.longest()))
+  )
