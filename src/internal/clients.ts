@@ -68,6 +68,10 @@ export interface TransportLike {
   onmessage?: ((message: never, extra?: never) => void) | undefined
   sessionId?: string | undefined
   setProtocolVersion?: ((version: string) => void) | undefined
+  /** v2 cancels a request by closing its stream, where there is one a request. */
+  readonly hasPerRequestStream?: boolean
+  /** The server is a child process. */
+  readonly pid?: number
 }
 
 export interface SendOptionsLike {
@@ -90,12 +94,16 @@ export const callTool = (client: ClientLike, params: { name: string }, options: 
 }
 
 /**
+ * Whether the connection is one of 2026-07-28 or later: no session, no ping, no list_changed without a subscription,
+ * and lists that the client itself keeps for as long as the server's `ttlMs` says.
+ */
+export const isModern = (client: ClientLike): boolean => client.getProtocolEra?.() === "modern"
+
+/**
  * The cheapest request that shows that a server is there. `ping` is gone in 2026-07-28.
  */
 export const probe = (client: ClientLike, options: CallOptionsLike): Promise<unknown> =>
-  client.getProtocolEra?.() === "modern" && client.discover !== undefined
-    ? client.discover(options)
-    : client.ping(options)
+  isModern(client) && client.discover !== undefined ? client.discover(options) : client.ping(options)
 
 // -----------------------------------------------------------------------------
 // Errors

@@ -35,7 +35,6 @@ export type Plan<R> = Pick<
   OpenOptions<never, R>,
   "identity" | "handle" | "server" | "scrub" | "transport" | "connectTimeout" | "requestTimeout"
 >
-
 const makePlan = <R>(
   options: Options<unknown, unknown, unknown>,
   server: string,
@@ -119,7 +118,9 @@ export const http = <R>(
  */
 export const inProcess = <R, T>(
   options: Options<unknown, unknown, unknown>,
-  server: (identity: Identity) => Effect.Effect<{ connect(transport: T): Promise<void> }, McpSessionError, R>,
+  server: (
+    identity: Identity
+  ) => Effect.Effect<{ connect(transport: T): Promise<void> }, McpSessionError, R | Scope.Scope>,
   pair: () => readonly [TransportLike, T]
 ) =>
 (identity: Identity, handle: SessionHandle): Plan<R> =>

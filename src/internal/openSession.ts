@@ -318,14 +318,16 @@ const make = Effect.fnUntraced(function*<C extends Clients.ClientLike, R>(
       return { [kind]: items }
     }).pipe(
       Effect.onExit((exit) => {
-        if ((Exit.isFailure(exit) || wire.isDeaf) && lists.get(kind) === listing) lists.delete(kind)
+        const isKept = Exit.isSuccess(exit) && !wire.isDeaf && !Clients.isModern(client)
+        if (!isKept && lists.get(kind) === listing) lists.delete(kind)
         return Deferred.done(listing.result, exit)
       })
     )
 
   const session = (): McpSession<C> => ({
     identity,
-    serverInfo: client.getServerVersion() as Implementation,
+    // From 2026-07-28 on a server may be anonymous
+    serverInfo: (client.getServerVersion() ?? { name: server, version: "" }) as Implementation,
     capabilities: (client.getServerCapabilities() ?? {}) as ServerCapabilities,
     instructions: client.getInstructions(),
     protocolVersion: wire.protocolVersion ?? "",

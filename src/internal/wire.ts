@@ -65,6 +65,9 @@ export const make = (inner: TransportLike): Wire => {
   const wire: Wire = {
     isDeaf: false,
     listener: {},
+    ...(inner.hasPerRequestStream === undefined ? {} : { hasPerRequestStream: inner.hasPerRequestStream }),
+    // By these two v2 knows a child process: a server that is silent on its probe is then one of the older kind
+    ...(inner.pid === undefined ? {} : { pid: inner.pid, stderr: null }),
     get closed() {
       return closed
     },
