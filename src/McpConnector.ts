@@ -126,7 +126,7 @@ export interface HttpOptions<RV = never, RS = never, RE = never, RR = never> ext
  *
  * When the session's scope has closed the child is gone, with everything that it has started: its stdin is closed, after
  * 1.5 seconds its process group gets SIGTERM, after another 1.5 seconds SIGKILL. It is also killed when this process
- * exits. When it dies on its own its session ends at that moment, with the calls in flight. Its stderr goes to the log,
+ * exits, unless a signal kills this process outright: then a server ends that ends with its stdin, as it should. When it dies on its own its session ends at that moment, with the calls in flight. Its stderr goes to the log,
  * at debug level, without the identity's credentials and the values of `env`.
  *
  * @category constructors

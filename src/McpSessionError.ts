@@ -126,7 +126,11 @@ export class McpSessionError extends Schema.TaggedError<McpSessionError>()("McpS
   }
 
   override get message(): string {
-    return `${this.method} on "${this.server}": ${describe(this.reason)}`
+    // A connect has no effects: it may always be repeated
+    const repeat = this.method === "connect" || !this.reason.requestSent
+      ? "repeating this is safe"
+      : "the request may have run, so repeat it only if that is safe"
+    return `${this.method} on "${this.server}": ${describe(this.reason, repeat)}`
   }
 
   [HttpServerRespondable.symbol]() {
@@ -145,10 +149,10 @@ const references = {
   Unreachable: "unreachable"
 } as const
 
-const describe = (reason: McpSessionErrorReason): string => {
+const describe = (reason: McpSessionErrorReason, repeat: string): string => {
   switch (reason._tag) {
     case "SessionClosed":
-      return `the session has ended. Get another one; ${repeat(reason.requestSent)}.`
+      return `the session has ended. Get another one; ${repeat}.`
     case "SessionExpired":
       return "the server no longer knows this session and refused the request. Get another session and repeat it."
     case "Unauthorized":
@@ -157,7 +161,7 @@ const describe = (reason: McpSessionErrorReason): string => {
       return "the server does not allow this (403). Ask for access, or for something else; the session is kept."
     case "RequestTimeout":
       return "no answer came in time and the request was cancelled. Raise `timeout` (`connectTimeout` for a connect), " +
-        `or look at the server; ${repeat(reason.requestSent)}.`
+        `or look at the server; ${repeat}.`
     case "ProtocolFailure":
       return `error ${reason.code}: ${reason.message} (look at the request, or at the server's log)`
     case "HttpFailure":
@@ -168,13 +172,10 @@ const describe = (reason: McpSessionErrorReason): string => {
       return `the server can't be reached (${reason.code}). ${
         notFound.has(reason.code)
           ? "Look at the command and its working directory."
-          : `See whether it runs and what its log says; ${repeat(reason.requestSent)}.`
+          : `See whether it runs and what its log says; ${repeat}.`
       }`
   }
 }
-
-const repeat = (sent: boolean): string =>
-  sent ? "the request may have run, so repeat it only if that is safe" : "the request was never sent, so repeat it"
 
 const notFound: ReadonlySet<string> = new Set(["ENOENT", "EACCES", "EPERM", "ENOTDIR"])
 

@@ -343,7 +343,7 @@ describe("McpSessionError", () => {
     Effect.sync(() => {
       const sent = error(new SessionClosed({ requestSent: true }))
       assert.match(sent.message, /^callTool on "weather": the session has ended.*only if that is safe\.$/)
-      assert.match(error(new SessionClosed({ requestSent: false })).message, /was never sent, so repeat it\.$/)
+      assert.match(error(new SessionClosed({ requestSent: false })).message, /repeating this is safe\.$/)
       assert.strictEqual(sent.module, "McpSession")
       assert.strictEqual(sent.reference, "session-closed")
     }))

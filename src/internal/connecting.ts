@@ -227,7 +227,11 @@ const minimumSecret = 8
 const addCredentials = (scrub: Scrub.Scrub, credentials: Option.Option<Credentials>): void => {
   if (Option.isNone(credentials)) return
   scrub.add(Redacted.value(credentials.value.header))
-  scrub.add(Redacted.value(credentials.value.token))
+  const token = Redacted.value(credentials.value.token)
+  scrub.add(token)
+  if (credentials.value.scheme !== "basic") return
+  // RFC 7617: a user and a password, which an upstream may quote on their own
+  scrub.add(Buffer.from(token, "base64").toString().replace(/^[^:]*:/, ""), 4)
 }
 
 // A secret that the limit has cut in two would not be found

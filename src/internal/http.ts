@@ -29,7 +29,15 @@ export interface Options {
 }
 
 // What the transport itself says of a request is not to be overruled
-const reserved = new Set(["accept", "content-type", "mcp-session-id", "mcp-protocol-version", "last-event-id"])
+const reserved = new Set([
+  "accept",
+  "content-type",
+  "last-event-id",
+  "mcp-method",
+  "mcp-name",
+  "mcp-protocol-version",
+  "mcp-session-id"
+])
 
 // The SDKs try twice to resume a reply stream
 const maxResumes = 2

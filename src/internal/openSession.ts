@@ -55,7 +55,7 @@ export interface OpenOptions<C extends Clients.ClientLike, R = never> {
   readonly transport: Effect.Effect<OpenTransport, unknown, Scope.Scope | R>
   /** A fresh client: neither can be used twice. */
   readonly client: () => C
-  readonly connect: (client: C, wire: Wire.Wire, options: Clients.CallOptionsLike) => Promise<void>
+  readonly connect: (client: C, wire: Wire.Wire, options: { readonly timeout: number }) => Promise<void>
   readonly connectTimeout: Duration.Input | undefined
   readonly requestTimeout: Duration.Input | undefined
 }
@@ -104,13 +104,12 @@ const connect = Effect.fnUntraced(function*<C extends Clients.ClientLike, R>(opt
   const client = options.client()
   const session = yield* make(options, opened, client, wire, listener)
   yield* Effect.callback<void, McpSessionError | McpSessionErrorReason>((resume) => {
-    const controller = new AbortController()
-    options.connect(client, wire, { signal: controller.signal, timeout: Clients.noTimeout }).then(
+    // This may never settle, and nothing waits for it: closing the scope closes the transport. There is no signal to
+    // abort, because that sends a cancel (2025-11-25, basic/utilities/cancellation: `initialize` MUST NOT be cancelled).
+    options.connect(client, wire, { timeout: Clients.noTimeout }).then(
       () => resume(Effect.void),
       (error) => resume(Effect.fail(toReason(error)))
     )
-    // The SDK's promise may never settle: nothing waits for it. Closing the scope closes the transport.
-    return Effect.sync(() => controller.abort("The connect was cancelled"))
   })
   return session()
 })
@@ -149,6 +148,7 @@ const make = Effect.fnUntraced(function*<C extends Clients.ClientLike, R>(
       abandonCalls()
       if (isOpen) runFork(handle.retire("died"))
     },
+    onError: (error) => runFork(Effect.logDebug(`"${server}": ${scrub(error.message).slice(0, 500)}`)),
     // What has changed meanwhile would not be told
     onDeaf: () => lists.clear(),
     onNotification: (notification) => {

@@ -56,7 +56,7 @@ const fromChild = (child: ChildProcess, { onStderr, readBuffer, serialize }: Opt
     if (closed) return
     closed = true
     readBuffer.clear()
-    stdin.end()
+    // The child's stdin stays open until the process tree has been looked at: see `processTree.ts`
     transport.onclose?.()
   }
   const report = (error: unknown) => transport.onerror?.(error instanceof Error ? error : new Error(String(error)))

@@ -30,6 +30,8 @@ export interface Wire extends TransportLike {
 
 export interface Listener {
   readonly onEnd?: () => void
+  /** Something that the transport could not make sense of, or do. Not the end of anything. */
+  readonly onError?: (error: Error) => void
   readonly onDeaf?: () => void
   readonly onNotification?: (notification: MessageLike) => void
   /** The client no longer waits for `id`, and the server was told, or can't be. */
@@ -126,7 +128,10 @@ export const make = (inner: TransportLike): Wire => {
 
   Object.assign(inner, {
     onclose: end,
-    onerror: (error: Error) => wire.onerror?.(error),
+    onerror: (error: Error) => {
+      if (!closed) wire.listener.onError?.(error)
+      wire.onerror?.(error)
+    },
     onmessage: (message: MessageLike, extra?: unknown) => {
       if (closed) return
       const { id, method } = message
