@@ -289,6 +289,20 @@ describe("McpConnector.http", { concurrent: true }, () => {
       assert.strictEqual(lists(), 3)
     }))
 
+  it.live("answers the server's requests", () =>
+    Effect.gen(function*() {
+      const server = yield* HttpServer.start()
+      const { session } = yield* open(McpConnector.http({
+        url: server.url,
+        elicitation: ({ message }) => Effect.succeed({ action: "accept", content: { name: message } }),
+        roots: ({ key }) => Effect.succeed([{ uri: `file:///home/${key}` }])
+      }))
+      // The fixture asks on its own stream
+      yield* eventually(() => server.open.includes("GET"))
+      assert.strictEqual(yield* call(session, "roots"), "file:///home/alice")
+      assert.include(yield* call(session, "elicit", { message: "who?" }), "who?")
+    }))
+
   describe("credentials", () => {
     it.live("are not forwarded unless asked for", () =>
       Effect.gen(function*() {

@@ -322,6 +322,7 @@ describe("McpSession", () => {
         assert.isTrue(Exit.isSuccess(exit))
         const methods = Exit.isSuccess(exit) ? exit.value.map((notification) => notification.method) : []
         assert.deepStrictEqual(methods, ["notifications/message", "notifications/tools/list_changed"])
+        assert.deepStrictEqual(yield* Stream.runCollect(session.notifications), [])
       }))
   })
 })
@@ -390,6 +391,12 @@ describe("classify", () => {
       "the command does not exist",
       sdkError("Error", { code: "ENOENT" }, "spawn nope ENOENT"),
       "Unreachable ENOENT",
+      false
+    ],
+    [
+      "the child no longer reads its stdin",
+      sdkError("Error", { code: "ERR_STREAM_DESTROYED" }),
+      "Unreachable ERR_STREAM_DESTROYED",
       false
     ],
     ["v1: its own timeout", new McpError(-32001, "Request timed out", { timeout: 300 }), "RequestTimeout", true],
