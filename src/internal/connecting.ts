@@ -35,6 +35,7 @@ export type Plan<R> = Pick<
   OpenOptions<never, R>,
   "identity" | "handle" | "server" | "scrub" | "transport" | "connectTimeout" | "requestTimeout"
 >
+
 const makePlan = <R>(
   options: Options<unknown, unknown, unknown>,
   server: string,
@@ -236,4 +237,4 @@ const addCredentials = (scrub: Scrub.Scrub, credentials: Option.Option<Credentia
 
 // A secret that the limit has cut in two would not be found
 const scrubLine = (scrub: Scrub.Scrub, line: string): string =>
-  scrub(line.length < Stdio.stderrLineLimit ? line : line.slice(0, -scrub.longest()))
+  scrub(line.length < Stdio.stderrLineLimit ? line : line.slice(0, line.length - scrub.longest()))

@@ -12,7 +12,6 @@ import type {
   ServerNotification
 } from "@modelcontextprotocol/sdk/types.js"
 import type * as Cause from "effect/Cause"
-import * as Deferred from "effect/Deferred"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -37,6 +36,7 @@ import {
 } from "../McpSessionError.ts"
 import type { SessionHandle } from "../SessionPool.ts"
 import * as Clients from "./clients.ts"
+import * as Lists from "./lists.ts"
 import type { Scrub } from "./scrub.ts"
 import * as Wire from "./wire.ts"
 
@@ -154,7 +154,7 @@ const make = Effect.fnUntraced(function*<C extends Clients.ClientLike, R>(
     onNotification: (notification) => {
       const { method } = notification
       if (method === "notifications/progress" || method === "notifications/cancelled") return
-      for (const list of listsOf(method)) lists.delete(list)
+      lists.onNotification(method)
       runFork(PubSub.publish(notifications, notification as ServerNotification))
     }
   }
@@ -279,50 +279,17 @@ const make = Effect.fnUntraced(function*<C extends Clients.ClientLike, R>(
 
   // -- Lists ------------------------------------------------------------------
 
-  const lists = new Map<List, Listing>()
+  const lists = Lists.make({
+    runFork,
+    page: (kind, params) => attempt(Lists.methods[kind], (o) => client[Lists.methods[kind]](params, o)),
+    isKept: () => !wire.isDeaf && !Clients.isModern(client),
+    server
+  })
 
-  const list = <A>(kind: List, method: ListMethod, options: CallOptions | undefined) => {
-    const joined = Effect.suspend(() => {
-      let listing = lists.get(kind)
-      if (listing === undefined) {
-        listing = { waiting: 0, result: Deferred.makeUnsafe(), fiber: undefined }
-        lists.set(kind, listing)
-        listing.fiber = runFork(pages(kind, method, listing))
-      }
-      const joining = listing
-      joining.waiting++
-      return Effect.onExit(Deferred.await(joining.result), () => {
-        joining.waiting--
-        // Nobody waits for it any more: tell the server so
-        if (joining.waiting > 0 || Deferred.isDoneUnsafe(joining.result)) return Effect.void
-        if (lists.get(kind) === joining) lists.delete(kind)
-        return Effect.sync(() => joining.fiber?.interruptUnsafe())
-      })
-    })
-    return judged(within(method, joined, options?.timeout ?? requestTimeout)) as Effect.Effect<A, McpSessionError>
-  }
-
-  const pages = (kind: List, method: ListMethod, listing: Listing) =>
-    Effect.gen(function*() {
-      const items: Array<unknown> = []
-      let cursor: string | undefined
-      for (let page = 0; page < 64; page++) {
-        const params = cursor === undefined ? {} : { cursor }
-        const result = (yield* attempt(method, (o) => client[method](params, o))) as Page
-        const found = result[kind]
-        if (Array.isArray(found)) items.push(...found)
-        if (result.nextCursor === undefined) return { ...result, [kind]: items }
-        cursor = result.nextCursor
-      }
-      yield* Effect.logWarning(`${method} on "${server}": more than 64 pages, the rest is left out`)
-      return { [kind]: items }
-    }).pipe(
-      Effect.onExit((exit) => {
-        const isKept = Exit.isSuccess(exit) && !wire.isDeaf && !Clients.isModern(client)
-        if (!isKept && lists.get(kind) === listing) lists.delete(kind)
-        return Deferred.done(listing.result, exit)
-      })
-    )
+  const list = <A>(kind: Lists.Kind, options: CallOptions | undefined) =>
+    judged(
+      within(Lists.methods[kind], lists.get(kind), options?.timeout ?? requestTimeout)
+    ) as Effect.Effect<A, McpSessionError>
 
   const session = (): McpSession<C> => ({
     identity,
@@ -335,10 +302,10 @@ const make = Effect.fnUntraced(function*<C extends Clients.ClientLike, R>(
     pid: opened.pid,
     callTool: (params, options) =>
       callWithProgress("callTool", (o) => Clients.callTool(client, params, o) as Promise<CallToolResult>, options),
-    listTools: (options) => list("tools", "listTools", options),
-    listResources: (options) => list("resources", "listResources", options),
-    listResourceTemplates: (options) => list("resourceTemplates", "listResourceTemplates", options),
-    listPrompts: (options) => list("prompts", "listPrompts", options),
+    listTools: (options) => list("tools", options),
+    listResources: (options) => list("resources", options),
+    listResourceTemplates: (options) => list("resourceTemplates", options),
+    listPrompts: (options) => list("prompts", options),
     readResource: (params, options) =>
       callWithProgress("readResource", (o) => client.readResource(params, o) as Promise<ReadResourceResult>, options),
     getPrompt: (params, options) =>
@@ -362,31 +329,6 @@ const make = Effect.fnUntraced(function*<C extends Clients.ClientLike, R>(
     return session()
   }
 })
-
-type List = "tools" | "resources" | "resourceTemplates" | "prompts"
-
-type ListMethod = "listTools" | "listResources" | "listResourceTemplates" | "listPrompts"
-
-type Page = { readonly nextCursor?: string | undefined } & { readonly [K in List]?: unknown }
-
-interface Listing {
-  waiting: number
-  readonly result: Deferred.Deferred<unknown, McpSessionError>
-  fiber: Fiber.Fiber<unknown, McpSessionError> | undefined
-}
-
-const listsOf = (method: string | undefined): ReadonlyArray<List> => {
-  switch (method) {
-    case "notifications/tools/list_changed":
-      return ["tools"]
-    case "notifications/resources/list_changed":
-      return ["resources", "resourceTemplates"]
-    case "notifications/prompts/list_changed":
-      return ["prompts"]
-    default:
-      return []
-  }
-}
 
 const isLost = (reason: McpSessionErrorReason["_tag"]): boolean =>
   reason === "SessionClosed" || reason === "SessionExpired" || reason === "Unreachable"

@@ -12,7 +12,7 @@ export interface Scrub {
   readonly longest: () => number
 }
 
-// Rotated tokens come one after the other: the oldest is forgotten
+// Rotated tokens come one after the other: what was not heard of for longest is forgotten
 const capacity = 32
 
 export const make = (): Scrub => {
@@ -32,7 +32,8 @@ export const make = (): Scrub => {
       }
     },
     add: (secret: string, minimum = 1) => {
-      if (secret.length < minimum || secrets.has(secret)) return
+      if (secret.length < minimum) return
+      secrets.delete(secret)
       if (secrets.size === capacity) secrets.delete(secrets.values().next().value!)
       secrets.add(secret)
     },
