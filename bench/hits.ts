@@ -25,57 +25,57 @@ const hits = (count: number) =>
     const id = (i: number) => ids[i % count]!
     const run = Effect.runPromiseWith(yield* Effect.context<Pool | IdentityResolver>())
     const figures = yield* interleave([
-        { name: peer, ops, run: () => run(repeat(ops, (i) => Effect.scoped(RcMap.get(map, id(i).key)))) },
-        {
-          name: "Effect.scoped(SessionPool.get)",
-          ops,
-          run: () => run(repeat(ops, (i) => Effect.scoped(Pool.get(id(i)))))
-        },
-        {
-          name: "SessionPool.withSession",
-          ops,
-          run: () => run(repeat(ops, (i) => Pool.withSession(id(i), Effect.succeed)))
-        },
-        {
-          name: "ScopedCache.get (nothing leased)",
-          ops,
-          run: () => run(repeat(ops, (i) => ScopedCache.get(cache, id(i).key)))
-        },
-        {
-          name: "lru-cache fetch (nothing leased)",
-          ops,
-          run: () => Promise.all(Array.from({ length: ops }, (_, i) => lru.fetch(id(i).key)))
-        },
-        {
-          name: "Map.get (nothing leased)",
-          ops,
-          run: () => {
-            for (let i = 0; i < ops; i++) plain.get(id(i).key)
-          }
+      { name: peer, ops, run: () => run(repeat(ops, (i) => Effect.scoped(RcMap.get(map, id(i).key)))) },
+      {
+        name: "Effect.scoped(SessionPool.get)",
+        ops,
+        run: () => run(repeat(ops, (i) => Effect.scoped(Pool.get(id(i)))))
+      },
+      {
+        name: "SessionPool.withSession",
+        ops,
+        run: () => run(repeat(ops, (i) => Pool.withSession(id(i), Effect.succeed)))
+      },
+      {
+        name: "ScopedCache.get (nothing leased)",
+        ops,
+        run: () => run(repeat(ops, (i) => ScopedCache.get(cache, id(i).key)))
+      },
+      {
+        name: "lru-cache fetch (nothing leased)",
+        ops,
+        run: () => Promise.all(Array.from({ length: ops }, (_, i) => lru.fetch(id(i).key)))
+      },
+      {
+        name: "Map.get (nothing leased)",
+        ops,
+        run: () => {
+          for (let i = 0; i < ops; i++) plain.get(id(i).key)
         }
-      ])
+      }
+    ])
     table(`Hit at ${count.toLocaleString("en")} keys`, figures, peer, {
       "Effect.scoped(SessionPool.get)": 0.8,
       "SessionPool.withSession": 0.35
     })
     const known = Math.min(count, 1_000)
     const through = yield* interleave([
-        {
-          name: "SessionPool.withSession",
-          ops,
-          run: () => run(repeat(ops, (i) => Pool.withSession(id(i), Effect.succeed)))
-        },
-        {
-          name: `header → identity → withSession, ${known} tokens`,
-          ops,
-          run: () =>
-            run(repeat(ops, (i) =>
-              Effect.flatMap(
-                IdentityResolver.resolve(requests[i % known]!),
-                () => Pool.withSession(id(i), Effect.succeed)
-              )))
-        }
-      ], 5)
+      {
+        name: "SessionPool.withSession",
+        ops,
+        run: () => run(repeat(ops, (i) => Pool.withSession(id(i), Effect.succeed)))
+      },
+      {
+        name: `header → identity → withSession, ${known} tokens`,
+        ops,
+        run: () =>
+          run(repeat(ops, (i) =>
+            Effect.flatMap(
+              IdentityResolver.resolve(requests[i % known]!),
+              () => Pool.withSession(id(i), Effect.succeed)
+            )))
+      }
+    ], 5)
     table(`Header to hit at ${count.toLocaleString("en")} keys`, through, "SessionPool.withSession")
   }).pipe(
     Effect.scoped,
@@ -100,7 +100,7 @@ const crowded = Effect.gen(function*() {
     const alone = yield* side(100)
     return yield* Effect.gen(function*() {
       const among = yield* side(100_000)
-      return yield* interleave([alone("100 alone"), among("the same among 100,000")]))
+      return yield* interleave([alone("100 alone"), among("the same among 100,000")])
     }).pipe(Effect.provide(pool(100_000)))
   }).pipe(Effect.provide(pool(100)))
   table("100 hot identities", figures, "100 alone", { "the same among 100,000": 1.5 })
