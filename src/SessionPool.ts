@@ -520,26 +520,29 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
   ): Effect.Effect<A, E | SessionPoolError | E2, R2> =>
     Effect.suspend(() => {
       const caller: Caller<Session, E> = { slot: undefined, party: undefined }
-      const use = (session: Session) => caller.slot!.uses > 1 ? useAgain(caller, identity, session, f) : f(session)
       return Effect.onExitPrimitive(
         Effect.suspend((): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
           const session = acquire(caller, identity)
-          return isReady(session, caller) ? use(session.value) : Effect.flatMap(session, use)
+          return isReady(session, caller)
+            ? use(caller, identity, session.value, f)
+            : Effect.flatMap(session, (opened) => use(caller, identity, opened, f))
         }),
         () => end(caller)
       )
     })
 
   // A server that has forgotten a session refuses its requests unrun, and the client MUST open another one (2025-11-25,
-  // basic/transports#session-management). So `f` is run once more there, unless anything else was accepted meanwhile.
-  const useAgain = <A, E2, R2>(
+  // basic/transports#session-management). So `f` is run once more there, unless the server has accepted anything else of
+  // this session since. A fresh session that is forgotten at once would be forgotten again.
+  const use = <A, E2, R2>(
     caller: Caller<Session, E>,
     identity: Identity,
     session: Session,
     f: (session: Session) => Effect.Effect<A, E2, R2>
   ): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
     const accepted = McpSession.acceptedBy(session)
-    if (accepted === undefined) return f(session)
+    const isFresh = caller.slot!.uses === 1
+    if (accepted === undefined || isFresh) return f(session)
     return Effect.catchIf(
       f(session),
       (error) => McpSession.isSessionExpired(error) && McpSession.acceptedBy(session) === accepted,
