@@ -444,7 +444,7 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
       events.emit(
         SessionPoolEvent.CloseFailed({ key: keyOf(slot), reason: Option.isSome(cause) ? "failed" : "timeout" })
       )
-      engine.start(logCloseFailure(slot.info, cause, options.closeTimeout))
+      engine.starter.start(logCloseFailure(slot.info, cause, options.closeTimeout))
     },
     onRoom: () => {
       if (waiting.size > 0) seat()
@@ -479,10 +479,12 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
       return failure
     }
     counts.misses++
-    if (waiting.size === 0 && makeRoom()) {
+    const isAdmitted = engine.starter.atomically(() => {
+      if (waiting.size > 0 || !makeRoom()) return false
       caller.slot = Leased.admit(engine, identity.key, identity, 1)
-      return Leased.join(caller.slot)
-    }
+      return true
+    })
+    if (isAdmitted) return Leased.join(caller.slot!)
     return options.acquireTimeout > 0 ? wait(caller, identity) : exhausted(identity, Duration.zero)
   }
 
@@ -520,8 +522,7 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
           const session = acquire(caller, identity)
           return isReady(session, caller) ? f(session.value) : Effect.flatMap(session, f)
         }),
-        () => end(caller),
-        true
+        () => end(caller)
       )
     })
 
@@ -562,18 +563,19 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
   }
 
   // First come, first served, for as long as there is room.
-  const seat = (): void => {
-    for (const [key, party] of waiting) {
-      if (!makeRoom()) return
-      waiting.delete(key)
-      const slot = Leased.admit(engine, key, party.identity, party.callers.size)
-      for (const caller of party.callers) {
-        caller.party = undefined
-        caller.slot = slot
+  const seat = (): void =>
+    engine.starter.atomically(() => {
+      for (const [key, party] of waiting) {
+        if (!makeRoom()) return
+        waiting.delete(key)
+        const slot = Leased.admit(engine, key, party.identity, party.callers.size)
+        for (const caller of party.callers) {
+          caller.party = undefined
+          caller.slot = slot
+        }
+        Deferred.doneUnsafe(party.seated, Exit.void)
       }
-      Deferred.doneUnsafe(party.seated, Exit.void)
-    }
-  }
+    })
 
   const exhausted = (identity: Identity, waited: Duration.Duration): Effect.Effect<never, PoolExhausted> => {
     events.emit(SessionPoolEvent.Exhausted({ key: identity.key, waited }))
@@ -608,7 +610,7 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
     const check: Check = { passed: Deferred.makeUnsafe(), fiber: undefined }
     checks.set(slot.id, check)
     slot.leases++
-    engine.start(Effect.gen(function*() {
+    engine.starter.start(Effect.gen(function*() {
       const session = yield* Effect.orDie(Leased.join(slot))
       check.fiber = yield* Effect.scoped(Effect.suspend(() => input.check!(session))).pipe(
         Effect.provideContext(context),

@@ -21,9 +21,9 @@
  * scope, with the services of the cache's owner, and closes that scope. What it does not do, and this does: it never
  * evicts or expires here, so leases, idle time, admission and the bounds on opening and closing are ours.
  *
- * Everything below runs between two suspensions of a fiber, so there is no state in which a caller can be lost. Two
- * rules keep it so. Completing a `Deferred` runs its waiters on the spot: it comes last. And opening and closing run in
- * fibers of their own, started from one loop (`start`), so that no chain of releases, closes and opens grows the stack.
+ * Every function below that is no effect is one step, which no other fiber can see the middle of. Two rules keep it so:
+ * completing a `Deferred` runs its waiters on the spot, so it comes last; and what opens and closes runs in fibers of its
+ * own, which the `Starter` starts after the step.
  */
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
@@ -104,6 +104,15 @@ interface Opening<A, E> {
   readonly settled: Deferred.Deferred<A, E>
 }
 
+/**
+ * Starts fibers with the services of the engine's owner. One started from within another, or within `atomically`, waits
+ * its turn: so the stack stays flat however many start one another, and no foreign code runs in the middle of a step.
+ */
+export interface Starter {
+  readonly start: (effect: Effect.Effect<void>) => void
+  readonly atomically: <T>(step: () => T) => T
+}
+
 export interface Leased<I, A, E> {
   readonly options: Omit<Options<I, A, E, never>, "open">
   readonly clock: Clock.Clock
@@ -124,8 +133,7 @@ export interface Leased<I, A, E> {
   readonly anyIdle: Latch.Latch
   /** Completed when the last slot is gone after shutdown. */
   readonly empty: Deferred.Deferred<void>
-  /** Runs an effect in a fiber of the owner: with its services, and in nobody's stack. */
-  readonly start: (effect: Effect.Effect<void>) => void
+  readonly starter: Starter
 }
 
 // -----------------------------------------------------------------------------
@@ -156,7 +164,7 @@ export const make = Effect.fnUntraced(function*<I, A, E, R>(options: Options<I, 
     turns: 0,
     anyIdle: Latch.makeUnsafe(false),
     empty: Deferred.makeUnsafe(),
-    start: makeStart(Effect.runForkWith(Context.omit(Scope.Scope)(context) as Context.Context<never>))
+    starter: makeStarter(Effect.runForkWith(Context.omit(Scope.Scope)(context) as Context.Context<never>))
   }
   // Added after the cache's own, so it runs first and leaves the cache nothing to close by force.
   yield* Effect.addFinalizer(() => shutdown(self))
@@ -164,18 +172,21 @@ export const make = Effect.fnUntraced(function*<I, A, E, R>(options: Options<I, 
   return self
 })
 
-// A start from within a start waits its turn: the stack stays flat however many fibers start one another.
-const makeStart = (fork: (effect: Effect.Effect<void>) => unknown) => {
+const makeStarter = (fork: (effect: Effect.Effect<void>) => unknown): Starter => {
   const queue: Array<Effect.Effect<void>> = []
-  let starting = false
-  return (effect: Effect.Effect<void>): void => {
-    queue.push(effect)
-    if (starting) return
-    starting = true
-    for (let i = 0; i < queue.length; i++) fork(queue[i]!)
-    queue.length = 0
-    starting = false
+  let busy = false
+  const atomically = <T>(step: () => T): T => {
+    if (busy) return step()
+    busy = true
+    try {
+      return step()
+    } finally {
+      for (let i = 0; i < queue.length; i++) fork(queue[i]!)
+      queue.length = 0
+      busy = false
+    }
   }
+  return { atomically, start: (effect) => void atomically(() => queue.push(effect)) }
 }
 
 // -----------------------------------------------------------------------------
@@ -187,6 +198,7 @@ export const live = <I, A, E>(self: Leased<I, A, E>): number => self.slots.size 
 
 export const hasRoom = <I, A, E>(self: Leased<I, A, E>): boolean => live(self) < self.options.capacity
 
+/** Whether a retired session could be closed at once. */
 export const canClose = <I, A, E>(self: Leased<I, A, E>): boolean => self.closing < self.options.capacity
 
 export const oldestIdle = <I, A, E>(self: Leased<I, A, E>): Slot<I, A, E> | undefined => self.idle.head
@@ -244,7 +256,7 @@ export const admit = <I, A, E>(self: Leased<I, A, E>, key: string, info: I, leas
   }
   self.slots.set(slot.id, slot)
   self.current.set(key, slot)
-  self.start(drive(self, slot))
+  self.starter.start(drive(self, slot))
   return slot
 }
 
@@ -420,7 +432,7 @@ const close = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
   self.drained.delete(slot)
   slot.phase = "closing"
   self.closing++
-  self.start(Effect.map(dispose(self, slot, ScopedCache.invalidate(self.cache, slot.id)), (closed) => {
+  self.starter.start(Effect.map(dispose(self, slot, ScopedCache.invalidate(self.cache, slot.id)), (closed) => {
     self.closing--
     if (closed) self.options.onClosed(slot, Duration.millis(self.clock.currentTimeMillisUnsafe() - slot.openedAt))
     gone(self, slot)
@@ -466,7 +478,7 @@ const gone = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
 const shutdown = <I, A, E>(self: Leased<I, A, E>): Effect.Effect<void> =>
   Effect.suspend(() => {
     const done = Deferred.makeUnsafe<void>()
-    self.start(Effect.andThen(shutdownWithin(self), Deferred.done(done, Exit.void)))
+    self.starter.start(Effect.andThen(shutdownWithin(self), Deferred.done(done, Exit.void)))
     return Deferred.await(done)
   })
 
