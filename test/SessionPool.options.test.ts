@@ -27,6 +27,36 @@ import {
   visit
 } from "./support/pool.ts"
 
+/** A pool whose check does what `check` says the nth time it is asked. */
+const checked = (options: {
+  readonly check: (n: number) => Effect.Effect<unknown, unknown>
+  readonly checkAfter?: Duration.Input
+  readonly checkTimeout?: Duration.Input
+}) =>
+  Effect.gen(function*() {
+    const upstream = makeUpstream()
+    const asked: Array<string> = []
+    const { check, ...rest } = options
+    const pool = yield* openPool({
+      ...rest,
+      connect: upstream.connect,
+      idleTimeToLive: "1 hour",
+      check: (session) =>
+        Effect.suspend(() => {
+          asked.push(session.name)
+          return check(asked.length)
+        })
+    })
+    return { upstream, asked, pool }
+  })
+
+/** The pool that `layerConfig` builds with these variables. */
+const build = (options: PoolOptions, env: Record<string, string>) =>
+  Layer.build(Pool.layerConfig(options)).pipe(
+    Effect.map((context) => Context.get(context, Pool)),
+    Effect.provide(ConfigProvider.layer(ConfigProvider.fromEnv({ env })))
+  )
+
 describe("SessionPool options", () => {
   describe("capacity", () => {
     it.effect("is 10 by default", () =>
@@ -436,28 +466,6 @@ describe("SessionPool options", () => {
   })
 
   describe("check", () => {
-    const checked = (options: {
-      readonly check: (n: number) => Effect.Effect<unknown, unknown>
-      readonly checkAfter?: Duration.Input
-      readonly checkTimeout?: Duration.Input
-    }) =>
-      Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const asked: Array<string> = []
-        const { check, ...rest } = options
-        const pool = yield* openPool({
-          ...rest,
-          connect: upstream.connect,
-          idleTimeToLive: "1 hour",
-          check: (session) =>
-            Effect.suspend(() => {
-              asked.push(session.name)
-              return check(asked.length)
-            })
-        })
-        return { upstream, asked, pool }
-      })
-
     it.effect("is none by default", () =>
       Effect.gen(function*() {
         const upstream = makeUpstream()
@@ -776,12 +784,6 @@ describe("SessionPool options", () => {
   })
 
   describe("from the configuration", () => {
-    const build = (options: PoolOptions, env: Record<string, string>) =>
-      Layer.build(Pool.layerConfig(options)).pipe(
-        Effect.map((context) => Context.get(context, Pool)),
-        Effect.provide(ConfigProvider.layer(ConfigProvider.fromEnv({ env })))
-      )
-
     it.effect("are capacity and all durations, in milliseconds", () =>
       Effect.gen(function*() {
         const upstream = makeUpstream()

@@ -77,12 +77,13 @@ export interface Upstream {
   readonly connect: PoolOptions["connect"]
 }
 
+const nothing = () => Effect.void
+
 export const makeUpstream = (options: UpstreamOptions = {}): Upstream => {
   const incarnations = new Map<string, number>()
   let connecting = 0
   let acquired = 0
   let closing = 0
-  const nothing = () => Effect.void
   const { dial = nothing, handshake = nothing, hangUp = nothing } = options
   const upstream: Upstream = {
     connects: 0,
