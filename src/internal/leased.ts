@@ -102,6 +102,8 @@ interface Opening<A, E> {
   readonly outcome: Deferred.Deferred<A, E>
   /** The same for the callers: once what a failed open had acquired is free again. */
   readonly settled: Deferred.Deferred<A, E>
+  /** Runs the open, once that has begun. */
+  fiber: Fiber.Fiber<unknown, unknown> | undefined
 }
 
 /**
@@ -250,7 +252,7 @@ export const admit = <I, A, E>(self: Leased<I, A, E>, key: string, info: I, leas
     openedAt: 0,
     usedAt: 0,
     session: undefined,
-    opening: { outcome: Deferred.makeUnsafe(), settled: Deferred.makeUnsafe() },
+    opening: { outcome: Deferred.makeUnsafe(), settled: Deferred.makeUnsafe(), fiber: undefined },
     previous: undefined,
     next: undefined
   }
@@ -279,15 +281,19 @@ export const release = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): Ef
       return Effect.ignoreCause(Deferred.await(slot.opening!.settled))
     case "open":
       slot.usedAt = self.clock.currentTimeMillisUnsafe()
-      if (slot.retired === undefined) becomeIdle(self, slot)
-      else close(self, slot)
+      becomeFree(self, slot)
   }
   return undefined
 }
 
-const becomeIdle = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
-  Linked.append(self.idle, slot)
-  if (self.idle.size === 1) self.anyIdle.openUnsafe()
+// No lease is left: an idle session can be evicted now, a draining one gives up its place to close.
+const becomeFree = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
+  if (slot.retired === undefined) {
+    Linked.append(self.idle, slot)
+    if (self.idle.size === 1) self.anyIdle.openUnsafe()
+  } else {
+    close(self, slot)
+  }
   self.options.onRoom()
 }
 
@@ -295,22 +301,18 @@ const becomeIdle = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void =
 // Opening
 // -----------------------------------------------------------------------------
 
-// Runs in the entry's scope. Exits with an interruption only if it was us who interrupted it: the cache takes any other
-// for an abandoned lookup, and would tell its callers before it has closed the scope.
+// The lookup of the cache: runs in the entry's scope.
 const open = <I, A, E, R>(
   self: Leased<I, A, E>,
   slot: Slot<I, A, E>,
   acquire: Options<I, A, E, R>["open"]
-): Effect.Effect<A, E, R | Scope.Scope> => {
-  const acquired = Effect.catchCause(Effect.suspend(() => acquire(slot)), (cause) => {
-    if (!Cause.hasInterrupts(cause) || slot.phase !== "opening") return Effect.failCause(cause)
-    const reasons = cause.reasons.filter((reason) => !Cause.isInterruptReason(reason))
-    return Effect.failCause(
-      reasons.length > 0 ? Cause.fromReasons(reasons) : Cause.die(new Error("The session's connect interrupted itself"))
-    )
+): Effect.Effect<A, E, R | Scope.Scope> =>
+  Effect.withFiber((fiber) => {
+    if (slot.phase !== "opening") return Effect.interrupt
+    slot.opening!.fiber = fiber
+    const acquired = acquire(slot)
+    return self.options.maxLifetime === Infinity ? acquired : Effect.tap(acquired, retireAfterLifetime(self, slot))
   })
-  return self.options.maxLifetime === Infinity ? acquired : Effect.tap(acquired, retireAfterLifetime(self, slot))
-}
 
 // Up to 2.5 % early, so that sessions opened together do not end together.
 const retireAfterLifetime = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>) =>
@@ -323,8 +325,8 @@ const retireAfterLifetime = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>
 // From admission until the session is open, or what its open had acquired is free again.
 const drive = Effect.fnUntraced(function*<I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>) {
   const { outcome, settled } = slot.opening!
-  const lookup = yield* Effect.forkDetach(ScopedCache.get(self.cache, slot.id), { startImmediately: true })
-  lookup.addObserver((exit) => Deferred.doneUnsafe(outcome, exit))
+  const get = yield* Effect.forkDetach(ScopedCache.get(self.cache, slot.id), { startImmediately: true })
+  get.addObserver((exit) => Deferred.doneUnsafe(outcome, exit))
   if (!Deferred.isDoneUnsafe(outcome)) {
     yield* Effect.timeoutOption(Effect.exit(Deferred.await(outcome)), self.options.openTimeout)
     giveUp(self, slot, Exit.fail(self.options.openTimedOut(slot)))
@@ -332,14 +334,16 @@ const drive = Effect.fnUntraced(function*<I, A, E>(self: Leased<I, A, E>, slot: 
   const exit: Exit.Exit<A, E> = yield* Effect.exit(Deferred.await(outcome))
   if (Exit.isSuccess(exit)) {
     opened(self, slot, exit)
-  } else {
-    slot.phase = "freeing"
-    leaveCurrent(self, slot)
-    yield* dispose(self, slot, free(self, slot, lookup))
-    if (!Cause.hasInterrupts(exit.cause)) self.options.onOpenFailed(slot, exit.cause)
-    gone(self, slot)
+    Deferred.doneUnsafe(settled, exit)
+    return
   }
-  Deferred.doneUnsafe(settled, exit)
+  const cause = slot.phase === "opening" ? ownCause(exit.cause) : exit.cause
+  slot.phase = "freeing"
+  leaveCurrent(self, slot)
+  yield* dispose(self, slot, free(self, slot, get))
+  if (!Cause.hasInterrupts(cause)) self.options.onOpenFailed(slot, cause)
+  gone(self, slot)
+  Deferred.doneUnsafe(settled, Exit.failCause(cause))
 })
 
 // Ends an open that has not ended by itself: late, left by its last caller, or shut down. False if it has.
@@ -351,19 +355,31 @@ const giveUp = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>, exit: Exit.
   return Deferred.doneUnsafe(outcome, exit)
 }
 
-// The cache closes the scope of a lookup that is interrupted, and keeps that of one that has failed.
-const free = <I, A, E>(
+// An open that nobody interrupted has interrupted itself: a defect, or its callers would take it for their own end.
+const ownCause = <E>(cause: Cause.Cause<E>): Cause.Cause<E> => {
+  const reasons = cause.reasons.filter((reason) => !Cause.isInterruptReason(reason))
+  return reasons.length > 0
+    ? Cause.fromReasons(reasons)
+    : Cause.die(new Error("The session's connect interrupted itself"))
+}
+
+// Ends the lookup, and whatever it leaves in the cache: an interrupted one has closed its scope, a failed one has not.
+// It is the lookup that is interrupted, not the `get`: the cache would forget the entry first, and if the lookup
+// succeeded before the interruption came, its scope would never be closed.
+const free = Effect.fnUntraced(function*<I, A, E>(
   self: Leased<I, A, E>,
   slot: Slot<I, A, E>,
-  lookup: Fiber.Fiber<A, E>
-): Effect.Effect<void, E> =>
-  Effect.suspend(() => {
-    const closed = ScopedCache.invalidate(self.cache, slot.id)
-    if (lookup.pollUnsafe() !== undefined) return closed
-    return Effect.flatMap(Effect.andThen(Fiber.interrupt(lookup), Fiber.await(lookup)), (exit) =>
-      // A finalizer that throws makes its defect part of the interrupted exit.
-      Exit.isFailure(exit) && Cause.hasDies(exit.cause) ? Effect.failCause(exit.cause) : closed)
-  })
+  get: Fiber.Fiber<A, E>
+) {
+  slot.opening!.fiber?.interruptUnsafe()
+  yield* Fiber.await(get)
+  const exit = yield* Fiber.await(slot.opening!.fiber!)
+  yield* ScopedCache.invalidate(self.cache, slot.id)
+  // A finalizer that throws makes its defect part of the interrupted exit.
+  if (Exit.isFailure(exit) && Cause.hasInterrupts(exit.cause) && Cause.hasDies(exit.cause)) {
+    return yield* Effect.die(Cause.squash(exit.cause))
+  }
+})
 
 const opened = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>, exit: Exit.Success<A, E>): void => {
   slot.phase = "open"
@@ -371,9 +387,7 @@ const opened = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>, exit: Exit.
   slot.opening = undefined
   slot.openedAt = slot.usedAt = self.clock.currentTimeMillisUnsafe()
   self.options.onOpened(slot)
-  if (slot.leases > 0) return
-  if (slot.retired === undefined) becomeIdle(self, slot)
-  else close(self, slot)
+  if (slot.leases === 0) becomeFree(self, slot)
 }
 
 // -----------------------------------------------------------------------------
@@ -443,7 +457,7 @@ const close = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
 const dispose = <I, A, E>(
   self: Leased<I, A, E>,
   slot: Slot<I, A, E>,
-  closed: Effect.Effect<void, E>
+  closed: Effect.Effect<void>
 ): Effect.Effect<boolean> =>
   Effect.forkDetach(closed, { startImmediately: true }).pipe(
     Effect.flatMap((fiber) => {
@@ -493,6 +507,8 @@ const shutdownWithin = Effect.fnUntraced(function*<I, A, E>(self: Leased<I, A, E
     yield* Effect.timeoutOption(Deferred.await(self.empty), self.options.drainTimeout)
   }
   for (const slot of Array.from(self.slots.values())) {
+    // Opened in the very moment of the shutdown, and not told yet.
+    if (slot.phase === "opening") yield* Effect.ignoreCause(Deferred.await(slot.opening!.settled))
     if (slot.phase === "open" && slot.leases > 0) close(self, slot)
   }
   // Bounded by closeTimeout: each of these is closing, or waits for the place of one that is.

@@ -15,6 +15,7 @@ export interface Dice {
   readonly below: (n: number) => number
   readonly chance: (p: number) => boolean
   readonly pick: <A>(options: ReadonlyArray<A>) => A
+  readonly reseed: (seed: number) => void
 }
 
 /** Mulberry32: the same seed, the same throws. */
@@ -28,7 +29,15 @@ export const makeDice = (seed: number): Dice => {
     return ((t ^ (t >>> 14)) >>> 0) / 4294967296
   }
   const below = (n: number) => Math.floor(next() * n)
-  return { next, below, chance: (p) => next() < p, pick: (options) => options[below(options.length)]! }
+  return {
+    next,
+    below,
+    chance: (p) => next() < p,
+    pick: (options) => options[below(options.length)]!,
+    reseed: (seed) => {
+      state = seed >>> 0
+    }
+  }
 }
 
 export interface World {
@@ -40,6 +49,8 @@ export interface World {
   /** Moves the clock, running what falls due on the way. */
   readonly advance: (millis: number) => void
   readonly timers: () => number
+  /** Whether nothing can run before the clock moves. */
+  readonly isQuiet: () => boolean
   /** The fibers that have begun and not ended. */
   readonly alive: () => ReadonlyArray<Fiber.Fiber<unknown, unknown>>
 }
@@ -105,6 +116,8 @@ export const makeWorld = (dice: Dice, opsBeforeYield: number): World => {
     fork: (effect) => Effect.runFork(Effect.provideService(effect, Clock.Clock, clock), { scheduler }),
     run,
     advance: (millis) => {
+      // No time passes while something could run: what a fiber waits for is time, not its turn.
+      run(Infinity)
       const end = now + millis
       while (true) {
         const due = timers.filter((timer) => timer.at <= end).toSorted((a, b) => a.at - b.at || a.order - b.order)[0]
@@ -118,6 +131,7 @@ export const makeWorld = (dice: Dice, opsBeforeYield: number): World => {
       run(Infinity)
     },
     timers: () => timers.length,
+    isQuiet: () => tasks.length === 0,
     alive: () => Array.from(fibers).filter((fiber) => fiber.pollUnsafe() === undefined)
   }
 }
