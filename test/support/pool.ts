@@ -163,14 +163,14 @@ export const openPool = Effect.fnUntraced(function*(options: PoolOptions) {
   const scope = yield* Scope.make()
   const context = yield* Layer.buildWithScope(Pool.layer(options), scope)
   const close = Scope.close(scope, Exit.void)
-  // What hangs is given up in time, but time must pass for that.
-  yield* Effect.addFinalizer(() =>
-    Effect.gen(function*() {
-      const closing = yield* Effect.forkDetach(close, { startImmediately: true })
-      yield* TestClock.adjust("1 day")
-      yield* Fiber.join(closing)
-    })
-  )
+  // What hangs is given up in time, but time must pass for that. In a fiber of its own, which can be interrupted: where
+  // nothing can, the test clock waits a real second for whoever it wakes.
+  const end = Effect.gen(function*() {
+    const closing = yield* Effect.forkDetach(close, { startImmediately: true })
+    while (closing.pollUnsafe() === undefined) yield* TestClock.adjust("1 minute")
+    yield* Fiber.join(closing)
+  })
+  yield* Effect.addFinalizer(() => Effect.flatMap(Effect.forkDetach(Effect.interruptible(end)), Fiber.join))
   return { ...Context.get(context, Pool), close } satisfies OpenPool as OpenPool
 })
 
