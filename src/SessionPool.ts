@@ -31,7 +31,7 @@ import * as Events from "./internal/events.ts"
 import * as Leased from "./internal/leased.ts"
 import * as Options from "./internal/options.ts"
 import { respond } from "./internal/problem.ts"
-import { scrub } from "./internal/secrets.ts"
+import * as Scrub from "./internal/scrub.ts"
 import { type InvalidOptions } from "./InvalidOptions.ts"
 import type { McpSession, McpSessionError } from "./McpSession.ts"
 
@@ -715,12 +715,15 @@ const logCloseFailure = (
   identity: Identity,
   cause: Option.Option<Cause.Cause<unknown>>,
   closeTimeout: number
-): Effect.Effect<void> =>
-  (Option.isSome(cause)
-    ? Effect.logWarning("A session's finalizer failed", scrub(Cause.pretty(cause.value), identity.credentials))
+): Effect.Effect<void> => {
+  const scrub = Scrub.make()
+  Scrub.addCredentials(scrub, identity.credentials)
+  return (Option.isSome(cause)
+    ? Effect.logWarning("A session's finalizer failed", scrub(Cause.pretty(cause.value)))
     : Effect.logWarning(`A session took longer than ${closeTimeout} ms to close and was left to itself`)).pipe(
       Effect.annotateLogs("key", identity.key)
     )
+}
 
 const knownOptions = [
   "connect",

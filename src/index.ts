@@ -1,4 +1,20 @@
 export * from "./Identity.ts"
 export * from "./IdentityResolver.ts"
 export * from "./InvalidOptions.ts"
-export * from "./SessionPool.ts"
+export * as McpConnector from "./McpConnector.ts"
+export * from "./McpServers.ts"
+export * from "./McpSession.ts"
+export * from "./McpSessionError.ts"
+export {
+  ConnectTimeout,
+  PoolClosed,
+  PoolExhausted,
+  type RetireReason,
+  type SessionHandle,
+  SessionPool,
+  type SessionPoolEntry,
+  SessionPoolError,
+  SessionPoolEvent,
+  type SessionPoolOptions,
+  type SessionPoolStats
+} from "./SessionPool.ts"

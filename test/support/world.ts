@@ -34,8 +34,8 @@ export const makeDice = (seed: number): Dice => {
     below,
     chance: (p) => next() < p,
     pick: (options) => options[below(options.length)]!,
-    reseed: (seed) => {
-      state = seed >>> 0
+    reseed: (value) => {
+      state = value >>> 0
     }
   }
 }

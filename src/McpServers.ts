@@ -1,0 +1,237 @@
+/**
+ * Upstream MCP servers from an `mcp.json`, the file in which Claude, Cursor and VS Code keep theirs.
+ *
+ * One pool serves all of them: `identity.at(name)` chooses the server.
+ *
+ * ```ts
+ * const Pool = SessionPool.layer({ connect: McpServers.connect }).pipe(
+ *   Layer.provide(McpServers.layer("mcp.json")),
+ *   Layer.provide(NodeServices.layer)
+ * )
+ *
+ * SessionPool.withSession(identity.at("weather"), (session) => session.callTool({ name: "forecast" }))
+ * ```
+ */
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as FileSystem from "effect/FileSystem"
+import * as Layer from "effect/Layer"
+import * as Result from "effect/Result"
+import * as Schema from "effect/Schema"
+import type * as Scope from "effect/Scope"
+import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
+import type { Identity } from "./Identity.ts"
+import * as McpJson from "./internal/mcpJson.ts"
+import { respond } from "./internal/problem.ts"
+import * as McpConnector from "./McpConnector.ts"
+import type { McpSession } from "./McpSession.ts"
+import type { McpSessionError } from "./McpSessionError.ts"
+import type { SessionHandle } from "./SessionPool.ts"
+
+/**
+ * What the servers of a configuration have in common, and a file can't say.
+ *
+ * @category models
+ */
+export interface McpServersOptions extends Omit<McpConnector.Options, "name"> {
+  /**
+   * Whether the server called `name` is sent the identity's credentials, as `McpConnector.http` does with its option of
+   * this name. Only for servers with a `url`. Default: none of them.
+   */
+  readonly forwardCredentials?: ((name: string) => boolean) | undefined
+}
+
+/**
+ * The servers of one configuration, by name.
+ *
+ * @category services
+ */
+export class McpServers extends Context.Service<McpServers, {
+  /** In the order of the file. */
+  readonly names: ReadonlyArray<string>
+  readonly connector: (name: string) => Effect.Effect<McpConnector.Connector, UnknownServer>
+}>()("effect-mcp-sessions/McpServers") {
+  /**
+   * The servers of a configuration that is in memory already: `{ mcpServers: { … } }`, or VS Code's `{ servers: { … } }`.
+   * `file` is what errors call it, `"the configuration"` by default.
+   *
+   * - A server has a `command` (with `args`, `env`, `cwd`), or a `url` (with `headers`); `type` is `stdio`, `http`,
+   *   `streamable-http` or `sse`, and may be left out: a `url` without it is `http`.
+   * - `${VAR}`, `${env:VAR}` and `${VAR:-default}` in any of these values are read from the `ConfigProvider`, so from
+   *   the process's environment by default. The default is for a variable that is not set or empty; without one, a
+   *   variable that is not set is an error (that provider takes an empty one for not set, unless it preserves empty
+   *   strings). Values are expanded once: what a variable holds is taken as it is.
+   * - A relative `cwd` or `command` is relative to the working directory of this process, not to the file.
+   * - Other properties are ignored: every client has some of its own. Only `envFile` and `headersHelper` are refused,
+   *   because without them the server would be another one.
+   *
+   * Fails with {@link McpServersError}, which lists everything that is wrong and quotes no value.
+   */
+  static make(
+    config: unknown,
+    { file = "the configuration", ...options }: McpServersOptions & { readonly file?: string | undefined } = {}
+  ): Effect.Effect<McpServers["Service"], McpServersError> {
+    return Effect.flatMap(McpJson.decode(config), (decoded) =>
+      Result.isFailure(decoded)
+        ? Effect.fail(new McpServersError({ file, issues: decoded.failure }))
+        : Effect.succeed(fromConfigs(decoded.success, options)))
+  }
+
+  /**
+   * Reads the servers from `file` once, when the layer is built. It may have comments and trailing commas.
+   *
+   * Fails with {@link McpServersError} when the file can't be read, is not JSON, or is not as {@link McpServers.make}
+   * says.
+   */
+  static layer(
+    file: string,
+    options?: McpServersOptions
+  ): Layer.Layer<McpServers, McpServersError, FileSystem.FileSystem> {
+    return Layer.effect(
+      McpServers,
+      Effect.gen(function*() {
+        const fileSystem = yield* FileSystem.FileSystem
+        const text = yield* Effect.mapError(
+          fileSystem.readFileString(file),
+          ({ reason }) => {
+            const issue = reason._tag === "NotFound" ? "does not exist" : `can't be read (${reason._tag})`
+            return new McpServersError({ file, issues: [{ path: "", issue }] })
+          }
+        )
+        const json = McpJson.parse(text)
+        if (Result.isFailure(json)) return yield* new McpServersError({ file, issues: [json.failure] })
+        return yield* McpServers.make(json.success, { ...options, file })
+      })
+    )
+  }
+
+  /**
+   * The `connect` of a pool of many servers: opens a session at the server that `identity.at(name)` has chosen.
+   *
+   * Fails with {@link UnknownServer} when no server has that name, or when none was chosen.
+   */
+  static connect(
+    identity: Identity,
+    handle: SessionHandle
+  ): Effect.Effect<McpSession, McpSessionError | UnknownServer, Scope.Scope | McpServers> {
+    const slash = identity.key.indexOf("/")
+    const name = slash === -1 ? "" : identity.key.slice(0, slash)
+    return McpServers.use((servers) =>
+      Effect.flatMap(servers.connector(name), (connector) => connector(identity, handle))
+    )
+  }
+}
+
+const fromConfigs = (
+  configs: ReadonlyMap<string, McpJson.ServerConfig>,
+  options: McpServersOptions
+): McpServers["Service"] => {
+  const connectors = new Map(Array.from(configs, ([name, config]) => [name, toConnector(name, config, options)]))
+  const names = Array.from(connectors.keys())
+  return {
+    names,
+    connector: (name) => {
+      const connector = connectors.get(name)
+      return connector === undefined
+        ? Effect.fail(new UnknownServer({ name, known: names }))
+        : Effect.succeed(connector)
+    }
+  }
+}
+
+const toConnector = (
+  name: string,
+  config: McpJson.ServerConfig,
+  { forwardCredentials, ...options }: McpServersOptions
+): McpConnector.Connector => {
+  if (config.type === "stdio") return McpConnector.stdio({ ...options, ...config, name })
+  const http = { ...options, ...config, name, forwardCredentials: forwardCredentials?.(name) }
+  return config.type === "sse" ? McpConnector.sse(http) : McpConnector.http(http)
+}
+
+// -----------------------------------------------------------------------------
+// Errors
+// -----------------------------------------------------------------------------
+
+/**
+ * One thing that is wrong with a configuration.
+ *
+ * @category errors
+ */
+export const McpServersIssue = Schema.Struct({
+  /** Where, such as `mcpServers.weather.args[1]`; empty for the file as a whole. */
+  path: Schema.String,
+  /** What, worded to follow `path`. It may name a variable, and never quotes a value. */
+  issue: Schema.String
+})
+
+/**
+ * @category errors
+ */
+export type McpServersIssue = typeof McpServersIssue.Type
+
+/**
+ * A configuration that can't be used, with everything that is wrong with it. It is found when the layer builds. Should it
+ * reach a client all the same, it answers 500 and names nothing.
+ *
+ * @category errors
+ */
+export class McpServersError extends Schema.TaggedError<McpServersError>()("McpServersError", {
+  /** The file as it was given to the layer. */
+  file: Schema.String,
+  /** In the order of the file, at least one. */
+  issues: Schema.NonEmptyArray(McpServersIssue)
+}) {
+  readonly module = "McpServers"
+  readonly method = "layer"
+  readonly reference = "invalid-servers"
+
+  /** Where the first issue is. */
+  get path(): string {
+    return this.issues[0].path
+  }
+
+  /** What the first issue is. */
+  get issue(): string {
+    return this.issues[0].issue
+  }
+
+  override get message(): string {
+    const lines = this.issues.map(({ issue, path }) => path === "" ? `the file ${issue}` : `${path} ${issue}`)
+    return lines.length === 1
+      ? `${this.file}: ${lines[0]}.`
+      : `${this.file} has ${lines.length} problems:${lines.map((line) => `\n- ${line}.`).join("")}`
+  }
+
+  [HttpServerRespondable.symbol]() {
+    return respond(this, { status: 500, title: "The server is misconfigured" })
+  }
+}
+
+/**
+ * The identity chose a server that the configuration does not have, or chose none. Answers 404.
+ *
+ * @category errors
+ */
+export class UnknownServer extends Schema.TaggedError<UnknownServer>()("UnknownServer", {
+  /** The name that was given to `identity.at(name)`; empty if the identity's key has no `/` in it. */
+  name: Schema.String,
+  /** The names that there are, in the order of the file. */
+  known: Schema.Array(Schema.String)
+}) {
+  readonly module = "McpServers"
+  readonly method = "connect"
+  readonly reference = "unknown-server"
+
+  override get message(): string {
+    const what = this.name === ""
+      ? "The identity names no server; choose one with identity.at(name)"
+      : `There is no server "${this.name}"`
+    const known = this.known.length === 0 ? "none" : this.known.map((name) => `"${name}"`).join(", ")
+    return `${what}. Known servers: ${known}.`
+  }
+
+  [HttpServerRespondable.symbol]() {
+    return respond(this, { status: 404, title: "There is no such MCP server" })
+  }
+}

@@ -1,0 +1,195 @@
+/**
+ * Why something that was asked of an MCP session did not happen.
+ *
+ * One error, eight reasons. `Effect.catchReason("McpSessionError", "Unauthorized", …)` handles one of them. A tool that
+ * answers with `isError` has answered: that is a value, never one of these.
+ */
+import * as Schema from "effect/Schema"
+import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
+import { respond } from "./internal/problem.ts"
+
+/**
+ * Whether the request may have reached the server. `false` only if it certainly did not, so that repeating it is safe.
+ */
+const requestSent = Schema.Boolean
+
+/**
+ * The session ended before the answer came: its child process died, its connection was closed, or its scope ended.
+ *
+ * @category errors
+ */
+export class SessionClosed extends Schema.TaggedClass<SessionClosed>()("SessionClosed", { requestSent }) {}
+
+/**
+ * The server no longer knows the session (404, or 400 that says so, with a session id). The request was refused, not
+ * run: repeating it on a new session is safe.
+ *
+ * @category errors
+ */
+export class SessionExpired extends Schema.TaggedClass<SessionExpired>()("SessionExpired", { requestSent }) {}
+
+/**
+ * The server answered 401. The session lives on.
+ *
+ * @category errors
+ */
+export class Unauthorized extends Schema.TaggedClass<Unauthorized>()("Unauthorized", { requestSent }) {}
+
+/**
+ * The server answered 403. The session lives on.
+ *
+ * @category errors
+ */
+export class Forbidden extends Schema.TaggedClass<Forbidden>()("Forbidden", { requestSent }) {}
+
+/**
+ * No answer came within the time that the call, or the connect, was given. The server was told to cancel it.
+ *
+ * @category errors
+ */
+export class RequestTimeout extends Schema.TaggedClass<RequestTimeout>()("RequestTimeout", { requestSent }) {}
+
+/**
+ * The server answered with a JSON-RPC error, or with something that is not the protocol: then `code` is the SDK's, or
+ * -32603.
+ *
+ * `message` and `data` are the server's, with the caller's credentials taken out.
+ *
+ * @category errors
+ */
+export class ProtocolFailure extends Schema.TaggedClass<ProtocolFailure>()("ProtocolFailure", {
+  code: Schema.Number,
+  message: Schema.String,
+  data: Schema.Unknown,
+  requestSent
+}) {}
+
+/**
+ * The server answered with an HTTP status that none of the other reasons stands for, such as 429 or 503.
+ *
+ * @category errors
+ */
+export class HttpFailure extends Schema.TaggedClass<HttpFailure>()("HttpFailure", {
+  status: Schema.Int,
+  requestSent
+}) {}
+
+/**
+ * The server can't be reached: `code` is the system's (`ECONNREFUSED`, `ENOENT` for a command that does not exist, …),
+ * undici's (`UND_ERR_…`), or `STREAM_ENDED` when it ended a reply stream without the reply.
+ *
+ * @category errors
+ */
+export class Unreachable extends Schema.TaggedClass<Unreachable>()("Unreachable", {
+  code: Schema.String,
+  requestSent
+}) {}
+
+/**
+ * @category errors
+ */
+export const McpSessionErrorReason = Schema.Union([
+  SessionClosed,
+  SessionExpired,
+  Unauthorized,
+  Forbidden,
+  RequestTimeout,
+  ProtocolFailure,
+  HttpFailure,
+  Unreachable
+])
+
+/**
+ * @category errors
+ */
+export type McpSessionErrorReason = typeof McpSessionErrorReason.Type
+
+/**
+ * The error of every operation of a session, and of opening one.
+ *
+ * Answers 504 for a timeout, 503 when the server can't be reached or says that it is busy, 502 for everything else: what
+ * goes wrong upstream is not the caller's to repair, and is not told in detail.
+ *
+ * @category errors
+ */
+export class McpSessionError extends Schema.TaggedError<McpSessionError>()("McpSessionError", {
+  reason: McpSessionErrorReason,
+  /** The operation that failed: `"callTool"`, `"connect"`, … */
+  method: Schema.String,
+  /** The name of the server, as its connector knows it. Never a full URL or command line: those may hold secrets. */
+  server: Schema.String
+}) {
+  readonly module = "McpSession"
+
+  get reference(): string {
+    return references[this.reason._tag]
+  }
+
+  override get message(): string {
+    // A connect has no effects: it may always be repeated
+    const repeat = this.method === "connect" || !this.reason.requestSent
+      ? "repeating this is safe"
+      : "the request may have run, so repeat it only if that is safe"
+    return `${this.method} on "${this.server}": ${describe(this.reason, repeat)}`
+  }
+
+  [HttpServerRespondable.symbol]() {
+    return respond(this, statusOf(this.reason))
+  }
+}
+
+const references = {
+  SessionClosed: "session-closed",
+  SessionExpired: "session-expired",
+  Unauthorized: "unauthorized",
+  Forbidden: "forbidden",
+  RequestTimeout: "request-timeout",
+  ProtocolFailure: "protocol-failure",
+  HttpFailure: "http-failure",
+  Unreachable: "unreachable"
+} as const
+
+const describe = (reason: McpSessionErrorReason, repeat: string): string => {
+  switch (reason._tag) {
+    case "SessionClosed":
+      return `the session has ended. Get another one; ${repeat}.`
+    case "SessionExpired":
+      return "the server no longer knows this session and refused the request. Get another session and repeat it."
+    case "Unauthorized":
+      return "the server refused the credentials (401). Present valid ones; the session is kept."
+    case "Forbidden":
+      return "the server does not allow this (403). Ask for access, or for something else; the session is kept."
+    case "RequestTimeout":
+      return "no answer came in time and the request was cancelled. Raise `timeout` (`connectTimeout` for a connect), " +
+        `or look at the server; ${repeat}.`
+    case "ProtocolFailure":
+      return `error ${reason.code}: ${reason.message} (look at the request, or at the server's log)`
+    case "HttpFailure":
+      return `the server answered with HTTP status ${reason.status}. ${
+        reason.status === 429 || reason.status === 503 ? "Try again later." : "Look at the server, or at its URL."
+      }`
+    case "Unreachable":
+      return `the server can't be reached (${reason.code}). ${
+        notFound.has(reason.code)
+          ? "Look at the command and its working directory."
+          : `See whether it runs and what its log says; ${repeat}.`
+      }`
+  }
+}
+
+const notFound: ReadonlySet<string> = new Set(["ENOENT", "EACCES", "EPERM", "ENOTDIR"])
+
+const statusOf = (reason: McpSessionErrorReason): { readonly status: number; readonly title: string } => {
+  switch (reason._tag) {
+    case "RequestTimeout":
+      return { status: 504, title: "The MCP server did not answer in time" }
+    case "Unreachable":
+      return { status: 503, title: "The MCP server can't be reached" }
+    case "HttpFailure":
+      return reason.status === 429 || reason.status === 503
+        ? { status: 503, title: "The MCP server is busy" }
+        : { status: 502, title: "The MCP server failed" }
+    default:
+      return { status: 502, title: "The MCP server failed" }
+  }
+}

@@ -1,0 +1,240 @@
+/**
+ * What the connectors of both SDK generations do alike: everything but making a client and a transport.
+ */
+import type {
+  CreateMessageRequestParams,
+  CreateMessageResult,
+  CreateMessageResultWithTools,
+  ElicitRequestFormParams,
+  ElicitResult,
+  Root
+} from "@modelcontextprotocol/sdk/types.js"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
+import type * as Scope from "effect/Scope"
+import { type Credentials, Identity } from "../Identity.ts"
+import type { HttpOptions, Options, PerIdentity, StdioOptions } from "../McpConnector.ts"
+import type { McpSessionError } from "../McpSessionError.ts"
+import type { SessionHandle } from "../SessionPool.ts"
+import type { MessageLike, TransportLike } from "./clients.ts"
+import * as Http from "./http.ts"
+import type { OpenOptions, OpenTransport } from "./openSession.ts"
+import * as Scrub from "./scrub.ts"
+import * as Stdio from "./stdio.ts"
+
+/**
+ * What a server is told by default that it talks to.
+ */
+export const clientInfo = { name: "effect-mcp-sessions", version: "0.1.0" }
+
+/**
+ * A session to be: what `openSession` needs of all connectors.
+ */
+export type Plan<R> = Pick<
+  OpenOptions<never, R>,
+  "identity" | "handle" | "server" | "scrub" | "transport" | "connectTimeout" | "requestTimeout"
+>
+
+const makePlan = <R>(
+  options: Options<unknown, unknown, unknown>,
+  server: string,
+  identity: Identity,
+  handle: SessionHandle,
+  transport: (scrub: Scrub.Scrub) => Effect.Effect<OpenTransport, unknown, Scope.Scope | R>
+): Plan<R> => {
+  const scrub = Scrub.make()
+  addCredentials(scrub, identity.credentials)
+  return {
+    identity,
+    handle,
+    server: options.name ?? server,
+    scrub,
+    transport: transport(scrub),
+    connectTimeout: options.connectTimeout,
+    requestTimeout: options.requestTimeout
+  }
+}
+
+/**
+ * A child process, talked to over its pipes.
+ */
+export const stdio = <R>(
+  options: StdioOptions<R, unknown, unknown, unknown>,
+  sdk: {
+    readonly readBuffer: () => Stdio.ReadBufferLike
+    readonly serialize: (message: never) => string
+    readonly environment: () => Readonly<Record<string, string>>
+  }
+) =>
+(identity: Identity, handle: SessionHandle): Plan<R> => {
+  const server = options.command.split(/[\\/]/).at(-1)!
+  return makePlan(options, server, identity, handle, (scrub) =>
+    Effect.gen(function*() {
+      const runFork = Effect.runForkWith(yield* Effect.context<never>())
+      const logged = Effect.annotateLogs({ server: options.name ?? server, session: identity.key })
+      const env = yield* perIdentity(options.env, identity)
+      for (const value of Object.values(env)) scrub.add(value, minimumSecret)
+      const transport = yield* Stdio.make({
+        command: options.command,
+        args: options.args ?? [],
+        env: { ...sdk.environment(), ...env },
+        cwd: options.cwd,
+        readBuffer: sdk.readBuffer(),
+        serialize: sdk.serialize as (message: MessageLike) => string,
+        onStderr: (line) => runFork(logged(Effect.logDebug(scrubLine(scrub, line))))
+      })
+      return { transport, pid: transport.pid }
+    }))
+}
+
+/**
+ * A transport over `fetch`. With `isStreamSession` its session is its GET stream, as in the SSE transport.
+ */
+export const http = <R>(
+  options: HttpOptions<R, unknown, unknown, unknown>,
+  isStreamSession: boolean,
+  make: (url: URL, init: { readonly fetch: Http.FetchLike }) => TransportLike & { terminateSession?(): Promise<void> }
+) => {
+  const url = new URL(options.url)
+  return (identity: Identity, handle: SessionHandle): Plan<R> =>
+    makePlan(options, url.host, identity, handle, (scrub) => {
+      scrub.add(url.password)
+      for (const value of url.searchParams.values()) scrub.add(value, minimumSecret)
+      return Effect.map(headersOf(options, identity, handle, scrub), (headers) => {
+        const { attach, fetch } = Http.make({ fetch: options.fetch ?? globalFetch, headers, isStreamSession })
+        const transport = make(url, { fetch })
+        return {
+          transport,
+          attach,
+          sessionful: isStreamSession,
+          terminate: async () => transport.terminateSession?.()
+        }
+      })
+    })
+}
+
+/**
+ * A server in this process, connected to one end of a pair of transports.
+ */
+export const inProcess = <R, T>(
+  options: Options<unknown, unknown, unknown>,
+  server: (
+    identity: Identity
+  ) => Effect.Effect<{ connect(transport: T): Promise<void> }, McpSessionError, R | Scope.Scope>,
+  pair: () => readonly [TransportLike, T]
+) =>
+(identity: Identity, handle: SessionHandle): Plan<R> =>
+  makePlan(options, "in-process", identity, handle, () =>
+    Effect.gen(function*() {
+      const instance = yield* server(identity)
+      const [transport, theirs] = pair()
+      yield* Effect.tryPromise({ try: () => instance.connect(theirs), catch: (error) => error })
+      return { transport }
+    }))
+
+// -----------------------------------------------------------------------------
+// Requests of the server
+// -----------------------------------------------------------------------------
+
+/**
+ * The handlers of the options as promises, with the context of the connector.
+ */
+export interface Handlers {
+  readonly capabilities: {
+    readonly sampling?: Record<string, never>
+    readonly elicitation?: Record<string, never>
+    readonly roots?: Record<string, never>
+  }
+  readonly sampling: Handler<CreateMessageRequestParams, CreateMessageResult | CreateMessageResultWithTools> | undefined
+  readonly elicitation: Handler<ElicitRequestFormParams, ElicitResult> | undefined
+  readonly roots: Handler<unknown, { roots: Array<Root> }> | undefined
+}
+
+type Handler<P, A> = (params: P, signal: AbortSignal) => Promise<A>
+
+export const handlers = <RS, RE, RR>(
+  { elicitation, roots, sampling }: Options<RS, RE, RR>,
+  { identity, server }: Pick<Plan<never>, "identity" | "server">
+): Effect.Effect<Handlers, never, RS | RE | RR> =>
+  Effect.map(Effect.context<RS | RE | RR>(), (context) => {
+    const runPromise = Effect.runPromiseWith(context)
+    const handler =
+      <P, A>(method: string, f: (params: P) => Effect.Effect<A, unknown, RS | RE | RR>): Handler<P, A> =>
+      (params, signal) =>
+        runPromise(
+          Effect.tapCause(
+            Effect.suspend(() => f(params)),
+            (cause) => Effect.logWarning(`${method} of "${server}" could not be answered`, cause)
+          ),
+          { signal }
+        ).catch(() => Promise.reject(unanswered))
+    return {
+      capabilities: {
+        ...(sampling === undefined ? {} : { sampling: {} }),
+        ...(elicitation === undefined ? {} : { elicitation: {} }),
+        ...(roots === undefined ? {} : { roots: {} })
+      },
+      sampling: sampling && handler("sampling/createMessage", (params) => sampling(params, identity)),
+      elicitation: elicitation && handler("elicitation/create", (params) => elicitation(params, identity)),
+      roots: roots && handler("roots/list", () => Effect.map(roots(identity), (found) => ({ roots: [...found] })))
+    }
+  })
+
+// What the server is told: the reason stays here
+const unanswered = new Error("The client could not answer this request")
+
+// -----------------------------------------------------------------------------
+// Identities
+// -----------------------------------------------------------------------------
+
+const perIdentity = <R>(
+  record: PerIdentity<R> | undefined,
+  identity: Identity
+): Effect.Effect<Readonly<Record<string, string>>, McpSessionError, R> => {
+  const found = typeof record === "function" ? record(identity) : record ?? {}
+  return Effect.isEffect(found) ? found : Effect.succeed(found)
+}
+
+/**
+ * The headers of the coming request. What goes out in one is from then on taken out of errors.
+ */
+const headersOf = <R>(
+  options: HttpOptions<R, unknown, unknown, unknown>,
+  identity: Identity,
+  handle: SessionHandle,
+  scrub: Scrub.Scrub
+): Effect.Effect<() => Promise<Readonly<Record<string, string>>>, never, R> =>
+  Effect.map(Effect.context<R>(), (context) => {
+    const runPromise = Effect.runPromiseWith(context)
+    const headers = Effect.gen(function*() {
+      const credentials = Option.orElse(yield* handle.credentials, () => identity.credentials)
+      const current = new Identity({ ...identity, credentials }, { disableChecks: true })
+      addCredentials(scrub, credentials)
+      const own = yield* perIdentity(options.headers, current)
+      for (const value of Object.values(own)) scrub.add(value, minimumSecret)
+      if (options.forwardCredentials !== true || Option.isNone(credentials)) return own
+      return { ...own, [credentials.value.name]: Redacted.value(credentials.value.header) }
+    })
+    return () => runPromise(headers)
+  })
+
+// Late-bound, so that tests and instrumentation that replace the global one are heard
+const globalFetch: Http.FetchLike = (url, init) => fetch(url, init)
+
+// What is shorter than this in a header or an environment is rather a flag than a secret
+const minimumSecret = 8
+
+const addCredentials = (scrub: Scrub.Scrub, credentials: Option.Option<Credentials>): void => {
+  if (Option.isNone(credentials)) return
+  scrub.add(Redacted.value(credentials.value.header))
+  const token = Redacted.value(credentials.value.token)
+  scrub.add(token)
+  if (credentials.value.scheme !== "basic") return
+  // RFC 7617: a user and a password, which an upstream may quote on their own
+  scrub.add(Buffer.from(token, "base64").toString().replace(/^[^:]*:/, ""), 4)
+}
+
+// A secret that the limit has cut in two would not be found
+const scrubLine = (scrub: Scrub.Scrub, line: string): string =>
+  scrub(line.length < Stdio.stderrLineLimit ? line : line.slice(0, line.length - scrub.longest()))

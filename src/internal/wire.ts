@@ -1,0 +1,158 @@
+/**
+ * What stands between a client and its transport, and sees each message: the one place that knows which requests are
+ * unanswered, and the moment the connection ends. Both generations of the SDK connect to it as to any transport.
+ *
+ * It settles what they leave open:
+ * - a connection ends once, and at once: the v1 and v2 stdio transports tell only when each holder of the pipes is gone;
+ * - a request whose reply can no longer come is failed instead of waiting for its timeout ({@link Wire.abandon});
+ * - a late reply to a cancelled request is dropped, where the SDK would report an error;
+ * - replies never overtake the progress that was read before them: the SDK handles progress a microtask later;
+ * - what the SDK keeps for a request that could not be sent is freed.
+ */
+import { type MessageLike, type SendOptionsLike, streamEnded, type TransportLike } from "./clients.ts"
+
+export type RequestId = string | number
+
+export interface Wire extends TransportLike {
+  readonly closed: boolean
+  /** The version that the handshake agreed on. */
+  readonly protocolVersion: string | undefined
+  readonly isAwaited: (id: RequestId) => boolean
+  /** Fails the request `id`, whose reply can't come any more. Does nothing if it has come. */
+  readonly abandon: (id: RequestId) => void
+  /** What the server says unasked can't be heard for now: `isDeaf`, until somebody sets it to false. */
+  readonly deafen: () => void
+  /** Ends the connection as if the server had. */
+  readonly end: () => void
+  isDeaf: boolean
+  listener: Listener
+}
+
+export interface Listener {
+  readonly onEnd?: () => void
+  /** Something that the transport could not make sense of, or do. Not the end of anything. */
+  readonly onError?: (error: Error) => void
+  readonly onDeaf?: () => void
+  readonly onNotification?: (notification: MessageLike) => void
+  /** The client no longer waits for `id`, and the server was told, or can't be. */
+  readonly onCancelled?: (id: RequestId) => void
+  /** A reply stream can be resumed after `token`, should it break before the reply to `id`. */
+  readonly onResumable?: (id: RequestId, token: string) => void
+}
+
+export const make = (inner: TransportLike): Wire => {
+  // By their text: the SDK takes "1" for an answer to 1
+  const awaited = new Set<string>()
+  let closed = false
+  let protocolVersion: string | undefined
+
+  const receive = (message: unknown, extra?: unknown) =>
+    (wire.onmessage as ((message: unknown, extra?: unknown) => void) | undefined)?.(message, extra)
+
+  const refuse = (id: RequestId) =>
+    receive({
+      jsonrpc: "2.0",
+      id,
+      error: { code: -32000, message: "The reply stream ended", data: { cause: { code: streamEnded } } }
+    })
+
+  const end = () => {
+    if (closed) return
+    closed = true
+    awaited.clear()
+    wire.listener.onEnd?.()
+    wire.onclose?.()
+  }
+
+  const wire: Wire = {
+    isDeaf: false,
+    listener: {},
+    ...(inner.hasPerRequestStream === undefined ? {} : { hasPerRequestStream: inner.hasPerRequestStream }),
+    // By these two v2 knows a child process: a server that is silent on its probe is then one of the older kind
+    ...(inner.pid === undefined ? {} : { pid: inner.pid, stderr: null }),
+    get closed() {
+      return closed
+    },
+    get protocolVersion() {
+      return protocolVersion
+    },
+    get sessionId() {
+      return inner.sessionId
+    },
+    isAwaited: (id) => awaited.has(String(id)),
+    abandon: (id) => {
+      if (awaited.delete(String(id))) refuse(id)
+    },
+    deafen: () => {
+      wire.isDeaf = true
+      wire.listener.onDeaf?.()
+    },
+    end: () => {
+      end()
+      void inner.close().catch(() => {})
+    },
+    start: () => inner.start(),
+    close: async () => {
+      await inner.close()
+      // v1's SSE and HTTP transports say so themselves; a transport that doesn't must not leave calls hanging
+      end()
+    },
+    setProtocolVersion: (version) => {
+      protocolVersion = version
+      inner.setProtocolVersion?.(version)
+    },
+    send: async (message: MessageLike, options) => {
+      if (closed) throw new Error("Not connected")
+      const { id } = message
+      if (message.method === undefined || id === undefined) {
+        const cancelled = message.method === "notifications/cancelled" ? message.params?.requestId : undefined
+        if (!isRequestId(cancelled)) return inner.send(message as never, options)
+        awaited.delete(String(cancelled))
+        // Then only is the request let go of: one that is cut off on its way may come after its cancel, and run
+        try {
+          return await inner.send(message as never, options)
+        } finally {
+          wire.listener.onCancelled?.(cancelled)
+        }
+      }
+      awaited.add(String(id))
+      try {
+        await inner.send(message as never, resumable(wire, id, options))
+      } catch (error) {
+        // The SDK rejects the call, and keeps its handlers: a reply that comes after that frees them
+        if (awaited.delete(String(id))) setImmediate(() => refuse(id))
+        throw error
+      }
+    }
+  }
+
+  Object.assign(inner, {
+    onclose: end,
+    onerror: (error: Error) => {
+      if (!closed) wire.listener.onError?.(error)
+      wire.onerror?.(error)
+    },
+    onmessage: (message: MessageLike, extra?: unknown) => {
+      if (closed) return
+      const { id, method } = message
+      if (method !== undefined) {
+        if (id === undefined) wire.listener.onNotification?.(message)
+        return receive(message, extra)
+      }
+      queueMicrotask(() => {
+        if (id === undefined || awaited.delete(String(id))) receive(message, extra)
+      })
+    }
+  })
+  return wire
+}
+
+const resumable = (wire: Wire, id: RequestId, options: SendOptionsLike | undefined): SendOptionsLike => ({
+  ...options,
+  onresumptiontoken: (token) => {
+    wire.listener.onResumable?.(id, token)
+    options?.onresumptiontoken?.(token)
+  }
+})
+
+const isRequestId = (value: unknown): value is RequestId => typeof value === "string" || typeof value === "number"

@@ -1,0 +1,68 @@
+import { assert, describe, it } from "@effect/vitest"
+import { McpServer } from "@modelcontextprotocol/sdk/server/mcp.js"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Scope from "effect/Scope"
+import { Identity } from "effect-mcp-sessions/Identity"
+import * as McpConnector from "effect-mcp-sessions/McpConnector"
+import { McpSessionError, Unauthorized } from "effect-mcp-sessions/McpSession"
+import { makeHandle } from "./support/sessions.ts"
+
+const greeter = (greeting: string) => {
+  const server = new McpServer({ name: "greeter", version: "1.0.0" }, { instructions: "Greet." })
+  server.registerTool("greet", { description: "Greets" }, () => ({ content: [{ type: "text", text: greeting }] }))
+  return server
+}
+
+class Greeting extends Context.Service<Greeting, { readonly word: string }>()("test/Greeting") {}
+
+describe("McpConnector.inProcess", () => {
+  it.effect("gives each session a server of its own, made with the connector's services", () =>
+    Effect.gen(function*() {
+      const connect = McpConnector.inProcess(({ key }) =>
+        Effect.map(Greeting, ({ word }) => greeter(`${word}, ${key}`))
+      )
+      const greet = (key: string) =>
+        Effect.gen(function*() {
+          const session = yield* connect(Identity.fromKey(key), makeHandle())
+          assert.strictEqual(session.instructions, "Greet.")
+          return (yield* session.callTool({ name: "greet" })).content
+        })
+      assert.deepStrictEqual(yield* greet("alice"), [{ type: "text", text: "Hello, alice" }])
+      assert.deepStrictEqual(yield* greet("bob"), [{ type: "text", text: "Hello, bob" }])
+    }).pipe(Effect.provideService(Greeting, { word: "Hello" })))
+
+  it.effect("closes the server, and what it was made with, when the session's scope closes", () =>
+    Effect.gen(function*() {
+      const log: Array<string> = []
+      const server = greeter("Hello")
+      const connect = McpConnector.inProcess(() =>
+        Effect.acquireRelease(Effect.succeed(server), () => Effect.sync(() => void log.push("released")))
+      )
+      const scope = yield* Scope.make()
+      yield* Scope.provide(connect(Identity.fromKey("alice"), makeHandle()), scope)
+      assert.isTrue(server.isConnected())
+      yield* Scope.close(scope, Exit.void)
+      assert.isFalse(server.isConnected())
+      assert.deepStrictEqual(log, ["released"])
+    }))
+
+  it.effect("fails with the error of a server that can't be made, having released what it had", () =>
+    Effect.gen(function*() {
+      const log: Array<string> = []
+      const refusal = new McpSessionError({
+        reason: new Unauthorized({ requestSent: false }),
+        method: "connect",
+        server: "greeter"
+      })
+      const connect = McpConnector.inProcess(() =>
+        Effect.andThen(
+          Effect.addFinalizer(() => Effect.sync(() => void log.push("released"))),
+          Effect.fail(refusal)
+        )
+      )
+      assert.strictEqual(yield* Effect.flip(connect(Identity.fromKey("alice"), makeHandle())), refusal)
+      assert.deepStrictEqual(log, ["released"])
+    }))
+})

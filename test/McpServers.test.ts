@@ -1,0 +1,401 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as ConfigProvider from "effect/ConfigProvider"
+import * as Effect from "effect/Effect"
+import * as FileSystem from "effect/FileSystem"
+import * as Layer from "effect/Layer"
+import * as PlatformError from "effect/PlatformError"
+import * as Result from "effect/Result"
+import * as Schema from "effect/Schema"
+import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
+import { Identity } from "../src/Identity.ts"
+import * as McpJson from "../src/internal/mcpJson.ts"
+import { McpServers, type McpServersError } from "../src/McpServers.ts"
+
+const env = (variables: Record<string, string>) =>
+  Effect.provide(ConfigProvider.layer(ConfigProvider.fromEnvRecord(variables)))
+
+const decode = (config: unknown, variables: Record<string, string> = {}) =>
+  McpJson.decode(config).pipe(
+    env(variables),
+    Effect.map(Result.map((servers) => Object.fromEntries(servers)))
+  )
+
+/** The server `s`, or the issues. */
+const decodeOne = (server: unknown, variables?: Record<string, string>) =>
+  Effect.map(
+    decode({ mcpServers: { s: server } }, variables),
+    Result.match({
+      onSuccess: (servers): unknown => servers["s"],
+      onFailure: (issues): unknown => issues.map(({ issue, path }) => `${path} ${issue}`)
+    })
+  )
+
+const fromFileSystem = (layer: Layer.Layer<FileSystem.FileSystem>) =>
+  McpServers.pipe(Effect.provide(McpServers.layer("mcp.json").pipe(Layer.provide(layer))))
+
+const fromFile = (contents: string, variables: Record<string, string> = {}) =>
+  env(variables)(fromFileSystem(FileSystem.layerNoop({ readFileString: () => Effect.succeed(contents) })))
+
+describe("McpServers", () => {
+  describe("what a file may say", () => {
+    it.effect("a command with everything that goes with it", () =>
+      Effect.gen(function*() {
+        assert.deepStrictEqual(
+          yield* decodeOne({
+            type: "stdio",
+            command: "npx",
+            args: ["-y", "weather"],
+            env: { PORT: 80, A: "b" },
+            cwd: "/srv"
+          }),
+          { type: "stdio", command: "npx", args: ["-y", "weather"], env: { PORT: "80", A: "b" }, cwd: "/srv" }
+        )
+        assert.deepStrictEqual(yield* decodeOne({ command: "weather" }), {
+          type: "stdio",
+          command: "weather",
+          args: [],
+          env: {},
+          cwd: undefined
+        })
+      }))
+
+    it.effect("a url, whose transport is Streamable HTTP unless it says SSE", () =>
+      Effect.gen(function*() {
+        const url = "https://example.com/mcp"
+        const http = { type: "http", url, headers: {} }
+        assert.deepStrictEqual(yield* decodeOne({ url }), http)
+        assert.deepStrictEqual(yield* decodeOne({ url, type: "http" }), http)
+        assert.deepStrictEqual(yield* decodeOne({ url, type: "streamable-http" }), http)
+        assert.deepStrictEqual(yield* decodeOne({ url, type: "sse", headers: { "X-Key": "k" } }), {
+          type: "sse",
+          url,
+          headers: { "X-Key": "k" }
+        })
+      }))
+
+    it.effect("VS Code's `servers`, properties of other clients, and no servers at all", () =>
+      Effect.gen(function*() {
+        const servers = yield* McpServers.make({
+          inputs: [],
+          servers: { a: { command: "a", gallery: true }, b: { command: "b" } }
+        })
+        assert.deepStrictEqual(servers.names, ["a", "b"])
+        assert.deepStrictEqual((yield* McpServers.make({ mcpServers: {} })).names, [])
+      }))
+
+    it.effect("comments, trailing commas and a byte order mark, but not within strings", () =>
+      Effect.gen(function*() {
+        const { names } = yield* fromFile(
+          "\uFEFF{ // one\n \"mcpServers\": { /* two \n lines */ \"a\": { \"url\": \"http://a/,}//\",\n" +
+            "\"headers\": { \"x\": \"\\\" /* ,] */ //\", }, // three\n }, },\n}"
+        )
+        assert.deepStrictEqual(names, ["a"])
+      }))
+  })
+
+  describe("variables", () => {
+    it.effect("are expanded in every value, from the ConfigProvider", () =>
+      Effect.gen(function*() {
+        const variables = { BIN: "node", DIR: "/srv", TOKEN: "t0", HOST: "example.com" }
+        assert.deepStrictEqual(
+          yield* decodeOne({
+            command: "${BIN}",
+            args: ["${DIR}/main.js", "--token=${TOKEN}", "${BIN}${BIN}"],
+            env: { TOKEN: "${env:TOKEN}" },
+            cwd: "${DIR}"
+          }, variables),
+          {
+            type: "stdio",
+            command: "node",
+            args: ["/srv/main.js", "--token=t0", "nodenode"],
+            env: { TOKEN: "t0" },
+            cwd: "/srv"
+          }
+        )
+        assert.deepStrictEqual(
+          yield* decodeOne({ url: "https://${HOST}/mcp", headers: { Authorization: "Bearer ${TOKEN}" } }, variables),
+          { type: "http", url: "https://example.com/mcp", headers: { Authorization: "Bearer t0" } }
+        )
+      }))
+
+    it.effect("have a default for when they are not set, or empty", () =>
+      Effect.gen(function*() {
+        const server = { command: "x", args: ["${A:-one}", "${A:-}", "${env:A:-b:-c}"] }
+        const args = (variables: Record<string, string>) =>
+          Effect.map(decodeOne(server, variables), (decoded) => (decoded as { readonly args: unknown }).args)
+        assert.deepStrictEqual(yield* args({}), ["one", "", "b:-c"])
+        assert.deepStrictEqual(yield* args({ A: "" }), ["one", "", "b:-c"])
+        assert.deepStrictEqual(yield* args({ A: "set" }), ["set", "set", "set"])
+      }))
+
+    it.effect("are found though a longer one begins with their name, and in a provider of objects", () =>
+      Effect.gen(function*() {
+        const args = ["${API}", "${API_KEY}"]
+        const expected = { type: "stdio", command: "x", args: ["a", "k"], env: {}, cwd: undefined }
+        assert.deepStrictEqual(yield* decodeOne({ command: "x", args }, { API: "a", API_KEY: "k" }), expected)
+        const provider = ConfigProvider.fromUnknown({ API: "a", API_KEY: "k" })
+        const decoded = yield* Effect.provide(
+          McpJson.decode({ mcpServers: { s: { command: "x", args } } }),
+          ConfigProvider.layer(provider)
+        )
+        assert.deepStrictEqual(Result.getOrThrow(decoded).get("s"), expected as McpJson.ServerConfig)
+      }))
+
+    it.effect("may be empty, if the provider preserves that", () =>
+      Effect.gen(function*() {
+        const provider = ConfigProvider.fromEnvRecord({ A: "" }, { preserveEmptyStrings: true })
+        const decoded = yield* Effect.provide(
+          McpJson.decode({ mcpServers: { s: { command: "x", env: { one: "${A}", two: "${A:-two}" } } } }),
+          ConfigProvider.layer(provider)
+        )
+        assert.deepInclude(Result.getOrThrow(decoded).get("s"), { env: { one: "", two: "two" } })
+      }))
+
+    it.effect("are expanded once, and what is not quite one is left alone", () =>
+      Effect.gen(function*() {
+        const args = ["${A}", "$A", "${A", "a}b"]
+        assert.deepStrictEqual(yield* decodeOne({ command: "x", args }, { A: "${B}" }), {
+          type: "stdio",
+          command: "x",
+          args: ["${B}", "$A", "${A", "a}b"],
+          env: {},
+          cwd: undefined
+        })
+      }))
+  })
+
+  describe("what is wrong", () => {
+    const wrongServers: ReadonlyArray<readonly [server: unknown, ...issues: ReadonlyArray<string>]> = [
+      ["node server.js", "mcpServers.s must be an object"],
+      [{}, "mcpServers.s has neither a `command` nor a `url`"],
+      [{ command: "a", url: "http://b" }, "mcpServers.s has both a `command` and a `url`: keep one of them"],
+      [{ command: "a", type: "http" }, "mcpServers.s.type must be \"stdio\" for a server with a `command`"],
+      [{ url: "http://b", type: "stdio" }, "mcpServers.s.type must be \"http\" or \"sse\" for a server with a `url`"],
+      [
+        { url: "http://b", type: "websocket" },
+        "mcpServers.s.type must be one of \"stdio\", \"http\", \"streamable-http\" and \"sse\""
+      ],
+      [{ command: ["node"] }, "mcpServers.s.command must be a string"],
+      [{ command: " " }, "mcpServers.s.command must not be empty"],
+      [{ command: "a\0b" }, "mcpServers.s.command must not have a NUL character in it"],
+      [{ command: "a", args: "-y" }, "mcpServers.s.args must be an array of strings"],
+      [
+        { command: "a", args: ["b", 1, "${NO}"] },
+        "mcpServers.s.args[1] must be a string",
+        "mcpServers.s.args[2] needs the variable NO, which is not set: set it, or write ${NO:-default}"
+      ],
+      [{ command: "a", env: ["A=b"] }, "mcpServers.s.env must be an object"],
+      [
+        { command: "a", env: { A: null, "B=": "", "C D": true } },
+        "mcpServers.s.env.A must be a string",
+        "mcpServers.s.env[\"B=\"] is not a name that a variable can have",
+        "mcpServers.s.env[\"C D\"] must be a string"
+      ],
+      [{ command: "a", cwd: 1 }, "mcpServers.s.cwd must be a string"],
+      [
+        { command: "a", envFile: ".env" },
+        "mcpServers.s.envFile is not supported: put the variables into `env`, or into this process's own environment"
+      ],
+      [{ url: 1 }, "mcpServers.s.url must be a string"],
+      [{ url: "example.com/mcp" }, "mcpServers.s.url is not a URL"],
+      [{ url: "ftp://example.com" }, "mcpServers.s.url must be an http or https URL"],
+      [
+        { url: "https://me:secret@example.com" },
+        "mcpServers.s.url must not hold a user or password: use an Authorization header"
+      ],
+      [
+        { url: "http://b", headers: { "X Key": "k", "X-Key": "a\nb", "X-Long": "\u2026", "X-Input": "${input:key}" } },
+        "mcpServers.s.headers[\"X Key\"] is not a name that a header can have",
+        "mcpServers.s.headers.X-Key has a character in it that a header can't have",
+        "mcpServers.s.headers.X-Long has a character in it that a header can't have",
+        "mcpServers.s.headers.X-Input has a ${…} in it that is none of ${VAR}, ${VAR:-default} and ${env:VAR}"
+      ],
+      [
+        { url: "http://b", headers: { A: "${B:-${C}}" } },
+        "mcpServers.s.headers.A has a ${…} in it that is none of ${VAR}, ${VAR:-default} and ${env:VAR}"
+      ],
+      [
+        { url: "http://b", headersHelper: "./token.sh" },
+        "mcpServers.s.headersHelper is not supported: put the headers into `headers`"
+      ]
+    ]
+    it.effect.each(wrongServers)("with the server %j", ([server, ...issues]) =>
+      Effect.gen(function*() {
+        assert.deepStrictEqual(yield* decodeOne(server), issues)
+      }))
+
+    const wrongFiles: ReadonlyArray<readonly [contents: string, message: string]> = [
+      ["", "the file is not valid JSON"],
+      ["{\n  \"mcpServers\": {\n    \"a\": {} \"b\": {}\n}}", "the file is not valid JSON (line 3, column 13)"],
+      ["// a comment\n{ 'mcpServers': {} }", "the file is not valid JSON (line 2, column 3)"],
+      ["[]", "the file must be an object"],
+      ["{}", "the file has neither `mcpServers` nor `servers`"],
+      [
+        "{ \"mcpServers\": {}, \"servers\": {} }",
+        "the file has both `mcpServers` and `servers`: put all servers into one of them"
+      ],
+      ["{ \"servers\": [] }", "servers must be an object of servers by name"],
+      [
+        "{ \"servers\": { \"my/server\": { \"command\": \"a\" } } }",
+        "servers[\"my/server\"] must be named with 1 to 128 characters of visible ASCII, and no \"/\": `Identity.at` takes no others"
+      ]
+    ]
+    it.effect.each(wrongFiles)("in the file %j", ([contents, message]) =>
+      Effect.gen(function*() {
+        const error = yield* Effect.flip(fromFile(contents))
+        assert.strictEqual(error.message, `mcp.json: ${message}.`)
+      }))
+
+    it.effect("is told all at once, in the order of the file", () =>
+      Effect.gen(function*() {
+        const error = yield* Effect.flip(
+          fromFile("{ \"mcpServers\": { \"a\": { \"command\": \"\", \"args\": [1] }, \"b\": { \"url\": \"${B}\" } } }")
+        )
+        assert.strictEqual(error._tag, "McpServersError")
+        assert.strictEqual(error.file, "mcp.json")
+        assert.strictEqual(error.path, "mcpServers.a.command")
+        assert.strictEqual(error.issue, "must not be empty")
+        assert.strictEqual(
+          error.message,
+          "mcp.json has 3 problems:\n" +
+            "- mcpServers.a.command must not be empty.\n" +
+            "- mcpServers.a.args[0] must be a string.\n" +
+            "- mcpServers.b.url needs the variable B, which is not set: set it, or write ${B:-default}."
+        )
+      }))
+
+    it.effect("is also a file that is not there, or that can't be read", () =>
+      Effect.gen(function*() {
+        const cases = [
+          ["NotFound", "the file does not exist"],
+          ["PermissionDenied", "the file can't be read (PermissionDenied)"]
+        ] as const
+        for (const [tag, message] of cases) {
+          const readFileString = () =>
+            Effect.fail(PlatformError.systemError({ _tag: tag, module: "FileSystem", method: "readFileString" }))
+          const error = yield* Effect.flip(fromFileSystem(FileSystem.layerNoop({ readFileString })))
+          assert.strictEqual(error.message, `mcp.json: ${message}.`)
+        }
+      }))
+
+    it.effect("is also a variable that its provider can't read", () =>
+      Effect.gen(function*() {
+        const provider = ConfigProvider.make(() =>
+          Effect.fail(new ConfigProvider.SourceError({ message: "s3cret store is down" }))
+        )
+        const error = yield* McpServers.make({ servers: { a: { url: "${URL:-http://a}" } } }).pipe(
+          Effect.provide(ConfigProvider.layer(provider)),
+          Effect.flip
+        )
+        assert.strictEqual(error.path, "servers.a.url")
+        assert.strictEqual(error.issue, "needs the variable URL, which the ConfigProvider could not read")
+      }))
+
+    it.effect("is told without any value of the file or of a variable", () =>
+      Effect.gen(function*() {
+        const broken = [
+          "{ \"mcpServers\": { \"a\": { \"env\": { \"A\": \"s3cret\" oops } } } }",
+          "{ \"mcpServers\": { \"a\": { \"env\": { \"A\": s3cret } } } }",
+          "{ \"mcpServers\": { \"a\": { \"command\": \"x\", \"env\": { \"A\": \"s3cret${s3cret:cret}\", \"B\": \"s3cret\\u0000\" } } } }",
+          "{ \"mcpServers\": { \"a\": { \"url\": \"s3cret\", \"headers\": { \"A\": \"s3cret\\n\", \"B\": \"${T}\" } } } }",
+          "{ \"mcpServers\": { \"a\": { \"url\": \"https://u:${T}@b\", \"headers\": { \"B\": \"${N:-${s3cret}}\" } } } }"
+        ]
+        const errors = yield* Effect.forEach(broken, (contents) => Effect.flip(fromFile(contents, { T: "s3cret\n" })))
+        for (const error of errors) {
+          assert.notInclude(error.message + JSON.stringify(error) + String(error.stack), "s3cret")
+        }
+      }))
+
+    it.effect("answers 500 and names nothing, should it reach a client", () =>
+      Effect.gen(function*() {
+        const error: McpServersError = yield* Effect.flip(McpServers.make({}))
+        const response = yield* error[HttpServerRespondable.symbol]()
+        assert.strictEqual(response.status, 500)
+        assert.strictEqual(error.message, "the configuration: the file has neither `mcpServers` nor `servers`.")
+        assert.deepStrictEqual([error.module, error.method, error.reference], [
+          "McpServers",
+          "layer",
+          "invalid-servers"
+        ])
+      }))
+  })
+
+  describe("whatever the JSON", () => {
+    it.effect.prop("it is read or refused", [Schema.Json], ([json]) =>
+      Effect.gen(function*() {
+        const text = JSON.stringify(json)
+        assert.deepStrictEqual(Result.getOrThrow(McpJson.parse(text)), JSON.parse(text))
+        yield* decode(json)
+      }))
+
+    const server = Schema.Struct({
+      type: Schema.optionalKey(Schema.Union([Schema.Literals(["stdio", "http", "sse"]), Schema.Json])),
+      command: Schema.optionalKey(Schema.Union([Schema.String, Schema.Json])),
+      args: Schema.optionalKey(Schema.Union([Schema.Array(Schema.Union([Schema.String, Schema.Json])), Schema.Json])),
+      env: Schema.optionalKey(Schema.Union([Schema.Record(Schema.String, Schema.String), Schema.Json])),
+      url: Schema.optionalKey(Schema.Union([Schema.Literals(["http://a"]), Schema.Json])),
+      headers: Schema.optionalKey(Schema.Union([Schema.Record(Schema.String, Schema.String), Schema.Json]))
+    })
+    it.effect.prop(
+      "a server is read or refused, and what is read opens",
+      [Schema.Record(Schema.String, server)],
+      ([servers]) =>
+        Effect.gen(function*() {
+          const result = yield* Effect.result(McpServers.make({ mcpServers: servers }))
+          if (Result.isFailure(result)) return assert.isNotEmpty(result.failure.message)
+          assert.deepStrictEqual(result.success.names, Object.keys(servers))
+          for (const name of result.success.names) Identity.fromKey("someone").at(name)
+        })
+    )
+
+    it("nothing in it is quoted when it is not JSON, however deep it goes", () => {
+      assert.isTrue(Result.isSuccess(McpJson.parse("[".repeat(10_000) + "]".repeat(10_000))))
+      assert.isTrue(Result.isFailure(McpJson.parse("[".repeat(10_000))))
+    })
+  })
+
+  describe("choosing a server", () => {
+    const handle = { retire: () => Effect.void, credentials: Effect.succeedNone }
+    const connect = (identity: Identity, config: unknown) =>
+      McpServers.connect(identity, handle).pipe(
+        Effect.provideServiceEffect(McpServers, McpServers.make(config)),
+        Effect.flip
+      )
+    const config = { mcpServers: { weather: { command: "/no/such/command" }, files: { command: "/no/such/command" } } }
+
+    it.effect("that is not there fails with the names that are", () =>
+      Effect.gen(function*() {
+        const error = yield* connect(Identity.fromKey("tenant:acme").at("wether"), config)
+        assert.strictEqual(error._tag, "UnknownServer")
+        assert.strictEqual(
+          error.message,
+          "There is no server \"wether\". Known servers: \"weather\", \"files\"."
+        )
+        if (error._tag !== "UnknownServer") return
+        assert.deepStrictEqual([error.name, ...error.known], ["wether", "weather", "files"])
+        assert.strictEqual((yield* error[HttpServerRespondable.symbol]()).status, 404)
+      }))
+
+    it.effect("is needed: an identity that has not been given one is told so", () =>
+      Effect.gen(function*() {
+        assert.strictEqual(
+          (yield* connect(Identity.fromKey("weather"), config)).message,
+          "The identity names no server; choose one with identity.at(name). Known servers: \"weather\", \"files\"."
+        )
+        assert.strictEqual(
+          (yield* connect(Identity.fromKey("a").at("toString"), { servers: {} })).message,
+          "There is no server \"toString\". Known servers: none."
+        )
+      }))
+
+    it.live("runs the connector of that server, under its name", () =>
+      Effect.gen(function*() {
+        const error = yield* connect(Identity.fromKey("tenant:acme").at("files"), config)
+        assert.strictEqual(error._tag, "McpSessionError")
+        if (error._tag === "McpSessionError") {
+          assert.strictEqual(error.server, "files")
+          assert.strictEqual(error.reason._tag, "Unreachable")
+        }
+      }))
+  })
+})
