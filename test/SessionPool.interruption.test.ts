@@ -188,6 +188,8 @@ describe("SessionPool interruption", () => {
         const upstream = makeUpstream()
         const pool = yield* openPool({ connect: upstream.connect })
         const seen: Array<boolean> = []
+        // The first sleep of a test clock that nobody has moved can be interrupted, wherever it is.
+        yield* settle
         const caller = yield* fork(pool.withSession(a, (session) =>
           Effect.onInterrupt(Effect.never, () =>
             Effect.andThen(
