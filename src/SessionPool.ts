@@ -33,7 +33,7 @@ import * as Options from "./internal/options.ts"
 import { respond } from "./internal/problem.ts"
 import * as Scrub from "./internal/scrub.ts"
 import { type InvalidOptions } from "./InvalidOptions.ts"
-import type { McpSession, McpSessionError } from "./McpSession.ts"
+import { McpSession, type McpSessionError } from "./McpSession.ts"
 
 /**
  * What a connector needs from the pool: a way to say that this very session has died, and the newest credentials.
@@ -282,6 +282,9 @@ export interface Service<in out Session, in out E> {
   readonly get: (identity: Identity) => Effect.Effect<Session, E | SessionPoolError, Scope.Scope>
   /**
    * Runs `f` with the session of the identity, leased for as long as `f` runs. The fast path.
+   *
+   * If an MCP session that was in use before turns out to be forgotten by its server (`SessionExpired`), `f` is run once
+   * more with a fresh one, provided that the server has accepted nothing else in the meantime.
    */
   readonly withSession: <A, E2, R2>(
     identity: Identity,
@@ -517,14 +520,38 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
   ): Effect.Effect<A, E | SessionPoolError | E2, R2> =>
     Effect.suspend(() => {
       const caller: Caller<Session, E> = { slot: undefined, party: undefined }
+      const use = (session: Session) => caller.slot!.uses > 1 ? useAgain(caller, identity, session, f) : f(session)
       return Effect.onExitPrimitive(
         Effect.suspend((): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
           const session = acquire(caller, identity)
-          return isReady(session, caller) ? f(session.value) : Effect.flatMap(session, f)
+          return isReady(session, caller) ? use(session.value) : Effect.flatMap(session, use)
         }),
         () => end(caller)
       )
     })
+
+  // A server that has forgotten a session refuses its requests unrun, and the client MUST open another one (2025-11-25,
+  // basic/transports#session-management). So `f` is run once more there, unless anything else was accepted meanwhile.
+  const useAgain = <A, E2, R2>(
+    caller: Caller<Session, E>,
+    identity: Identity,
+    session: Session,
+    f: (session: Session) => Effect.Effect<A, E2, R2>
+  ): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
+    const accepted = McpSession.acceptedBy(session)
+    if (accepted === undefined) return f(session)
+    return Effect.catchIf(
+      f(session),
+      (error) => McpSession.isSessionExpired(error) && McpSession.acceptedBy(session) === accepted,
+      () => {
+        Leased.retire(engine, caller.slot!, "died")
+        return Effect.andThen(
+          end(caller) ?? Effect.void,
+          Effect.flatMap(Effect.suspend(() => acquire(caller, identity)), f)
+        )
+      }
+    )
+  }
 
   // --- Waiting for room ---
 
