@@ -265,6 +265,41 @@ describe("SessionPool interruption", () => {
       }).pipe(Effect.provideService(Scheduler.MaxOpsBeforeYield, ops)))
   }
 
+  for (const ops of [3, 4, 5]) {
+    it.effect(`at any moment of an open, with a suspension after any ${ops} operations, is no failure of anybody`, () =>
+      Effect.gen(function*() {
+        for (let moment = 0; moment < 40; moment++) {
+          const upstream = makeUpstream({ dial: () => Effect.yieldNow, handshake: () => Effect.yieldNow })
+          const pool = yield* openPool({ connect: upstream.connect })
+          const { lines } = yield* record(pool)
+          const caller = yield* fork(visit(pool, a))
+          for (let i = 0; i < moment; i++) yield* Effect.yieldNow
+          yield* Fiber.interrupt(caller)
+          for (let i = 0; i < 5; i++) yield* settle
+          assert.deepInclude(yield* pool.stats, { ...unused, failures: 0, closeFailures: 0 }, `moment ${moment}`)
+          assert.deepStrictEqual(lines.filter((line) => line.includes("Failed")), [], `moment ${moment}`)
+          yield* pool.close
+          assert.sameMembers(upstream.gone, upstream.opened)
+        }
+      }).pipe(Effect.provideService(Scheduler.MaxOpsBeforeYield, ops)))
+
+    it.effect(`by shutdown at any moment of an open, with a suspension after any ${ops} operations, is no failure`, () =>
+      Effect.gen(function*() {
+        for (let moment = 0; moment < 40; moment++) {
+          const upstream = makeUpstream({ dial: () => Effect.yieldNow, handshake: () => Effect.yieldNow })
+          const pool = yield* openPool({ connect: upstream.connect })
+          const callers = yield* Effect.forEach([a, a, b], (identity) => fork(visit(pool, identity)))
+          for (let i = 0; i < moment; i++) yield* Effect.yieldNow
+          const closing = yield* fork(pool.close)
+          for (let i = 0; i < 10; i++) yield* settle
+          assert.isDefined(closing.pollUnsafe(), `moment ${moment}`)
+          for (const caller of callers) assert.include(["success", "PoolClosed"], outcome(caller), `moment ${moment}`)
+          assert.deepInclude(yield* pool.stats, { ...unused, failures: 0, closeFailures: 0 }, `moment ${moment}`)
+          assert.sameMembers(upstream.gone, upstream.opened)
+        }
+      }).pipe(Effect.provideService(Scheduler.MaxOpsBeforeYield, ops)))
+  }
+
   it.effect("of thousands that wait is cheap enough to do: the others get their room", () =>
     Effect.gen(function*() {
       const upstream = makeUpstream()
