@@ -16,6 +16,8 @@ const stdioServer = fileURLToPath(new URL("./support/servers/stdio.mjs", import.
 const alice = Identity.fromKey("alice")
 const bob = Identity.fromKey("bob")
 
+const withToken = (token: string) => Identity.fromKey("alice", { credentials: Credentials.bearer(token) })
+
 const call = (session: McpSession, name: string, args: Record<string, unknown> = {}) =>
   Effect.map(session.callTool({ name, arguments: args }), textOf)
 
@@ -101,7 +103,6 @@ describe("SessionPool over real servers", () => {
   it.live("a rotated token reaches the wire on the same session", () =>
     Effect.gen(function*() {
       const server = yield* HttpServer.start()
-      const withToken = (token: string) => Identity.fromKey("alice", { credentials: Credentials.bearer(token) })
       yield* Effect.gen(function*() {
         const first = yield* SessionPool.withSession(withToken("first"), (session) => call(session, "whoami"))
         const second = yield* SessionPool.withSession(withToken("second"), (session) => call(session, "whoami"))
