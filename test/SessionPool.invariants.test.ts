@@ -151,6 +151,27 @@ describe("SessionPool invariants", () => {
         assert.deepStrictEqual(yield* Effect.map(pool.stats, (s) => [s.size, s.draining]), [1, 0])
       }))
 
+    for (
+      const [how, handshake] of [["is left", Effect.never], ["fails", Effect.fail(new Refused({ why: "no" }))]] as const
+    ) {
+      it.effect(`a retired session that ${how} while it is still opening leaves its successor alone`, () =>
+        Effect.gen(function*() {
+          const upstream = makeUpstream({
+            handshake: ({ name }) => name === "a1" ? Effect.andThen(Effect.sleep(100), handshake) : Effect.void
+          })
+          const pool = yield* openPool({ connect: upstream.connect })
+          const caller = yield* fork(visit(pool, a))
+          yield* pool.invalidate(a)
+          const successor = yield* lease(pool, a)
+          yield* TestClock.adjust(100)
+          yield* Fiber.interrupt(caller)
+          assert.deepStrictEqual(upstream.gone, ["a1"])
+          assert.strictEqual(yield* visit(pool, a), successor.session)
+          assert.deepStrictEqual(yield* Effect.map(pool.stats, (s) => [s.size, s.leased, s.draining]), [1, 1, 0])
+          assert.strictEqual(upstream.connects, 2)
+        }))
+    }
+
     it.effect("also when the last caller of an open leaves as another comes", () =>
       Effect.gen(function*() {
         const upstream = makeUpstream({ handshake: () => Effect.sleep(100) })
