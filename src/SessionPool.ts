@@ -31,7 +31,6 @@ import * as Events from "./internal/events.ts"
 import * as Leased from "./internal/leased.ts"
 import * as Options from "./internal/options.ts"
 import { respond } from "./internal/problem.ts"
-import * as Scrub from "./internal/scrub.ts"
 import { type InvalidOptions } from "./InvalidOptions.ts"
 import { McpSession, type McpSessionError } from "./McpSession.ts"
 
@@ -160,8 +159,9 @@ export interface SessionPoolEntry {
 }
 
 /**
- * What happened in the pool. Each session is `Opened` once, then `Retired` once, then `Closed` or `CloseFailed` once.
- * A `CloseFailed` without an `Opened` is of a failed open that could not free what it had acquired.
+ * What happened in the pool. Each session is `Opened` once, `Retired` once (before that if it was retired while opening),
+ * and at last `Closed` or `CloseFailed` once. A `CloseFailed` after an `OpenFailed` is of an open that could not free what
+ * it had acquired.
  *
  * @category models
  */
@@ -295,7 +295,8 @@ export interface Service<in out Session, in out E> {
    */
   readonly invalidate: (identity: Identity) => Effect.Effect<boolean>
   /**
-   * Retires the sessions whose identity `f` is true of, those being opened too, and counts them.
+   * Retires the sessions whose identity `f` is true of, those being opened too, and counts them. Forgets such failed
+   * connects.
    */
   readonly invalidateWhere: (f: (identity: Identity) => boolean) => Effect.Effect<number>
   readonly stats: Effect.Effect<SessionPoolStats>
@@ -399,6 +400,12 @@ interface Party<Session, E> {
   readonly seated: Deferred.Deferred<void, PoolClosed>
 }
 
+interface Failure<E> {
+  readonly identity: Identity
+  readonly exit: Exit.Exit<never, E | SessionPoolError>
+  readonly until: number
+}
+
 interface Check {
   readonly passed: Deferred.Deferred<boolean>
   fiber: Fiber.Fiber<unknown, unknown> | undefined
@@ -411,17 +418,16 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
   const events = yield* Events.make<SessionPoolEvent>()
   const counts = { hits: 0, misses: 0, evictions: 0, expirations: 0, retirements: 0, failures: 0, closeFailures: 0 }
   const waiting = new Map<SessionKey, Party<Session, E>>()
-  const failed = new Map<
-    SessionKey,
-    { readonly exit: Exit.Exit<never, E | SessionPoolError>; readonly until: number }
-  >()
+  const failed = new Map<SessionKey, Failure<E>>()
   const checks = new Map<number, Check>()
 
   const engine = yield* Leased.make<Identity, Session, E | SessionPoolError, R>({
     ...options,
     open: (slot) =>
       input.connect(slot.info, {
-        retire: (reason) => Effect.sync(() => void Leased.retire(engine, slot, reason)),
+        // Told by events: no text of others.
+        retire: (reason) =>
+          Effect.sync(() => void Leased.retire(engine, slot, reason === "unhealthy" ? "unhealthy" : "died")),
         credentials: Effect.sync(() => slot.info.credentials)
       }),
     openTimedOut: (slot) => new ConnectTimeout({ key: keyOf(slot), after: Duration.millis(options.openTimeout) }),
@@ -432,7 +438,7 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
       counts.failures++
       const timeout = Option.exists(Cause.findErrorOption(cause), (error) => error instanceof ConnectTimeout)
       events.emit(SessionPoolEvent.OpenFailed({ key: keyOf(slot), reason: timeout ? "timeout" : "failed" }))
-      remember(keyOf(slot), Exit.failCause(cause))
+      remember(slot.info, Exit.failCause(cause))
     },
     onRetired: (slot, reason) => {
       if (reason === "evicted") counts.evictions++
@@ -447,7 +453,7 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
       events.emit(
         SessionPoolEvent.CloseFailed({ key: keyOf(slot), reason: Option.isSome(cause) ? "failed" : "timeout" })
       )
-      engine.starter.start(logCloseFailure(slot.info, cause, options.closeTimeout))
+      engine.starter.start(logCloseFailure(keyOf(slot), cause, options.closeTimeout))
     },
     onRoom: () => {
       if (waiting.size > 0) seat()
@@ -458,7 +464,10 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
   yield* Effect.addFinalizer(() =>
     Effect.sync(() => {
       engine.isShutDown = true
-      for (const check of checks.values()) check.fiber?.interruptUnsafe()
+      for (const check of checks.values()) {
+        check.fiber?.interruptUnsafe()
+        Deferred.doneUnsafe(check.passed, Exit.succeed(false))
+      }
       const parties = Array.from(waiting.values())
       waiting.clear()
       for (const party of parties) Deferred.doneUnsafe(party.seated, Exit.fail(new PoolClosed()))
@@ -659,10 +668,10 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
 
   // --- Remembering failures ---
 
-  const remember = (key: SessionKey, exit: Exit.Exit<never, E | SessionPoolError>): void => {
+  const remember = (identity: Identity, exit: Exit.Exit<never, E | SessionPoolError>): void => {
     if (options.failureTimeToLive <= 0) return
-    failed.delete(key)
-    failed.set(key, { exit, until: clock.currentTimeMillisUnsafe() + options.failureTimeToLive })
+    failed.delete(identity.key)
+    failed.set(identity.key, { identity, exit, until: clock.currentTimeMillisUnsafe() + options.failureTimeToLive })
     if (failed.size > options.capacity) failed.delete(failed.keys().next().value!)
   }
 
@@ -678,6 +687,8 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
   const invalidateWhere = (f: (identity: Identity) => boolean): Effect.Effect<number> =>
     Effect.sync(() => {
       const slots = Array.from(engine.current.values()).filter((slot) => f(slot.info))
+      const failures = Array.from(failed.values()).filter(({ identity }) => f(identity))
+      for (const { identity } of failures) failed.delete(identity.key)
       return slots.filter((slot) => Leased.retire(engine, slot, "invalidated")).length
     })
 
@@ -742,17 +753,24 @@ const toEntry = <Session, E>(slot: Leased.Slot<Identity, Session, E>): SessionPo
 })
 
 const logCloseFailure = (
-  identity: Identity,
+  key: SessionKey,
   cause: Option.Option<Cause.Cause<unknown>>,
   closeTimeout: number
-): Effect.Effect<void> => {
-  const scrub = Scrub.make()
-  Scrub.addCredentials(scrub, identity.credentials)
-  return (Option.isSome(cause)
-    ? Effect.logWarning("A session's finalizer failed", scrub(Cause.pretty(cause.value)))
-    : Effect.logWarning(`A session took longer than ${closeTimeout} ms to close and was left to itself`)).pipe(
-      Effect.annotateLogs("key", identity.key)
-    )
+): Effect.Effect<void> =>
+  Effect.annotateLogs(
+    Option.isSome(cause)
+      ? Effect.logWarning("A session's finalizer failed", cause.value.reasons.map(withoutMessage).join("\n"))
+      : Effect.logWarning(`A session took longer than ${closeTimeout} ms to close and was left to itself`),
+    "key",
+    key
+  )
+
+// A message may quote a token, also one that this session had long ago: the log gets the names and places of errors only.
+const withoutMessage = (reason: Cause.Reason<unknown>): string => {
+  const error = Cause.isDieReason(reason) ? reason.defect : Cause.isFailReason(reason) ? reason.error : undefined
+  if (!(error instanceof Error)) return reason._tag
+  const { message, name, stack = "" } = error
+  return name + stack.slice(stack.lastIndexOf(message) + message.length)
 }
 
 const knownOptions = [

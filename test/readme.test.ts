@@ -13,17 +13,17 @@ const anchors = new Set(
   )
 )
 
-// `readonly reference = "pool-closed"`, `SessionClosed: "session-closed"` in a map of references.
-const references = readdirSync(new URL("../src", import.meta.url))
+const sources = readdirSync(new URL("../src", import.meta.url))
   .filter((file) => file.endsWith(".ts"))
-  .flatMap((file) => {
-    const source = read(`src/${file}`)
-    const maps = Array.from(source.matchAll(/const references = \{([^}]*)\}/g), ([, map]) => map!).join("\n")
-    return [
-      ...Array.from(source.matchAll(/readonly reference = "([a-z-]+)"/g), ([, slug]) => slug!),
-      ...Array.from(maps.matchAll(/: "([a-z-]+)"/g), ([, slug]) => slug!)
-    ]
-  })
+  .map((file) => read(`src/${file}`))
+  .join("\n")
+
+// `readonly reference = "pool-closed"`, and `SessionClosed: "session-closed"` in a map of references.
+const references = [
+  ...sources.matchAll(/readonly reference = "([a-z-]+)"/g),
+  ...Array.from(sources.matchAll(/const references = \{([^}]*)\}/g), ([, map]) => map!).join("\n")
+    .matchAll(/: "([a-z-]+)"/g)
+].map(([, slug]) => slug!)
 
 describe("README", () => {
   it("has an entry for the reference of each error", () => {
