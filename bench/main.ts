@@ -7,9 +7,10 @@ import * as Expiry from "./expiry.ts"
 import * as Hits from "./hits.ts"
 import * as Memory from "./memory.ts"
 import * as Misses from "./misses.ts"
+import * as Opens from "./opens.ts"
 import { print } from "./support.ts"
 
-const parts = { hits: Hits.main, misses: Misses.main, expiry: Expiry.main, memory: Memory.main }
+const parts = { hits: Hits.main, misses: Misses.main, expiry: Expiry.main, memory: Memory.main, opens: Opens.main }
 
 const wanted = process.argv.slice(2)
 print(`Node ${process.version}`)
