@@ -118,13 +118,11 @@ layer(Unpacked.layer, { excludeTestServices: true, timeout: "2 minutes" })("the 
     Effect.gen(function*() {
       const { directory } = yield* Unpacked
       const sources = filesOf(join(root, "src")).map((file) => file.replace(/\.ts$/, ""))
-      assert.sameMembers([...filesOf(directory)], [
-        "CHANGELOG.md",
-        "LICENSE",
-        "README.md",
-        "package.json",
-        ...sources.flatMap((source) => [".js", ".d.ts", ".js.map"].map((extension) => `dist/${source}${extension}`))
-      ])
+      const built = sources.flatMap((source) => [`${source}.d.ts`, `${source}.js`, `${source}.js.map`])
+      assert.deepStrictEqual(
+        filesOf(directory).toSorted(),
+        ["CHANGELOG.md", "LICENSE", "README.md", "package.json", ...built.map((file) => `dist/${file}`)].toSorted()
+      )
     }))
 
   it.effect("has source maps that hold the sources, which are not in the package", () =>
