@@ -64,7 +64,7 @@ const compare = (name: string, times: number, pool: Layer.Layer<SessionPool, unk
     const opened: Array<number> = []
     const reused: Array<number> = []
     for (let i = 0; i < times; i++) {
-      const call = timed(SessionPool.withSession(Identity.fromKey(`${name}-${i}`), echo))
+      const call = timed(SessionPool.withSession(Identity.fromKey(`user-${i}`), echo))
       opened.push(yield* call)
       reused.push(yield* call)
     }
