@@ -27,7 +27,9 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import { type Credentials, type Identity, SessionKey } from "./Identity.ts"
+import * as Checks from "./internal/checks.ts"
 import * as Events from "./internal/events.ts"
+import * as Failures from "./internal/failures.ts"
 import * as Leased from "./internal/leased.ts"
 import * as Options from "./internal/options.ts"
 import { respond } from "./internal/problem.ts"
@@ -400,17 +402,6 @@ interface Party<Session, E> {
   readonly seated: Deferred.Deferred<void, PoolClosed>
 }
 
-interface Failure<E> {
-  readonly identity: Identity
-  readonly exit: Exit.Exit<never, E | SessionPoolError>
-  readonly until: number
-}
-
-interface Check {
-  readonly passed: Deferred.Deferred<boolean>
-  fiber: Fiber.Fiber<unknown, unknown> | undefined
-}
-
 const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOptions<Session, E, R>) {
   const options = yield* parse(input)
   const clock = yield* Clock.Clock
@@ -418,8 +409,11 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
   const events = yield* Events.make<SessionPoolEvent>()
   const counts = { hits: 0, misses: 0, evictions: 0, expirations: 0, retirements: 0, failures: 0, closeFailures: 0 }
   const waiting = new Map<SessionKey, Party<Session, E>>()
-  const failed = new Map<SessionKey, Failure<E>>()
-  const checks = new Map<number, Check>()
+  const failures = Failures.make<Identity, E | SessionPoolError>({
+    clock,
+    timeToLive: options.failureTimeToLive,
+    capacity: options.capacity
+  })
 
   const engine = yield* Leased.make<Identity, Session, E | SessionPoolError, R>({
     ...options,
@@ -438,7 +432,7 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
       counts.failures++
       const timeout = Option.exists(Cause.findErrorOption(cause), (error) => error instanceof ConnectTimeout)
       events.emit(SessionPoolEvent.OpenFailed({ key: keyOf(slot), reason: timeout ? "timeout" : "failed" }))
-      remember(slot.info, Exit.failCause(cause))
+      failures.remember(slot.info, Exit.failCause(cause))
     },
     onRetired: (slot, reason) => {
       if (reason === "evicted") counts.evictions++
@@ -460,14 +454,17 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
     }
   })
 
+  const { check } = input
+  const checks = Checks.make(engine, {
+    ...options,
+    check: check && ((session) => Effect.provideContext(Effect.scoped(check(session)), context))
+  })
+
   // Runs before the engine's own shutdown.
   yield* Effect.addFinalizer(() =>
     Effect.sync(() => {
       engine.isShutDown = true
-      for (const check of checks.values()) {
-        check.fiber?.interruptUnsafe()
-        Deferred.doneUnsafe(check.passed, Exit.succeed(false))
-      }
+      checks.abandon()
       const parties = Array.from(waiting.values())
       waiting.clear()
       for (const party of parties) Deferred.doneUnsafe(party.seated, Exit.fail(new PoolClosed()))
@@ -483,9 +480,9 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
       caller.slot = slot
       if (Option.isSome(identity.credentials)) slot.info = identity
       counts.hits++
-      return isCheckDue(slot) ? checked(caller, slot, identity) : Leased.join(slot)
+      return checks.isDue(slot) ? checked(caller, slot, identity) : Leased.join(slot)
     }
-    const failure = recall(identity.key)
+    const failure = failures.recall(identity)
     if (failure !== undefined) {
       counts.hits++
       return failure
@@ -507,6 +504,18 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
     if (party !== undefined) leave(caller, party)
     return undefined
   }
+
+  const checked = (
+    caller: Caller<Session, E>,
+    slot: Slot<Session, E>,
+    identity: Identity
+  ): Effect.Effect<Session, E | SessionPoolError> =>
+    Effect.flatMap(checks.passed(slot), (passed) => {
+      if (passed) return Leased.join(slot)
+      // It found no session after all: let it be counted anew.
+      counts.hits--
+      return Effect.andThen(end(caller) ?? Effect.void, Effect.suspend(() => acquire(caller, identity)))
+    })
 
   // Both take the short way when the session is there: then what `acquire` answers is an exit, and nothing is awaited.
   const get = (identity: Identity): Effect.Effect<Session, E | SessionPoolError, Scope.Scope> =>
@@ -621,74 +630,12 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
     return Effect.fail(new PoolExhausted({ capacity: options.capacity, waited }))
   }
 
-  // --- Checking the idle ---
-
-  const isCheckDue = (slot: Slot<Session, E>): boolean =>
-    input.check !== undefined && (
-      checks.has(slot.id) ||
-      (slot.phase === "open" && slot.leases === 1 &&
-        clock.currentTimeMillisUnsafe() - slot.usedAt >= options.checkAfter)
-    )
-
-  const checked = (
-    caller: Caller<Session, E>,
-    slot: Slot<Session, E>,
-    identity: Identity
-  ): Effect.Effect<Session, E | SessionPoolError> => {
-    const check = checks.get(slot.id) ?? startCheck(slot)
-    return Effect.flatMap(Deferred.await(check.passed), (passed) => {
-      if (passed) return Leased.join(slot)
-      // It found no session after all: let it be counted anew.
-      counts.hits--
-      return Effect.andThen(end(caller) ?? Effect.void, Effect.suspend(() => acquire(caller, identity)))
-    })
-  }
-
-  // The check has a lease of its own: nothing closes the session under it, and it may outlast its callers.
-  const startCheck = (slot: Slot<Session, E>): Check => {
-    const check: Check = { passed: Deferred.makeUnsafe(), fiber: undefined }
-    checks.set(slot.id, check)
-    slot.leases++
-    engine.starter.start(Effect.gen(function*() {
-      const session = yield* Effect.orDie(Leased.join(slot))
-      check.fiber = yield* Effect.scoped(Effect.suspend(() => input.check!(session))).pipe(
-        Effect.provideContext(context),
-        Effect.forkDetach({ startImmediately: true })
-      )
-      const exit = yield* Effect.timeoutOption(Fiber.await(check.fiber), options.checkTimeout)
-      check.fiber.interruptUnsafe()
-      const passed = Option.exists(exit, Exit.isSuccess)
-      checks.delete(slot.id)
-      if (!passed && !engine.isShutDown) Leased.retire(engine, slot, "unhealthy")
-      Leased.release(engine, slot)
-      Deferred.doneUnsafe(check.passed, Exit.succeed(passed))
-    }))
-    return check
-  }
-
-  // --- Remembering failures ---
-
-  const remember = (identity: Identity, exit: Exit.Exit<never, E | SessionPoolError>): void => {
-    if (options.failureTimeToLive <= 0) return
-    failed.delete(identity.key)
-    failed.set(identity.key, { identity, exit, until: clock.currentTimeMillisUnsafe() + options.failureTimeToLive })
-    if (failed.size > options.capacity) failed.delete(failed.keys().next().value!)
-  }
-
-  const recall = (key: SessionKey): Exit.Exit<never, E | SessionPoolError> | undefined => {
-    const failure = failed.get(key)
-    if (failure === undefined || clock.currentTimeMillisUnsafe() < failure.until) return failure?.exit
-    failed.delete(key)
-    return undefined
-  }
-
   // --- Everything else ---
 
   const invalidateWhere = (f: (identity: Identity) => boolean): Effect.Effect<number> =>
     Effect.sync(() => {
       const slots = Array.from(engine.current.values()).filter((slot) => f(slot.info))
-      const failures = Array.from(failed.values()).filter(({ identity }) => f(identity))
-      for (const { identity } of failures) failed.delete(identity.key)
+      failures.forgetWhere(f)
       return slots.filter((slot) => Leased.retire(engine, slot, "invalidated")).length
     })
 
@@ -697,7 +644,7 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
     withSession,
     invalidate: (identity) =>
       Effect.sync(() => {
-        failed.delete(identity.key)
+        failures.forget(identity)
         const slot = engine.current.get(identity.key)
         return slot !== undefined && Leased.retire(engine, slot, "invalidated")
       }),
