@@ -25,7 +25,13 @@ const examples: { readonly [file: string]: ReadonlyArray<RegExp> } = {
     /^4 children were started, 0 are left$/m
   ],
   "fastify.ts": [/^200 .*Echo: hello/m, /^401 .*MalformedCredentials/m],
-  "express.ts": [/^200 .*Echo: hello/m, /^401 .*MalformedCredentials/m]
+  "express.ts": [/^200 .*Echo: hello/m, /^401 .*MalformedCredentials/m],
+  "resilience.ts": [
+    /^alice: .*Echo: hello/m,
+    /^bob, of a server that is down: Unreachable$/m,
+    /^bob, at an open circuit: CircuitOpen$/m,
+    /^bob, beyond the limit: RateLimitExceeded$/m
+  ]
 }
 
 const proc = (pid: number, file: string): string => {
