@@ -26,19 +26,20 @@ import type { EventStore } from "@modelcontextprotocol/sdk/server/webStandardStr
 import { isInitializeRequest } from "@modelcontextprotocol/sdk/types.js"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
-import * as Duration from "effect/Duration"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import * as HttpRouter from "effect/http/HttpRouter"
 import type * as HttpServerRequest from "effect/http/HttpServerRequest"
 import type { HttpServerResponse } from "effect/http/HttpServerResponse"
 import type { Identity, SessionKey } from "./Identity.ts"
 import { IdentityResolver } from "./IdentityResolver.ts"
 import * as Answers from "./internal/answers.ts"
+import * as Closing from "./internal/closing.ts"
 import * as EventStores from "./internal/eventStores.ts"
 import * as Hosting from "./internal/hosting.ts"
 import * as Options from "./internal/options.ts"
@@ -158,26 +159,24 @@ const makeLayer = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>)
   const arrivals = makeArrivals()
   const stores = new WeakSet<EventStore>()
 
-  const open = (info: SessionInfo) =>
-    Effect.suspend(() => {
-      const caller = arrivals.callerOf(info.owner)
+  const open = (info: SessionInfo) => {
+    const caller = arrivals.callerOf(info.owner)
+    return Effect.gen(function*() {
       const eventStore = options.eventStore?.(info)
-      if (eventStore !== undefined) {
-        if (stores.has(eventStore)) return Effect.die(new Error("Two sessions were given one event store"))
-        stores.add(eventStore)
+      if (eventStore !== undefined && stores.has(eventStore)) {
+        return yield* Effect.die(new Error("McpHttp: two sessions were given the same event store"))
       }
-      return Effect.map(
-        Hosting.open(options.server(info, { identity: Effect.sync(() => caller.identity) }), {
-          id: info.id,
-          enableJsonResponse: settings.enableJsonResponse,
-          retryInterval: settings.retryInterval,
-          eventStore
-        }),
-        (hosted): Session => ({ hosted, caller })
-      ).pipe(Effect.catchCause((cause) => unopened(cause, caller)))
-    })
+      if (eventStore !== undefined) stores.add(eventStore)
+      const { enableJsonResponse, retryInterval } = settings
+      const hosted = yield* Hosting.open(
+        Effect.suspend(() => options.server(info, { identity: Effect.sync(() => caller.identity) })),
+        { id: info.id, enableJsonResponse, eventStore, retryInterval }
+      )
+      return { hosted, caller } satisfies Session as Session
+    }).pipe(Effect.catchCause((cause) => unopened(cause, caller)))
+  }
 
-  const registry = yield* openRegistry(options, open)
+  const { holding, registry } = yield* openRegistry(options, open)
 
   const initialize = Effect.fnUntraced(function*(request: HttpServerRequest.HttpServerRequest, identity: Identity) {
     const issue = Requests.mediaTypeIssue(request)
@@ -241,7 +240,9 @@ const makeLayer = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>)
             if (id === undefined) {
               return request.method === "POST" ? initialize(request, identity) : Effect.succeed(Answers.sessionRequired)
             }
-            return request.method === "DELETE" ? terminate(request, id, identity) : proceed(request, id, identity)
+            return request.method === "DELETE"
+              ? terminate(request, id, identity)
+              : Effect.andThen(holding(request), proceed(request, id, identity))
           }
         )
       }))
@@ -324,16 +325,18 @@ const unopened = (cause: Cause.Cause<unknown>, { identity }: Caller): Effect.Eff
 // -----------------------------------------------------------------------------
 
 /**
- * The registry of an endpoint's sessions, for as long as the current scope.
+ * The registry of an endpoint's sessions. It shuts down with the current scope, or when the HTTP server does that a
+ * request was held for.
  */
-const openRegistry = <Resource, R>(
+const openRegistry = Effect.fnUntraced(function*<Resource, R>(
   options: EndpointOptions,
   open: SessionRegistryOptions<Resource, unknown, R>["open"]
-) => {
+) {
   class Sessions extends SessionRegistry.Tag<Sessions, Resource, unknown>()("effect-mcp-sessions/McpHttp/Sessions") {}
   const { capacity, capacityPerOwner, closeTimeout, drainTimeout, idleTimeToLive, maxLifetime, openTimeout } = options
-  return Effect.map(
-    Layer.build(Sessions.layer({
+  const scope = yield* Scope.fork(yield* Effect.scope)
+  const context = yield* Layer.buildWithScope(
+    Sessions.layer({
       open,
       capacity,
       capacityPerOwner,
@@ -342,10 +345,12 @@ const openRegistry = <Resource, R>(
       idleTimeToLive,
       maxLifetime,
       openTimeout
-    })),
-    (context) => Context.get(context, Sessions)
+    }),
+    scope
   )
-}
+  const holding = yield* Closing.make(Scope.close(scope, Exit.void))
+  return { registry: Context.get(context, Sessions), holding }
+})
 
 /**
  * The same for everybody else: whose sessions begin with a request, and not otherwise.

@@ -13,6 +13,7 @@ import {
   makeServer,
   messagesOf,
   post,
+  readUntil,
   request,
   socket,
   textOf,
@@ -317,12 +318,7 @@ const suite = (start: typeof web) => {
         assert.strictEqual(first.status, 200)
         assert.strictEqual((yield* request(endpoint, "GET", { session })).status, 409)
         yield* Effect.promise(() => endpoint.log.servers.get(session)!.sendToolListChanged())
-        const reader = first.body!.getReader()
-        yield* Effect.promise(async () => {
-          let text = ""
-          while (!text.includes("list_changed")) text += new TextDecoder().decode((await reader.read()).value)
-          await reader.cancel()
-        })
+        yield* readUntil(first, "list_changed")
         // And then there is room for another
         yield* Effect.gen(function*() {
           let status = 409

@@ -39,10 +39,11 @@ export const make = (capacity: number): EventStore => {
     replayEventsAfter: async (lastEventId, { send }) => {
       const last = locate(lastEventId)
       if (last === undefined) throw new Error("There is no such event")
-      for (const event of events.filter(({ place, streamId }) => streamId === last.streamId && place > last.place)) {
+      const missed = events.filter(({ message, place, streamId }) =>
         // The event that opens a stream is no message. Its client has it, or it would not know the stream.
-        if (JSONRPCMessageSchema.safeParse(event.message).success) await send(event.id, event.message)
-      }
+        streamId === last.streamId && place > last.place && JSONRPCMessageSchema.safeParse(message).success
+      )
+      await Promise.all(missed.map((event) => send(event.id, event.message)))
       return last.streamId
     }
   }

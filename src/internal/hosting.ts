@@ -20,7 +20,7 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
-import * as Scope from "effect/Scope"
+import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
@@ -68,7 +68,7 @@ export const open = Effect.fnUntraced(function*<E, R>(server: Effect.Effect<Serv
   const self = make(scope, options)
   const sdk = yield* server
   yield* Effect.acquireRelease(
-    Effect.tryPromise(() => sdk.connect(self.wire)),
+    Effect.promise(() => sdk.connect(self.wire)),
     () => Effect.andThen(Effect.sync(self.end), Effect.ignore(Effect.tryPromise(() => sdk.close())))
   )
   return self satisfies Hosted as Hosted
@@ -107,12 +107,19 @@ const make = (scope: Scope.Scope, options: Options) => {
       return options.id
     }
   }
-  transport.onclose = () => wire.onclose?.()
-  transport.onerror = (error) => wire.onerror?.(error)
-  transport.onmessage = (message, extra) => {
-    wire.onmessage?.(message, extra)
-    if ("method" in message && message.method === "notifications/cancelled") cancelled(message.params?.["requestId"])
-  }
+  Object.assign(
+    transport,
+    {
+      onclose: () => wire.onclose?.(),
+      onerror: (error) => wire.onerror?.(error),
+      onmessage: (message, extra) => {
+        wire.onmessage?.(message, extra)
+        if ("method" in message && message.method === "notifications/cancelled") {
+          cancelled(message.params?.["requestId"])
+        }
+      }
+    } satisfies Pick<Transport, "onclose" | "onerror" | "onmessage">
+  )
 
   // The server sends nothing for a request that was cancelled, so its POST would stay open. It ends here, with nothing in
   // it: "Not send a response for the cancelled request".

@@ -8,8 +8,9 @@ import { Server } from "@modelcontextprotocol/sdk/server/index.js"
 import { CallToolRequestSchema, ListToolsRequestSchema } from "@modelcontextprotocol/sdk/types.js"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import * as HttpRouter from "effect/http/HttpRouter"
 import * as HttpServer from "effect/http/HttpServer"
 import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
@@ -60,7 +61,7 @@ export const socket = (
   resolver: Layer.Layer<IdentityResolver, InvalidOptions> = identities
 ): Effect.Effect<Endpoint, never, Scope.Scope> =>
   Effect.gen(function*() {
-    const scope = yield* Effect.scope
+    const scope = yield* Scope.fork(yield* Effect.scope)
     const served = HttpRouter.serve(Layer.provide(app, resolver), { disableLogger: true, disableListenLog: true }).pipe(
       Layer.provideMerge(NodeHttpServer.layer(() => createServer(), { port: 0, host: "127.0.0.1" }))
     )
@@ -71,7 +72,7 @@ export const socket = (
       url: `http://127.0.0.1:${port}/mcp`,
       fetch: (url, init) => fetch(url, init),
       registry: Context.get(context, SessionRegistry),
-      close: Effect.void
+      close: Scope.close(scope, Exit.void)
     }
   })
 
@@ -170,14 +171,23 @@ export interface Log {
   readonly servers: Map<string, Server>
   /** Ends the calls of `wait`. */
   readonly release: () => void
+  readonly released: Promise<void>
 }
 
-export const makeLog = (): Log & { readonly released: Promise<void> } => {
-  let release = () => {}
+export const makeLog = (): Log => {
+  let release: (() => void) | undefined
   const released = new Promise<void>((resolve) => {
     release = resolve
   })
-  return { called: [], aborted: [], opened: [], closed: [], servers: new Map(), release: () => release(), released }
+  return {
+    called: [],
+    aborted: [],
+    opened: [],
+    closed: [],
+    servers: new Map(),
+    released,
+    release: () => release?.()
+  }
 }
 
 const content = (text: string) => ({ content: [{ type: "text", text }] })
@@ -185,44 +195,54 @@ const content = (text: string) => ({ content: [{ type: "text", text }] })
 /**
  * Its tools: `echo`, `whoami`, the session's owner, and `wait`, which waits for the log's `release`.
  */
-export const makeServer =
-  (log: ReturnType<typeof makeLog>) => (info: { readonly id: string; readonly owner: string }) =>
-    Effect.acquireRelease(
+export const makeServer = (log: Log) => (info: { readonly id: string; readonly owner: string }) =>
+  Effect.acquireRelease(
+    Effect.sync(() => {
+      log.opened.push(info.id)
+      const server = new Server({ name: "test", version: "1.0.0" }, { capabilities: { tools: {}, logging: {} } })
+      server.setRequestHandler(ListToolsRequestSchema, () => ({
+        tools: ["echo", "whoami", "wait"].map((name) => ({ name, inputSchema: { type: "object" as const } }))
+      }))
+      server.setRequestHandler(CallToolRequestSchema, async ({ params }, { signal }) => {
+        log.called.push(params.name)
+        switch (params.name) {
+          case "whoami":
+            return content(info.owner)
+          case "wait":
+            signal.addEventListener("abort", () => log.aborted.push(params.name))
+            await Promise.race([log.released, new Promise((resolve) => signal.addEventListener("abort", resolve))])
+            return content("waited")
+          default:
+            return content(String(params.arguments?.["message"]))
+        }
+      })
+      log.servers.set(info.id, server)
+      return server
+    }),
+    () =>
       Effect.sync(() => {
-        log.opened.push(info.id)
-        const server = new Server({ name: "test", version: "1.0.0" }, { capabilities: { tools: {}, logging: {} } })
-        server.setRequestHandler(ListToolsRequestSchema, () => ({
-          tools: ["echo", "whoami", "wait"].map((name) => ({ name, inputSchema: { type: "object" as const } }))
-        }))
-        server.setRequestHandler(CallToolRequestSchema, async ({ params }, { signal }) => {
-          log.called.push(params.name)
-          switch (params.name) {
-            case "whoami":
-              return content(info.owner)
-            case "wait":
-              signal.addEventListener("abort", () => log.aborted.push(params.name))
-              await Promise.race([log.released, new Promise((resolve) => signal.addEventListener("abort", resolve))])
-              return content("waited")
-            default:
-              return content(String(params.arguments?.["message"]))
-          }
-        })
-        log.servers.set(info.id, server)
-        return server
-      }),
-      () =>
-        Effect.sync(() => {
-          log.servers.delete(info.id)
-          log.closed.push(info.id)
-        })
-    )
+        log.servers.delete(info.id)
+        log.closed.push(info.id)
+      })
+  )
 
 /** Waits for what another fiber or the other side of a socket will bring about. */
 export const eventually = (condition: () => boolean) =>
-  Effect.promise(async () => {
-    const until = performance.now() + 5_000
-    while (!condition()) {
-      if (performance.now() > until) throw new Error("It did not come about")
-      await new Promise((resolve) => setTimeout(resolve, 5))
+  Effect.gen(function*() {
+    while (!condition()) yield* Effect.sleep(5)
+  }).pipe(Effect.timeout("5 seconds"))
+
+/** What a stream says until it says `text`; then nobody reads it any more. */
+export const readUntil = (response: Response, text: string) =>
+  Effect.gen(function*() {
+    const reader = response.body!.getReader()
+    const decoder = new TextDecoder()
+    let read = ""
+    while (!read.includes(text)) {
+      const { done, value } = yield* Effect.promise(() => reader.read())
+      if (done) return yield* Effect.die(new Error(`The stream ended after ${JSON.stringify(read)}`))
+      read += decoder.decode(value)
     }
-  })
+    yield* Effect.promise(() => reader.cancel())
+    return read
+  }).pipe(Effect.timeout("5 seconds"))
