@@ -89,6 +89,8 @@ export interface McpSession<out C = Client> {
   readonly client: C
   /** The server's process, if this session started it. */
   readonly pid?: number | undefined
+  /** How many requests have ended that the server may have run: all but those it refused or never got. */
+  readonly accepted: number
 
   /**
    * Calls a tool. A result with `isError` is a value: the tool has answered.
@@ -158,7 +160,13 @@ export const McpSession: {
    * one. Takes anything, tells by its tags.
    */
   readonly isSessionExpired: (error: unknown) => boolean
+  /**
+   * The `accepted` of a session, and nothing of what is no such session.
+   */
+  readonly acceptedBy: (session: unknown) => number | undefined
 } = {
+  acceptedBy: (session) =>
+    Predicate.hasProperty(session, "accepted") && Predicate.isNumber(session.accepted) ? session.accepted : undefined,
   isSessionExpired: (error) =>
     Predicate.isTagged(error, "McpSessionError") && Predicate.hasProperty(error, "reason") &&
     Predicate.isTagged(error.reason, "SessionExpired")

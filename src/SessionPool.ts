@@ -27,13 +27,14 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import { type Credentials, type Identity, SessionKey } from "./Identity.ts"
+import * as Checks from "./internal/checks.ts"
 import * as Events from "./internal/events.ts"
+import * as Failures from "./internal/failures.ts"
 import * as Leased from "./internal/leased.ts"
 import * as Options from "./internal/options.ts"
 import { respond } from "./internal/problem.ts"
-import * as Scrub from "./internal/scrub.ts"
 import { type InvalidOptions } from "./InvalidOptions.ts"
-import type { McpSession, McpSessionError } from "./McpSession.ts"
+import { McpSession, type McpSessionError } from "./McpSession.ts"
 
 /**
  * What a connector needs from the pool: a way to say that this very session has died, and the newest credentials.
@@ -160,8 +161,9 @@ export interface SessionPoolEntry {
 }
 
 /**
- * What happened in the pool. Each session is `Opened` once, then `Retired` once, then `Closed` or `CloseFailed` once.
- * A `CloseFailed` without an `Opened` is of a failed open that could not free what it had acquired.
+ * What happened in the pool. Each session is `Opened` once, `Retired` once (before that if it was retired while opening),
+ * and at last `Closed` or `CloseFailed` once. A `CloseFailed` after an `OpenFailed` is of an open that could not free what
+ * it had acquired.
  *
  * @category models
  */
@@ -282,6 +284,9 @@ export interface Service<in out Session, in out E> {
   readonly get: (identity: Identity) => Effect.Effect<Session, E | SessionPoolError, Scope.Scope>
   /**
    * Runs `f` with the session of the identity, leased for as long as `f` runs. The fast path.
+   *
+   * If an MCP session that was in use before turns out to be forgotten by its server (`SessionExpired`), `f` is run once
+   * more with a fresh one, provided that the server has accepted nothing else in the meantime.
    */
   readonly withSession: <A, E2, R2>(
     identity: Identity,
@@ -292,7 +297,8 @@ export interface Service<in out Session, in out E> {
    */
   readonly invalidate: (identity: Identity) => Effect.Effect<boolean>
   /**
-   * Retires the sessions whose identity `f` is true of, those being opened too, and counts them.
+   * Retires the sessions whose identity `f` is true of, those being opened too, and counts them. Forgets such failed
+   * connects.
    */
   readonly invalidateWhere: (f: (identity: Identity) => boolean) => Effect.Effect<number>
   readonly stats: Effect.Effect<SessionPoolStats>
@@ -396,11 +402,6 @@ interface Party<Session, E> {
   readonly seated: Deferred.Deferred<void, PoolClosed>
 }
 
-interface Check {
-  readonly passed: Deferred.Deferred<boolean>
-  fiber: Fiber.Fiber<unknown, unknown> | undefined
-}
-
 const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOptions<Session, E, R>) {
   const options = yield* parse(input)
   const clock = yield* Clock.Clock
@@ -408,17 +409,19 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
   const events = yield* Events.make<SessionPoolEvent>()
   const counts = { hits: 0, misses: 0, evictions: 0, expirations: 0, retirements: 0, failures: 0, closeFailures: 0 }
   const waiting = new Map<SessionKey, Party<Session, E>>()
-  const failed = new Map<
-    SessionKey,
-    { readonly exit: Exit.Exit<never, E | SessionPoolError>; readonly until: number }
-  >()
-  const checks = new Map<number, Check>()
+  const failures = Failures.make<Identity, E | SessionPoolError>({
+    clock,
+    timeToLive: options.failureTimeToLive,
+    capacity: options.capacity
+  })
 
   const engine = yield* Leased.make<Identity, Session, E | SessionPoolError, R>({
     ...options,
     open: (slot) =>
       input.connect(slot.info, {
-        retire: (reason) => Effect.sync(() => void Leased.retire(engine, slot, reason)),
+        // Told by events: no text of others.
+        retire: (reason) =>
+          Effect.sync(() => void Leased.retire(engine, slot, reason === "unhealthy" ? "unhealthy" : "died")),
         credentials: Effect.sync(() => slot.info.credentials)
       }),
     openTimedOut: (slot) => new ConnectTimeout({ key: keyOf(slot), after: Duration.millis(options.openTimeout) }),
@@ -429,7 +432,7 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
       counts.failures++
       const timeout = Option.exists(Cause.findErrorOption(cause), (error) => error instanceof ConnectTimeout)
       events.emit(SessionPoolEvent.OpenFailed({ key: keyOf(slot), reason: timeout ? "timeout" : "failed" }))
-      remember(keyOf(slot), Exit.failCause(cause))
+      failures.remember(slot.info, Exit.failCause(cause))
     },
     onRetired: (slot, reason) => {
       if (reason === "evicted") counts.evictions++
@@ -444,18 +447,24 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
       events.emit(
         SessionPoolEvent.CloseFailed({ key: keyOf(slot), reason: Option.isSome(cause) ? "failed" : "timeout" })
       )
-      engine.starter.start(logCloseFailure(slot.info, cause, options.closeTimeout))
+      engine.starter.start(logCloseFailure(keyOf(slot), cause, options.closeTimeout))
     },
     onRoom: () => {
       if (waiting.size > 0) seat()
     }
   })
 
+  const { check } = input
+  const checks = Checks.make(engine, {
+    ...options,
+    check: check && ((session) => Effect.provideContext(Effect.scoped(check(session)), context))
+  })
+
   // Runs before the engine's own shutdown.
   yield* Effect.addFinalizer(() =>
     Effect.sync(() => {
       engine.isShutDown = true
-      for (const check of checks.values()) check.fiber?.interruptUnsafe()
+      checks.abandon()
       const parties = Array.from(waiting.values())
       waiting.clear()
       for (const party of parties) Deferred.doneUnsafe(party.seated, Exit.fail(new PoolClosed()))
@@ -471,9 +480,9 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
       caller.slot = slot
       if (Option.isSome(identity.credentials)) slot.info = identity
       counts.hits++
-      return isCheckDue(slot) ? checked(caller, slot, identity) : Leased.join(slot)
+      return checks.isDue(slot) ? checked(caller, slot, identity) : Leased.join(slot)
     }
-    const failure = recall(identity.key)
+    const failure = failures.recall(identity)
     if (failure !== undefined) {
       counts.hits++
       return failure
@@ -495,6 +504,18 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
     if (party !== undefined) leave(caller, party)
     return undefined
   }
+
+  const checked = (
+    caller: Caller<Session, E>,
+    slot: Slot<Session, E>,
+    identity: Identity
+  ): Effect.Effect<Session, E | SessionPoolError> =>
+    Effect.flatMap(checks.passed(slot), (passed) => {
+      if (passed) return Leased.join(slot)
+      // It found no session after all: let it be counted anew.
+      counts.hits--
+      return Effect.andThen(end(caller) ?? Effect.void, Effect.suspend(() => acquire(caller, identity)))
+    })
 
   // Both take the short way when the session is there: then what `acquire` answers is an exit, and nothing is awaited.
   const get = (identity: Identity): Effect.Effect<Session, E | SessionPoolError, Scope.Scope> =>
@@ -520,11 +541,38 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
       return Effect.onExitPrimitive(
         Effect.suspend((): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
           const session = acquire(caller, identity)
-          return isReady(session, caller) ? f(session.value) : Effect.flatMap(session, f)
+          return isReady(session, caller)
+            ? use(caller, identity, session.value, f)
+            : Effect.flatMap(session, (opened) => use(caller, identity, opened, f))
         }),
         () => end(caller)
       )
     })
+
+  // A server that has forgotten a session refuses its requests unrun, and the client MUST open another one (2025-11-25,
+  // basic/transports#session-management). So `f` is run once more there, unless the server has accepted anything else of
+  // this session since. A fresh session that is forgotten at once would be forgotten again.
+  const use = <A, E2, R2>(
+    caller: Caller<Session, E>,
+    identity: Identity,
+    session: Session,
+    f: (session: Session) => Effect.Effect<A, E2, R2>
+  ): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
+    const accepted = McpSession.acceptedBy(session)
+    const isFresh = caller.slot!.uses === 1
+    if (accepted === undefined || isFresh) return f(session)
+    return Effect.catchIf(
+      f(session),
+      (error) => McpSession.isSessionExpired(error) && McpSession.acceptedBy(session) === accepted,
+      () => {
+        Leased.retire(engine, caller.slot!, "died")
+        return Effect.andThen(
+          end(caller) ?? Effect.void,
+          Effect.flatMap(Effect.suspend(() => acquire(caller, identity)), f)
+        )
+      }
+    )
+  }
 
   // --- Waiting for room ---
 
@@ -582,72 +630,12 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
     return Effect.fail(new PoolExhausted({ capacity: options.capacity, waited }))
   }
 
-  // --- Checking the idle ---
-
-  const isCheckDue = (slot: Slot<Session, E>): boolean =>
-    input.check !== undefined && (
-      checks.has(slot.id) ||
-      (slot.phase === "open" && slot.leases === 1 &&
-        clock.currentTimeMillisUnsafe() - slot.usedAt >= options.checkAfter)
-    )
-
-  const checked = (
-    caller: Caller<Session, E>,
-    slot: Slot<Session, E>,
-    identity: Identity
-  ): Effect.Effect<Session, E | SessionPoolError> => {
-    const check = checks.get(slot.id) ?? startCheck(slot)
-    return Effect.flatMap(Deferred.await(check.passed), (passed) => {
-      if (passed) return Leased.join(slot)
-      // It found no session after all: let it be counted anew.
-      counts.hits--
-      return Effect.andThen(end(caller) ?? Effect.void, Effect.suspend(() => acquire(caller, identity)))
-    })
-  }
-
-  // The check has a lease of its own: nothing closes the session under it, and it may outlast its callers.
-  const startCheck = (slot: Slot<Session, E>): Check => {
-    const check: Check = { passed: Deferred.makeUnsafe(), fiber: undefined }
-    checks.set(slot.id, check)
-    slot.leases++
-    engine.starter.start(Effect.gen(function*() {
-      const session = yield* Effect.orDie(Leased.join(slot))
-      check.fiber = yield* Effect.scoped(Effect.suspend(() => input.check!(session))).pipe(
-        Effect.provideContext(context),
-        Effect.forkDetach({ startImmediately: true })
-      )
-      const exit = yield* Effect.timeoutOption(Fiber.await(check.fiber), options.checkTimeout)
-      check.fiber.interruptUnsafe()
-      const passed = Option.exists(exit, Exit.isSuccess)
-      checks.delete(slot.id)
-      if (!passed && !engine.isShutDown) Leased.retire(engine, slot, "unhealthy")
-      Leased.release(engine, slot)
-      Deferred.doneUnsafe(check.passed, Exit.succeed(passed))
-    }))
-    return check
-  }
-
-  // --- Remembering failures ---
-
-  const remember = (key: SessionKey, exit: Exit.Exit<never, E | SessionPoolError>): void => {
-    if (options.failureTimeToLive <= 0) return
-    failed.delete(key)
-    failed.set(key, { exit, until: clock.currentTimeMillisUnsafe() + options.failureTimeToLive })
-    if (failed.size > options.capacity) failed.delete(failed.keys().next().value!)
-  }
-
-  const recall = (key: SessionKey): Exit.Exit<never, E | SessionPoolError> | undefined => {
-    const failure = failed.get(key)
-    if (failure === undefined || clock.currentTimeMillisUnsafe() < failure.until) return failure?.exit
-    failed.delete(key)
-    return undefined
-  }
-
   // --- Everything else ---
 
   const invalidateWhere = (f: (identity: Identity) => boolean): Effect.Effect<number> =>
     Effect.sync(() => {
       const slots = Array.from(engine.current.values()).filter((slot) => f(slot.info))
+      failures.forgetWhere(f)
       return slots.filter((slot) => Leased.retire(engine, slot, "invalidated")).length
     })
 
@@ -656,7 +644,7 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
     withSession,
     invalidate: (identity) =>
       Effect.sync(() => {
-        failed.delete(identity.key)
+        failures.forget(identity)
         const slot = engine.current.get(identity.key)
         return slot !== undefined && Leased.retire(engine, slot, "invalidated")
       }),
@@ -712,17 +700,24 @@ const toEntry = <Session, E>(slot: Leased.Slot<Identity, Session, E>): SessionPo
 })
 
 const logCloseFailure = (
-  identity: Identity,
+  key: SessionKey,
   cause: Option.Option<Cause.Cause<unknown>>,
   closeTimeout: number
-): Effect.Effect<void> => {
-  const scrub = Scrub.make()
-  Scrub.addCredentials(scrub, identity.credentials)
-  return (Option.isSome(cause)
-    ? Effect.logWarning("A session's finalizer failed", scrub(Cause.pretty(cause.value)))
-    : Effect.logWarning(`A session took longer than ${closeTimeout} ms to close and was left to itself`)).pipe(
-      Effect.annotateLogs("key", identity.key)
-    )
+): Effect.Effect<void> =>
+  Effect.annotateLogs(
+    Option.isSome(cause)
+      ? Effect.logWarning("A session's finalizer failed", cause.value.reasons.map(withoutMessage).join("\n"))
+      : Effect.logWarning(`A session took longer than ${closeTimeout} ms to close and was left to itself`),
+    "key",
+    key
+  )
+
+// A message may quote a token, also one that this session had long ago: the log gets the names and places of errors only.
+const withoutMessage = (reason: Cause.Reason<unknown>): string => {
+  const error = Cause.isDieReason(reason) ? reason.defect : Cause.isFailReason(reason) ? reason.error : undefined
+  if (!(error instanceof Error)) return reason._tag
+  const { message, name, stack = "" } = error
+  return name + stack.slice(stack.lastIndexOf(message) + message.length)
 }
 
 const knownOptions = [

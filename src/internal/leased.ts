@@ -311,8 +311,8 @@ const open = <I, A, E, R>(
   acquire: Options<I, A, E, R>["open"]
 ): Effect.Effect<A, E, R | Scope.Scope> =>
   Effect.withFiber((fiber) => {
-    if (slot.phase !== "opening") return Effect.interrupt
     slot.opening!.fiber = fiber
+    if (slot.phase !== "opening") return Effect.interrupt
     const acquired = acquire(slot)
     return self.options.maxLifetime === Infinity ? acquired : Effect.tap(acquired, retireAfterLifetime(self, slot))
   })
@@ -377,7 +377,9 @@ const free = Effect.fnUntraced(function*<I, A, E>(
 ) {
   slot.opening!.fiber?.interruptUnsafe()
   yield* Fiber.await(get)
-  const exit = yield* Fiber.await(slot.opening!.fiber!)
+  const { fiber } = slot.opening!
+  if (fiber === undefined) return
+  const exit = yield* Fiber.await(fiber)
   yield* ScopedCache.invalidate(self.cache, slot.id)
   // A finalizer that throws makes its defect part of the interrupted exit.
   if (Exit.isFailure(exit) && Cause.hasInterrupts(exit.cause) && Cause.hasDies(exit.cause)) {

@@ -242,11 +242,13 @@ const make = Effect.fnUntraced(function*<C extends Clients.ClientLike, R>(
   // -- Liveness ---------------------------------------------------------------
 
   let timeouts = 0
+  let accepted = 0
   let isProbing = false
 
   const judged = <A>(effect: Effect.Effect<A, McpSessionError>): Effect.Effect<A, McpSessionError> =>
     Effect.onExit(effect, (exit) => {
       const error = Exit.isFailure(exit) ? Exit.findErrorOption(exit) : undefined
+      if (error?._tag !== "Some" || !wasRefused(error.value.reason)) accepted++
       if (error === undefined) {
         timeouts = 0
         return Effect.void
@@ -300,6 +302,9 @@ const make = Effect.fnUntraced(function*<C extends Clients.ClientLike, R>(
     protocolVersion: wire.protocolVersion ?? "",
     client,
     pid: opened.pid,
+    get accepted() {
+      return accepted
+    },
     callTool: (params, options) =>
       callWithProgress("callTool", (o) => Clients.callTool(client, params, o) as Promise<CallToolResult>, options),
     listTools: (options) => list("tools", options),
@@ -332,6 +337,8 @@ const make = Effect.fnUntraced(function*<C extends Clients.ClientLike, R>(
 
 const isLost = (reason: McpSessionErrorReason["_tag"]): boolean =>
   reason === "SessionClosed" || reason === "SessionExpired" || reason === "Unreachable"
+
+const wasRefused = (reason: McpSessionErrorReason): boolean => reason._tag === "SessionExpired" || !reason.requestSent
 
 /**
  * Two seconds for something that may never settle, and whose failure changes nothing.

@@ -65,14 +65,29 @@ export const reader = (module: string, options: unknown, known: ReadonlyArray<st
   })
 }
 
-// `Duration.fromInput` reads NaN as zero, wherever it stands.
+// `Duration.fromInput` reads as zero what it does not know: NaN, an empty object, a misspelt unit.
 const toMillis = (input: unknown): number | undefined => {
   if (typeof input === "number") return Number.isNaN(input) ? undefined : input
   if (typeof input === "object" && input !== null && !Duration.isDuration(input)) {
-    if (Object.values(input).some((part) => typeof part !== "number" || Number.isNaN(part))) return undefined
+    const parts = Object.entries(input)
+    const isKnown = Array.isArray(input)
+      ? parts.length === 2
+      : parts.length > 0 && parts.every(([unit]) => units.has(unit))
+    if (!isKnown || parts.some(([, value]) => typeof value !== "number" || Number.isNaN(value))) return undefined
   }
   return Option.getOrUndefined(Option.map(Duration.fromInput(input as Duration.Input), Duration.toMillis))
 }
+
+const units: ReadonlySet<string> = new Set([
+  "weeks",
+  "days",
+  "hours",
+  "minutes",
+  "seconds",
+  "milliseconds",
+  "microseconds",
+  "nanoseconds"
+])
 
 const show = (value: unknown): string => {
   switch (typeof value) {

@@ -41,17 +41,18 @@ export const make = (
         live.add(child)
         resume(Effect.succeed(child))
       })
+      // The moment to notice that the group is empty: from then on its number may become somebody else's
+      child.once("exit", () => groupLives(child))
     }),
     (child) => Effect.ensuring(terminate(child), Effect.sync(() => forget(child)))
   )
 
 const terminate = Effect.fnUntraced(function*(child: ChildProcess) {
-  const escaped = isWindows ? [] : descendants(child.pid!)
+  // The pid of a child that has exited may be another process by now
+  const escaped = isWindows || hasExited(child) ? [] : descendants(child.pid!)
   child.stdin?.end()
   const isGone = () => hasExited(child) && !groupLives(child) && !escaped.some(isRunning)
-  if (yield* waitFor(child, () => hasExited(child), 1500)) {
-    if (isGone()) return
-  }
+  if ((yield* waitFor(child, () => hasExited(child), 1500)) && isGone()) return
   signal(child, escaped, "SIGTERM")
   if (yield* waitFor(child, isGone, 1500)) return
   signal(child, escaped, "SIGKILL")
@@ -90,7 +91,7 @@ const signal = (child: ChildProcess, escaped: ReadonlyArray<Descendant>, name: "
     )
     return
   }
-  kill(-child.pid!, name)
+  if (groupLives(child)) kill(-child.pid!, name)
   for (const one of escaped) if (isRunning(one)) kill(one.pid, name)
 }
 
@@ -151,11 +152,20 @@ const statOf = (pid: number): { readonly group: number; readonly startTime: stri
   }
 }
 
+const emptied = new WeakSet<ChildProcess>()
+
 const groupLives = (child: ChildProcess): boolean => {
-  if (isWindows || !kill(-child.pid!, 0)) return false
+  if (isWindows || emptied.has(child)) return false
+  const lives = hasMembers(child.pid!)
+  if (!lives && hasExited(child)) emptied.add(child)
+  return lives
+}
+
+const hasMembers = (group: number): boolean => {
+  if (!kill(-group, 0)) return false
   if (process.platform !== "linux") return true
-  // The group has members. They may all be zombies.
-  return readdirSync("/proc").some((name) => /^\d+$/.test(name) && statOf(Number(name))?.group === child.pid)
+  // They may all be zombies
+  return readdirSync("/proc").some((name) => /^\d+$/.test(name) && statOf(Number(name))?.group === group)
 }
 
 // -----------------------------------------------------------------------------

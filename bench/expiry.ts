@@ -1,0 +1,56 @@
+import * as Effect from "effect/Effect"
+import * as ScopedCache from "effect/ScopedCache"
+import * as TestClock from "effect/testing/TestClock"
+import { identities, open, Pool } from "./pools.ts"
+import { type Figures, median, table } from "./support.ts"
+
+const expiring = 100
+
+/** How long it takes until 100 of so many idle sessions have expired, in nanoseconds each. */
+const pooled = (count: number) =>
+  Effect.gen(function*() {
+    for (const id of identities(count)) {
+      yield* Effect.scoped(Pool.get(id))
+      if (id.key === `key-${expiring - 1}`) yield* TestClock.adjust("1 minute")
+    }
+    // The first hundred are a minute older than the rest.
+    const started = process.hrtime.bigint()
+    yield* TestClock.adjust("5 minutes")
+    const nanos = Number(process.hrtime.bigint() - started) / expiring
+    const { expirations } = yield* Pool.stats
+    return expirations === expiring ? nanos : yield* Effect.die(`${expirations} sessions have expired`)
+  }).pipe(
+    Effect.provide(
+      Pool.layer({ capacity: count, idleTimeToLive: "5 minutes", connect: (identity) => open(identity.key) })
+    ),
+    Effect.provide(TestClock.layer())
+  )
+
+/** The same with the only sweep that a bare `ScopedCache` has. */
+const cached = (count: number) =>
+  Effect.gen(function*() {
+    const cache = yield* ScopedCache.make({ lookup: open, capacity: count, timeToLive: "5 minutes" })
+    for (const id of identities(count)) {
+      yield* ScopedCache.get(cache, id.key)
+      if (id.key === `key-${expiring - 1}`) yield* TestClock.adjust("1 minute")
+    }
+    const started = process.hrtime.bigint()
+    yield* TestClock.adjust("5 minutes")
+    yield* ScopedCache.keys(cache)
+    return Number(process.hrtime.bigint() - started) / expiring
+  }).pipe(Effect.scoped, Effect.provide(TestClock.layer()))
+
+export const main = Effect.gen(function*() {
+  const sides = [
+    ["SessionPool, 100 of 1,000", pooled(1_000)],
+    ["SessionPool, 100 of 100,000", pooled(100_000)],
+    ["ScopedCache.keys, 100 of 1,000", cached(1_000)],
+    ["ScopedCache.keys, 100 of 100,000", cached(100_000)]
+  ] as const
+  const samples = new Map<string, Array<number>>(sides.map(([name]) => [name, []]))
+  for (let round = 0; round < 5; round++) {
+    for (const [name, side] of sides) samples.get(name)!.push(yield* side)
+  }
+  const figures: Figures = new Map(Array.from(samples, ([name, values]) => [name, median(values)]))
+  table("Expiry, for each session that expires", figures, "SessionPool, 100 of 1,000")
+})

@@ -1,0 +1,113 @@
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as RcMap from "effect/RcMap"
+import * as ScopedCache from "effect/ScopedCache"
+import { IdentityResolver } from "../src/IdentityResolver.ts"
+import { identities, lruCache, Pool, pool, rcMap, scopedCache } from "./pools.ts"
+import { type Figures, interleave, print, repeat, table } from "./support.ts"
+
+const ops = 20_000
+const peer = "Effect.scoped(RcMap.get)"
+
+/** A hit, at so many keys, against everything else that could hold a session by its key. */
+const hits = (count: number) =>
+  Effect.gen(function*() {
+    const ids = identities(count)
+    const requests = ids.map(({ key }) => ({ headers: { authorization: `Bearer ${key}` } }))
+    const [map, cache, lru] = [yield* rcMap, yield* scopedCache(count), lruCache(count)]
+    const plain = new Map(ids.map(({ key }) => [key, { key }]))
+    for (const id of ids) {
+      yield* Effect.scoped(Pool.get(id))
+      yield* Effect.scoped(RcMap.get(map, id.key))
+      yield* ScopedCache.get(cache, id.key)
+      lru.set(id.key, { key: id.key })
+    }
+    const id = (i: number) => ids[i % count]!
+    const run = Effect.runPromiseWith(yield* Effect.context<Pool | IdentityResolver>())
+    const figures = yield* interleave([
+      { name: peer, ops, run: () => run(repeat(ops, (i) => Effect.scoped(RcMap.get(map, id(i).key)))) },
+      {
+        name: "Effect.scoped(SessionPool.get)",
+        ops,
+        run: () => run(repeat(ops, (i) => Effect.scoped(Pool.get(id(i)))))
+      },
+      {
+        name: "SessionPool.withSession",
+        ops,
+        run: () => run(repeat(ops, (i) => Pool.withSession(id(i), Effect.succeed)))
+      },
+      {
+        name: "ScopedCache.get (nothing leased)",
+        ops,
+        run: () => run(repeat(ops, (i) => ScopedCache.get(cache, id(i).key)))
+      },
+      {
+        name: "lru-cache fetch (nothing leased)",
+        ops,
+        run: () => Promise.all(Array.from({ length: ops }, (_, i) => lru.fetch(id(i).key)))
+      },
+      {
+        name: "Map.get (nothing leased)",
+        ops,
+        run: () => {
+          for (let i = 0; i < ops; i++) plain.get(id(i).key)
+        }
+      }
+    ])
+    table(`Hit at ${count.toLocaleString("en")} keys`, figures, peer, {
+      "Effect.scoped(SessionPool.get)": 0.8,
+      "SessionPool.withSession": 0.35
+    })
+    const known = Math.min(count, 1_000)
+    const through = yield* interleave([
+      {
+        name: "SessionPool.withSession",
+        ops,
+        run: () => run(repeat(ops, (i) => Pool.withSession(id(i), Effect.succeed)))
+      },
+      {
+        name: `header → identity → withSession, ${known} tokens`,
+        ops,
+        run: () =>
+          run(repeat(ops, (i) =>
+            Effect.flatMap(
+              IdentityResolver.resolve(requests[i % known]!),
+              () => Pool.withSession(id(i), Effect.succeed)
+            )))
+      }
+    ], 5)
+    table(`Header to hit at ${count.toLocaleString("en")} keys`, through, "SessionPool.withSession")
+  }).pipe(
+    Effect.scoped,
+    Effect.provide(Layer.merge(pool(count), IdentityResolver.layer()))
+  )
+
+/** One hundred hot identities, alone and among a hundred thousand sessions. */
+const crowded = Effect.gen(function*() {
+  const ids = identities(100_000)
+  const hot = (i: number) => ids[i % 100]!
+  const side = (count: number) =>
+    Effect.gen(function*() {
+      for (const id of ids.slice(0, count)) yield* Effect.scoped(Pool.get(id))
+      const run = Effect.runPromiseWith(yield* Effect.context<Pool>())
+      return (name: string) => ({
+        name,
+        ops,
+        run: () => run(repeat(ops, (i) => Pool.withSession(hot(i), Effect.succeed)))
+      })
+    })
+  const figures: Figures = yield* Effect.gen(function*() {
+    const alone = yield* side(100)
+    return yield* Effect.gen(function*() {
+      const among = yield* side(100_000)
+      return yield* interleave([alone("100 alone"), among("the same among 100,000")])
+    }).pipe(Effect.provide(pool(100_000)))
+  }).pipe(Effect.provide(pool(100)))
+  table("100 hot identities", figures, "100 alone", { "the same among 100,000": 1.5 })
+})
+
+export const main = Effect.gen(function*() {
+  print("A hit takes a lease and gives it back.")
+  for (const count of [1, 1_000, 100_000]) yield* hits(count)
+  yield* crowded
+})

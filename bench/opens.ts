@@ -1,0 +1,78 @@
+import { Server } from "@modelcontextprotocol/sdk/server/index.js"
+import { CallToolRequestSchema, ListToolsRequestSchema } from "@modelcontextprotocol/sdk/types.js"
+import * as Effect from "effect/Effect"
+import type * as Layer from "effect/Layer"
+import { spawn } from "node:child_process"
+import { once } from "node:events"
+import { createRequire } from "node:module"
+import { createServer } from "node:net"
+import { Identity } from "../src/Identity.ts"
+import * as McpConnector from "../src/McpConnector.ts"
+import type { McpSession } from "../src/McpSession.ts"
+import { SessionPool } from "../src/SessionPool.ts"
+import { median, table } from "./support.ts"
+
+const everything = createRequire(import.meta.url).resolve("@modelcontextprotocol/server-everything/dist/index.js")
+
+const echo = (session: McpSession) => session.callTool({ name: "echo", arguments: { message: "hi" } })
+
+const inProcess = McpConnector.inProcess(() =>
+  Effect.sync(() => {
+    const server = new Server({ name: "bench", version: "1" }, { capabilities: { tools: {} } })
+    server.setRequestHandler(ListToolsRequestSchema, () => ({ tools: [] }))
+    server.setRequestHandler(CallToolRequestSchema, () => ({ content: [{ type: "text", text: "hi" }] }))
+    return server
+  })
+)
+
+const stdio = McpConnector.stdio({ command: process.execPath, args: [everything, "stdio"] })
+
+const freePort = Effect.promise(async () => {
+  const server = createServer().listen(0, "127.0.0.1")
+  await once(server, "listening")
+  const address = server.address()
+  server.close()
+  return typeof address === "object" && address !== null ? address.port : 0
+})
+
+// The reference server in a process of its own.
+const http = Effect.gen(function*() {
+  const port = yield* freePort
+  yield* Effect.acquireRelease(
+    Effect.promise(async () => {
+      const child = spawn(process.execPath, [everything, "streamableHttp"], {
+        env: { ...process.env, PORT: `${port}` },
+        stdio: ["ignore", "ignore", "pipe"]
+      })
+      await once(child.stderr, "data")
+      return child
+    }),
+    (child) => Effect.sync(() => child.kill("SIGKILL"))
+  )
+  return McpConnector.http({ url: `http://127.0.0.1:${port}/mcp` })
+})
+
+const timed = <E, R>(effect: Effect.Effect<unknown, E, R>): Effect.Effect<number, E, R> =>
+  Effect.suspend(() => {
+    const started = process.hrtime.bigint()
+    return Effect.map(effect, () => Number(process.hrtime.bigint() - started))
+  })
+
+/** The first call of so many identities, each of which opens a session, and their second, which does not. */
+const compare = (name: string, times: number, pool: Layer.Layer<SessionPool, unknown>) =>
+  Effect.gen(function*() {
+    const opened: Array<number> = []
+    const reused: Array<number> = []
+    for (let i = 0; i < times; i++) {
+      const call = timed(SessionPool.withSession(Identity.fromKey(`user-${i}`), echo))
+      opened.push(yield* call)
+      reused.push(yield* call)
+    }
+    table(`Open against reuse, ${name}`, new Map([["reused", median(reused)], ["opened", median(opened)]]), "reused")
+  }).pipe(Effect.provide(pool))
+
+export const main = Effect.gen(function*() {
+  yield* compare("in process", 200, SessionPool.layer({ connect: inProcess, capacity: 4 }))
+  yield* compare("HTTP", 50, SessionPool.layer({ connect: yield* http, capacity: 4 }))
+  yield* compare("stdio", 15, SessionPool.layer({ connect: stdio, capacity: 4 }))
+}).pipe(Effect.scoped)

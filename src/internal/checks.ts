@@ -1,0 +1,73 @@
+/**
+ * Asks sessions that were idle for a while whether they still work, before they are leased again: once for all callers
+ * that come meanwhile, and in a fiber of the engine's owner, so that it may outlast those callers.
+ */
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
+import * as Leased from "./leased.ts"
+
+export interface Checks<I, A, E> {
+  /** Whether whoever has just leased this session must await its check. */
+  readonly isDue: (slot: Leased.Slot<I, A, E>) => boolean
+  /** Whether the session works. If not, it is retired by then. */
+  readonly passed: (slot: Leased.Slot<I, A, E>) => Effect.Effect<boolean>
+  /** Interrupts all of them, and awaits none: they may not be interruptible. */
+  readonly abandon: () => void
+}
+
+interface Check {
+  readonly passed: Deferred.Deferred<boolean>
+  fiber: Fiber.Fiber<unknown, unknown> | undefined
+}
+
+/**
+ * Times are milliseconds.
+ */
+export const make = <I, A, E>(
+  engine: Leased.Leased<I, A, E>,
+  options: {
+    readonly check: ((session: A) => Effect.Effect<unknown, unknown>) | undefined
+    readonly checkAfter: number
+    readonly checkTimeout: number
+  }
+): Checks<I, A, E> => {
+  const { check, checkAfter, checkTimeout } = options
+  const running = new Map<number, Check>()
+  if (check === undefined) return { isDue: () => false, passed: () => Effect.succeed(true), abandon: () => undefined }
+
+  // The check has a lease of its own: nothing closes the session under it.
+  const start = (slot: Leased.Slot<I, A, E>): Check => {
+    const started: Check = { passed: Deferred.makeUnsafe(), fiber: undefined }
+    running.set(slot.id, started)
+    slot.leases++
+    engine.starter.start(Effect.gen(function*() {
+      const session = slot.session!.value
+      started.fiber = yield* Effect.forkDetach(Effect.suspend(() => check(session)), { startImmediately: true })
+      const exit = yield* Effect.timeoutOption(Fiber.await(started.fiber), checkTimeout)
+      started.fiber.interruptUnsafe()
+      const passed = Option.exists(exit, Exit.isSuccess)
+      running.delete(slot.id)
+      if (!passed && !engine.isShutDown) Leased.retire(engine, slot, "unhealthy")
+      Leased.release(engine, slot)
+      Deferred.doneUnsafe(started.passed, Exit.succeed(passed))
+    }))
+    return started
+  }
+
+  return {
+    isDue: (slot) =>
+      running.has(slot.id) ||
+      (slot.phase === "open" && slot.leases === 1 &&
+        engine.clock.currentTimeMillisUnsafe() - slot.usedAt >= checkAfter),
+    passed: (slot) => Deferred.await((running.get(slot.id) ?? start(slot)).passed),
+    abandon: () => {
+      for (const { fiber, passed } of running.values()) {
+        fiber?.interruptUnsafe()
+        Deferred.doneUnsafe(passed, Exit.succeed(false))
+      }
+    }
+  }
+}

@@ -1,0 +1,282 @@
+import { existsSync, mkdtempSync, readFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { fileURLToPath } from "node:url"
+import { assert, describe, it } from "@effect/vitest"
+import type { Client } from "@modelcontextprotocol/client"
+import { createMcpHandler, McpServer } from "@modelcontextprotocol/server"
+import type { CallToolResult } from "@modelcontextprotocol/sdk/types.js"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Scope from "effect/Scope"
+import { Credentials, Identity } from "effect-mcp-sessions/Identity"
+import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
+import { McpSession, SessionClosed, Unreachable } from "effect-mcp-sessions/McpSession"
+import { descendants, isAlive } from "./support/processes.ts"
+import * as HttpServer from "./support/servers/http.ts"
+import * as Modern from "./support/servers/modern.mjs"
+import { makeHandle } from "./support/sessions.ts"
+
+const script = (name: string) => fileURLToPath(new URL(`./support/servers/${name}`, import.meta.url))
+
+const identity = Identity.fromKey("alice", { credentials: Credentials.bearer("first-token") })
+
+const textOf = (result: CallToolResult): string => {
+  const [block] = result.content
+  return block?.type === "text" ? block.text : ""
+}
+
+const call = (session: McpSession<Client>, name: string, args: Record<string, unknown> = {}) =>
+  Effect.map(session.callTool({ name, arguments: args }), textOf)
+
+const open = <R>(connect: McpConnectorV2.Connector<R>) =>
+  Effect.gen(function*() {
+    const handle = makeHandle()
+    const scope = yield* Scope.fork(yield* Effect.scope)
+    const session = yield* Scope.provide(connect(identity, handle), scope)
+    return { session, handle, close: Scope.close(scope, Exit.void) }
+  })
+
+const eventually = (condition: () => boolean) =>
+  Effect.gen(function*() {
+    while (!condition()) yield* Effect.sleep(5)
+  }).pipe(Effect.timeout("5 seconds"))
+
+/** A child process, and how many of it have been started. */
+const child = (...args: ReadonlyArray<string>) => {
+  const pidFile = join(mkdtempSync(join(tmpdir(), "mcp-v2-")), "pids")
+  return {
+    options: { command: process.execPath, args, env: { PID_FILE: pidFile } },
+    pids: () => existsSync(pidFile) ? readFileSync(pidFile, "utf8").trim().split("\n").map(Number) : []
+  }
+}
+
+/** A sessionless server of 2026-07-28 behind a `fetch` that keeps a log: no sockets. */
+const sessionless = Effect.gen(function*() {
+  const requests: Array<string> = []
+  const handler = createMcpHandler(Modern.makeServer)
+  yield* Effect.addFinalizer(() => Effect.promise(() => handler.close()))
+  const connect = McpConnectorV2.http({
+    url: "http://modern.test/mcp",
+    fetch: (url, init) => {
+      const request = new Request(url, init)
+      requests.push(request.method === "POST" ? String(request.headers.get("mcp-method")) : request.method)
+      return handler.fetch(request)
+    }
+  })
+  return { requests, connect }
+})
+
+describe("McpConnectorV2", { concurrent: true }, () => {
+  describe("with a server of 2026-07-28 over HTTP", () => {
+    it.live("needs no session: no initialize, no DELETE, and discover for a ping", () =>
+      Effect.gen(function*() {
+        const { connect, requests } = yield* sessionless
+        const { close, handle, session } = yield* open(connect)
+        assert.strictEqual(session.protocolVersion, "2026-07-28")
+        assert.strictEqual(session.serverInfo.name, "modern")
+        assert.strictEqual(session.instructions, "Be modern.")
+        assert.strictEqual(yield* call(session, "pid"), String(process.pid))
+        yield* session.ping()
+        assert.deepStrictEqual((yield* session.listTools()).tools.map((tool) => tool.name), ["pid", "slow"])
+        yield* close
+        assert.deepStrictEqual(requests, ["server/discover", "tools/call", "server/discover", "tools/list"])
+        assert.deepStrictEqual(handle.retired, [])
+      }))
+
+    it.live("opens later sessions of the identity without asking again, and asks for another one", () =>
+      Effect.gen(function*() {
+        const { connect, requests } = yield* sessionless
+        yield* open(connect)
+        const { session } = yield* open(connect)
+        assert.deepStrictEqual(requests, ["server/discover"])
+        assert.strictEqual(yield* call(session, "pid"), String(process.pid))
+        yield* connect(Identity.fromKey("bob"), makeHandle())
+        assert.deepStrictEqual(requests, ["server/discover", "tools/call", "server/discover"])
+      }))
+
+    it.live("cancels an interrupted call by closing its stream", () =>
+      Effect.gen(function*() {
+        const { connect } = yield* sessionless
+        const { session } = yield* open(connect)
+        const before = Modern.calls.started
+        const fiber = yield* Effect.forkChild(call(session, "slow"))
+        yield* eventually(() => Modern.calls.started > before)
+        yield* Fiber.interrupt(fiber)
+        yield* eventually(() => Modern.calls.cancelled === Modern.calls.started)
+        assert.strictEqual(yield* call(session, "pid"), String(process.pid))
+      }))
+  })
+
+  describe("with an older server over HTTP", () => {
+    it.live("falls back, and does not ask a second time", () =>
+      Effect.gen(function*() {
+        const server = yield* HttpServer.start()
+        const connect = McpConnectorV2.http({ url: server.url })
+        const { close, session } = yield* open(connect)
+        assert.strictEqual(session.protocolVersion, "2025-11-25")
+        assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "hi")
+        assert.strictEqual(server.requestsOf("server/discover").length, 1)
+        yield* open(connect)
+        assert.strictEqual(server.requestsOf("server/discover").length, 1)
+        assert.strictEqual(server.requestsOf("initialize").length, 2)
+        yield* close
+        assert.strictEqual(server.sessions.length, 1)
+      }))
+
+    it.live("forwards credentials, rotated ones too, in one session", () =>
+      Effect.gen(function*() {
+        const server = yield* HttpServer.start()
+        const { handle, session } = yield* open(McpConnectorV2.http({ url: server.url, forwardCredentials: true }))
+        assert.strictEqual(yield* call(session, "whoami"), "Bearer first-token")
+        handle.rotate(Credentials.bearer("second-token"))
+        assert.strictEqual(yield* call(session, "whoami"), "Bearer second-token")
+        assert.strictEqual(new Set(server.requestsOf("tools/call").map((request) => request.sessionId)).size, 1)
+      }))
+
+    it.live("fails as the first generation does, whatever the server does", () =>
+      Effect.gen(function*() {
+        const server = yield* HttpServer.start()
+        const connect = McpConnectorV2.http({ url: server.url, connectTimeout: "300 millis" })
+        const failing = (behaviour: Partial<HttpServer.Behaviour>) =>
+          Effect.gen(function*() {
+            const { handle, session } = yield* open(connect)
+            const before = { ...server.behaviour }
+            Object.assign(server.behaviour, behaviour)
+            const { reason } = yield* Effect.flip(call(session, "echo", { message: "hi" }))
+            Object.assign(server.behaviour, before)
+            return [reason._tag, ...handle.retired]
+          })
+        assert.deepStrictEqual(yield* failing({ status: 401 }), ["Unauthorized"])
+        assert.deepStrictEqual(yield* failing({ status: 403 }), ["Forbidden"])
+        assert.deepStrictEqual(yield* failing({ status: 503 }), ["HttpFailure"])
+        assert.deepStrictEqual(yield* failing({ call: "end-stream" }), ["Unreachable", "died"])
+        assert.deepStrictEqual(yield* failing({ call: "destroy-after-headers" }), ["Unreachable", "died"])
+        assert.deepStrictEqual(yield* failing({ call: "destroy-before-headers" }), ["Unreachable", "died"])
+        for (const lostSession of [404, 400] as const) {
+          server.behaviour.lostSession = lostSession
+          const { session } = yield* open(connect)
+          yield* server.forget
+          assert.isTrue(McpSession.isSessionExpired(yield* Effect.flip(call(session, "echo", { message: "hi" }))))
+        }
+        for (const behaviour of [{ initialize: "hang" }, { initialized: "hang" }] as const) {
+          Object.assign(server.behaviour, { initialize: "answer", initialized: "answer", ...behaviour })
+          assert.strictEqual((yield* Effect.flip(open(connect))).reason._tag, "RequestTimeout")
+        }
+        yield* server.close
+        const fresh = McpConnectorV2.http({ url: server.url })
+        assert.strictEqual((yield* Effect.flip(open(fresh))).reason._tag, "Unreachable")
+      }))
+
+    it.live("lets go of the stream of an interrupted call, and tells the server", () =>
+      Effect.gen(function*() {
+        const server = yield* HttpServer.start()
+        const { session } = yield* open(McpConnectorV2.http({ url: server.url }))
+        const fiber = yield* Effect.forkChild(call(session, "slow", { ms: 60_000 }))
+        yield* eventually(() => server.calls.started === 1)
+        yield* Fiber.interrupt(fiber)
+        yield* eventually(() => server.calls.cancelled === 1 && server.open.every((what) => what === "GET"))
+      }))
+
+    it.live("works over SSE", () =>
+      Effect.gen(function*() {
+        const server = yield* HttpServer.start()
+        const { close, session } = yield* open(McpConnectorV2.sse({ url: server.sseUrl }))
+        assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "hi")
+        yield* close
+        yield* eventually(() => server.sessions.length === 0)
+      }))
+  })
+
+  describe("over stdio", () => {
+    it.live("starts one process for a server of 2026-07-28", () =>
+      Effect.gen(function*() {
+        const { options, pids } = child(script("modern.mjs"))
+        const { close, session } = yield* open(McpConnectorV2.stdio(options))
+        assert.strictEqual(session.protocolVersion, "2026-07-28")
+        assert.strictEqual(yield* call(session, "pid"), String(session.pid))
+        assert.deepStrictEqual(pids(), [session.pid])
+        yield* close
+        assert.isFalse(isAlive(session.pid!))
+      }))
+
+    it.live("starts one process for an older server too", () =>
+      Effect.gen(function*() {
+        const { options, pids } = child(script("stdio.mjs"))
+        const connect = McpConnectorV2.stdio({
+          ...options,
+          sampling: ({ messages }) => {
+            const content = messages[0]!.content
+            const text = !Array.isArray(content) && content.type === "text" ? content.text : ""
+            return Effect.succeed({ role: "assistant", model: "none", content: { type: "text", text } })
+          },
+          elicitation: ({ message }) => Effect.succeed({ action: "accept", content: { name: message } }),
+          roots: ({ key }) => Effect.succeed([{ uri: `file:///home/${key}` }])
+        })
+        const { close, session } = yield* open(connect)
+        assert.strictEqual(session.protocolVersion, "2025-11-25")
+        assert.strictEqual(yield* call(session, "sample", { prompt: "hi" }), "hi")
+        assert.include(yield* call(session, "elicit", { message: "who?" }), "who?")
+        assert.strictEqual(yield* call(session, "roots"), "file:///home/alice")
+        assert.deepStrictEqual(pids(), [session.pid])
+        yield* close
+        assert.isFalse(isAlive(session.pid!))
+      }))
+
+    it.live("starts a server that exits when it is asked its version again, once", () =>
+      Effect.gen(function*() {
+        const { options, pids } = child(script("touchy.mjs"), "exit")
+        const connect = McpConnectorV2.stdio(options)
+        const { session } = yield* open(connect)
+        assert.strictEqual(session.serverInfo.name, "touchy")
+        assert.strictEqual(pids().length, 2)
+        yield* open(connect)
+        assert.strictEqual(pids().length, 3)
+      }))
+
+    it.live("takes a server that is silent about its version for an older one", () =>
+      Effect.gen(function*() {
+        const { options, pids } = child(script("touchy.mjs"), "mute")
+        const { session } = yield* open(McpConnectorV2.stdio({ ...options, probeTimeout: "200 millis" }))
+        yield* session.ping()
+        assert.strictEqual(session.protocolVersion, "2025-11-25")
+        assert.deepStrictEqual(pids(), [session.pid])
+      }))
+
+    it.live("fails its calls the moment that its child dies", () =>
+      Effect.gen(function*() {
+        const { handle, session } = yield* open(McpConnectorV2.stdio(child(script("stdio.mjs"), "grandchild").options))
+        const error = yield* Effect.flip(call(session, "kill"))
+        assert.deepStrictEqual(error.reason, new SessionClosed({ requestSent: true }))
+        assert.include(handle.retired, "died")
+      }))
+
+    it.live("leaves nothing behind of a stubborn server", () =>
+      Effect.gen(function*() {
+        const { close, session } = yield* open(McpConnectorV2.stdio(child(script("stdio.mjs"), "stubborn").options))
+        const started = [session.pid!, ...descendants(session.pid)]
+        yield* close
+        assert.deepStrictEqual(started.filter(isAlive), [])
+      }))
+
+    it.live("fails with Unreachable when there is no such command", () =>
+      Effect.gen(function*() {
+        const error = yield* Effect.flip(open(McpConnectorV2.stdio({ command: "no-such-command" })))
+        assert.deepStrictEqual(error.reason, new Unreachable({ code: "ENOENT", requestSent: false }))
+      }))
+  })
+
+  it.live("works in process", () =>
+    Effect.gen(function*() {
+      const connect = McpConnectorV2.inProcess(({ key }) =>
+        Effect.sync(() => {
+          const server = new McpServer({ name: "greeter", version: "1.0.0" })
+          server.registerTool("greet", {}, () => ({ content: [{ type: "text", text: `Hello, ${key}` }] }))
+          return server
+        })
+      )
+      const { session } = yield* open(connect)
+      assert.strictEqual(yield* call(session, "greet"), "Hello, alice")
+    }))
+})

@@ -1,0 +1,184 @@
+/**
+ * The pool over real servers: what a user of `SessionPool` with a connector of `McpConnector` sees when servers restart,
+ * children die and tokens change.
+ */
+import { assert, describe, it } from "@effect/vitest"
+import type { CallToolResult } from "@modelcontextprotocol/sdk/types.js"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import { Credentials, Identity, McpConnector, McpSession, SessionPool } from "effect-mcp-sessions"
+import { fileURLToPath } from "node:url"
+import { descendants, survivors } from "./support/processes.ts"
+import * as HttpServer from "./support/servers/http.ts"
+
+const stdioServer = fileURLToPath(new URL("./support/servers/stdio.mjs", import.meta.url))
+
+const alice = Identity.fromKey("alice")
+const bob = Identity.fromKey("bob")
+
+const withToken = (token: string) => Identity.fromKey("alice", { credentials: Credentials.bearer(token) })
+
+const call = (session: McpSession, name: string, args: Record<string, unknown> = {}) =>
+  Effect.map(session.callTool({ name, arguments: args }), textOf)
+
+const textOf = (result: CallToolResult): string => {
+  const [block] = result.content
+  return block?.type === "text" ? block.text : ""
+}
+
+const stdioPool = SessionPool.layer({
+  connect: McpConnector.stdio({ command: process.execPath, args: [stdioServer] })
+})
+
+const echo = (identity: Identity, message: string) =>
+  SessionPool.withSession(identity, (session) => call(session, "echo", { message }))
+
+describe("SessionPool over real servers", () => {
+  it.live("a killed child is noticed without a call, and the next call runs on a new one", () =>
+    Effect.gen(function*() {
+      const pid = yield* SessionPool.withSession(alice, (session) => Effect.as(call(session, "echo"), session.pid!))
+      process.kill(pid, "SIGKILL")
+      assert.deepStrictEqual(yield* survivors([pid]), [])
+      // Noticed by its exit, which no call has to ask for.
+      yield* Effect.repeat(SessionPool.stats, { until: (stats) => stats.size === 0 })
+      const next = yield* SessionPool.withSession(alice, (session) => Effect.as(call(session, "echo"), session.pid!))
+      assert.notStrictEqual(next, pid)
+      const stats = yield* SessionPool.stats
+      assert.strictEqual(stats.retirements, 1)
+    }).pipe(Effect.provide(stdioPool)))
+
+  it.live("no child is left when the pool's layer is closed", () =>
+    Effect.gen(function*() {
+      yield* Effect.all([echo(alice, "1"), echo(bob, "2")], { concurrency: "unbounded" }).pipe(
+        Effect.andThen(Effect.sync(() => assert.isAtLeast(descendants().length, 2))),
+        Effect.provide(stdioPool)
+      )
+      assert.deepStrictEqual(descendants(), [])
+    }))
+
+  for (const [manner, lostSession] of [["404", 404], ["400, as server-everything does", 400]] as const) {
+    it.live(`a server that has forgotten its sessions is answered by a fresh one (${manner})`, () =>
+      Effect.gen(function*() {
+        const server = yield* HttpServer.start({ lostSession })
+        yield* Effect.gen(function*() {
+          assert.strictEqual(yield* echo(alice, "before"), "before")
+          yield* server.forget
+          assert.strictEqual(yield* echo(alice, "after"), "after")
+          assert.strictEqual(server.requestsOf("initialize").length, 2)
+          const stats = yield* SessionPool.stats
+          assert.deepStrictEqual([stats.size, stats.retirements], [1, 1])
+        }).pipe(Effect.provide(SessionPool.layer({ connect: McpConnector.http({ url: server.url }) })))
+      }))
+  }
+
+  it.live("a server that restarts between two calls costs no caller an error", () =>
+    Effect.gen(function*() {
+      const server = yield* HttpServer.start()
+      yield* Effect.gen(function*() {
+        yield* echo(alice, "before")
+        yield* server.close
+        yield* server.listen
+        // A request on a connection whose end this process has not heard of yet may have run: it is not repeated.
+        yield* Effect.sleep("50 millis")
+        assert.strictEqual(yield* echo(alice, "after"), "after")
+      }).pipe(Effect.provide(SessionPool.layer({ connect: McpConnector.http({ url: server.url }) })))
+    }))
+
+  it.live("what has been accepted is not run again when the session expires later in the same lease", () =>
+    Effect.gen(function*() {
+      const server = yield* HttpServer.start()
+      yield* Effect.gen(function*() {
+        yield* echo(alice, "before")
+        const error = yield* SessionPool.withSession(alice, (session) =>
+          Effect.gen(function*() {
+            yield* call(session, "echo", { message: "once" })
+            yield* server.forget
+            return yield* call(session, "echo", { message: "never" })
+          })).pipe(Effect.flip)
+        assert.isTrue(McpSession.isSessionExpired(error))
+        assert.strictEqual(server.requestsOf("tools/call").length, 3)
+      }).pipe(Effect.provide(SessionPool.layer({ connect: McpConnector.http({ url: server.url }) })))
+    }))
+
+  it.live("a rotated token reaches the wire on the same session", () =>
+    Effect.gen(function*() {
+      const server = yield* HttpServer.start()
+      yield* Effect.gen(function*() {
+        const first = yield* SessionPool.withSession(withToken("first"), (session) => call(session, "whoami"))
+        const second = yield* SessionPool.withSession(withToken("second"), (session) => call(session, "whoami"))
+        assert.deepStrictEqual([first, second], ["Bearer first", "Bearer second"])
+        assert.strictEqual(server.requestsOf("initialize").length, 1)
+      }).pipe(
+        Effect.provide(
+          SessionPool.layer({ connect: McpConnector.http({ url: server.url, forwardCredentials: true }) })
+        )
+      )
+    }))
+
+  it.live("a server that hangs for one identity delays no other", () =>
+    Effect.gen(function*() {
+      const hung = yield* HttpServer.start({ initialize: "hang" })
+      const fine = yield* HttpServer.start()
+      const toHung = McpConnector.http({ url: hung.url })
+      const toFine = McpConnector.http({ url: fine.url })
+      yield* Effect.gen(function*() {
+        const waiting = yield* Effect.forkChild(echo(alice, "never"))
+        assert.strictEqual(yield* echo(bob, "at once"), "at once")
+        assert.isUndefined(waiting.pollUnsafe())
+        yield* Fiber.interrupt(waiting)
+      }).pipe(
+        Effect.provide(SessionPool.layer({
+          connect: (identity, handle) => (identity.key === "alice" ? toHung : toFine)(identity, handle)
+        }))
+      )
+    }))
+
+  it.live("a call in flight fails at once when its session is closed by the end of the pool", () =>
+    Effect.gen(function*() {
+      const calling = yield* Effect.gen(function*() {
+        const fiber = yield* Effect.forkDetach(
+          SessionPool.withSession(alice, (session) => call(session, "slow", { ms: 60_000 })),
+          { startImmediately: true }
+        )
+        yield* Effect.repeat(SessionPool.stats, { until: (stats) => stats.leased === 1 })
+        return fiber
+      }).pipe(Effect.provide(stdioPool))
+      const error = yield* Effect.flip(Fiber.join(calling))
+      assert.strictEqual(error._tag === "McpSessionError" ? error.reason._tag : error._tag, "SessionClosed")
+    }))
+
+  it.live(
+    "one hundred callers at capacity ten each get an answer, from ten children at most",
+    () =>
+      Effect.gen(function*() {
+        let most = 0
+        const one = (i: number) =>
+          SessionPool.withSession(Identity.fromKey(`user-${i}`), (session) =>
+            Effect.tap(call(session, "echo", { message: `${i}` }), () =>
+              Effect.map(SessionPool.stats, ({ draining, idle, leased, opening }) => {
+                most = Math.max(most, opening + leased + idle + draining)
+              })))
+        const answers = yield* Effect.forEach(
+          Array.from({ length: 100 }, (_, i) =>
+            i),
+          one,
+          {
+            concurrency: "unbounded"
+          }
+        )
+        assert.deepStrictEqual(
+          answers,
+          Array.from({ length: 100 }, (_, i) =>
+            `${i}`)
+        )
+        assert.isAtMost(most, 10)
+      }).pipe(
+        Effect.provide(SessionPool.layer({
+          connect: McpConnector.stdio({ command: process.execPath, args: [stdioServer] }),
+          capacity: 10,
+          acquireTimeout: "60 seconds"
+        }))
+      ),
+    60_000
+  )
+})

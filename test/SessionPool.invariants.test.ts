@@ -1,0 +1,785 @@
+/**
+ * The ten invariants of the pool, each by tests named after it. `simulation.test.ts` looks for their breach at random; here
+ * they are one by one.
+ */
+import { assert, describe, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Scheduler from "effect/Scheduler"
+import * as TestClock from "effect/testing/TestClock"
+import {
+  a,
+  b,
+  c,
+  d,
+  fork,
+  identities,
+  lease,
+  makeUpstream,
+  openPool,
+  outcome,
+  type Pool,
+  type PoolOptions,
+  Refused,
+  settle,
+  type TestSession,
+  visit
+} from "./support/pool.ts"
+
+/** What may happen to a session while a call runs on it. */
+const ends: ReadonlyArray<{
+  readonly how: string
+  readonly options: Partial<PoolOptions>
+  readonly end: (pool: Pool["Service"], session: TestSession) => Effect.Effect<unknown, unknown>
+}> = [
+  {
+    how: "evicted",
+    options: { capacity: 2 },
+    end: (pool) => Effect.forEach([b, c, d], (identity) => visit(pool, identity))
+  },
+  { how: "expired", options: { idleTimeToLive: 50 }, end: () => TestClock.adjust(1_000) },
+  { how: "out of lifetime", options: { maxLifetime: 50 }, end: () => TestClock.adjust(1_000) },
+  { how: "invalidated", options: {}, end: (pool) => pool.invalidate(a) },
+  { how: "invalidated with all others", options: {}, end: (pool) => pool.invalidateWhere(() => true) },
+  { how: "said to have died", options: {}, end: (_, { handle }) => handle.retire("died") }
+]
+
+describe("SessionPool invariants", () => {
+  describe("1. Never closed in use", () => {
+    for (const { end, how, options } of ends) {
+      it.effect(`a call completes on a session that is ${how} meanwhile`, () =>
+        Effect.gen(function*() {
+          const upstream = makeUpstream()
+          const pool = yield* openPool({ connect: upstream.connect, ...options })
+          const gate = yield* Deferred.make<void>()
+          const call = yield* fork(pool.withSession(a, (session) => Effect.as(Deferred.await(gate), session)))
+          yield* end(pool, upstream.sessions[0]!)
+          yield* settle
+          assert.isTrue(upstream.sessions[0]!.isOpen)
+          assert.notInclude(upstream.closed, "a1")
+          yield* Deferred.succeed(gate, undefined)
+          assert.strictEqual((yield* Fiber.join(call)).name, "a1")
+        }))
+
+      it.effect(`a session that is ${how} closes when the last of several leases ends, not before`, () =>
+        Effect.gen(function*() {
+          const upstream = makeUpstream()
+          const pool = yield* openPool({ connect: upstream.connect, ...options })
+          const leases = yield* Effect.forEach([a, a, a], (identity) => lease(pool, identity))
+          yield* end(pool, upstream.sessions[0]!)
+          for (const { release } of leases) {
+            yield* settle
+            assert.isTrue(upstream.sessions[0]!.isOpen)
+            yield* release
+          }
+          yield* pool.invalidate(a)
+          yield* settle
+          assert.strictEqual(upstream.closed.filter((name) => name === "a1").length, 1)
+        }))
+    }
+
+    it.effect("not under a check", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream()
+        const seen: Array<boolean> = []
+        const pool = yield* openPool({
+          connect: upstream.connect,
+          checkAfter: 0,
+          checkTimeout: 1_000,
+          check: (session) => Effect.andThen(Effect.sleep(500), Effect.sync(() => void seen.push(session.isOpen)))
+        })
+        yield* visit(pool, a)
+        const caller = yield* fork(visit(pool, a))
+        yield* Fiber.interrupt(caller)
+        yield* pool.invalidate(a)
+        yield* TestClock.adjust(500)
+        assert.deepStrictEqual(seen, [true])
+        assert.deepStrictEqual(upstream.gone, ["a1"])
+      }))
+
+    it.effect("not between the end of an open and the caller that waited for it", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ dial: () => Effect.sleep(10) })
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 1, idleTimeToLive: 1 })
+        const callers = yield* Effect.forEach(
+          [a, b, c, a, b, c],
+          (identity) => fork(pool.withSession(identity, (session) => Effect.sync(() => session.isOpen)))
+        )
+        yield* TestClock.adjust("10 seconds")
+        for (const caller of callers) assert.isTrue(yield* Fiber.join(caller))
+      }))
+  })
+
+  describe("2. One per identity", () => {
+    it.effect("a thousand concurrent gets of one identity are one connect", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ dial: () => Effect.sleep(100) })
+        const pool = yield* openPool({ connect: upstream.connect })
+        const callers = yield* Effect.forEach(Array.from({ length: 1_000 }), () => fork(visit(pool, a)))
+        yield* TestClock.adjust(100)
+        for (const caller of callers) assert.strictEqual((yield* Fiber.join(caller)).name, "a1")
+        assert.strictEqual(upstream.connects, 1)
+        assert.deepStrictEqual(yield* Effect.map(pool.stats, (s) => [s.hits, s.misses]), [999, 1])
+      }))
+
+    it.effect("a thousand that wait for room are one connect", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream()
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+        const held = yield* lease(pool, b)
+        const callers = yield* Effect.forEach(Array.from({ length: 1_000 }), () => fork(visit(pool, a)))
+        yield* held.release
+        yield* settle
+        for (const caller of callers) assert.strictEqual((yield* Fiber.join(caller)).name, "a1")
+        assert.strictEqual(upstream.connects, 2)
+      }))
+
+    it.effect("only a retired session is beside its successor", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream()
+        const pool = yield* openPool({ connect: upstream.connect })
+        const old = yield* lease(pool, a)
+        yield* pool.invalidate(a)
+        const leases = yield* Effect.forEach([a, a, a], (identity) => lease(pool, identity))
+        assert.deepStrictEqual(leases.map(({ session }) => session.name), ["a2", "a2", "a2"])
+        assert.deepStrictEqual(yield* Effect.map(pool.stats, (s) => [s.size, s.draining]), [1, 1])
+        yield* old.release
+        assert.deepStrictEqual(yield* Effect.map(pool.stats, (s) => [s.size, s.draining]), [1, 0])
+      }))
+
+    for (
+      const [how, handshake] of [["is left", Effect.never], ["fails", Effect.fail(new Refused({ why: "no" }))]] as const
+    ) {
+      it.effect(`a retired session that ${how} while it is still opening leaves its successor alone`, () =>
+        Effect.gen(function*() {
+          const upstream = makeUpstream({
+            handshake: ({ name }) => name === "a1" ? Effect.andThen(Effect.sleep(100), handshake) : Effect.void
+          })
+          const pool = yield* openPool({ connect: upstream.connect })
+          const caller = yield* fork(visit(pool, a))
+          yield* pool.invalidate(a)
+          const successor = yield* lease(pool, a)
+          yield* TestClock.adjust(100)
+          yield* Fiber.interrupt(caller)
+          assert.deepStrictEqual(upstream.gone, ["a1"])
+          assert.strictEqual(yield* visit(pool, a), successor.session)
+          assert.deepStrictEqual(yield* Effect.map(pool.stats, (s) => [s.size, s.leased, s.draining]), [1, 1, 0])
+          assert.strictEqual(upstream.connects, 2)
+        }))
+    }
+
+    it.effect("also when the last caller of an open leaves as another comes", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ handshake: () => Effect.sleep(100) })
+        const pool = yield* openPool({ connect: upstream.connect })
+        const first = yield* fork(visit(pool, a))
+        yield* TestClock.adjust(50)
+        yield* Fiber.interrupt(first)
+        const second = yield* fork(visit(pool, a))
+        yield* TestClock.adjust(100)
+        assert.strictEqual((yield* Fiber.join(second)).name, "a2")
+        assert.deepStrictEqual(upstream.gone, ["a1"])
+      }))
+  })
+
+  describe("3. Bounded", () => {
+    it.effect("a herd of 100 identities at capacity 10 has 100 successes and never more than 10 sessions", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ dial: () => Effect.sleep(10), hangUp: () => Effect.sleep(5) })
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 10 })
+        const callers = yield* Effect.forEach(
+          identities(100),
+          (identity) =>
+            fork(pool.withSession(identity, (session) =>
+              Effect.andThen(
+                Effect.sleep(10),
+                Effect.sync(() => session.isOpen ? session.identity.key as string : "closed")
+              )))
+        )
+        yield* TestClock.adjust("29 seconds")
+        const keys = yield* Effect.forEach(callers, (caller) => Fiber.join(caller))
+        assert.deepStrictEqual(keys, identities(100).map(({ key }) => key as string))
+        assert.isAtMost(upstream.peak, 10)
+        assert.isAtMost(upstream.peakClosing, 10)
+        assert.strictEqual(upstream.connects, 100)
+        assert.deepInclude(yield* pool.stats, { size: 10, evictions: 90, misses: 100 })
+      }))
+
+    it.effect("a thousand new identities open no more than capacity at once", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ dial: () => Effect.sleep(1) })
+        const pool = yield* openPool({ connect: upstream.connect })
+        const callers = yield* Effect.forEach(identities(1_000), (identity) => fork(visit(pool, identity)))
+        assert.strictEqual(upstream.live(), 10)
+        assert.strictEqual((yield* pool.stats).waiting, 990)
+        yield* TestClock.adjust("1 second")
+        for (const caller of callers) assert.strictEqual(outcome(caller), "success")
+        assert.strictEqual(upstream.peak, 10)
+      }))
+
+    it.effect("draining sessions count", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream()
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 2, acquireTimeout: 0 })
+        yield* pool.get(a)
+        yield* pool.invalidate(a)
+        yield* pool.get(a)
+        assert.strictEqual((yield* Effect.flip(visit(pool, b)))._tag, "PoolExhausted")
+        assert.strictEqual(upstream.peak, 2)
+      }))
+
+    it.effect("no more than capacity are closing: what is retired then waits, and nothing is evicted", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ hangUp: () => Effect.sleep(1_000) })
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 2 })
+        for (const identity of [a, b]) {
+          yield* visit(pool, identity)
+          yield* pool.invalidate(identity)
+        }
+        assert.strictEqual((yield* pool.stats).closing, 2)
+        yield* visit(pool, c)
+        yield* visit(pool, d)
+        yield* pool.invalidate(c)
+        assert.deepStrictEqual(yield* Effect.map(pool.stats, (s) => [s.closing, s.draining, s.idle]), [2, 1, 1])
+        const waiter = yield* fork(visit(pool, identities(1)[0]!))
+        yield* settle
+        assert.deepStrictEqual(yield* Effect.map(pool.stats, (s) => [s.waiting, s.idle, s.evictions]), [1, 1, 0])
+        yield* TestClock.adjust(1_000)
+        assert.strictEqual(outcome(waiter), "success")
+        assert.strictEqual(upstream.peakClosing, 2)
+        assert.strictEqual(upstream.peak, 2)
+      }))
+
+    it.effect("failed opens that are being freed count", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({
+          handshake: () => Effect.fail(new Refused({ why: "no" })),
+          hangUp: () => Effect.sleep(100)
+        })
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 2, acquireTimeout: 0 })
+        const callers = yield* Effect.forEach([a, b, c], (identity) => fork(visit(pool, identity)))
+        assert.strictEqual(outcome(callers[2]!), "PoolExhausted")
+        yield* TestClock.adjust(100)
+        assert.deepStrictEqual(callers.slice(0, 2).map(outcome), ["Refused", "Refused"])
+      }))
+  })
+
+  describe("4. Closed once", () => {
+    const cases: ReadonlyArray<readonly [string, Parameters<typeof makeUpstream>[0], Partial<PoolOptions>]> = [
+      ["its close succeeds", {}, {}],
+      ["its close throws", { hangUp: () => Effect.die("bug") }, {}],
+      ["its close hangs", { hangUp: () => Effect.never }, {}],
+      ["its close is slow", { hangUp: () => Effect.sleep("1 minute") }, { closeTimeout: 1_000 }],
+      ["its close interrupts itself", { hangUp: () => Effect.interrupt }, {}],
+      ["its handshake fails", { handshake: () => Effect.fail(new Refused({ why: "no" })) }, {}],
+      ["its handshake dies", { handshake: () => Effect.die("bug") }, {}],
+      ["its handshake hangs", { handshake: () => Effect.never }, { connectTimeout: 10 }],
+      ["its handshake fails and its close hangs", {
+        handshake: () => Effect.fail(new Refused({ why: "no" })),
+        hangUp: () => Effect.never
+      }, {}],
+      ["its handshake hangs and its close dies", { handshake: () => Effect.never, hangUp: () => Effect.die("bug") }, {
+        connectTimeout: 10
+      }],
+      ["its handshake ends late", { handshake: () => Effect.uninterruptible(Effect.sleep("1 minute")) }, {
+        connectTimeout: 10
+      }],
+      ["its handshake fails late", {
+        handshake: () => Effect.uninterruptible(Effect.delay(Effect.fail(new Refused({ why: "no" })), "1 minute"))
+      }, { connectTimeout: 10 }]
+    ]
+    for (const [how, upstreamOptions, options] of cases) {
+      it.effect(`each session, when ${how}`, () =>
+        Effect.gen(function*() {
+          const upstream = makeUpstream(upstreamOptions)
+          const pool = yield* openPool({ connect: upstream.connect, capacity: 2, idleTimeToLive: 50, ...options })
+          const callers = yield* Effect.forEach([a, b, c, a], (identity) => fork(visit(pool, identity)))
+          yield* TestClock.adjust(20)
+          yield* pool.invalidateWhere(() => true)
+          yield* TestClock.adjust("1 hour")
+          for (const caller of callers) assert.notStrictEqual(outcome(caller), "waiting")
+          const closing = yield* fork(pool.close)
+          yield* TestClock.adjust("1 hour")
+          yield* Fiber.join(closing)
+          assert.isAbove(upstream.opened.length, 0)
+          assert.sameMembers(upstream.closed, upstream.opened)
+          assert.strictEqual(new Set(upstream.closed).size, upstream.closed.length)
+        }))
+    }
+
+    it.effect("what a failed connect had acquired, before its callers hear of it", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ handshake: () => Effect.fail(new Refused({ why: "no" })) })
+        const pool = yield* openPool({ connect: upstream.connect })
+        const gone = yield* Effect.flip(visit(pool, a)).pipe(Effect.map(() => Array.from(upstream.gone)))
+        assert.deepStrictEqual(gone, ["a1"])
+      }))
+
+    it.effect("what an abandoned connect had acquired, before its last caller's interruption ends", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ handshake: () => Effect.never, hangUp: () => Effect.sleep(100) })
+        const pool = yield* openPool({ connect: upstream.connect })
+        const caller = yield* fork(visit(pool, a))
+        const interruption = yield* fork(Fiber.interrupt(caller))
+        yield* TestClock.adjust(99)
+        assert.isUndefined(interruption.pollUnsafe())
+        yield* TestClock.adjust(1)
+        assert.isDefined(interruption.pollUnsafe())
+        assert.deepStrictEqual(upstream.gone, ["a1"])
+      }))
+
+    it.effect("all finalizers of a session, also after one that throws", () =>
+      Effect.gen(function*() {
+        const log: Array<string> = []
+        const pool = yield* openPool({
+          connect: (identity, handle) =>
+            Effect.gen(function*() {
+              yield* Effect.addFinalizer(() => Effect.sync(() => void log.push("socket")))
+              yield* Effect.addFinalizer(() => Effect.die("bug"))
+              yield* Effect.addFinalizer((): Effect.Effect<void> => {
+                throw new Error("bug")
+              })
+              return { name: identity.key, identity, handle, isOpen: true }
+            })
+        })
+        yield* visit(pool, a)
+        yield* pool.invalidate(a)
+        yield* settle
+        assert.deepStrictEqual(log, ["socket"])
+        assert.strictEqual((yield* pool.stats).closeFailures, 1)
+      }))
+  })
+
+  // 5. No secret escapes: SessionPool.secrets.test.ts
+
+  describe("6. Every wait ends", () => {
+    it.effect("a connect that never settles hurts only its own identity", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ dial: ({ name }) => name.startsWith("a") ? Effect.never : Effect.void })
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 2 })
+        const hung = yield* fork(visit(pool, a))
+        for (const identity of [b, c, d]) assert.isDefined((yield* visit(pool, identity)).name)
+        yield* TestClock.adjust("30 seconds")
+        assert.strictEqual(outcome(hung), "ConnectTimeout")
+      }))
+
+    it.effect("a connect that never settles and can't be interrupted is abandoned after closeTimeout", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({
+          dial: ({ name }) => name === "a1" ? Effect.uninterruptible(Effect.never) : Effect.void
+        })
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 1, connectTimeout: 100, closeTimeout: 50 })
+        const hung = yield* fork(visit(pool, a))
+        const waiter = yield* fork(visit(pool, b))
+        yield* TestClock.adjust(149)
+        assert.deepStrictEqual([outcome(hung), outcome(waiter)], ["waiting", "waiting"])
+        yield* TestClock.adjust(1)
+        assert.deepStrictEqual([outcome(hung), outcome(waiter)], ["ConnectTimeout", "success"])
+        assert.strictEqual((yield* pool.stats).closeFailures, 1)
+        assert.strictEqual((yield* visit(pool, a)).name, "a2")
+      }))
+
+    it.effect("a close that never settles hurts nobody, not even its own identity", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ hangUp: () => Effect.never })
+        const pool = yield* openPool({ connect: upstream.connect })
+        yield* visit(pool, a)
+        yield* pool.invalidate(a)
+        assert.strictEqual((yield* visit(pool, a)).name, "a2")
+        assert.strictEqual((yield* visit(pool, b)).name, "b1")
+      }))
+
+    it.effect("a close that never settles, of a leased session that was retired, leaves its place to who waits", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ hangUp: () => Effect.never })
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+        const held = yield* lease(pool, a)
+        const waiter = yield* fork(visit(pool, b))
+        yield* pool.invalidate(a)
+        yield* held.release
+        yield* settle
+        assert.strictEqual((yield* pool.stats).closing, 1)
+        assert.strictEqual(outcome(waiter), "success", "there is room: nothing is opening, open or draining")
+      }))
+
+    it.effect("a check that hangs hurts only its own identity", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream()
+        const pool = yield* openPool({
+          connect: upstream.connect,
+          checkAfter: 0,
+          check: ({ identity }) => identity.key === "a" ? Effect.uninterruptible(Effect.never) : Effect.void
+        })
+        for (const identity of [a, b]) yield* visit(pool, identity)
+        const hung = yield* fork(visit(pool, a))
+        assert.strictEqual((yield* visit(pool, b)).name, "b1")
+        assert.strictEqual((yield* visit(pool, c)).name, "c1")
+        yield* TestClock.adjust("5 seconds")
+        assert.strictEqual((yield* Fiber.join(hung)).name, "a2")
+      }))
+
+    it.effect("a wait can be interrupted: joining, waiting for room, being checked", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ dial: ({ name }) => name === "b1" ? Effect.never : Effect.void })
+        const pool = yield* openPool({
+          connect: upstream.connect,
+          capacity: 2,
+          checkAfter: 0,
+          check: () => Effect.never,
+          checkTimeout: "1 hour",
+          connectTimeout: "1 hour",
+          acquireTimeout: "1 hour"
+        })
+        yield* visit(pool, a)
+        const callers = yield* Effect.forEach([a, b, b, c], (identity) => fork(visit(pool, identity)))
+        assert.deepStrictEqual(callers.map(outcome), ["waiting", "waiting", "waiting", "waiting"])
+        // The last first: an open that is interrupted makes room.
+        for (const caller of callers.toReversed()) {
+          yield* Fiber.interrupt(caller)
+          assert.strictEqual(outcome(caller), "Interrupt")
+        }
+        assert.deepInclude(yield* pool.stats, { waiting: 0, opening: 0, draining: 0 })
+      }))
+
+    it.effect("shutdown ends within drainTimeout and twice closeTimeout, whatever hangs", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({
+          dial: ({ name }) => name === "a1" ? Effect.uninterruptible(Effect.never) : Effect.void,
+          handshake: ({ name }) => name === "b1" ? Effect.never : Effect.void,
+          hangUp: () => Effect.never
+        })
+        const pool = yield* openPool({
+          connect: upstream.connect,
+          capacity: 4,
+          drainTimeout: 1_000,
+          closeTimeout: 100
+        })
+        const callers = yield* Effect.forEach([a, b], (identity) => fork(visit(pool, identity)))
+        const held = yield* Effect.forEach([c, d], (identity) => lease(pool, identity))
+        const waiter = yield* fork(visit(pool, identities(1)[0]!))
+        yield* pool.invalidate(c)
+        const closing = yield* fork(pool.close)
+        yield* settle
+        assert.strictEqual(outcome(waiter), "PoolClosed")
+        yield* TestClock.adjust(100)
+        assert.deepStrictEqual(callers.map(outcome), ["PoolClosed", "PoolClosed"])
+        yield* TestClock.adjust(899)
+        assert.isTrue(held.every(({ session }) => session.isOpen))
+        assert.isUndefined(closing.pollUnsafe())
+        yield* TestClock.adjust(201)
+        assert.isDefined(closing.pollUnsafe())
+        assert.sameMembers(upstream.closed, ["b1", "c1", "d1"])
+      }))
+
+    it.effect("shutdown ends within its bounds while capacity sessions are closing and as many are drained", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ hangUp: () => Effect.never })
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 2, closeTimeout: 100 })
+        for (const identity of [a, b, c, d]) {
+          yield* visit(pool, identity)
+          yield* pool.invalidate(identity)
+        }
+        assert.deepStrictEqual(yield* Effect.map(pool.stats, (s) => [s.closing, s.draining]), [2, 2])
+        const closing = yield* fork(pool.close)
+        yield* TestClock.adjust(200)
+        assert.isDefined(closing.pollUnsafe())
+        assert.sameMembers(upstream.closed, ["a1", "b1", "c1", "d1"])
+      }))
+  })
+
+  describe("7. Sessions belong to the pool", () => {
+    it.effect("the fibers of a session outlive the caller that came first", () =>
+      Effect.gen(function*() {
+        const beats: Array<number> = []
+        const upstream = makeUpstream({
+          handshake: () =>
+            Effect.forkScoped(
+              Effect.forever(Effect.andThen(Effect.sync(() => void beats.push(1)), Effect.sleep(10)))
+            )
+        })
+        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: "1 hour" })
+        const caller = yield* fork(visit(pool, a))
+        yield* Fiber.join(caller)
+        yield* TestClock.adjust(100)
+        const { length } = beats
+        yield* TestClock.adjust(100)
+        assert.isAbove(beats.length, length)
+        yield* pool.invalidate(a)
+        yield* settle
+        const last = beats.length
+        yield* TestClock.adjust(100)
+        assert.strictEqual(beats.length, last, "and end with the session")
+      }))
+
+    it.effect("the interruption of the caller that opened it does not touch a session", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream()
+        const pool = yield* openPool({ connect: upstream.connect })
+        const caller = yield* fork(pool.withSession(a, () => Effect.never))
+        yield* Fiber.interrupt(caller)
+        assert.deepStrictEqual(upstream.closed, [])
+        assert.strictEqual((yield* visit(pool, a)).name, "a1")
+      }))
+  })
+
+  describe("8. Time is Clock", () => {
+    it.effect("nothing happens while the test clock stands still", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ dial: ({ name }) => name === "b1" ? Effect.never : Effect.void })
+        const pool = yield* openPool({
+          connect: upstream.connect,
+          capacity: 2,
+          idleTimeToLive: 1,
+          maxLifetime: 1,
+          connectTimeout: 1,
+          acquireTimeout: 1
+        })
+        yield* pool.get(a)
+        const callers = yield* Effect.forEach([b, c], (identity) => fork(visit(pool, identity)))
+        yield* TestClock.withLive(Effect.sleep(20))
+        assert.deepStrictEqual(callers.map(outcome), ["waiting", "waiting"])
+        yield* TestClock.adjust(1)
+        assert.deepStrictEqual(callers.map(outcome), ["ConnectTimeout", "success"])
+      }))
+
+    it.effect("a clock that goes backwards keeps sessions rather than losing them", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream()
+        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: 50 })
+        yield* TestClock.setTime(10_000)
+        yield* visit(pool, a)
+        yield* TestClock.setTime(5_000)
+        assert.strictEqual((yield* visit(pool, a)).name, "a1")
+        yield* visit(pool, b)
+        assert.deepStrictEqual(upstream.closed, [])
+        yield* TestClock.setTime(20_000)
+        assert.sameMembers(upstream.closed, ["a1", "b1"])
+      }))
+
+    it.effect("a clock that goes backwards does not keep the sessions that are used then beyond their time", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream()
+        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: 50 })
+        yield* TestClock.setTime(10_000)
+        yield* visit(pool, a)
+        yield* TestClock.setTime(5_000)
+        yield* visit(pool, b)
+        yield* TestClock.setTime(5_051)
+        assert.deepStrictEqual(yield* Effect.map(visit(pool, b), ({ name }) => name), "b2", "b1 is expired")
+      }))
+  })
+
+  describe("9. Errors are typed", () => {
+    it.effect("each error of the pool says what happened and where, and is found in the error reference", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ dial: ({ name }) => name === "b1" ? Effect.never : Effect.void })
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 2, acquireTimeout: 0 })
+        yield* pool.get(a)
+        const hung = yield* fork(visit(pool, b))
+        const exhausted = yield* Effect.flip(visit(pool, c))
+        yield* TestClock.adjust("30 seconds")
+        const timeout = yield* Effect.flip(Fiber.join(hung))
+        yield* pool.close
+        const closed = yield* Effect.flip(visit(pool, a))
+        assert.deepStrictEqual(
+          [exhausted, timeout, closed].map(({ _tag }) => _tag),
+          ["PoolExhausted", "ConnectTimeout", "PoolClosed"]
+        )
+        for (const error of [exhausted, timeout, closed]) {
+          if (error._tag === "Refused") return assert.fail("not an error of the pool")
+          assert.instanceOf(error, Error)
+          assert.strictEqual(error.module, "SessionPool")
+          assert.strictEqual(error.method, "get")
+          assert.match(error.reference, /^[a-z]+(-[a-z]+)*$/)
+          assert.isAbove(error.message.length, 20)
+          assert.strictEqual(JSON.parse(JSON.stringify(error))._tag, error._tag)
+        }
+      }))
+
+    it.effect("what a get is interrupted by is never the pool's doing", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ dial: () => Effect.sleep(10) })
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+        const callers = yield* Effect.forEach(
+          [a, b, c, a, b, c],
+          (identity) => fork(Effect.exit(visit(pool, identity)))
+        )
+        yield* TestClock.adjust(15)
+        yield* fork(pool.close)
+        yield* TestClock.adjust("1 minute")
+        for (const caller of callers) {
+          const exit = yield* Fiber.join(caller)
+          if (Exit.isFailure(exit)) assert.isFalse(Cause.hasInterrupts(exit.cause) || Cause.hasDies(exit.cause))
+        }
+      }))
+  })
+
+  describe("10. Callers do not pay for others", () => {
+    it.effect("a get does not fail because another identity's open failed", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({
+          handshake: ({ identity }) => identity.key === "a" ? Effect.fail(new Refused({ why: "no" })) : Effect.void,
+          hangUp: () => Effect.die("bug")
+        })
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+        const callers = yield* Effect.forEach([a, b, a, c], (identity) => fork(visit(pool, identity)))
+        yield* settle
+        assert.deepStrictEqual(callers.map(outcome), ["Refused", "success", "Refused", "success"])
+      }))
+
+    it.effect("a get does not fail, and does not wait, because its evicted victim fails to close or hangs", () =>
+      Effect.gen(function*() {
+        for (const hangUp of [() => Effect.die("bug"), () => Effect.never]) {
+          const upstream = makeUpstream({ hangUp })
+          const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+          yield* visit(pool, a)
+          assert.strictEqual((yield* visit(pool, b)).name, "b1")
+        }
+      }))
+
+    it.effect("a get waits for another's close when capacity sessions are closing, for at most closeTimeout", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ hangUp: () => Effect.never })
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 1, closeTimeout: 100 })
+        yield* visit(pool, a)
+        yield* visit(pool, b)
+        const caller = yield* fork(visit(pool, c))
+        yield* TestClock.adjust(99)
+        assert.strictEqual(outcome(caller), "waiting")
+        yield* TestClock.adjust(1)
+        assert.strictEqual(outcome(caller), "success")
+      }))
+
+    it.effect("those who wait for room get what a retired session leaves at once, though its close is slow", () =>
+      Effect.gen(function*() {
+        for (const how of ["invalidated", "died", "lifetime"] as const) {
+          const upstream = makeUpstream({ hangUp: () => Effect.sleep("5 seconds") })
+          const pool = yield* openPool({ connect: upstream.connect, capacity: 1, maxLifetime: 1_000 })
+          const held = yield* lease(pool, a)
+          const waiter = yield* fork(visit(pool, b))
+          if (how === "invalidated") yield* pool.invalidate(a)
+          if (how === "died") yield* held.session.handle.retire("died")
+          if (how === "lifetime") yield* TestClock.adjust(1_000)
+          yield* held.release
+          yield* settle
+          assert.strictEqual(outcome(waiter), "success", how)
+        }
+      }))
+
+    it.effect("a slow reader, a slow close and a slow open do not slow a hit", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({
+          dial: ({ name }) => name === "b1" ? Effect.never : Effect.void,
+          hangUp: () => Effect.never
+        })
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 3 })
+        yield* visit(pool, a)
+        yield* fork(visit(pool, b))
+        yield* visit(pool, c)
+        yield* pool.invalidate(c)
+        const caller = yield* fork(visit(pool, a))
+        assert.strictEqual(outcome(caller), "success", "without a single step of time")
+      }))
+  })
+
+  for (const ops of [3, 4, 5]) {
+    describe(`hold when a fiber may be suspended after any ${ops} operations:`, () => {
+      it.effect("a herd", () =>
+        Effect.gen(function*() {
+          const upstream = makeUpstream({ dial: () => Effect.sleep(3), hangUp: () => Effect.sleep(2) })
+          const pool = yield* openPool({ connect: upstream.connect, capacity: 3 })
+          const callers = yield* Effect.forEach(
+            [...identities(20), ...identities(20)],
+            (identity) =>
+              fork(pool.withSession(identity, (session) =>
+                Effect.andThen(
+                  Effect.yieldNow,
+                  Effect.sync(() => session.isOpen)
+                )))
+          )
+          for (let i = 0; i < 100; i++) {
+            yield* TestClock.adjust(1)
+            yield* settle
+          }
+          for (const caller of callers) assert.isTrue(yield* Fiber.join(caller))
+          assert.isAtMost(upstream.peak, 3)
+          assert.isAtMost(upstream.peakClosing, 3)
+        }).pipe(Effect.provideService(Scheduler.MaxOpsBeforeYield, ops)))
+
+      it.effect("shutdown at any moment of an open closes what it opened", () =>
+        Effect.gen(function*() {
+          for (let moment = 0; moment < 60; moment++) {
+            const upstream = makeUpstream({ dial: () => Effect.yieldNow })
+            const pool = yield* openPool({ connect: upstream.connect })
+            const caller = yield* fork(Effect.scoped(Effect.andThen(pool.get(a), Effect.never)))
+            for (let i = 0; i < moment; i++) yield* Effect.yieldNow
+            const closing = yield* fork(pool.close)
+            for (let i = 0; i < 10; i++) yield* settle
+            assert.isDefined(closing.pollUnsafe(), `moment ${moment}: shutdown ends`)
+            assert.deepStrictEqual(upstream.gone, upstream.opened, `moment ${moment}`)
+            assert.include(["waiting", "PoolClosed"], outcome(caller))
+            yield* Fiber.interrupt(caller)
+          }
+        }).pipe(Effect.provideService(Scheduler.MaxOpsBeforeYield, ops)))
+
+      it.effect("a caller's interruption at any moment gives back what it had", () =>
+        Effect.gen(function*() {
+          for (let moment = 0; moment < 60; moment++) {
+            const upstream = makeUpstream({ handshake: () => Effect.yieldNow })
+            const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+            const holder = yield* lease(pool, b)
+            const callers = yield* Effect.forEach([a, a, c], (identity) =>
+              fork(Effect.scoped(Effect.andThen(pool.get(identity), Effect.never))))
+            const releasing = yield* fork(holder.release)
+            for (let i = 0; i < moment; i++) {
+              yield* Effect.yieldNow
+            }
+            yield* Fiber.interruptAll(callers)
+            yield* Fiber.join(releasing)
+            for (let i = 0; i < 5; i++) {
+              yield* settle
+            }
+            assert.deepInclude(
+              yield* pool.stats,
+              { leased: 0, waiting: 0, opening: 0, draining: 0, closing: 0 },
+              `moment ${moment}`
+            )
+            assert.isDefined((yield* visit(pool, d)).name)
+            yield* pool.close
+            assert.sameMembers(upstream.gone, upstream.opened)
+          }
+        }).pipe(Effect.provideService(Scheduler.MaxOpsBeforeYield, ops)))
+    })
+  }
+
+  it.effect("hold for ten thousand that wait, though every open is synchronous: the stack stays flat", () =>
+    Effect.gen(function*() {
+      const upstream = makeUpstream()
+      const pool = yield* openPool({ connect: upstream.connect, capacity: 1, acquireTimeout: "1 hour" })
+      const held = yield* lease(pool, a)
+      const callers = yield* Effect.forEach(
+        identities(10_000),
+        (identity) => fork(pool.withSession(identity, ({ name }) => Effect.succeed(name)))
+      )
+      assert.strictEqual((yield* pool.stats).waiting, 10_000)
+      yield* held.release
+      for (const caller of callers) assert.isTrue(Exit.isSuccess(yield* Fiber.await(caller)))
+      assert.strictEqual(upstream.peak, 1)
+      assert.strictEqual(upstream.opened.length, 10_001)
+    }))
+
+  it.effect("hold for ten thousand sessions that are retired in one step", () =>
+    Effect.gen(function*() {
+      const upstream = makeUpstream()
+      const pool = yield* openPool({ connect: upstream.connect, capacity: 10_000, idleTimeToLive: Duration.infinity })
+      for (const identity of identities(10_000)) yield* visit(pool, identity)
+      assert.strictEqual(yield* pool.invalidateWhere(() => true), 10_000)
+      yield* settle
+      assert.strictEqual(upstream.gone.length, 10_000)
+      assert.deepInclude(yield* pool.stats, { size: 0, closing: 0, draining: 0 })
+    }))
+})

@@ -1,0 +1,104 @@
+/**
+ * Each example runs, says what it is there to say, and leaves no process behind.
+ */
+import { spawn } from "node:child_process"
+import { once } from "node:events"
+import { readdirSync, readFileSync } from "node:fs"
+import { delimiter, join } from "node:path"
+import { setTimeout as sleep } from "node:timers/promises"
+import { fileURLToPath } from "node:url"
+import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import packageJson from "../package.json" with { type: "json" }
+import { isAlive, survivors } from "./support/processes.ts"
+
+const root = fileURLToPath(new URL("..", import.meta.url))
+
+// What the output of each must have, in this order
+const examples: { readonly [file: string]: ReadonlyArray<RegExp> } = {
+  "quickstart.ts": [
+    /^alice +Opened$/m,
+    /^alice +was answered by child \d+ \(reused\)$/m,
+    /^\w+ +closed: evicted, /m,
+    /^\w+ +closed: expired, /m,
+    /^\w+ +closed: shutdown, /m,
+    /^4 children were started, 0 are left$/m
+  ],
+  "fastify.ts": [/^200 .*Echo: hello/m, /^401 .*MalformedCredentials/m],
+  "express.ts": [/^200 .*Echo: hello/m, /^401 .*MalformedCredentials/m],
+  "resilience.ts": [
+    /^alice: .*Echo: hello/m,
+    /^bob, of a server that is down: Unreachable$/m,
+    /^bob, at an open circuit: CircuitOpen$/m,
+    /^bob, beyond the limit: RateLimitExceeded$/m
+  ]
+}
+
+const proc = (pid: number, file: string): string => {
+  try {
+    return readFileSync(`/proc/${pid}/${file}`, "utf8")
+  } catch {
+    return ""
+  }
+}
+
+/**
+ * The living processes that `marker` was in the PATH of when they started. A child gets the PATH of its parent, and keeps
+ * it when its parent is gone: this finds them also when they are nobody's descendants any more.
+ */
+const marked = (marker: string): ReadonlyArray<number> =>
+  readdirSync("/proc").map(Number).filter((pid) => proc(pid, "environ").includes(marker) && isAlive(pid))
+
+/** Runs one to its end, within a minute. */
+const run = Effect.fnUntraced(function*(file: string) {
+  const marker = `/nowhere/${crypto.randomUUID()}`
+  const child = yield* Effect.acquireRelease(
+    Effect.sync(() =>
+      spawn(process.execPath, ["--import", "tsx", join("examples", file)], {
+        cwd: root,
+        env: { ...process.env, PATH: `${process.env["PATH"]}${delimiter}${marker}` }
+      })
+    ),
+    (started) => Effect.sync(() => started.kill("SIGKILL"))
+  )
+  let stdout = ""
+  let stderr = ""
+  child.stdout.setEncoding("utf8").on("data", (chunk: string) => stdout += chunk)
+  child.stderr.setEncoding("utf8").on("data", (chunk: string) => stderr += chunk)
+  const closed = once(child, "close")
+  const servers = new Set<number>()
+  while (true) {
+    const ended = yield* Effect.promise(() => Promise.race([closed, sleep(100)]))
+    if (ended !== undefined) {
+      return { code: child.exitCode, stdout, stderr, servers, left: yield* survivors(marked(marker), 1_000) }
+    }
+    for (const pid of marked(marker)) {
+      if (proc(pid, "cmdline").includes("server-everything")) servers.add(pid)
+    }
+  }
+}, Effect.timeout("1 minute"))
+
+describe("examples", () => {
+  it("are all tested, and `npm start` runs one of them", () => {
+    const files = readdirSync(join(root, "examples")).filter((name) => name.endsWith(".ts"))
+    assert.sameMembers(files, Object.keys(examples))
+    assert.include(files.map((file) => `tsx examples/${file}`), packageJson.scripts.start)
+  })
+
+  describe.each(Object.entries(examples))("%s", (file, lines) => {
+    it.live("runs, and ends by itself with nothing left", () =>
+      Effect.gen(function*() {
+        const { code, left, servers, stderr, stdout } = yield* run(file)
+        assert.strictEqual(code, 0, stderr)
+        assert.strictEqual(stderr, "")
+        let rest = stdout
+        for (const line of lines) {
+          const found = line.exec(rest)
+          assert.isNotNull(found, `${line} is not in the rest of the output:\n${rest}`)
+          rest = rest.slice(found.index + found[0].length)
+        }
+        assert.isAtLeast(servers.size, 1, "no MCP server was seen: one that stays would not be either")
+        assert.deepStrictEqual(left, [])
+      }), 90_000)
+  })
+})

@@ -1,0 +1,5 @@
+import type { McpServer } from "@modelcontextprotocol/server"
+
+export const calls: { started: number; cancelled: number }
+
+export const makeServer: () => McpServer
