@@ -25,60 +25,35 @@
 import type { EventStore } from "@modelcontextprotocol/sdk/server/webStandardStreamableHttp.js"
 import { isInitializeRequest } from "@modelcontextprotocol/sdk/types.js"
 import * as Cause from "effect/Cause"
-import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
-import * as Scope from "effect/Scope"
+import type * as Scope from "effect/Scope"
 import * as HttpRouter from "effect/http/HttpRouter"
 import type * as HttpServerRequest from "effect/http/HttpServerRequest"
 import type { HttpServerResponse } from "effect/http/HttpServerResponse"
 import type { Identity, SessionKey } from "./Identity.ts"
 import { IdentityResolver } from "./IdentityResolver.ts"
 import * as Answers from "./internal/answers.ts"
-import * as Closing from "./internal/closing.ts"
+import * as Endpoints from "./internal/endpoints.ts"
 import * as EventStores from "./internal/eventStores.ts"
+import * as Guarding from "./internal/guarding.ts"
 import * as Hosting from "./internal/hosting.ts"
 import * as Options from "./internal/options.ts"
 import * as Requests from "./internal/requests.ts"
 import * as Scrub from "./internal/scrub.ts"
-import { InvalidOptions } from "./InvalidOptions.ts"
-import {
-  type RegisteredSession,
-  type Service,
-  type SessionInfo,
-  SessionRegistry,
-  type SessionRegistryOptions
-} from "./SessionRegistry.ts"
+import type { InvalidOptions } from "./InvalidOptions.ts"
+import { type RegisteredSession, type SessionInfo, SessionRegistry } from "./SessionRegistry.ts"
 
 /**
- * What both layers take. Durations are `Duration.Input`; a number is milliseconds.
+ * What both layers take.
  *
  * @category models
  */
-export interface EndpointOptions extends Omit<SessionRegistryOptions<never, never, never>, "open"> {
-  /** The path of the endpoint, by default `"/mcp"`. */
-  readonly path?: HttpRouter.PathInput | undefined
-  /**
-   * The origins whose web pages may call the server, as browsers write them: `"https://app.example.com"`. By default
-   * those of this machine (`localhost`, `127.0.0.1`, `[::1]`, any port), which a list replaces; `"*"` is any web page
-   * there is. A request without `Origin` comes from no web page.
-   */
-  readonly allowedOrigins?: ReadonlyArray<string> | "*" | undefined
-  /**
-   * The names under which the server may be called, with a port or for any port: `"mcp.example.com"`. By default those
-   * of this machine (`localhost`, `127.0.0.1`, `[::1]`), which a list replaces. `"*"` leaves the server open to DNS
-   * rebinding, unless something in front of it checks the name.
-   */
-  readonly allowedHosts?: ReadonlyArray<string> | "*" | undefined
-  /** The most that a request's body may have, in bytes: by default 4 MiB. */
-  readonly maxBodyBytes?: number | undefined
-  /** Whether an owner may end a session with DELETE, by default true. If not, that answers 405. */
-  readonly allowTermination?: boolean | undefined
-}
+export type EndpointOptions = Endpoints.EndpointOptions
 
 /**
  * @category models
@@ -152,6 +127,34 @@ export const layer = <E = never, R = never>(
   HttpRouter.HttpRouter | IdentityResolver | Exclude<R, Scope.Scope>
 > => Layer.effect(SessionRegistry, makeLayer(options))
 
+/**
+ * Gives the sessions of Effect's own `McpServer.layerHttp` owners, an end, and a cap: as middleware of the router in
+ * front of its endpoint. Build that with `allowSessionTermination: true`, or its sessions can't be freed when they end
+ * here; nothing else of it changes.
+ *
+ * The ids that clients see are the registry's. Requests of the protocol version 2026-07-28, which has no sessions, are
+ * made for somebody too, and otherwise let through; their session header is dropped.
+ *
+ * It provides the `SessionRegistry` of these sessions.
+ *
+ * Fails with `InvalidOptions` when an option has no meaning.
+ *
+ * **Example** (Effect's server, with owners)
+ *
+ * ```ts
+ * const Mcp = Layer.merge(
+ *   McpServer.layerHttp({ name: "example", version: "1.0.0", path: "/mcp", protocols, allowSessionTermination: true }),
+ *   McpHttp.guard({ path: "/mcp", idleTimeToLive: "1 hour" })
+ * ).pipe(Layer.provide(IdentityResolver.layer({ mode: "required" })))
+ * ```
+ *
+ * @category layers
+ */
+export const guard = (
+  options: EndpointOptions = {}
+): Layer.Layer<SessionRegistry, InvalidOptions, HttpRouter.HttpRouter | IdentityResolver> =>
+  Layer.effect(SessionRegistry, Guarding.make(options))
+
 const makeLayer = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>) {
   const { allow, ...settings } = yield* parseLayer(options)
   const resolver = yield* IdentityResolver
@@ -176,12 +179,15 @@ const makeLayer = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>)
     }).pipe(Effect.catchCause((cause) => unopened(cause, caller)))
   }
 
-  const { holding, registry } = yield* openRegistry(options, open)
+  const { holding, registry } = yield* Endpoints.openRegistry(options, open)
+
+  const readBody = (request: HttpServerRequest.HttpServerRequest) =>
+    Effect.flatMap(settings.readText(request), Requests.parse)
 
   const initialize = Effect.fnUntraced(function*(request: HttpServerRequest.HttpServerRequest, identity: Identity) {
     const issue = Requests.mediaTypeIssue(request)
     if (issue !== undefined) return issue
-    const body = yield* settings.readBody(request)
+    const body = yield* readBody(request)
     const refusal = initializeIssue(body)
     if (refusal !== undefined) return refusal
     return yield* Effect.uninterruptibleMask((restore) =>
@@ -210,7 +216,7 @@ const makeLayer = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>)
     if (request.method === "GET") return yield* handle(session, request, undefined)
     const issue = Requests.mediaTypeIssue(request)
     if (issue !== undefined) return issue
-    return yield* handle(session, request, yield* settings.readBody(request))
+    return yield* handle(session, request, yield* readBody(request))
   })
 
   const terminate = Effect.fnUntraced(function*(
@@ -230,7 +236,7 @@ const makeLayer = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>)
     "*",
     settings.path,
     (request) =>
-      answering(Effect.suspend((): Effect.Effect<HttpServerResponse, unknown, Scope.Scope> => {
+      Endpoints.answering(Effect.suspend((): Effect.Effect<HttpServerResponse, unknown, Scope.Scope> => {
         const refusal = settings.gate(request) ?? (allow.includes(request.method) ? undefined : methodNotAllowed)
         if (refusal !== undefined) return Effect.succeed(refusal)
         return Effect.flatMap(
@@ -248,7 +254,7 @@ const makeLayer = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>)
       }))
   )
 
-  return provided(registry)
+  return Endpoints.provided(registry)
 })
 
 interface Session {
@@ -320,80 +326,12 @@ const unopened = (cause: Cause.Cause<unknown>, { identity }: Caller): Effect.Eff
   )
 }
 
-// -----------------------------------------------------------------------------
-// Both
-// -----------------------------------------------------------------------------
-
-/**
- * The registry of an endpoint's sessions. It shuts down with the current scope, or when the HTTP server does that a
- * request was held for.
- */
-const openRegistry = Effect.fnUntraced(function*<Resource, R>(
-  options: EndpointOptions,
-  open: SessionRegistryOptions<Resource, unknown, R>["open"]
-) {
-  class Sessions extends SessionRegistry.Tag<Sessions, Resource, unknown>()("effect-mcp-sessions/McpHttp/Sessions") {}
-  const { capacity, capacityPerOwner, closeTimeout, drainTimeout, idleTimeToLive, maxLifetime, openTimeout } = options
-  const scope = yield* Scope.fork(yield* Effect.scope)
-  const context = yield* Layer.buildWithScope(
-    Sessions.layer({
-      open,
-      capacity,
-      capacityPerOwner,
-      closeTimeout,
-      drainTimeout,
-      idleTimeToLive,
-      maxLifetime,
-      openTimeout
-    }),
-    scope
-  )
-  const holding = yield* Closing.make(Scope.close(scope, Exit.void))
-  return { registry: Context.get(context, Sessions), holding }
-})
-
-/**
- * The same for everybody else: whose sessions begin with a request, and not otherwise.
- */
-const provided = <Resource>(registry: Service<Resource, unknown>): SessionRegistry["Service"] => ({
-  ...registry,
-  create: () => Effect.die(new Error("McpHttp: a session begins with an initialize request, not with create"))
-})
-
-/**
- * Every failure has an answer. A defect's is 503, never the 500 that tells a client of MCP nothing.
- */
-const answering = <R>(
-  answer: Effect.Effect<HttpServerResponse, unknown, R>
-): Effect.Effect<HttpServerResponse, never, R> =>
-  Effect.catchCause(answer, (cause) => {
-    const error = Cause.findErrorOption(cause)
-    if (Option.isSome(error)) return Answers.toFailure(error.value)
-    if (Cause.hasInterruptsOnly(cause)) return Effect.failCause(cause as Cause.Cause<never>)
-    return Effect.as(Effect.logError("An MCP request could not be answered", cause), Answers.unavailable)
-  })
-
-const endpointOptions = [
-  "path",
-  "allowedOrigins",
-  "allowedHosts",
-  "maxBodyBytes",
-  "allowTermination",
-  "capacity",
-  "capacityPerOwner",
-  "idleTimeToLive",
-  "maxLifetime",
-  "openTimeout",
-  "closeTimeout",
-  "drainTimeout"
-] as const satisfies ReadonlyArray<keyof EndpointOptions>
-
 const layerOptions = [
   "server",
   "response",
   "eventStore",
   "retryInterval",
-  ...endpointOptions
+  ...Endpoints.endpointOptions
 ] as const satisfies ReadonlyArray<keyof LayerOptions<never, never>>
 
 const parseLayer = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>) {
@@ -401,8 +339,10 @@ const parseLayer = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>
   yield* read.fn("server")
   yield* read.optionalFn("eventStore")
   const { response = "sse", retryInterval } = options
-  if (response !== "sse" && response !== "json") return yield* invalid("response", "must be \"sse\" or \"json\"")
-  const endpoint = yield* parseEndpoint(read, options)
+  if (response !== "sse" && response !== "json") {
+    return yield* Endpoints.invalid("response", "must be \"sse\" or \"json\"")
+  }
+  const endpoint = yield* Endpoints.parseEndpoint(read, options)
   return {
     ...endpoint,
     allow: ["GET", "POST", ...(endpoint.allowTermination ? ["DELETE"] : [])],
@@ -412,26 +352,6 @@ const parseLayer = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>
       : yield* read.millis("retryInterval", retryInterval, { least: "zero" })
   }
 })
-
-const parseEndpoint = Effect.fnUntraced(function*(read: Options.Reader, options: EndpointOptions) {
-  const { allowedHosts, allowedOrigins, allowTermination = true, path = "/mcp" } = options
-  if (typeof path !== "string" || !path.startsWith("/")) return yield* invalid("path", "must begin with a slash")
-  for (const [option, list] of Object.entries({ allowedHosts, allowedOrigins })) {
-    if (!isAllowList(list)) return yield* invalid(option, "must be a list of strings, or \"*\"")
-  }
-  if (typeof allowTermination !== "boolean") return yield* invalid("allowTermination", "must be a boolean")
-  return {
-    path,
-    allowTermination,
-    gate: Requests.gate({ allowedHosts, allowedOrigins }),
-    readBody: Requests.bodyReader(yield* read.count("maxBodyBytes", 4 * 1024 * 1024))
-  }
-})
-
-const isAllowList = (list: unknown): boolean =>
-  list === undefined || list === "*" || (Array.isArray(list) && list.every((entry) => typeof entry === "string"))
-
-const invalid = (option: string, issue: string) => Effect.fail(new InvalidOptions({ module: "McpHttp", option, issue }))
 
 // -----------------------------------------------------------------------------
 // Event stores

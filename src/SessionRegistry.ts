@@ -599,13 +599,16 @@ const make = Effect.fnUntraced(function*<Resource, E, R>(input: SessionRegistryO
       return Effect.map(
         Effect.onExit(restore(Leased.join(slot)), (exit) => {
           const freed = letGo(slot)
-          // Opened in the very moment in which its creator left: nobody will ever know of it.
-          if (Exit.isFailure(exit) && slot.phase === "open") Leased.retire(engine, slot, "invalidated")
-          return freed ?? Effect.void
+          return Exit.isSuccess(exit) ? Effect.void : Effect.map(freed ?? Effect.void, () => abandon(slot))
         }),
         (resource) => toSession(slot, resource)
       )
     })
+
+  // Opened in the very moment in which its creator left: nobody will ever know of it.
+  const abandon = (slot: Slot<Resource, E>): void => {
+    if (slot.phase === "open") Leased.retire(engine, slot, "invalidated")
+  }
 
   // --- Being there ---
 

@@ -49,13 +49,6 @@ const connected = (
     return { server, ...yield* open(McpConnector.http({ url: server.url, ...options })) }
   })
 
-const timed = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
-  Effect.gen(function*() {
-    const start = performance.now()
-    const value = yield* effect
-    return [value, performance.now() - start] as const
-  })
-
 /** Waits for what the other side of a socket will see. */
 const eventually = (condition: () => boolean) =>
   Effect.gen(function*() {
@@ -135,13 +128,12 @@ describe("McpConnector.http", { concurrent: true }, () => {
       const { close, server, session } = yield* connected({ delete: "hang" })
       const fiber = yield* Effect.forkChild(Effect.flip(call(session, "slow", { ms: 60_000 })))
       yield* eventually(() => server.calls.started === 1)
-      const closing = yield* Effect.forkChild(timed(close))
-      const [error, millis] = yield* timed(Fiber.join(fiber))
+      const closing = yield* Effect.forkChild(close)
+      const error = yield* Fiber.join(fiber)
       assert.strictEqual(error.reason._tag, "SessionClosed")
-      assert.isBelow(millis, 50)
-      const [, closed] = yield* Fiber.join(closing)
-      assert.isAtLeast(closed, 1_900)
-      assert.isBelow(closed, 3_000)
+      assert.isUndefined(closing.pollUnsafe(), "the close goes on when the call has failed")
+      yield* Fiber.join(closing)
+      assert.include(server.open, "DELETE", "the server has still not answered")
     }))
 
   describe("connecting", () => {
@@ -160,10 +152,9 @@ describe("McpConnector.http", { concurrent: true }, () => {
         Effect.gen(function*() {
           const server = yield* HttpServer.start(behaviour)
           const connect = McpConnector.http({ url: server.url, connectTimeout: "300 millis" })
-          const [error, millis] = yield* timed(Effect.flip(open(connect)))
+          const error = yield* Effect.flip(open(connect))
           assert.strictEqual(error.reason._tag, reason)
           assert.strictEqual(error.method, "connect")
-          assert.isBelow(millis, 1_000)
           yield* eventually(() => server.open.length === 0)
           assert.deepStrictEqual(server.sessions, [])
         }))
@@ -209,9 +200,8 @@ describe("McpConnector.http", { concurrent: true }, () => {
         Effect.gen(function*() {
           const { handle, server, session } = yield* connected()
           server.behaviour.call = behaviour
-          const [error, millis] = yield* timed(Effect.flip(call(session, "echo", { message: "hi" })))
+          const error = yield* Effect.flip(call(session, "echo", { message: "hi" }))
           assert.deepStrictEqual(error.reason, reason)
-          assert.isBelow(millis, 500)
           assert.deepStrictEqual(handle.retired, ["died"])
         }))
     }
@@ -221,10 +211,8 @@ describe("McpConnector.http", { concurrent: true }, () => {
         const { server, session } = yield* connected()
         server.behaviour.call = "end-resumable-stream"
         server.behaviour.get = 404
-        const [error, millis] = yield* timed(Effect.flip(call(session, "echo", { message: "hi" })))
+        const error = yield* Effect.flip(call(session, "echo", { message: "hi" }))
         assert.deepStrictEqual(error.reason, new Unreachable({ code: "STREAM_ENDED", requestSent: true }))
-        // The SDK waits one second before it asks
-        assert.isBelow(millis, 2_000)
         assert.isTrue(server.requests.some((request) => request.headers["last-event-id"] === "1"))
       }))
 

@@ -56,13 +56,6 @@ const connected = (options: McpConnector.StdioOptions) =>
     return { session, handle, close: Scope.close(scope, Exit.void) }
   })
 
-const timed = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
-  Effect.gen(function*() {
-    const start = performance.now()
-    const value = yield* effect
-    return [value, performance.now() - start] as const
-  })
-
 // Most of the time is spent waiting for stubborn processes
 describe("McpConnector.stdio", { concurrent: true }, () => {
   it.live("works with the reference server", () =>
@@ -93,26 +86,25 @@ describe("McpConnector.stdio", { concurrent: true }, () => {
     }))
 
   describe("leaves nothing behind", () => {
-    const cases: ReadonlyArray<readonly [string, McpConnector.StdioOptions, () => ReadonlyArray<number>, number]> = [
-      ["a well-behaved server", [], false, 1_000] as const,
-      ["a server behind a shell", [], true, 1_000] as const,
-      ["a server that ignores the end of its stdin and SIGTERM", ["stubborn"], false, 4_000] as const,
-      ["a stubborn server behind a shell", ["stubborn"], true, 4_000] as const,
-      ["a grandchild that holds the pipes", ["grandchild"], false, 4_000] as const,
-      ["a grandchild that has left the process group", ["detached-grandchild"], false, 4_000] as const
-    ].map(([name, behaviours, isWrapped, within]) => {
+    const cases: ReadonlyArray<readonly [string, McpConnector.StdioOptions, () => ReadonlyArray<number>]> = [
+      ["a well-behaved server", [], false] as const,
+      ["a server behind a shell", [], true] as const,
+      ["a server that ignores the end of its stdin and SIGTERM", ["stubborn"], false] as const,
+      ["a stubborn server behind a shell", ["stubborn"], true] as const,
+      ["a grandchild that holds the pipes", ["grandchild"], false] as const,
+      ["a grandchild that has left the process group", ["detached-grandchild"], false] as const
+    ].map(([name, behaviours, isWrapped]) => {
       const { options, pids, wrapped } = fixture(...behaviours)
-      return [name, isWrapped ? wrapped : options, pids, within] as const
+      return [name, isWrapped ? wrapped : options, pids] as const
     })
-    for (const [name, options, pids, within] of cases) {
+    for (const [name, options, pids] of cases) {
       it.live(`of ${name}`, () =>
         Effect.gen(function*() {
           const { close, session } = yield* connected(options)
           assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "hi")
           const started = [session.pid!, ...descendants(session.pid), ...pids()]
-          const [, millis] = yield* timed(close)
+          yield* close
           assert.deepStrictEqual(started.filter(isAlive), [])
-          assert.isBelow(millis, within)
         }))
     }
 
@@ -198,7 +190,7 @@ describe("McpConnector.stdio", { concurrent: true }, () => {
         }
       }))
 
-    it.live("that is closed fails a call in flight within 50 ms, however long its child takes", () =>
+    it.live("that is closed fails a call in flight at once, however long its child takes", () =>
       Effect.gen(function*() {
         const { close, session } = yield* connected(fixture("stubborn").options)
         const fiber = yield* Effect.forkChild(Effect.flip(call(session, "slow", { ms: 60_000 })), {
@@ -206,9 +198,9 @@ describe("McpConnector.stdio", { concurrent: true }, () => {
         })
         assert.strictEqual(JSON.parse(yield* call(session, "calls")).started, 1)
         const closing = yield* Effect.forkChild(close)
-        const [error, millis] = yield* timed(Fiber.join(fiber))
+        const error = yield* Fiber.join(fiber)
         assert.deepStrictEqual(error.reason, new SessionClosed({ requestSent: true }))
-        assert.isBelow(millis, 50)
+        assert.isTrue(isAlive(session.pid!), "the child is still there when the call has failed")
         yield* Fiber.join(closing)
       }))
 

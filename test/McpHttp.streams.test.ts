@@ -36,6 +36,11 @@ const open = (start: typeof web, options: Partial<McpHttp.LayerOptions<unknown, 
     return { ...endpoint, log }
   })
 
+const failing = (): EventStore => ({
+  storeEvent: () => Promise.reject(new Error("password=hunter2")),
+  replayEventsAfter: () => Promise.reject(new Error("password=hunter2"))
+})
+
 const cancel = (requestId: string | number) => ({
   jsonrpc: "2.0",
   method: "notifications/cancelled",
@@ -254,10 +259,6 @@ const suite = (start: typeof web) => {
 
     it.live("a store that fails is no parse error, and what it says stays here", () =>
       Effect.gen(function*() {
-        const failing = (): EventStore => ({
-          storeEvent: () => Promise.reject(new Error("password=hunter2")),
-          replayEventsAfter: () => Promise.reject(new Error("password=hunter2"))
-        })
         const endpoint = yield* open(start, { eventStore: failing })
         const response = yield* post(endpoint, initialize)
         assert.strictEqual(response.status, 503)

@@ -88,9 +88,9 @@ export const mediaTypeIssue = ({ headers }: Request): HttpServerResponse | undef
 const notAcceptable = Answers.notAcceptable("both application/json and text/event-stream")
 
 /**
- * Reads the body of a POST. Fails with the answer to one that is too large or no JSON.
+ * Reads the body of a POST. Fails with the answer to one that is too large.
  */
-export const bodyReader = (limit: number): (request: Request) => Effect.Effect<unknown, HttpServerResponse> => {
+export const textReader = (limit: number): (request: Request) => Effect.Effect<string, HttpServerResponse> => {
   const tooLarge = Answers.tooLarge(limit)
   const size = ByteSize.bytes(limit)
   return (request) =>
@@ -98,7 +98,9 @@ export const bodyReader = (limit: number): (request: Request) => Effect.Effect<u
       Effect.provideService(HttpServerRequest.MaxBodySize, size),
       Effect.mapError(({ reason }: HttpServerError) =>
         reason._tag === "RequestParseError" && reason.reason === "BodyTooLarge" ? tooLarge : Answers.notJson
-      ),
-      Effect.flatMap((text) => Effect.try({ try: (): unknown => JSON.parse(text), catch: () => Answers.notJson }))
+      )
     )
 }
+
+export const parse = (text: string): Effect.Effect<unknown, HttpServerResponse> =>
+  Effect.try({ try: (): unknown => JSON.parse(text), catch: () => Answers.notJson })

@@ -654,6 +654,12 @@ class Simulation {
     const { capacity, capacityPerOwner = Infinity, closeTimeout } = this.options
     const live = this.sessions.filter((session) => session.phase === "opening" || session.phase === "open")
     if (this.world.isQuiet()) {
+      const hasPlaceToClose = this.sessions.filter(({ phase }) => phase === "closing").length < capacity
+      for (const { known, number, phase, terminated } of live) {
+        if (phase !== "open" || !hasPlaceToClose) continue
+        this.expect(known !== undefined, `session ${number} is open, and nobody knows its id`)
+        this.expect(terminated === undefined, `session ${number} is terminated, and open`)
+      }
       this.expect(live.length <= capacity, `3: ${live.length} sessions are opening or open, of ${capacity}`)
       for (const { owner } of live) {
         const share = live.filter((session) => session.owner === owner).length
@@ -780,7 +786,6 @@ class Simulation {
     if (closing >= this.options.capacity) return
     for (const session of this.sessions) {
       if (session.phase !== "open" || session.holders > 0) continue
-      this.expect(session.known !== undefined, `session ${session.number} is open, and nobody knows its id`)
       this.expect(!this.isOverdue(session), `session ${session.number} is idle for too long`)
       const age = this.world.now() - session.openedAt
       this.expect(age <= this.options.maxLifetime, `session ${session.number} is idle at the age of ${age} ms`)
