@@ -63,7 +63,7 @@ const textOf = (result: unknown) => {
 }
 
 /** What a server says to a request of any bytes, before it hangs up or for as long as it takes to be clear. */
-const say = (endpoint: Endpoint, bytes: string | Buffer) =>
+const write = (endpoint: Endpoint, bytes: string | Buffer) =>
   Effect.promise(async () => {
     const { hostname, port } = new URL(endpoint.url)
     const peer = connect(Number(port), hostname)
@@ -169,7 +169,7 @@ describe("whoever writes to the socket", () => {
         ...Array.from({ length: 256 }, (_, byte) => `${session}${String.fromCharCode(byte)}`),
         ...Array.from({ length: 256 }, (_, byte) => `a${String.fromCharCode(byte)}b`)
       ]
-      const said = yield* Effect.forEach(ids, (id) => say(endpoint, head([`Mcp-Session-Id: ${id}`])), {
+      const said = yield* Effect.forEach(ids, (id) => write(endpoint, head([`Mcp-Session-Id: ${id}`])), {
         concurrency: 64
       })
       for (const [i, { body, status }] of said.entries()) {
@@ -197,18 +197,18 @@ describe("whoever writes to the socket", () => {
           ["Mcp-Session-Id: __proto__"]
         ]
       ) {
-        assert.strictEqual((yield* say(endpoint, head(lines))).status, 404, lines.join().slice(0, 80))
+        assert.strictEqual((yield* write(endpoint, head(lines))).status, 404, lines.join().slice(0, 80))
       }
-      assert.strictEqual((yield* say(endpoint, head(["__proto__: x", "constructor: y"]))).status, 400)
-      assert.strictEqual((yield* say(endpoint, head(["Mcp-Session-Id:"]))).status, 400)
+      assert.strictEqual((yield* write(endpoint, head(["__proto__: x", "constructor: y"]))).status, 400)
+      assert.strictEqual((yield* write(endpoint, head(["Mcp-Session-Id:"]))).status, 400)
       assert.strictEqual(
-        (yield* say(endpoint, head([`Origin: http://localhost`, "Origin: http://evil.example"]))).status,
+        (yield* write(endpoint, head([`Origin: http://localhost`, "Origin: http://evil.example"]))).status,
         403
       )
       const otherHost = "GET /mcp HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n"
-      assert.strictEqual((yield* say(endpoint, otherHost)).status, 403)
+      assert.strictEqual((yield* write(endpoint, otherHost)).status, 403)
       assert.strictEqual(
-        (yield* say(endpoint, "GET http://evil.example/mcp HTTP/1.1\r\nHost: localhost\r\n\r\n")).status,
+        (yield* write(endpoint, "GET http://evil.example/mcp HTTP/1.1\r\nHost: localhost\r\n\r\n")).status,
         403
       )
     }))
@@ -218,7 +218,7 @@ describe("whoever writes to the socket", () => {
       const endpoint = yield* open()
       const session = yield* begin(endpoint)
       const half = (id: string) =>
-        say(
+        write(
           endpoint,
           `POST /mcp HTTP/1.1\r\nHost: localhost\r\nMcp-Session-Id: ${id}\r\nContent-Type: application/json\r\n` +
             "Accept: application/json, text/event-stream\r\nContent-Length: 1000\r\n\r\n{\"jsonrpc\":"
