@@ -18,3 +18,20 @@ export {
   type SessionPoolOptions,
   type SessionPoolStats
 } from "./SessionPool.ts"
+export {
+  type CreateOptions,
+  type EndReason,
+  OpenTimeout,
+  type RegisteredSession,
+  RegistryClosed,
+  RegistryFull,
+  type SessionInfo,
+  SessionNotFound,
+  type SessionOwner,
+  SessionRegistry,
+  type SessionRegistryEntry,
+  SessionRegistryError,
+  SessionRegistryEvent,
+  type SessionRegistryOptions,
+  type SessionRegistryStats
+} from "./SessionRegistry.ts"

@@ -16,6 +16,7 @@
  *
  * `retire` takes a session out of `current`, so that the next caller of its key opens another. A retired session that is
  * opening or leased is draining; so is one that waits for a place among the closing, of which there are `capacity` too.
+ * `end` is a `retire` that does not wait for the leases.
  *
  * What `ScopedCache` does: every session is an entry under a number of its own, so the cache runs `open` in the entry's
  * scope, with the services of the cache's owner, and closes that scope. What it does not do, and this does: it never
@@ -52,6 +53,8 @@ export interface Hooks<I, A, E> {
   readonly onOpened: (slot: Slot<I, A, E>) => void
   readonly onOpenFailed: (slot: Slot<I, A, E>, cause: Cause.Cause<E>) => void
   readonly onRetired: (slot: Slot<I, A, E>, reason: Reason) => void
+  /** It takes no place any more: it is closing, or it is gone without ever having been open. */
+  readonly onLeft?: ((slot: Slot<I, A, E>) => void) | undefined
   readonly onClosed: (slot: Slot<I, A, E>, lived: Duration.Duration) => void
   /** The close failed with `cause`, or was given up because it took longer than `closeTimeout` (none). */
   readonly onCloseFailed: (slot: Slot<I, A, E>, cause: Option.Option<Cause.Cause<unknown>>) => void
@@ -342,6 +345,7 @@ const drive = Effect.fnUntraced(function*<I, A, E>(self: Leased<I, A, E>, slot: 
   leaveCurrent(self, slot)
   yield* dispose(self, slot, free(self, slot, get))
   if (!Cause.hasInterrupts(cause)) self.options.onOpenFailed(slot, cause)
+  self.options.onLeft?.(slot)
   gone(self, slot)
   Deferred.doneUnsafe(settled, Exit.failCause(cause))
 })
@@ -410,6 +414,19 @@ export const retire = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>, reas
 }
 
 /**
+ * Retires the session, and closes it under its leases: one that is still opening, when its last lease ends. False if it
+ * was retired before; if it is draining, that is over now.
+ */
+export const end = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>, reason: Reason): boolean => {
+  const isFirst = retire(self, slot, reason)
+  if (slot.phase === "open" && slot.leases > 0) {
+    close(self, slot)
+    self.options.onRoom()
+  }
+  return isFirst
+}
+
+/**
  * Retires what has been idle for too long. Looks at nothing else.
  */
 export const expire = <I, A, E>(self: Leased<I, A, E>): void => {
@@ -448,6 +465,7 @@ const close = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
   self.drained.delete(slot)
   slot.phase = "closing"
   self.closing++
+  self.options.onLeft?.(slot)
   self.starter.start(Effect.map(dispose(self, slot, ScopedCache.invalidate(self.cache, slot.id)), (closed) => {
     self.closing--
     if (closed) self.options.onClosed(slot, Duration.millis(self.clock.currentTimeMillisUnsafe() - slot.openedAt))

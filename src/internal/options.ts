@@ -35,7 +35,8 @@ export const reader = (module: string, options: unknown, known: ReadonlyArray<st
   const read = (option: string): unknown => (options as Record<string, unknown>)[option]
   return Effect.succeed({
     count: (option, fallback) => {
-      const value = read(option) === undefined ? fallback : read(option)
+      const value = read(option)
+      if (value === undefined) return Effect.succeed(fallback)
       return typeof value === "number" && Number.isInteger(value) && value >= 1
         ? Effect.succeed(value)
         : Effect.fail(invalid(option, `must be an integer of at least 1, got ${show(value)}`))

@@ -1,0 +1,814 @@
+/**
+ * The inbound registry: `Mcp-Session-Id` → an owned session, expiring, bounded, closed by finalizers.
+ *
+ * - Ids are minted here, from 192 random bits. None is accepted from a client, none is used twice.
+ * - A session is its owner's alone. To everybody else it does not exist: unknown, expired, terminated and someone else's
+ *   are one and the same {@link SessionNotFound}, and a refused request leaves no trace on the session.
+ * - Full means that the newcomer is refused. No resident is ever evicted for it.
+ * - Whoever holds a session keeps it alive; its idle time counts from the end of the last hold. Only its owner, an
+ *   operator, or the end of the registry itself closes it while it is held, and tells its holders.
+ *
+ * This module is the policy: who may come in, whose an id is, and what callers and observers are told. When a session may
+ * be closed is `internal/leased.ts`. It knows neither HTTP nor any SDK: those are `McpHttp`.
+ */
+import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
+import * as Config from "effect/Config"
+import * as Context from "effect/Context"
+import * as Data from "effect/Data"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Record from "effect/Record"
+import * as Schema from "effect/Schema"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
+import { randomBytes } from "node:crypto"
+import type { SessionKey } from "./Identity.ts"
+import * as Events from "./internal/events.ts"
+import * as Leased from "./internal/leased.ts"
+import * as Options from "./internal/options.ts"
+import { respond } from "./internal/problem.ts"
+import * as Scrub from "./internal/scrub.ts"
+import type { InvalidOptions } from "./InvalidOptions.ts"
+
+/**
+ * Whose a session is: an `Identity`, or anything else with its key. Nothing but the key is compared, or kept.
+ *
+ * @category models
+ */
+export interface SessionOwner {
+  readonly key: SessionKey
+}
+
+/**
+ * What the registry knows of a session, as it was when it was asked: a snapshot never changes. Times are milliseconds
+ * since the epoch.
+ *
+ * @category models
+ */
+export interface SessionInfo {
+  /** The `Mcp-Session-Id`. Not a credential, and all the same no text for a log: eight characters of it are enough. */
+  readonly id: string
+  readonly owner: SessionKey
+  readonly createdAt: number
+  /** When it was last taken hold of or let go, whichever is later. */
+  readonly lastActivityAt: number
+  readonly clientId?: string
+  readonly tenantId?: string
+}
+
+/**
+ * A session and what was opened for it.
+ *
+ * @category models
+ */
+export interface RegisteredSession<out Resource> extends SessionInfo {
+  readonly resource: Resource
+  /**
+   * Completes when the session takes no more requests, because it was terminated, is past its lifetime or the registry
+   * shuts down. Calls in flight may go on; a stream that would stay open should not.
+   */
+  readonly retired: Effect.Effect<EndReason>
+  /**
+   * Completes when the resource is about to be closed, whoever holds it: it was terminated, or the registry has shut down.
+   * A call in flight has to end now.
+   */
+  readonly ended: Effect.Effect<EndReason>
+}
+
+/**
+ * Why a session takes no more requests: it was idle for too long (`expired`), is past its `lifetime`, was `terminated` by
+ * its owner or an operator, or the registry shuts down.
+ *
+ * @category models
+ */
+export type EndReason = "expired" | "lifetime" | "terminated" | "shutdown"
+
+/**
+ * What a new session is called by others. Kept and shown, never used to decide anything.
+ *
+ * @category models
+ */
+export interface CreateOptions {
+  readonly clientId?: string | undefined
+  readonly tenantId?: string | undefined
+}
+
+/**
+ * What a registry opens for a session and how long it keeps it. Durations are `Duration.Input`; a number is milliseconds.
+ *
+ * @category models
+ */
+export interface SessionRegistryOptions<Resource, E, R> {
+  /**
+   * Opens what belongs to a session. Its finalizers close it. Runs with the services, the span and a scope of the
+   * registry, never those of the request that asked for the session. The session does not exist for anybody before.
+   */
+  readonly open: (info: SessionInfo) => Effect.Effect<Resource, E, R>
+  /**
+   * How many sessions may be opening, open or draining at once: an integer, by default 10,000. Beyond it a newcomer is
+   * refused with `RegistryFull`.
+   */
+  readonly capacity?: number | undefined
+  /** The same for one owner: by default there is no such limit, and one owner can take all the room. */
+  readonly capacityPerOwner?: number | undefined
+  /**
+   * How long a session that nobody holds is kept, counted from the end of the last hold: by default 30 minutes, and
+   * `Duration.infinity` for ever. Many clients do not recover from a session that expires under them.
+   */
+  readonly idleTimeToLive?: Duration.Input | undefined
+  /**
+   * How long after it was opened a session takes requests, less up to 2.5 %: by default for ever. Then it is closed as
+   * soon as nobody holds it.
+   */
+  readonly maxLifetime?: Duration.Input | undefined
+  /** How long an open may take, else `OpenTimeout`: by default 30 seconds. */
+  readonly openTimeout?: Duration.Input | undefined
+  /** How long a close may take before it is given up, logged and counted: by default 10 seconds. */
+  readonly closeTimeout?: Duration.Input | undefined
+  /** How long a registry that shuts down waits for holders before it closes under them: by default 0. */
+  readonly drainTimeout?: Duration.Input | undefined
+}
+
+/**
+ * A snapshot of the registry's numbers. Counts of what happened only grow; the others are of this moment.
+ *
+ * @category models
+ */
+export interface SessionRegistryStats {
+  /** Sessions that take requests: held and idle. The expired are none. */
+  readonly size: number
+  readonly capacity: number
+  /** `Infinity` when there is no such limit. */
+  readonly capacityPerOwner: number
+  readonly idleTimeToLive: Duration.Duration
+  readonly held: number
+  readonly idle: number
+  readonly opening: number
+  /** Take no more requests, and are still held, opening, or waiting for a place among the closing. */
+  readonly draining: number
+  readonly closing: number
+  /** Owners of a session that is opening, open or draining. */
+  readonly owners: number
+  /** Sessions that were opened. */
+  readonly created: number
+  /** Newcomers that found the registry, or their owner's share of it, full. */
+  readonly refusals: number
+  /** Sessions that were idle for too long. */
+  readonly expirations: number
+  /** Sessions ended by `terminate`, `terminateAll` or `clear`, or because nobody waited for them any more. */
+  readonly terminations: number
+  /** Sessions ended by their lifetime or by shutdown. */
+  readonly retirements: number
+  /** Opens that failed or took too long. */
+  readonly failures: number
+  /** Closes that failed or were given up. */
+  readonly closeFailures: number
+}
+
+/**
+ * A session that takes requests.
+ *
+ * @category models
+ */
+export interface SessionRegistryEntry extends SessionInfo {
+  readonly state: "held" | "idle"
+  /** By how many requests and streams it is held. */
+  readonly holders: number
+}
+
+/**
+ * What happened in the registry. Each session is `Created` once, then `Ended` once, then `Closed` or `CloseFailed` once.
+ * `session` is the beginning of its id, enough to find it and not enough to use it.
+ *
+ * A `CloseFailed` without a `Created` is of a failed open that could not free what it had acquired.
+ *
+ * @category models
+ */
+export type SessionRegistryEvent = Data.TaggedEnum<{
+  readonly Created: { readonly owner: SessionKey; readonly session: string }
+  readonly CreateFailed: { readonly owner: SessionKey; readonly session: string; readonly reason: "failed" | "timeout" }
+  readonly Refused: { readonly owner: SessionKey; readonly scope: "registry" | "owner" }
+  readonly Ended: { readonly owner: SessionKey; readonly session: string; readonly reason: EndReason }
+  readonly Closed: {
+    readonly owner: SessionKey
+    readonly session: string
+    readonly reason: EndReason
+    readonly lived: Duration.Duration
+  }
+  readonly CloseFailed: { readonly owner: SessionKey; readonly session: string; readonly reason: "failed" | "timeout" }
+}>
+
+/**
+ * @category models
+ */
+export const SessionRegistryEvent = Data.taggedEnum<SessionRegistryEvent>()
+
+// -----------------------------------------------------------------------------
+// Errors
+// -----------------------------------------------------------------------------
+
+/**
+ * The caller has no session of this id. Whether there never was one, it has expired or been terminated, or it is someone
+ * else's, nothing tells. Answers 404, which makes a client initialize anew.
+ *
+ * @category errors
+ */
+export class SessionNotFound extends Schema.TaggedError<SessionNotFound>()("SessionNotFound", {}) {
+  readonly module = "SessionRegistry"
+  readonly method = "get"
+  readonly reference = "session-not-found"
+
+  override get message(): string {
+    return "There is no such session. Initialize a new one."
+  }
+
+  [HttpServerRespondable.symbol]() {
+    return respond(this, { status: 404, title: "There is no such session" })
+  }
+}
+
+/**
+ * There is no room for a new session, in the registry or in what one owner may have of it. Answers 503 with
+ * `Retry-After`.
+ *
+ * @category errors
+ */
+export class RegistryFull extends Schema.TaggedError<RegistryFull>()("RegistryFull", {
+  scope: Schema.Literals(["registry", "owner"]),
+  /** How many sessions fit. */
+  capacity: Schema.Number
+}) {
+  readonly module = "SessionRegistry"
+  readonly method = "create"
+  readonly reference = "registry-full"
+
+  override get message(): string {
+    return this.scope === "owner"
+      ? `The owner has ${this.capacity} sessions, all that one may have. Terminate some, or raise capacityPerOwner.`
+      : `The registry has ${this.capacity} sessions, all that fit. ` +
+        "Terminate some, lower idleTimeToLive, or raise capacity."
+  }
+
+  [HttpServerRespondable.symbol]() {
+    return respond(this, { status: 503, title: "There are too many sessions", headers: { "retry-after": "10" } })
+  }
+}
+
+/**
+ * What `open` opens for a session was not there within `openTimeout`, and was interrupted. Answers 503 with
+ * `Retry-After`.
+ *
+ * @category errors
+ */
+export class OpenTimeout extends Schema.TaggedError<OpenTimeout>()("OpenTimeout", { after: Schema.Duration }) {
+  readonly module = "SessionRegistry"
+  readonly method = "create"
+  readonly reference = "open-timeout"
+
+  override get message(): string {
+    return `The session was not open after ${Duration.format(this.after)}. ` +
+      "Check what its open waits for, or raise openTimeout."
+  }
+
+  [HttpServerRespondable.symbol]() {
+    return respond(this, {
+      status: 503,
+      title: "The session could not be opened in time",
+      headers: { "retry-after": "10" }
+    })
+  }
+}
+
+/**
+ * The registry is shutting down or has shut down. Answers 503: a 404 would make the client initialize anew, here.
+ *
+ * @category errors
+ */
+export class RegistryClosed extends Schema.TaggedError<RegistryClosed>()("RegistryClosed", {}) {
+  readonly module = "SessionRegistry"
+  readonly method = "get"
+  readonly reference = "registry-closed"
+
+  override get message(): string {
+    return "The session registry has shut down. Use it only while the scope of its layer is open."
+  }
+
+  [HttpServerRespondable.symbol]() {
+    return respond(this, { status: 503, title: "The server is shutting down", headers: { "retry-after": "10" } })
+  }
+}
+
+/**
+ * What the registry's operations can fail with, besides the errors of `open`.
+ *
+ * @category errors
+ */
+export type SessionRegistryError = SessionNotFound | RegistryFull | OpenTimeout | RegistryClosed
+
+/**
+ * @category errors
+ */
+export const SessionRegistryError = Schema.Union([SessionNotFound, RegistryFull, OpenTimeout, RegistryClosed])
+
+// -----------------------------------------------------------------------------
+// Service
+// -----------------------------------------------------------------------------
+
+/**
+ * The operations of a registry, of sessions that `open` may fail to open with `E`.
+ *
+ * @category models
+ */
+export interface Service<out Resource, out E> {
+  /**
+   * A new session of the owner, under a new id. Nobody holds it when this ends: its idle time begins.
+   */
+  readonly create: (
+    owner: SessionOwner,
+    options?: CreateOptions
+  ) => Effect.Effect<RegisteredSession<Resource>, E | RegistryFull | OpenTimeout | RegistryClosed>
+  /**
+   * The owner's session of that id, held until the current scope closes. For as long it does not expire, and its last
+   * activity is when the scope closes.
+   */
+  readonly get: (
+    id: string,
+    owner: SessionOwner
+  ) => Effect.Effect<RegisteredSession<Resource>, SessionNotFound | RegistryClosed, Scope.Scope>
+  /**
+   * What is known of the owner's session of that id. Looking is no activity.
+   */
+  readonly peek: (id: string, owner: SessionOwner) => Effect.Effect<SessionInfo, SessionNotFound | RegistryClosed>
+  /**
+   * Ends the owner's session of that id at once, also while it is held. Does not wait for it to be closed.
+   */
+  readonly terminate: (id: string, owner: SessionOwner) => Effect.Effect<void, SessionNotFound | RegistryClosed>
+  /**
+   * Ends all sessions of the owner at once, those being opened too, and counts them: a user who was revoked.
+   */
+  readonly terminateAll: (owner: SessionOwner) => Effect.Effect<number>
+  /**
+   * Ends all sessions at once, those being opened too, and counts them.
+   */
+  readonly clear: Effect.Effect<number>
+  /**
+   * How many sessions take requests.
+   */
+  readonly size: Effect.Effect<number>
+  readonly stats: Effect.Effect<SessionRegistryStats>
+  /**
+   * The sessions that take requests, the least recently used first.
+   */
+  readonly entries: Effect.Effect<ReadonlyArray<SessionRegistryEntry>>
+  /**
+   * What happens from now on. A slow reader loses the oldest events and slows nobody. Ends with the registry.
+   */
+  readonly events: Stream.Stream<SessionRegistryEvent>
+}
+
+/**
+ * A registry's tag: the operations of {@link Service} on the registry in context, and the layers that make one.
+ *
+ * @category models
+ */
+export interface TagClass<in out Self, in out Id extends string, in out Resource, in out E>
+  extends Context.ServiceClass<Self, Id, Service<Resource, E>>
+{
+  readonly create: (
+    owner: SessionOwner,
+    options?: CreateOptions
+  ) => Effect.Effect<RegisteredSession<Resource>, E | RegistryFull | OpenTimeout | RegistryClosed, Self>
+  readonly get: (
+    id: string,
+    owner: SessionOwner
+  ) => Effect.Effect<RegisteredSession<Resource>, SessionNotFound | RegistryClosed, Scope.Scope | Self>
+  readonly peek: (id: string, owner: SessionOwner) => Effect.Effect<SessionInfo, SessionNotFound | RegistryClosed, Self>
+  readonly terminate: (id: string, owner: SessionOwner) => Effect.Effect<void, SessionNotFound | RegistryClosed, Self>
+  readonly terminateAll: (owner: SessionOwner) => Effect.Effect<number, never, Self>
+  readonly clear: Effect.Effect<number, never, Self>
+  readonly size: Effect.Effect<number, never, Self>
+  readonly stats: Effect.Effect<SessionRegistryStats, never, Self>
+  readonly entries: Effect.Effect<ReadonlyArray<SessionRegistryEntry>, never, Self>
+  readonly events: Stream.Stream<SessionRegistryEvent, never, Self>
+  /**
+   * A registry that lives as long as the layer's scope.
+   */
+  readonly layer: <R = never>(
+    options: SessionRegistryOptions<Resource, E, R>
+  ) => Layer.Layer<Self, InvalidOptions, Exclude<R, Scope.Scope>>
+  /**
+   * A registry whose options come from the configuration, and from `options` where that is silent:
+   * `MCP_SESSION_IDLE_MS`, `MCP_SESSION_CAPACITY` and `MCP_SESSION_CAPACITY_PER_OWNER`.
+   */
+  readonly layerConfig: <R = never>(
+    options: SessionRegistryOptions<Resource, E, R>
+  ) => Layer.Layer<Self, InvalidOptions | Config.ConfigError, Exclude<R, Scope.Scope>>
+}
+
+/**
+ * Makes the tag of a registry of any type of resource.
+ *
+ * **Example** (A shell for every session)
+ *
+ * ```ts
+ * class Shells extends SessionRegistry.Tag<Shells, Shell, PlatformError>()("app/Shells") {}
+ *
+ * const layer = Shells.layer({ open: (info) => openShell(info.owner), capacityPerOwner: 5 })
+ * ```
+ *
+ * @category constructors
+ */
+export const Tag =
+  <Self, Resource, E = never>() => <const Id extends string>(name: Id): TagClass<Self, Id, Resource, E> => {
+    class Registry extends Context.Service<Self, Service<Resource, E>>()(name) {
+      static readonly create = (owner: SessionOwner, options?: CreateOptions) =>
+        Registry.use((registry) => registry.create(owner, options))
+      static readonly get = (id: string, owner: SessionOwner) => Registry.use((registry) => registry.get(id, owner))
+      static readonly peek = (id: string, owner: SessionOwner) => Registry.use((registry) => registry.peek(id, owner))
+      static readonly terminate = (id: string, owner: SessionOwner) =>
+        Registry.use((registry) => registry.terminate(id, owner))
+      static readonly terminateAll = (owner: SessionOwner) => Registry.use((registry) => registry.terminateAll(owner))
+      static readonly clear = Registry.use((registry) => registry.clear)
+      static readonly size = Registry.use((registry) => registry.size)
+      static readonly stats = Registry.use((registry) => registry.stats)
+      static readonly entries = Registry.use((registry) => registry.entries)
+      static readonly events = Stream.unwrap(Registry.useSync((registry) => registry.events))
+      static readonly layer = <R = never>(options: SessionRegistryOptions<Resource, E, R>) =>
+        Layer.effect(Registry, make(options))
+      static readonly layerConfig = <R = never>(options: SessionRegistryOptions<Resource, E, R>) =>
+        Layer.effect(Registry, Effect.flatMap(configured(options), make))
+    }
+    return Registry
+  }
+
+// -----------------------------------------------------------------------------
+// Constructors
+// -----------------------------------------------------------------------------
+
+type Slot<Resource, E> = Leased.Slot<Registration, Resource, E | OpenTimeout | RegistryClosed>
+
+// What the registry keeps of a session beside its slot, whose key is the id.
+interface Registration {
+  readonly owner: SessionKey
+  readonly createdAt: number
+  readonly clientId: string | undefined
+  readonly tenantId: string | undefined
+  lastActivityAt: number
+  hasEnded: boolean
+  // Made when somebody waits for them.
+  retired: Deferred.Deferred<EndReason> | undefined
+  ended: Deferred.Deferred<EndReason> | undefined
+}
+
+const make = Effect.fnUntraced(function*<Resource, E, R>(input: SessionRegistryOptions<Resource, E, R>) {
+  const options = yield* parse(input)
+  const clock = yield* Clock.Clock
+  const events = yield* Events.make<SessionRegistryEvent>()
+  const counts = {
+    created: 0,
+    refusals: 0,
+    expirations: 0,
+    terminations: 0,
+    retirements: 0,
+    failures: 0,
+    closeFailures: 0
+  }
+  /** Current sessions that are open. */
+  let size = 0
+  /** How many sessions of an owner take a place. */
+  const shares = new Map<SessionKey, number>()
+
+  const engine = yield* Leased.make<Registration, Resource, E | OpenTimeout | RegistryClosed, R>({
+    ...options,
+    open: (slot) => input.open(toInfo(slot)),
+    openTimedOut: () => new OpenTimeout({ after: Duration.millis(options.openTimeout) }),
+    shutDown: () => new RegistryClosed(),
+    onOpened: (slot) => {
+      counts.created++
+      if (slot.retired === undefined) size++
+      events.emit(SessionRegistryEvent.Created(labels(slot)))
+    },
+    onOpenFailed: (slot, cause) => {
+      if (engine.isShutDown) return
+      counts.failures++
+      const timeout = Option.exists(Cause.findErrorOption(cause), (error) => error instanceof OpenTimeout)
+      events.emit(SessionRegistryEvent.CreateFailed({ ...labels(slot), reason: timeout ? "timeout" : "failed" }))
+    },
+    onRetired: (slot) => {
+      const reason = endReason(slot)
+      if (slot.phase === "open") size--
+      if (reason === "expired") counts.expirations++
+      else if (reason === "terminated") counts.terminations++
+      else counts.retirements++
+      events.emit(SessionRegistryEvent.Ended({ ...labels(slot), reason }))
+      tell(slot.info.retired, reason)
+    },
+    onLeft: (slot) => {
+      const { owner } = slot.info
+      const left = shares.get(owner)! - 1
+      if (left > 0) shares.set(owner, left)
+      else shares.delete(owner)
+      if (slot.phase === "closing") tellEnded(slot)
+    },
+    onClosed: (slot, lived) =>
+      events.emit(SessionRegistryEvent.Closed({ ...labels(slot), reason: endReason(slot), lived })),
+    onCloseFailed: (slot, cause) => {
+      counts.closeFailures++
+      const reason = Option.isSome(cause) ? "failed" : "timeout"
+      events.emit(SessionRegistryEvent.CloseFailed({ ...labels(slot), reason }))
+      engine.starter.start(logCloseFailure(slot, cause, options.closeTimeout))
+    },
+    onRoom: () => undefined
+  })
+
+  // Runs before the engine's own shutdown.
+  yield* Effect.addFinalizer(() => Effect.sync(() => void (engine.isShutDown = true)))
+
+  // --- Telling the holders ---
+
+  const tell = (waiting: Deferred.Deferred<EndReason> | undefined, reason: EndReason): void => {
+    if (waiting !== undefined) engine.starter.start(Effect.asVoid(Deferred.succeed(waiting, reason)))
+  }
+
+  const tellEnded = (slot: Slot<Resource, E>): void => {
+    if (slot.info.hasEnded) return
+    slot.info.hasEnded = true
+    tell(slot.info.ended, endReason(slot))
+  }
+
+  const toSession = (slot: Slot<Resource, E>, resource: Resource): RegisteredSession<Resource> =>
+    Object.freeze({
+      ...toInfo(slot),
+      resource,
+      retired: Effect.suspend(() =>
+        slot.retired === undefined
+          ? Deferred.await(slot.info.retired ??= Deferred.makeUnsafe())
+          : Effect.succeed(endReason(slot))
+      ),
+      ended: Effect.suspend(() =>
+        slot.info.hasEnded
+          ? Effect.succeed(endReason(slot))
+          : Deferred.await(slot.info.ended ??= Deferred.makeUnsafe())
+      )
+    })
+
+  // --- Coming in ---
+
+  const admit = (
+    owner: SessionOwner,
+    { clientId, tenantId }: CreateOptions
+  ): Slot<Resource, E> | RegistryFull | RegistryClosed =>
+    engine.starter.atomically(() => {
+      if (engine.isShutDown) return new RegistryClosed()
+      Leased.expire(engine)
+      const share = shares.get(owner.key) ?? 0
+      // Their own share first: when both are full, no other's leaving will help.
+      if (share >= options.capacityPerOwner) return refuse(owner, "owner", options.capacityPerOwner)
+      if (!Leased.hasRoom(engine)) return refuse(owner, "registry", options.capacity)
+      shares.set(owner.key, share + 1)
+      const now = clock.currentTimeMillisUnsafe()
+      return Leased.admit(engine, mint(), {
+        owner: owner.key,
+        createdAt: now,
+        clientId,
+        tenantId,
+        lastActivityAt: now,
+        hasEnded: false,
+        retired: undefined,
+        ended: undefined
+      }, 1)
+    })
+
+  const refuse = (owner: SessionOwner, scope: RegistryFull["scope"], capacity: number): RegistryFull => {
+    counts.refusals++
+    events.emit(SessionRegistryEvent.Refused({ owner: owner.key, scope }))
+    return new RegistryFull({ scope, capacity })
+  }
+
+  const create: Service<Resource, E>["create"] = (owner, names = {}) =>
+    Effect.uninterruptibleMask((restore): ReturnType<Service<Resource, E>["create"]> => {
+      const slot = admit(owner, names)
+      if (slot instanceof RegistryFull || slot instanceof RegistryClosed) return Effect.fail(slot)
+      return Effect.map(
+        Effect.onExit(restore(Leased.join(slot)), (exit) => {
+          const freed = letGo(slot)
+          return Exit.isSuccess(exit) ? Effect.void : Effect.map(freed ?? Effect.void, () => abandon(slot))
+        }),
+        (resource) => toSession(slot, resource)
+      )
+    })
+
+  // Opened in the very moment in which its creator left: nobody will ever know of it.
+  const abandon = (slot: Slot<Resource, E>): void => {
+    if (slot.phase === "open") Leased.retire(engine, slot, "invalidated")
+  }
+
+  // --- Being there ---
+
+  // Nothing of the session is touched before its owner is known, and nothing at all if it is another.
+  const find = (id: string, owner: SessionOwner): Slot<Resource, E> | undefined => {
+    if (typeof id !== "string" || id.length !== idLength) return undefined
+    const slot = engine.current.get(id)
+    return slot !== undefined && slot.phase === "open" && slot.info.owner === owner.key ? slot : undefined
+  }
+
+  const notFound = (): SessionNotFound | RegistryClosed =>
+    engine.isShutDown ? new RegistryClosed() : new SessionNotFound()
+
+  const letGo = (slot: Slot<Resource, E>): Effect.Effect<void> | undefined => {
+    slot.info.lastActivityAt = clock.currentTimeMillisUnsafe()
+    return Leased.release(engine, slot)
+  }
+
+  const get: Service<Resource, E>["get"] = (id, owner) =>
+    Effect.uninterruptibleMask(() => {
+      const slot = find(id, owner)
+      if (engine.isShutDown || slot === undefined || Leased.lease(engine, id) === undefined) {
+        return Effect.fail(notFound())
+      }
+      slot.info.lastActivityAt = clock.currentTimeMillisUnsafe()
+      const session = toSession(slot, slot.session!.value)
+      const scope = Context.getUnsafe(Fiber.getCurrent()!.context, Scope.Scope)
+      return Effect.as(Scope.addFinalizerExit(scope, () => letGo(slot) ?? Effect.void), session)
+    })
+
+  // The expired are none, also before their expiry is noticed.
+  const look = <A>(
+    id: string,
+    owner: SessionOwner,
+    f: (slot: Slot<Resource, E>) => A
+  ): Effect.Effect<A, SessionNotFound | RegistryClosed> =>
+    Effect.suspend(() => {
+      Leased.expire(engine)
+      const slot = find(id, owner)
+      return engine.isShutDown || slot === undefined ? Effect.fail(notFound()) : Effect.succeed(f(slot))
+    })
+
+  // --- Going ---
+
+  const terminate = (slot: Slot<Resource, E>): boolean =>
+    engine.starter.atomically(() => {
+      const isFirst = Leased.end(engine, slot, "invalidated")
+      // Its close may have to wait for a place. Its holders need not.
+      if (slot.session !== undefined) tellEnded(slot)
+      return isFirst
+    })
+
+  // Those that are draining too: they are held by somebody.
+  const terminateWhere = (f: (slot: Slot<Resource, E>) => boolean): Effect.Effect<number> =>
+    Effect.sync(() => {
+      Leased.expire(engine)
+      return Array.from(engine.slots.values()).filter((slot) => f(slot) && terminate(slot)).length
+    })
+
+  return {
+    create,
+    get,
+    peek: (id, owner) => look(id, owner, toInfo),
+    terminate: (id, owner) => Effect.asVoid(look(id, owner, terminate)),
+    terminateAll: (owner) => terminateWhere((slot) => slot.info.owner === owner.key),
+    clear: terminateWhere(() => true),
+    size: Effect.sync(() => {
+      Leased.expire(engine)
+      return size
+    }),
+    entries: Effect.sync(() => {
+      Leased.expire(engine)
+      return Leased.inOrder(engine).map(toEntry)
+    }),
+    stats: Effect.sync((): SessionRegistryStats => {
+      Leased.expire(engine)
+      return {
+        ...counts,
+        size,
+        capacity: options.capacity,
+        capacityPerOwner: options.capacityPerOwner,
+        idleTimeToLive: Duration.millis(options.idleTimeToLive),
+        held: size - engine.idle.size,
+        idle: engine.idle.size,
+        opening: engine.current.size - size,
+        draining: Leased.live(engine) - engine.current.size,
+        closing: engine.closing,
+        owners: shares.size
+      }
+    }),
+    events: events.stream
+  } satisfies Service<Resource, E> as Service<Resource, E>
+})
+
+// -----------------------------------------------------------------------------
+// Internals
+// -----------------------------------------------------------------------------
+
+// 192 random bits in 32 characters of base64url. The specification asks for visible ASCII; and with the 8 characters
+// that an event may tell, 144 bits are still anybody's guess.
+const idLength = 32
+
+const mint = (): string => randomBytes(24).toString("base64url")
+
+type AnySlot = Pick<Leased.Slot<Registration, unknown, unknown>, "key" | "info" | "leases" | "retired">
+
+const toInfo = ({ info, key }: AnySlot): SessionInfo =>
+  Object.freeze({
+    id: key,
+    owner: info.owner,
+    createdAt: info.createdAt,
+    lastActivityAt: info.lastActivityAt,
+    ...(info.clientId === undefined ? {} : { clientId: info.clientId }),
+    ...(info.tenantId === undefined ? {} : { tenantId: info.tenantId })
+  })
+
+const toEntry = (slot: AnySlot): SessionRegistryEntry =>
+  Object.freeze({
+    ...toInfo(slot),
+    state: slot.leases > 0 ? "held" : "idle",
+    holders: slot.leases
+  })
+
+const labels = (slot: AnySlot) => ({ owner: slot.info.owner, session: slot.key.slice(0, 8) })
+
+// Of the engine's reasons, those that this policy uses.
+const endReason = ({ retired }: AnySlot): EndReason => {
+  switch (retired) {
+    case "expired":
+    case "lifetime":
+    case "shutdown":
+      return retired
+    default:
+      return "terminated"
+  }
+}
+
+const logCloseFailure = (
+  slot: AnySlot,
+  cause: Option.Option<Cause.Cause<unknown>>,
+  closeTimeout: number
+): Effect.Effect<void> => {
+  const scrub = Scrub.make()
+  scrub.add(slot.key)
+  return (Option.isSome(cause)
+    ? Effect.logWarning("A session's finalizer failed", scrub(Cause.pretty(cause.value)))
+    : Effect.logWarning(`A session took longer than ${closeTimeout} ms to close and was left to itself`)).pipe(
+      Effect.annotateLogs(labels(slot))
+    )
+}
+
+const knownOptions = [
+  "open",
+  "capacity",
+  "capacityPerOwner",
+  "idleTimeToLive",
+  "maxLifetime",
+  "openTimeout",
+  "closeTimeout",
+  "drainTimeout"
+] as const satisfies ReadonlyArray<keyof SessionRegistryOptions<unknown, unknown, unknown>>
+
+const parse = Effect.fnUntraced(function*(input: unknown) {
+  const read = yield* Options.reader("SessionRegistry", input, knownOptions)
+  yield* read.fn("open")
+  return {
+    capacity: yield* read.count("capacity", 10_000),
+    capacityPerOwner: yield* read.count("capacityPerOwner", Infinity),
+    idleTimeToLive: yield* read.millis("idleTimeToLive", "30 minutes", { least: "positive", infinite: true }),
+    maxLifetime: yield* read.millis("maxLifetime", Duration.infinity, { least: "positive", infinite: true }),
+    openTimeout: yield* read.millis("openTimeout", "30 seconds", { least: "positive" }),
+    closeTimeout: yield* read.millis("closeTimeout", "10 seconds", { least: "positive" }),
+    drainTimeout: yield* read.millis("drainTimeout", 0, { least: "zero" })
+  }
+})
+
+const config = Config.all({
+  idleTimeToLive: Config.option(Config.Number("MCP_SESSION_IDLE_MS")),
+  capacity: Config.option(Config.Number("MCP_SESSION_CAPACITY")),
+  capacityPerOwner: Config.option(Config.Number("MCP_SESSION_CAPACITY_PER_OWNER"))
+})
+
+const configured = <Resource, E, R>(
+  options: SessionRegistryOptions<Resource, E, R>
+): Effect.Effect<SessionRegistryOptions<Resource, E, R>, Config.ConfigError> =>
+  Effect.map(config, (values) => ({ ...options, ...Record.getSomes(values) }))
+
+/**
+ * The registry of a server's sessions. `McpHttp`'s layers provide it over the sessions they host, so that an operator can
+ * list, count and terminate them, whatever belongs to each: hence the opaque resource. For a resource of your own, make a
+ * tag with {@link Tag}.
+ *
+ * **Example** (Log a user out)
+ *
+ * ```ts
+ * const logOut = (user: Identity) => SessionRegistry.terminateAll(user)
+ * ```
+ *
+ * @category services
+ */
+export class SessionRegistry extends Tag<SessionRegistry, unknown>()("effect-mcp-sessions/SessionRegistry") {
+  static readonly Tag = Tag
+}

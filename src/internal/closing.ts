@@ -1,0 +1,72 @@
+/**
+ * Ends what is open when the HTTP server below stops listening.
+ *
+ * A server that closes waits for its connections (Effect's for 20 seconds), and the layers above it are closed only then.
+ * A stream that is open until its session ends would make every shutdown take that long. Nothing tells a request that its
+ * server is closing, so while there are requests their servers are asked, ten times a second.
+ */
+import * as Effect from "effect/Effect"
+import * as Latch from "effect/Latch"
+import * as Predicate from "effect/Predicate"
+import type * as Scope from "effect/Scope"
+import type { HttpServerRequest } from "effect/http/HttpServerRequest"
+
+// A `Server` of node:http.
+interface Listener {
+  readonly listening: boolean
+  readonly closeIdleConnections?: () => void
+}
+
+/**
+ * Runs `end` once, when a server has closed that had a request of those given to the function it makes. Each is watched
+ * until the current scope closes.
+ */
+export const make = Effect.fnUntraced(function*(end: Effect.Effect<void>) {
+  const requests = new Map<Listener, number>()
+  const anyRequest = Latch.makeUnsafe(false)
+
+  const hasClosed = (): boolean => Array.from(requests.keys()).some((listener) => !listener.listening)
+
+  const look = Effect.andThen(anyRequest.await, Effect.sleep(100))
+
+  yield* look.pipe(
+    Effect.repeat({ until: hasClosed }),
+    Effect.andThen(end),
+    // The connections whose streams have ended are idle now. The server has closed only those that were so before.
+    Effect.andThen(Effect.forever(Effect.andThen(
+      Effect.sync(() => {
+        for (const listener of requests.keys()) if (!listener.listening) listener.closeIdleConnections?.()
+      }),
+      Effect.sleep(100)
+    ))),
+    Effect.forkScoped
+  )
+
+  return (request: HttpServerRequest): Effect.Effect<void, never, Scope.Scope> => {
+    const listener = listenerOf(request)
+    if (listener === undefined) return Effect.void
+    return Effect.acquireRelease(
+      Effect.sync(() => {
+        requests.set(listener, (requests.get(listener) ?? 0) + 1)
+        anyRequest.openUnsafe()
+      }),
+      () =>
+        Effect.sync(() => {
+          const others = requests.get(listener)! - 1
+          if (others > 0) {
+            requests.set(listener, others)
+            return
+          }
+          if (listener.listening) requests.delete(listener)
+          if (requests.size === 0) anyRequest.closeUnsafe()
+        })
+    )
+  }
+})
+
+const listenerOf = ({ source }: HttpServerRequest): Listener | undefined => {
+  const socket = Predicate.hasProperty(source, "socket") ? source.socket : undefined
+  const server = Predicate.hasProperty(socket, "server") ? socket.server : undefined
+  // One that is handed its connections does not listen, and never did
+  return Predicate.hasProperty(server, "listening") && server.listening === true ? server as Listener : undefined
+}

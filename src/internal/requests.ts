@@ -1,0 +1,106 @@
+/**
+ * What an MCP endpoint reads of a request before it looks for a session.
+ */
+import { SUPPORTED_PROTOCOL_VERSIONS } from "@modelcontextprotocol/sdk/types.js"
+import * as ByteSize from "effect/ByteSize"
+import * as Effect from "effect/Effect"
+import type { HttpServerError } from "effect/http/HttpServerError"
+import * as HttpServerRequest from "effect/http/HttpServerRequest"
+import type { HttpServerResponse } from "effect/http/HttpServerResponse"
+import * as Answers from "./answers.ts"
+
+type Request = HttpServerRequest.HttpServerRequest
+
+/** `"*"` is any. */
+export type AllowList = ReadonlyArray<string> | "*"
+
+/**
+ * Refuses a request that a web page of somebody else's may have sent: by its `Origin`, which browsers add and other
+ * clients leave out, or by its `Host`, which is the attacker's when a name of theirs was rebound to this machine.
+ *
+ * Servers MUST validate the Origin header, and answer 403 to an invalid one.
+ * https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#security-warning
+ */
+export const gate = (options: {
+  readonly allowedHosts: AllowList | undefined
+  readonly allowedOrigins: AllowList | undefined
+}): (request: Request) => HttpServerResponse | undefined => {
+  const isHostAllowed = allows(options.allowedHosts, (host) => loopback.test(withoutPort(host)), withoutPort)
+  const isOriginAllowed = allows(options.allowedOrigins, (origin) => {
+    const host = /^https?:\/\/([^/]+)$/.exec(origin)?.[1]
+    return host !== undefined && loopback.test(withoutPort(host))
+  })
+  return (request) => {
+    const host = hostOf(request)
+    if (host === undefined || !isHostAllowed(host.toLowerCase())) return Answers.hostForbidden
+    const origin = request.headers["origin"]
+    return origin === undefined || isOriginAllowed(origin.toLowerCase()) ? undefined : Answers.originForbidden
+  }
+}
+
+const allows = (
+  list: AllowList | undefined,
+  fallback: (value: string) => boolean,
+  shorten?: (value: string) => string
+): (value: string) => boolean => {
+  if (list === undefined) return fallback
+  if (list === "*") return () => true
+  const listed = new Set(list.map((value) => value.toLowerCase()))
+  return (value) => listed.has(value) || (shorten !== undefined && listed.has(shorten(value)))
+}
+
+const loopback = /^(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])$/
+
+const withoutPort = (host: string): string => host.replace(/:\d*$/, "")
+
+// A WHATWG request has no Host header: its URL says where it was sent.
+const hostOf = (request: Request): string | undefined =>
+  request.headers["host"] ?? /^https?:\/\/([^/?#]+)/i.exec(request.originalUrl)?.[1]
+
+/**
+ * The session that the request names. An empty header names none, and several are no id at all: they arrive joined by a
+ * comma and a space, which no id has.
+ */
+export const sessionId = (request: Request): string | undefined => request.headers["mcp-session-id"] || undefined
+
+/**
+ * Whether the request is made in a protocol version that has sessions, as far as its header says.
+ */
+export const isVersionSupported = (request: Request): boolean => {
+  const version = request.headers["mcp-protocol-version"]
+  return version === undefined || SUPPORTED_PROTOCOL_VERSIONS.includes(version)
+}
+
+export const unsupportedVersion = Answers.unsupportedVersion(SUPPORTED_PROTOCOL_VERSIONS)
+
+/**
+ * What is wrong with a POST's `Accept` or `Content-Type`.
+ */
+export const mediaTypeIssue = ({ headers }: Request): HttpServerResponse | undefined => {
+  const accept = headers["accept"]?.toLowerCase()
+  if (!accept?.includes("application/json") || !accept.includes("text/event-stream")) return notAcceptable
+  const contentType = headers["content-type"]
+  return contentType !== undefined && /^\s*application\/json\s*(?:;|$)/i.test(contentType)
+    ? undefined
+    : Answers.unsupportedMediaType
+}
+
+const notAcceptable = Answers.notAcceptable("both application/json and text/event-stream")
+
+/**
+ * Reads the body of a POST. Fails with the answer to one that is too large.
+ */
+export const textReader = (limit: number): (request: Request) => Effect.Effect<string, HttpServerResponse> => {
+  const tooLarge = Answers.tooLarge(limit)
+  const size = ByteSize.bytes(limit)
+  return (request) =>
+    request.text.pipe(
+      Effect.provideService(HttpServerRequest.MaxBodySize, size),
+      Effect.mapError(({ reason }: HttpServerError) =>
+        reason._tag === "RequestParseError" && reason.reason === "BodyTooLarge" ? tooLarge : Answers.notJson
+      )
+    )
+}
+
+export const parse = (text: string): Effect.Effect<unknown, HttpServerResponse> =>
+  Effect.try({ try: (): unknown => JSON.parse(text), catch: () => Answers.notJson })

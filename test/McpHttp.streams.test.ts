@@ -1,0 +1,406 @@
+import { assert, describe, it } from "@effect/vitest"
+import type { EventStore } from "@modelcontextprotocol/sdk/server/webStandardStreamableHttp.js"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Schema from "effect/Schema"
+import type * as Scope from "effect/Scope"
+import { Identity } from "effect-mcp-sessions/Identity"
+import * as McpHttp from "effect-mcp-sessions/McpHttp"
+import { PoolExhausted } from "effect-mcp-sessions/SessionPool"
+import type { SessionInfo } from "effect-mcp-sessions/SessionRegistry"
+import {
+  begin,
+  bytesOf,
+  call,
+  type Endpoint,
+  eventually,
+  initialize,
+  makeLog,
+  makeServer,
+  messagesOf,
+  post,
+  protocolVersion,
+  readUntil,
+  request,
+  send,
+  socket,
+  textOf,
+  web
+} from "./support/mcpHttp.ts"
+
+const open = (start: typeof web, options: Partial<McpHttp.LayerOptions<unknown, Scope.Scope>> = {}) =>
+  Effect.gen(function*() {
+    const log = makeLog()
+    const endpoint = yield* start(McpHttp.layer({ server: makeServer(log), ...options }))
+    return { ...endpoint, log }
+  })
+
+const failing = (): EventStore => ({
+  storeEvent: () => Promise.reject(new Error("password=hunter2")),
+  replayEventsAfter: () => Promise.reject(new Error("password=hunter2"))
+})
+
+const cancel = (requestId: string | number) => ({
+  jsonrpc: "2.0",
+  method: "notifications/cancelled",
+  params: { requestId }
+})
+
+const suite = (start: typeof web) => {
+  describe.each(["sse", "json"] as const)("answered with %s", (response) => {
+    it.live("a call is answered", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { response })
+        const session = yield* begin(endpoint)
+        const answer = yield* post(endpoint, call("echo", { message: "hi" }, 7), { session })
+        assert.strictEqual(answer.status, 200)
+        assert.strictEqual(answer.headers.get("mcp-session-id"), session)
+        assert.strictEqual(
+          answer.headers.get("content-type"),
+          response === "sse" ? "text/event-stream" : "application/json"
+        )
+        assert.deepStrictEqual(yield* messagesOf(answer), [
+          { jsonrpc: "2.0", id: 7, result: { content: [{ type: "text", text: "hi" }] } } as object
+        ])
+        const accepted = yield* post(endpoint, { jsonrpc: "2.0", method: "notifications/initialized" }, { session })
+        assert.strictEqual(accepted.status, 202)
+        assert.strictEqual(yield* textOf(accepted), "")
+      }))
+
+    it.live("a call in flight ends with its session, at once", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { response })
+        const session = yield* begin(endpoint)
+        const call1 = send(endpoint, "POST", { session }, call("wait")).then(async (answer) => ({
+          status: answer.status,
+          text: await answer.text()
+        }))
+        yield* eventually(() => endpoint.log.called.length === 1)
+        assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 204)
+        const answer = yield* Effect.promise(() => call1).pipe(Effect.timeout("1 second"))
+        assert.strictEqual(answer.status, response === "json" ? 404 : 200)
+        assert.notInclude(answer.text, "waited")
+        yield* eventually(() => endpoint.log.aborted.length === 1 && endpoint.log.closed.length === 1)
+      }))
+
+    it.live("a call that its client has cancelled ends, and the session goes on", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { response })
+        const session = yield* begin(endpoint)
+        for (const id of [1, "one", 1]) {
+          endpoint.log.called.length = 0
+          const answered = send(endpoint, "POST", { session }, call("wait", {}, id)).then((answer) => answer.text())
+          yield* eventually(() => endpoint.log.called.length === 1)
+          assert.strictEqual((yield* post(endpoint, cancel(id), { session })).status, 202)
+          assert.notInclude(yield* Effect.promise(() => answered).pipe(Effect.timeout("1 second")), "jsonrpc")
+        }
+        yield* eventually(() => endpoint.log.aborted.length === 3)
+        const answer = yield* post(endpoint, call("echo", { message: "on" }, 1), { session })
+        assert.include(yield* textOf(answer), "on")
+        // Of what is not in flight nothing can be cancelled
+        for (const id of [99, "x", undefined]) yield* post(endpoint, cancel(id as number), { session })
+      }))
+
+    it.live("two calls at once with one id: the second is refused, the first answered", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { response })
+        const session = yield* begin(endpoint)
+        const first = send(endpoint, "POST", { session }, call("wait")).then((answer) => answer.text())
+        yield* eventually(() => endpoint.log.called.length === 1)
+        assert.strictEqual((yield* post(endpoint, call("echo"), { session })).status, 400)
+        assert.strictEqual((yield* post(endpoint, [call("echo", {}, 2), call("echo", {}, 2)], { session })).status, 400)
+        endpoint.log.release()
+        assert.include(yield* Effect.promise(() => first), "waited")
+        assert.strictEqual((yield* post(endpoint, call("echo"), { session })).status, 200)
+      }))
+
+    it.live("a batch is answered whole", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { response })
+        const session = yield* begin(endpoint)
+        const answer = yield* post(endpoint, [call("echo", { message: "a" }, 1), call("echo", { message: "b" }, 2)], {
+          session
+        })
+        assert.strictEqual(answer.status, 200)
+        const text = yield* textOf(answer)
+        assert.include(text, "\"a\"")
+        assert.include(text, "\"b\"")
+      }))
+
+    it.live("a call longer than the idle time keeps its session, whose idle time counts from its end", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { response, idleTimeToLive: 150 })
+        const session = yield* begin(endpoint)
+        const answered = send(endpoint, "POST", { session }, call("wait")).then((answer) => answer.text())
+        yield* Effect.sleep(400)
+        endpoint.log.release()
+        assert.include(yield* Effect.promise(() => answered), "waited")
+        yield* Effect.sleep(50)
+        const alive = yield* post(endpoint, call("echo"), { session })
+        assert.strictEqual(alive.status, 200)
+        yield* textOf(alive)
+        yield* eventually(() => endpoint.log.closed.length === 1)
+        assert.strictEqual((yield* post(endpoint, call("echo"), { session })).status, 404)
+      }))
+
+    it.live("a client that leaves does not hold its session", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { response })
+        const session = yield* begin(endpoint)
+        const controller = new AbortController()
+        const left = send(endpoint, "POST", { session, signal: controller.signal }, call("wait"))
+          .then((answer) => answer.text()).catch(() => "left")
+        yield* eventually(() => endpoint.log.called.length === 1)
+        assert.strictEqual((yield* endpoint.registry.stats).held, 1)
+        controller.abort()
+        yield* Effect.promise(() => left)
+        yield* Effect.repeat(endpoint.registry.stats, {
+          until: (stats) => stats.held === 0,
+          schedule: undefined
+        }).pipe(Effect.timeout("5 seconds"))
+        // It is no cancellation
+        assert.deepStrictEqual(endpoint.log.aborted, [])
+        endpoint.log.release()
+      }))
+  })
+
+  it.live("an open GET stream keeps its session, which ends it when it is terminated", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open(start, { idleTimeToLive: 100 })
+      const session = yield* begin(endpoint)
+      const stream = yield* request(endpoint, "GET", { session })
+      const ended = textOf(stream)
+      const fiber = yield* Effect.forkChild(ended)
+      yield* Effect.sleep(400)
+      assert.strictEqual(yield* endpoint.registry.size, 1)
+      const [entry] = yield* endpoint.registry.entries
+      assert.strictEqual(yield* endpoint.registry.terminateAll({ key: entry!.owner }), 1)
+      yield* Fiber.join(fiber).pipe(Effect.timeout("1 second"))
+      yield* eventually(() => endpoint.log.closed.length === 1)
+    }))
+
+  it.live("a session past its lifetime ends its GET stream, and lets its calls finish", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open(start, { maxLifetime: 300 })
+      const session = yield* begin(endpoint)
+      const stream = yield* Effect.forkChild(Effect.flatMap(request(endpoint, "GET", { session }), textOf))
+      const answered = send(endpoint, "POST", { session }, call("wait")).then((answer) => answer.text())
+      yield* Fiber.join(stream).pipe(Effect.timeout("2 seconds"))
+      assert.strictEqual((yield* post(endpoint, call("echo"), { session })).status, 404)
+      endpoint.log.release()
+      assert.include(yield* Effect.promise(() => answered), "waited")
+      yield* eventually(() => endpoint.log.closed.length === 1)
+    }))
+
+  describe("with an event store", () => {
+    const version = { "mcp-protocol-version": protocolVersion }
+
+    it.live("a stream that broke is resumed, in order, without what the client has", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { eventStore: McpHttp.memoryEventStore() })
+        const session = yield* begin(endpoint)
+        const say = (data: number) =>
+          Effect.promise(() =>
+            endpoint.log.servers.get(session)!.notification({
+              method: "notifications/message",
+              params: { level: "info", data }
+            })
+          )
+        const stream = yield* request(endpoint, "GET", { session, headers: version })
+        yield* say(1)
+        const heard = yield* readUntil(stream, "\"data\":1")
+        const id = /^id: (.+)$/m.exec(heard)![1]!
+        yield* say(2)
+        yield* say(3)
+        const resume = () => request(endpoint, "GET", { session, headers: { ...version, "last-event-id": id } })
+        let resumed = yield* resume()
+        while (resumed.status === 409) resumed = yield* resume()
+        assert.strictEqual(resumed.status, 200)
+        const rest = yield* readUntil(resumed, "\"data\":3")
+        assert.deepStrictEqual(rest.match(/"data":\d/g), ["\"data\":2", "\"data\":3"])
+      }))
+
+    it.live("an answer that its client did not get is there when it comes back", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { eventStore: McpHttp.memoryEventStore() })
+        const session = yield* begin(endpoint)
+        const answer = yield* post(endpoint, call("wait"), { session, headers: version })
+        const priming = yield* readUntil(answer, "data: ")
+        const id = /^id: (.+)$/m.exec(priming)![1]!
+        endpoint.log.release()
+        yield* Effect.sleep(20)
+        const resumed = yield* request(endpoint, "GET", { session, headers: { ...version, "last-event-id": id } })
+        assert.include(yield* readUntil(resumed, "waited"), "waited")
+      }))
+
+    it.live("nobody replays the events of another session, nor of another stream", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { eventStore: McpHttp.memoryEventStore() })
+        const [a, b] = [yield* begin(endpoint, "alice"), yield* begin(endpoint, "bob")]
+        const stream = yield* request(endpoint, "GET", { as: "alice", session: a, headers: version })
+        yield* Effect.promise(() =>
+          endpoint.log.servers.get(a)!.notification({
+            method: "notifications/message",
+            params: { level: "info", data: "secret" }
+          })
+        )
+        const id = /^id: (.+)$/m.exec(yield* readUntil(stream, "secret"))![1]!
+        for (const lastEventId of [id, "0._GET_stream", "x", "__proto__", "-1._GET_stream"]) {
+          const response = yield* request(endpoint, "GET", {
+            as: "bob",
+            session: b,
+            headers: { ...version, "last-event-id": lastEventId }
+          })
+          assert.strictEqual(response.status, 400, lastEventId)
+          assert.notInclude(yield* textOf(response), "secret")
+        }
+      }))
+
+    it.live("a store that fails is no parse error, and what it says stays here", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { eventStore: failing })
+        const response = yield* post(endpoint, initialize)
+        assert.strictEqual(response.status, 503)
+        assert.notInclude(yield* textOf(response), "hunter2")
+        yield* eventually(() => endpoint.log.closed.length === 1)
+        assert.strictEqual(yield* endpoint.registry.size, 0)
+      }))
+
+    it.live("two sessions never share one", () =>
+      Effect.gen(function*() {
+        const shared = McpHttp.memoryEventStore()()
+        const endpoint = yield* open(start, { eventStore: () => shared })
+        yield* begin(endpoint)
+        assert.strictEqual((yield* post(endpoint, initialize)).status, 503)
+        assert.strictEqual(yield* endpoint.registry.size, 1)
+      }))
+  })
+
+  describe("a server that can't be made", () => {
+    class Refused extends Schema.TaggedError<Refused>()("Refused", {}) {}
+
+    it.live("is 503, and leaves nothing behind", () =>
+      Effect.gen(function*() {
+        const closed: Array<string> = []
+        const fails = (failure: Effect.Effect<never, unknown>) => (info: SessionInfo) =>
+          Effect.andThen(Effect.addFinalizer(() => Effect.sync(() => closed.push(info.id))), failure)
+        for (
+          const failure of [
+            Effect.fail(new Refused()),
+            Effect.die(new Error("token=hunter2")),
+            Effect.fail(new PoolExhausted({ capacity: 1, waited: Duration.zero }))
+          ]
+        ) {
+          const endpoint = yield* open(start, { server: fails(failure) })
+          const response = yield* post(endpoint, initialize)
+          assert.strictEqual(response.status, 503)
+          assert.isNotNull(response.headers.get("retry-after"))
+          assert.notInclude(yield* textOf(response), "hunter2")
+          assert.strictEqual(yield* endpoint.registry.size, 0)
+        }
+        assert.strictEqual(closed.length, 3)
+      }))
+
+    it.live("as when one serves two sessions", () =>
+      Effect.gen(function*() {
+        const log = makeLog()
+        const server = yield* makeServer(log)({ id: "one", owner: "all" })
+        const endpoint = yield* open(start, { server: () => Effect.succeed(server) })
+        const session = yield* begin(endpoint)
+        assert.strictEqual((yield* post(endpoint, initialize)).status, 503)
+        assert.strictEqual((yield* post(endpoint, call("echo"), { session })).status, 200)
+      }))
+  })
+
+  it.live("a server knows whose it is, with their newest credentials", () =>
+    Effect.gen(function*() {
+      const callers: Array<McpHttp.SessionCaller> = []
+      const log = makeLog()
+      const endpoint = yield* open(start, {
+        server: (info, caller) => {
+          callers.push(caller)
+          return makeServer(log)(info)
+        }
+      })
+      const session = yield* begin(endpoint, "alice")
+      yield* begin(endpoint, "bob")
+      const answer = yield* post(endpoint, call("whoami"), { as: "alice", session })
+      const [alice, bob] = [yield* callers[0]!.identity, yield* callers[1]!.identity]
+      assert.include(yield* textOf(answer), alice.key)
+      assert.notStrictEqual(alice.key, bob.key)
+      assert.instanceOf(alice, Identity)
+    }))
+
+  it.live("what is open when the endpoint closes ends with it", () =>
+    Effect.gen(function*() {
+      const endpoint: Endpoint & { readonly log: ReturnType<typeof makeLog> } = yield* open(start)
+      const sessions = [yield* begin(endpoint), yield* begin(endpoint), yield* begin(endpoint)]
+      const stream = yield* request(endpoint, "GET", { session: sessions[0] })
+      const streamed = stream.text()
+      const called = send(endpoint, "POST", { session: sessions[1] }, call("wait"))
+        .then((answer) => answer.text(), () => "")
+      yield* eventually(() => endpoint.log.called.length === 1)
+      yield* endpoint.close.pipe(Effect.timeout("3 seconds"))
+      yield* Effect.promise(() => streamed.catch(() => ""))
+      assert.notInclude(yield* Effect.promise(() => called), "waited")
+      assert.strictEqual(endpoint.log.closed.length, 3)
+      assert.deepStrictEqual(endpoint.log.aborted, ["wait"])
+    }))
+}
+
+describe("McpHttp.layer", () => {
+  describe("over the web handler", () => {
+    suite(web)
+
+    it.live("answers 503 when it has shut down", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(web)
+        const session = yield* begin(endpoint)
+        yield* endpoint.close
+        for (const method of ["POST", "GET", "DELETE"]) {
+          const response = yield* request(endpoint, method, { session }, method === "POST" ? call("echo") : undefined)
+          assert.strictEqual((yield* bytesOf(response)).status, 503)
+        }
+        assert.strictEqual((yield* post(endpoint, initialize)).status, 503)
+      }))
+  })
+
+  describe("over a socket", () => suite(socket))
+})
+
+const pause = (steps: number) =>
+  Effect.gen(function*() {
+    for (let i = 0; i < steps; i++) yield* Effect.promise(() => Promise.resolve())
+  })
+
+describe("McpHttp.layer, whatever comes first", () => {
+  it.live.each(["sse", "json"] as const)(
+    "a call and a DELETE both end, and the session with them (%s)",
+    (response) =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(web, { response, capacity: 20 })
+        const seen = new Set<number>()
+        for (let i = 0; i < 300; i++) {
+          const session = yield* begin(endpoint)
+          const [called, deleted] = yield* Effect.all([
+            Effect.andThen(
+              pause(i % 17),
+              post(endpoint, call("echo", { message: "hi" }), { session }).pipe(
+                Effect.flatMap((answer) => Effect.map(textOf(answer), (text) => ({ status: answer.status, text })))
+              )
+            ),
+            Effect.andThen(pause(Math.floor(i / 17)), request(endpoint, "DELETE", { session }))
+          ], { concurrency: "unbounded" }).pipe(Effect.timeout("2 seconds"))
+          seen.add(called.status)
+          assert.strictEqual(deleted.status, 204)
+          assert.include([200, 404], called.status)
+          if (called.status === 404) assert.include(called.text, "Session not found")
+          assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 404)
+        }
+        assert.deepStrictEqual(Array.from(seen).toSorted(), [200, 404])
+        yield* eventually(() => endpoint.log.closed.length === 300)
+        assert.strictEqual(endpoint.log.servers.size, 0)
+      })
+  )
+})

@@ -1,0 +1,248 @@
+/**
+ * An MCP endpoint to make requests of, over the router's web handler or over a socket on loopback, and the server that
+ * it hosts.
+ */
+import { createServer } from "node:http"
+import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
+import { Server } from "@modelcontextprotocol/sdk/server/index.js"
+import { CallToolRequestSchema, ListToolsRequestSchema } from "@modelcontextprotocol/sdk/types.js"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import * as Scope from "effect/Scope"
+import * as HttpRouter from "effect/http/HttpRouter"
+import * as HttpServer from "effect/http/HttpServer"
+import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
+import type { InvalidOptions } from "effect-mcp-sessions/InvalidOptions"
+import { SessionRegistry } from "effect-mcp-sessions/SessionRegistry"
+
+export interface Endpoint {
+  /** Where the endpoint is, for clients of their own. */
+  readonly url: string
+  readonly fetch: (url: string | URL, init?: RequestInit) => Promise<Response>
+  readonly registry: SessionRegistry["Service"]
+  /** Ends the endpoint before its scope does. */
+  readonly close: Effect.Effect<void>
+}
+
+export type App<R = never> = Layer.Layer<
+  SessionRegistry,
+  InvalidOptions,
+  HttpRouter.HttpRouter | IdentityResolver | R
+>
+
+/** The identity of a request is its bearer token, and everybody without one is the same anonymous caller. */
+const identities = IdentityResolver.layer()
+
+export const web = (
+  app: App,
+  resolver: Layer.Layer<IdentityResolver, InvalidOptions> = identities
+): Effect.Effect<Endpoint, never, Scope.Scope> =>
+  Effect.gen(function*() {
+    let registry: SessionRegistry["Service"] | undefined
+    const { dispose, handler } = HttpRouter.toWebHandler(
+      Layer.tap(Layer.orDie(Layer.provide(app, resolver)), (context) =>
+        Effect.sync(() => {
+          registry = Context.get(context, SessionRegistry)
+        })),
+      { disableLogger: true }
+    )
+    const close = Effect.promise(dispose)
+    yield* Effect.addFinalizer(() => close)
+    const fetch = (url: string | URL, init?: RequestInit) => handler(new Request(url, init))
+    // It is there when the layer has been built
+    yield* Effect.promise(() => fetch("http://localhost/"))
+    return { url: "http://localhost/mcp", fetch, registry: registry!, close }
+  })
+
+export const socket = (
+  app: App,
+  resolver: Layer.Layer<IdentityResolver, InvalidOptions> = identities
+): Effect.Effect<Endpoint, never, Scope.Scope> =>
+  Effect.gen(function*() {
+    const scope = yield* Scope.fork(yield* Effect.scope)
+    const served = HttpRouter.serve(Layer.provide(app, resolver), { disableLogger: true, disableListenLog: true }).pipe(
+      Layer.provideMerge(NodeHttpServer.layer(() => createServer(), { port: 0, host: "127.0.0.1" }))
+    )
+    const context = yield* Effect.orDie(Layer.buildWithScope(served, scope))
+    const { address } = Context.get(context, HttpServer.HttpServer)
+    const port = "port" in address ? address.port : 0
+    return {
+      url: `http://127.0.0.1:${port}/mcp`,
+      fetch: (url, init) => fetch(url, init),
+      registry: Context.get(context, SessionRegistry),
+      close: Scope.close(scope, Exit.void)
+    }
+  })
+
+// -----------------------------------------------------------------------------
+// Requests
+// -----------------------------------------------------------------------------
+
+export const protocolVersion = "2025-11-25"
+
+export const initialize = {
+  jsonrpc: "2.0",
+  id: 0,
+  method: "initialize",
+  params: { protocolVersion, capabilities: {}, clientInfo: { name: "test", version: "0" } }
+}
+
+export const call = (name: string, args: Record<string, unknown> = {}, id: string | number = 1) => ({
+  jsonrpc: "2.0",
+  id,
+  method: "tools/call",
+  params: { name, arguments: args }
+})
+
+export interface RequestOptions {
+  readonly as?: string | undefined
+  readonly session?: string | undefined
+  readonly headers?: Record<string, string> | undefined
+  readonly signal?: AbortSignal | undefined
+}
+
+const headersOf = ({ as, headers, session }: RequestOptions): Record<string, string> => ({
+  accept: "application/json, text/event-stream",
+  ...(as === undefined ? {} : { authorization: `Bearer ${as}` }),
+  ...(session === undefined ? {} : { "mcp-session-id": session }),
+  ...headers
+})
+
+export const request = (endpoint: Endpoint, method: string, options: RequestOptions = {}, body?: unknown) =>
+  Effect.promise(() => send(endpoint, method, options, body))
+
+/** The same, for those who don't wait for it. */
+export const send = (endpoint: Endpoint, method: string, options: RequestOptions = {}, body?: unknown) =>
+  endpoint.fetch(endpoint.url, {
+    method,
+    headers: { ...(body === undefined ? {} : { "content-type": "application/json" }), ...headersOf(options) },
+    ...(body === undefined ? {} : { body: typeof body === "string" ? body : JSON.stringify(body) }),
+    ...(options.signal === undefined ? {} : { signal: options.signal })
+  })
+
+export const post = (endpoint: Endpoint, body: unknown, options?: RequestOptions) =>
+  request(endpoint, "POST", options, body)
+
+export const textOf = (response: Response) => Effect.promise(() => response.text())
+
+/** The id of a new session. */
+export const begin = (endpoint: Endpoint, as?: string) =>
+  Effect.gen(function*() {
+    const response = yield* post(endpoint, initialize, { as })
+    yield* textOf(response)
+    const id = response.headers.get("mcp-session-id")
+    if (response.status !== 200 || id === null) return yield* Effect.die(new Error(`initialize: ${response.status}`))
+    return id
+  })
+
+/** Everything of a response but its date. */
+export const bytesOf = (response: Response) =>
+  Effect.map(textOf(response), (body) => ({
+    status: response.status,
+    headers: Array.from(response.headers).filter(([name]) => name !== "date").toSorted(),
+    body
+  }))
+
+/** The messages in the body of a response, whichever way they were sent. */
+export const messagesOf = (response: Response) =>
+  Effect.map(
+    textOf(response),
+    (body): ReadonlyArray<{ readonly id?: unknown; readonly result?: unknown }> =>
+      response.headers.get("content-type")?.startsWith("text/event-stream") === true
+        ? body.split("\n").flatMap((line) => /^data: \S/.test(line) ? [JSON.parse(line.slice(6))] : [])
+        : [JSON.parse(body)]
+  )
+
+// -----------------------------------------------------------------------------
+// The server
+// -----------------------------------------------------------------------------
+
+export interface Log {
+  /** Names of the tools that were called. */
+  readonly called: Array<string>
+  /** And of those whose call was aborted. */
+  readonly aborted: Array<string>
+  /** Ids of the sessions whose server was made, and closed. */
+  readonly opened: Array<string>
+  readonly closed: Array<string>
+  /** Servers that are connected, by session id. */
+  readonly servers: Map<string, Server>
+  /** Ends the calls of `wait`. */
+  readonly release: () => void
+  readonly released: Promise<void>
+}
+
+export const makeLog = (): Log => {
+  let release: (() => void) | undefined
+  const released = new Promise<void>((resolve) => {
+    release = resolve
+  })
+  return {
+    called: [],
+    aborted: [],
+    opened: [],
+    closed: [],
+    servers: new Map(),
+    released,
+    release: () => release?.()
+  }
+}
+
+const content = (text: string) => ({ content: [{ type: "text", text }] })
+
+/**
+ * Its tools: `echo`, `whoami`, the session's owner, and `wait`, which waits for the log's `release`.
+ */
+export const makeServer = (log: Log) => (info: { readonly id: string; readonly owner: string }) =>
+  Effect.acquireRelease(
+    Effect.sync(() => {
+      log.opened.push(info.id)
+      const server = new Server({ name: "test", version: "1.0.0" }, { capabilities: { tools: {}, logging: {} } })
+      server.setRequestHandler(ListToolsRequestSchema, () => ({
+        tools: ["echo", "whoami", "wait"].map((name) => ({ name, inputSchema: { type: "object" as const } }))
+      }))
+      server.setRequestHandler(CallToolRequestSchema, async ({ params }, { signal }) => {
+        log.called.push(params.name)
+        switch (params.name) {
+          case "whoami":
+            return content(info.owner)
+          case "wait":
+            signal.addEventListener("abort", () => log.aborted.push(params.name))
+            await Promise.race([log.released, new Promise((resolve) => signal.addEventListener("abort", resolve))])
+            return content("waited")
+          default:
+            return content(String(params.arguments?.["message"]))
+        }
+      })
+      log.servers.set(info.id, server)
+      return server
+    }),
+    () =>
+      Effect.sync(() => {
+        log.servers.delete(info.id)
+        log.closed.push(info.id)
+      })
+  )
+
+/** Waits for what another fiber or the other side of a socket will bring about. */
+export const eventually = (condition: () => boolean) =>
+  Effect.gen(function*() {
+    while (!condition()) yield* Effect.sleep(5)
+  }).pipe(Effect.timeout("5 seconds"))
+
+/** What a stream says until it says `text`; then nobody reads it any more. */
+export const readUntil = (response: Response, text: string) =>
+  Effect.gen(function*() {
+    const reader = response.body!.getReader()
+    const decoder = new TextDecoder()
+    let read = ""
+    while (!read.includes(text)) {
+      const { done, value } = yield* Effect.promise(() => reader.read())
+      if (done) return yield* Effect.die(new Error(`The stream ended after ${JSON.stringify(read)}`))
+      read += decoder.decode(value)
+    }
+    yield* Effect.promise(() => reader.cancel())
+    return read
+  }).pipe(Effect.timeout("5 seconds"))

@@ -1,0 +1,198 @@
+/**
+ * A registry of sessions whose resource does nothing but say when it was opened and closed.
+ */
+import * as Context from "effect/Context"
+import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import * as TestClock from "effect/testing/TestClock"
+import {
+  Identity,
+  type InvalidOptions,
+  type RegisteredSession,
+  type SessionInfo,
+  type SessionOwner,
+  SessionRegistry,
+  SessionRegistryEvent,
+  type SessionRegistryOptions
+} from "effect-mcp-sessions"
+
+/** What an open of these tests fails with. */
+export class Refused extends Data.TaggedError("Refused")<{ readonly why: string }> {}
+
+export interface Resource {
+  /** Its owner and which of that owner's it is: `alice1`, `alice2`, `bob1`. */
+  readonly name: string
+  readonly info: SessionInfo
+  isOpen: boolean
+}
+
+export class Registry extends SessionRegistry.Tag<Registry, Resource, Refused>()("test/Registry") {}
+
+export type RegistryOptions = SessionRegistryOptions<Resource, Refused, Scope.Scope>
+
+export type RegistryService = Context.Service.Shape<typeof Registry>
+
+export const alice = Identity.fromKey("alice")
+export const bob = Identity.fromKey("bob")
+
+// -----------------------------------------------------------------------------
+// What is opened
+// -----------------------------------------------------------------------------
+
+export interface Backend {
+  /** The names of the acquired, and of the closed (when their finalizer began), in order. */
+  readonly opened: Array<string>
+  readonly closed: Array<string>
+  readonly resources: Array<Resource>
+  readonly open: RegistryOptions["open"]
+}
+
+export interface BackendOptions {
+  /** Runs before anything is acquired. */
+  readonly before?: (resource: Resource) => Effect.Effect<unknown, Refused, Scope.Scope>
+  /** Runs when the resource is acquired, and before `open` returns it. */
+  readonly after?: (resource: Resource) => Effect.Effect<unknown, Refused, Scope.Scope>
+  /** Runs in its finalizer. */
+  readonly close?: (resource: Resource) => Effect.Effect<unknown>
+}
+
+const nothing = () => Effect.void
+
+export const makeBackend = ({ after = nothing, before = nothing, close = nothing }: BackendOptions = {}): Backend => {
+  const counts = new Map<string, number>()
+  const backend: Backend = {
+    opened: [],
+    closed: [],
+    resources: [],
+    open: (info) =>
+      Effect.suspend(() => {
+        const n = (counts.get(info.owner) ?? 0) + 1
+        counts.set(info.owner, n)
+        const resource: Resource = { name: `${info.owner}${n}`, info, isOpen: false }
+        const acquire = Effect.sync(() => {
+          resource.isOpen = true
+          backend.opened.push(resource.name)
+          backend.resources.push(resource)
+        })
+        const release = Effect.suspend(() => {
+          resource.isOpen = false
+          backend.closed.push(resource.name)
+          return close(resource)
+        })
+        return before(resource).pipe(
+          Effect.andThen(Effect.acquireRelease(acquire, () => release)),
+          Effect.andThen(Effect.suspend(() => after(resource))),
+          Effect.as(resource)
+        )
+      })
+  }
+  return backend
+}
+
+// -----------------------------------------------------------------------------
+// Registries
+// -----------------------------------------------------------------------------
+
+export interface OpenRegistry extends RegistryService {
+  /** Closes the scope of the registry's layer. */
+  readonly close: Effect.Effect<void>
+}
+
+/** A registry with a scope of its own, closed at the end of the test if the test did not. */
+export const openRegistry = Effect.fnUntraced(function*(options: RegistryOptions) {
+  const scope = yield* Scope.make()
+  const context = yield* Layer.buildWithScope(Registry.layer(options), scope)
+  const close = Scope.close(scope, Exit.void)
+  // What hangs is given up in time, but time must pass for that. In a fiber of its own, which can be interrupted: where
+  // nothing can, the test clock waits a real second for whoever it wakes.
+  const end = Effect.gen(function*() {
+    const closing = yield* Effect.forkDetach(close, { startImmediately: true })
+    while (closing.pollUnsafe() === undefined) yield* TestClock.adjust("1 minute")
+    yield* Fiber.join(closing)
+  })
+  yield* Effect.addFinalizer(() => Effect.flatMap(Effect.forkDetach(Effect.interruptible(end)), Fiber.join))
+  return { ...Context.get(context, Registry), close } satisfies OpenRegistry as OpenRegistry
+})
+
+/** Both at once: the usual start of a test. */
+export const start = Effect.fnUntraced(function*(
+  options: Omit<RegistryOptions, "open"> & { readonly backend?: BackendOptions } = {}
+) {
+  const { backend: behaviour, ...rest } = options
+  const backend = makeBackend(behaviour)
+  return { backend, registry: yield* openRegistry({ ...rest, open: backend.open }) }
+})
+
+/** Builds the layer for nothing but its error. */
+export const refusal = (options: unknown): Effect.Effect<InvalidOptions | "accepted"> =>
+  Effect.scoped(Layer.build(Registry.layer(options as RegistryOptions))).pipe(
+    Effect.match({ onFailure: (error) => error, onSuccess: () => "accepted" as const })
+  )
+
+export interface Hold {
+  readonly session: RegisteredSession<Resource>
+  readonly release: Effect.Effect<void>
+}
+
+/** The session, held until it is released. */
+export const hold = Effect.fnUntraced(function*(registry: RegistryService, id: string, owner: SessionOwner) {
+  const scope = yield* Scope.make()
+  const session = yield* Scope.provide(registry.get(id, owner), scope)
+  return { session, release: Scope.close(scope, Exit.void) } satisfies Hold as Hold
+})
+
+/** A request that is over as soon as it has found its session. */
+export const touch = (registry: RegistryService, id: string, owner: SessionOwner) =>
+  Effect.scoped(registry.get(id, owner))
+
+/** A caller in a fiber of its own, which runs until it has to wait for something. */
+export const fork = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.forkChild(effect, { startImmediately: true })
+
+/** Time stands still, and whoever can run does. */
+export const settle = Effect.andThen(
+  Effect.forEach(Array.from({ length: 20 }), () => Effect.yieldNow),
+  TestClock.adjust(0)
+)
+
+/** `success`, the tag of the error, or `waiting`. */
+export const outcome = <A, E extends { readonly _tag: string }>(fiber: Fiber.Fiber<A, E>): string => {
+  const exit = fiber.pollUnsafe()
+  if (exit === undefined) return "waiting"
+  return Exit.match(exit, {
+    onSuccess: () => "success",
+    onFailure: (cause) => {
+      const reason = cause.reasons[0]
+      return reason?._tag === "Fail" ? reason.error._tag : reason?._tag ?? "Empty"
+    }
+  })
+}
+
+/** What the registry says from now on, a line an event, and the events themselves. */
+export const record = Effect.fnUntraced(function*(registry: RegistryService) {
+  const lines: Array<string> = []
+  const events: Array<SessionRegistryEvent> = []
+  const reader = yield* Effect.forkScoped(
+    Stream.runForEach(registry.events, (event) =>
+      Effect.sync(() => {
+        events.push(event)
+        lines.push(line(event))
+      })),
+    { startImmediately: true }
+  )
+  yield* settle
+  return { lines, events, reader }
+})
+
+const line = SessionRegistryEvent.$match({
+  Created: ({ owner }) => `Created ${owner}`,
+  CreateFailed: ({ owner, reason }) => `CreateFailed ${owner}: ${reason}`,
+  Refused: ({ owner, scope }) => `Refused ${owner}: ${scope}`,
+  Ended: ({ owner, reason }) => `Ended ${owner}: ${reason}`,
+  Closed: ({ owner, reason }) => `Closed ${owner}: ${reason}`,
+  CloseFailed: ({ owner, reason }) => `CloseFailed ${owner}: ${reason}`
+})

@@ -1,0 +1,808 @@
+/**
+ * A random program over the registry, held against what the world outside can see: which resources are being opened,
+ * open, in use and being closed, whose each session is, and what each caller is told. Between the steps, whenever the
+ * world is quiet, what the registry says of every session must be what the world knows of it.
+ */
+import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as Data from "effect/Data"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as References from "effect/References"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import { Credentials, Identity } from "../../src/Identity.ts"
+import * as SessionRegistry from "../../src/SessionRegistry.ts"
+import { type Dice, makeDice, makeWorld, type World } from "./world.ts"
+
+// -----------------------------------------------------------------------------
+// Programs
+// -----------------------------------------------------------------------------
+
+/** What is done, and the seed of how the world goes on from there: leaving out a step changes little for the others. */
+export interface Step {
+  readonly action: Action
+  readonly luck: number
+}
+
+type Action =
+  | { readonly do: "create"; readonly owner: number; readonly body: Body }
+  | { readonly do: "get"; readonly session: number; readonly stranger: boolean; readonly body: Body }
+  | { readonly do: "terminate"; readonly session: number; readonly stranger: boolean; readonly times: number }
+  | { readonly do: "terminateAll"; readonly owner: number }
+  | { readonly do: "clear" }
+  | { readonly do: "interrupt"; readonly caller: number }
+  | { readonly do: "advance"; readonly millis: number }
+  | { readonly do: "shutdown" }
+
+/** What a holder does with its session. `call` ends when the resource does, `stream` when the session does. */
+type Body =
+  | { readonly is: "none" | "instant" | "call" | "stream" | "fails" | "dies" }
+  | { readonly is: "takes"; readonly millis: number }
+
+export interface Program {
+  readonly seed: number
+  readonly steps: ReadonlyArray<Step>
+}
+
+const owners = 4
+
+export const generate = (seed: number): Program => {
+  const dice = makeDice(seed)
+  const length = 20 + dice.below(60)
+  const actions = Array.from({ length }, () => action(dice))
+  if (dice.chance(0.3)) actions.splice(dice.below(length), 0, { do: "shutdown" })
+  return { seed, steps: actions.map((next, index) => ({ action: next, luck: seed * 100 + index })) }
+}
+
+const action = (dice: Dice): Action => {
+  const roll = dice.next()
+  const stranger = dice.chance(0.2)
+  if (roll < 0.28) return { do: "create", owner: dice.below(owners), body: body(dice, 0.5) }
+  if (roll < 0.52) return { do: "get", session: dice.below(12), stranger, body: body(dice, 0) }
+  if (roll < 0.62) return { do: "terminate", session: dice.below(12), stranger, times: dice.pick([1, 1, 3]) }
+  if (roll < 0.65) return { do: "terminateAll", owner: dice.below(owners) }
+  if (roll < 0.66) return { do: "clear" }
+  if (roll < 0.75) return { do: "interrupt", caller: dice.below(20) }
+  return { do: "advance", millis: dice.pick([0, 1, 5, 20, 49, 50, 51, 100, 400, 1_000]) }
+}
+
+const body = (dice: Dice, none: number): Body => {
+  if (dice.chance(none)) return { is: "none" }
+  const roll = dice.next()
+  if (roll < 0.25) return { is: "instant" }
+  if (roll < 0.6) return { is: "takes", millis: dice.pick([1, 10, 60, 200, 600]) }
+  if (roll < 0.75) return { is: "call" }
+  if (roll < 0.88) return { is: "stream" }
+  return { is: roll < 0.94 ? "fails" : "dies" }
+}
+
+// -----------------------------------------------------------------------------
+// What the world sees
+// -----------------------------------------------------------------------------
+
+class OpenFailed extends Data.TaggedError("OpenFailed")<{ readonly session: Session }> {}
+class BodyFailed extends Data.TaggedError("BodyFailed")<{}> {}
+class Planned extends Error {}
+
+interface Session {
+  readonly number: number
+  readonly id: string
+  readonly owner: string
+  /** The turn in which its open began. */
+  readonly began: number
+  readonly startedAt: number
+  phase: "opening" | "open" | "closing" | "closed" | "failed"
+  acquired: boolean
+  releases: number
+  holders: number
+  openedAt: number
+  closingSince: number
+  /** When it was closed, or had failed with nothing to close. */
+  goneAt: number | undefined
+  lastActivityAt: number
+  /** The turn in which its creator was told its id. */
+  known: number | undefined
+  /** How many of its owner's terminates have begun. */
+  attempts: number
+  /** The turn in which one had succeeded. */
+  terminated: number | undefined
+}
+
+/** A `terminateAll`, or a `clear`: of all owners. */
+interface Sweep {
+  readonly owner: string | undefined
+  readonly began: number
+  ended: number | undefined
+  endedAt: number
+}
+
+interface Caller {
+  readonly number: number
+  readonly does: "create" | "get"
+  readonly owner: string
+  readonly body: Body
+  readonly startedAt: number
+  session: Session | undefined
+  isHolding: boolean
+  held: number
+  isInterrupted: boolean
+  fiber: Fiber.Fiber<unknown, unknown> | undefined
+  exit: Exit.Exit<unknown, unknown> | undefined
+}
+
+class Registry extends SessionRegistry.Tag<Registry, Session, OpenFailed>()("test/Registry") {}
+
+class Whose extends Context.Service<Whose, { readonly is: "registry" | "caller" }>()("test/Whose") {}
+
+const secret = "sk-live-SECRET"
+
+/** Has every id, and owns nothing. */
+const mallory = Identity.fromKey("mallory", { credentials: Credentials.bearer(secret) })
+
+/** A broken invariant, and how it came about. */
+export interface Violation {
+  readonly seed: number
+  readonly message: string
+  readonly steps: ReadonlyArray<Step>
+  readonly history: ReadonlyArray<string>
+}
+
+class Broken extends Error {}
+
+/** The violation of a program with as few steps as can be found: whatever step may be left out, is. */
+export const shrink = (violation: Violation): Violation => {
+  let shortest = violation
+  for (let size = Math.ceil(violation.steps.length / 2); size >= 1; size = size === 1 ? 0 : Math.ceil(size / 2)) {
+    for (let from = 0; from < shortest.steps.length;) {
+      const shorter = run({ seed: shortest.seed, steps: shortest.steps.toSpliced(from, size) })
+      if (shorter === undefined) from += size
+      else shortest = shorter
+    }
+  }
+  return shortest
+}
+
+/** Runs the programs of so many seeds, up to the first that breaks an invariant. */
+export const simulate = (from: number, count: number): Violation | undefined => {
+  for (let seed = from; seed < from + count; seed++) {
+    const violation = run(generate(seed))
+    if (violation !== undefined) return shrink(violation)
+  }
+  return undefined
+}
+
+export const report = (violation: Violation): string =>
+  [`seed ${violation.seed}: ${violation.message}`, ...violation.history].join("\n  ")
+
+/** Runs one program. The same program is the same run, but for the ids. */
+export const run = (program: Program): Violation | undefined => {
+  const simulation = new Simulation(makeDice(program.seed ^ 0x5eed), program.seed)
+  try {
+    simulation.start()
+    for (const next of program.steps) simulation.step(next)
+    simulation.finish()
+    return undefined
+  } catch (error) {
+    if (!(error instanceof Broken)) throw error
+    return { seed: program.seed, message: error.message, steps: program.steps, history: simulation.history }
+  }
+}
+
+class Simulation {
+  readonly history: Array<string> = []
+  readonly sessions: Array<Session> = []
+  readonly callers: Array<Caller> = []
+  readonly sweeps: Array<Sweep> = []
+  readonly world: World
+  readonly scope = Scope.makeUnsafe()
+  readonly dice: Dice
+  readonly seed: number
+  readonly options: {
+    readonly capacity: number
+    readonly capacityPerOwner: number | undefined
+    readonly idleTimeToLive: number
+    readonly maxLifetime: number
+    readonly openTimeout: number
+    readonly closeTimeout: number
+    readonly drainTimeout: number
+  }
+  registry!: SessionRegistry.Service<Session, OpenFailed>
+  turns = 0
+  shutdownAt: number | undefined
+  shutdown: Fiber.Fiber<void> | undefined
+  broken: string | undefined
+  said = ""
+
+  constructor(dice: Dice, seed: number) {
+    this.dice = dice
+    this.seed = seed
+    this.world = makeWorld(dice, dice.pick([3, 4, 5, 11, 2048]))
+    this.options = {
+      capacity: dice.pick([1, 2, 4, 8]),
+      capacityPerOwner: dice.pick([undefined, 1, 2]),
+      idleTimeToLive: dice.pick([50, 50, 300, Infinity]),
+      maxLifetime: dice.pick([Infinity, Infinity, 400]),
+      openTimeout: dice.pick([100, 500]),
+      closeTimeout: dice.pick([40, 200]),
+      drainTimeout: dice.pick([0, 0, 150])
+    }
+  }
+
+  start(): void {
+    const logger = Logger.make<unknown, void>(({ cause, fiber, message }) => {
+      this.said += JSON.stringify([message, Cause.pretty(cause), fiber.getRef(References.CurrentLogAnnotations)])
+    })
+    const layer = Registry.layer({
+      ...this.options,
+      idleTimeToLive: Duration.millis(this.options.idleTimeToLive),
+      maxLifetime: Duration.millis(this.options.maxLifetime),
+      open: (info) => this.open(info)
+    }).pipe(
+      Layer.provide(Layer.succeed(Whose, { is: "registry" })),
+      Layer.provideMerge(Logger.layer([logger]))
+    )
+    const built = this.world.fork(Layer.buildWithScope(layer, this.scope))
+    this.world.run(Infinity)
+    const exit = built.pollUnsafe()
+    if (exit === undefined || Exit.isFailure(exit)) return this.fail(`the layer did not build: ${String(exit)}`)
+    this.registry = Context.get(exit.value, Registry)
+    this.world.fork(
+      Stream.runForEach(this.registry.events, (event) => Effect.sync(() => void (this.said += JSON.stringify(event))))
+    )
+  }
+
+  // --- Resources ---
+
+  open(info: SessionRegistry.SessionInfo): Effect.Effect<Session, OpenFailed, Whose | Scope.Scope> {
+    return Effect.uninterruptibleMask((restore) =>
+      Effect.gen({ self: this }, function*() {
+        const whose = yield* Whose
+        this.expect(whose.is === "registry", "7: open runs with a caller's services")
+        this.expect(!this.sessions.some(({ id }) => id === info.id), "an id is used twice")
+        const session: Session = {
+          number: this.sessions.length,
+          id: info.id,
+          owner: info.owner,
+          began: this.turns++,
+          startedAt: this.world.now(),
+          phase: "opening",
+          acquired: false,
+          releases: 0,
+          holders: 0,
+          openedAt: 0,
+          closingSince: 0,
+          goneAt: undefined,
+          lastActivityAt: 0,
+          known: undefined,
+          attempts: 0,
+          terminated: undefined
+        }
+        this.sessions.push(session)
+        // Drawn for this session alone, so that a shorter program gives it the same fate.
+        const fate = makeDice(this.seed * 1_000 + session.number)
+        this.note(`session ${session.number} of ${session.owner} opens`)
+        return yield* Effect.onExit(restore(this.acquire(session, fate)), (exit) =>
+          Effect.sync(() => {
+            if (Exit.isFailure(exit) && session.phase === "opening") {
+              session.phase = "failed"
+              session.goneAt = this.world.now()
+            }
+            this.note(`session ${session.number} ${Exit.isSuccess(exit) ? "opened" : "failed to open"}`)
+          }))
+      })
+    )
+  }
+
+  acquire(session: Session, fate: Dice): Effect.Effect<Session, OpenFailed, Scope.Scope> {
+    return Effect.gen({ self: this }, function*() {
+      const pause = Effect.sleep(fate.pick([1, 10, 30]))
+      if (fate.chance(0.4)) yield* pause
+      const close = this.close(session, fate)
+      yield* Effect.acquireRelease(Effect.sync(() => void (session.acquired = true)), () => close)
+      const roll = fate.next()
+      if (roll < 0.2) yield* pause
+      if (roll > 0.94) yield* Effect.never
+      if (roll > 0.91) yield* Effect.uninterruptible(Effect.sleep(this.options.closeTimeout / 2))
+      if (roll > 0.84) return yield* new OpenFailed({ session })
+      if (roll > 0.82) return yield* Effect.die(new Planned("open"))
+      if (roll > 0.81) return yield* Effect.interrupt
+      session.phase = "open"
+      session.openedAt = session.lastActivityAt = this.world.now()
+      return session
+    })
+  }
+
+  close(session: Session, fate: Dice): Effect.Effect<void> {
+    return Effect.gen({ self: this }, function*() {
+      session.releases++
+      this.note(`session ${session.number} closes`)
+      this.expect(session.releases === 1, `4: session ${session.number} is closed twice`)
+      const mayForce = this.mayBeTerminated(session) ||
+        (this.shutdownAt !== undefined && this.world.now() >= this.shutdownAt + this.options.drainTimeout)
+      this.expect(session.holders === 0 || mayForce, `1: session ${session.number} is closed in use`)
+      session.phase = "closing"
+      session.closingSince = this.world.now()
+      const roll = fate.next()
+      if (roll < 0.3) yield* Effect.sleep(fate.pick([1, 15, 35]))
+      else if (roll < 0.4) yield* Effect.sleep(this.options.closeTimeout * 3)
+      session.phase = "closed"
+      session.goneAt = this.world.now()
+      this.note(`session ${session.number} is closed`)
+      if (roll > 0.9) yield* Effect.die(new Error(`the finalizer of session ${session.id} throws`))
+    })
+  }
+
+  // --- Steps ---
+
+  step(next: Step): void {
+    this.dice.reseed(next.luck)
+    this.note(JSON.stringify(next.action))
+    this.act(next.action)
+    // Now and then only a part of what is due runs before the next step comes.
+    this.world.run(this.dice.chance(0.6) ? Infinity : this.dice.below(6))
+    this.examine()
+  }
+
+  act(next: Action): void {
+    switch (next.do) {
+      case "create":
+        return this.create(`owner-${next.owner}`, next.body)
+      case "get":
+        return this.get(next.session, next.stranger, next.body)
+      case "terminate":
+        for (let i = 0; i < next.times; i++) this.terminate(next.session, next.stranger)
+        return
+      case "terminateAll": {
+        const owner = `owner-${next.owner}`
+        return this.sweep(owner, this.registry.terminateAll(this.identity(owner)))
+      }
+      case "clear":
+        return this.sweep(undefined, this.registry.clear)
+      case "interrupt": {
+        const running = this.callers.filter((caller) => caller.exit === undefined)
+        const caller = running[next.caller % Math.max(1, running.length)]
+        if (caller !== undefined) this.interrupt(caller)
+        return
+      }
+      case "advance":
+        return this.world.advance(next.millis)
+      case "shutdown":
+        return this.shutDown()
+    }
+  }
+
+  identity(owner: string): Identity {
+    return Identity.fromKey(owner, { credentials: Credentials.bearer(secret) })
+  }
+
+  caller(does: Caller["does"], owner: string, what: Body): Caller {
+    const caller: Caller = {
+      number: this.callers.length,
+      does,
+      owner,
+      body: what,
+      startedAt: this.world.now(),
+      session: undefined,
+      isHolding: false,
+      held: 0,
+      isInterrupted: false,
+      fiber: undefined,
+      exit: undefined
+    }
+    this.callers.push(caller)
+    return caller
+  }
+
+  run(caller: Caller, effect: Effect.Effect<unknown, unknown>): void {
+    caller.fiber = this.world.fork(Effect.provideService(effect, Whose, { is: "caller" }))
+    caller.fiber.addObserver((exit) => {
+      caller.exit = exit
+      this.ended(caller, exit)
+    })
+  }
+
+  create(owner: string, what: Body): void {
+    const caller = this.caller("create", owner, what)
+    const created = Effect.tap(
+      this.registry.create(this.identity(owner)),
+      ({ id, resource }) =>
+        Effect.sync(() => {
+          this.expect(resource.owner === owner && resource.id === id, `caller ${caller.number} got another's session`)
+          resource.known = this.turns++
+          this.note(`caller ${caller.number} knows session ${resource.number}`)
+        })
+    )
+    const used = what.is === "none"
+      ? created
+      : Effect.flatMap(created, ({ resource }) => this.use(caller, resource, this.identity(owner)))
+    this.run(caller, used)
+  }
+
+  /** A session whose id somebody knows, its owner and whoever comes with that id. */
+  choose(index: number, stranger: boolean): { readonly session: Session; readonly by: Identity } | undefined {
+    const known = this.sessions.filter((session) => session.known !== undefined)
+    const session = known[known.length - 1 - index % Math.max(1, known.length)]
+    return session && { session, by: stranger ? mallory : this.identity(session.owner) }
+  }
+
+  get(index: number, stranger: boolean, what: Body): void {
+    const chosen = this.choose(index, stranger)
+    if (chosen === undefined) return
+    const caller = this.caller("get", chosen.by.key, what)
+    this.run(caller, this.use(caller, chosen.session, chosen.by))
+  }
+
+  use(caller: Caller, session: Session, by: Identity): Effect.Effect<unknown, unknown> {
+    const began = this.turns++
+    caller.session = session
+    const begin = (found: SessionRegistry.RegisteredSession<Session>) =>
+      Effect.sync(() => {
+        this.note(`caller ${caller.number} holds session ${session.number}`)
+        this.expect(found.resource === session, `caller ${caller.number} has the session of another`)
+        this.expect(by.key === session.owner, `caller ${caller.number} has what is not its own`)
+        this.expect(
+          !this.isDead(session, began),
+          `caller ${caller.number} has session ${session.number}, which is dead`
+        )
+        const isOpen = session.phase === "open" || this.mayBeTerminated(session) || this.shutdownAt !== undefined
+        this.expect(isOpen, `1: session ${session.number} is given to a caller when it is ${session.phase}`)
+        session.holders++
+        session.lastActivityAt = this.world.now()
+        caller.isHolding = true
+        return this.world.now()
+      })
+    const end = (since: number) =>
+      Effect.sync(() => {
+        caller.held = this.world.now() - since
+        caller.isHolding = false
+        session.holders--
+        session.lastActivityAt = this.world.now()
+      })
+    return Effect.scoped(
+      Effect.uninterruptibleMask((restore) =>
+        Effect.flatMap(
+          this.registry.get(session.id, by),
+          (found) => Effect.acquireUseRelease(begin(found), () => restore(this.bodyOf(caller.body, found)), end)
+        )
+      )
+    )
+  }
+
+  bodyOf(
+    what: Body,
+    found: SessionRegistry.RegisteredSession<Session>
+  ): Effect.Effect<unknown, BodyFailed> {
+    switch (what.is) {
+      case "none":
+      case "instant":
+        return Effect.void
+      case "takes":
+        return Effect.sleep(what.millis)
+      case "call":
+        return found.ended
+      case "stream":
+        return found.retired
+      case "fails":
+        return Effect.fail(new BodyFailed())
+      case "dies":
+        return Effect.die(new Planned("body"))
+    }
+  }
+
+  terminate(index: number, stranger: boolean): void {
+    const chosen = this.choose(index, stranger)
+    if (chosen === undefined) return
+    const { by, session } = chosen
+    const isOwner = by.key === session.owner
+    const began = this.turns++
+    if (isOwner) session.attempts++
+    const terminating = this.world.fork(this.registry.terminate(session.id, by))
+    terminating.addObserver((exit) => {
+      if (Exit.isSuccess(exit)) {
+        this.note(`session ${session.number} is terminated`)
+        this.expect(isOwner, `session ${session.number} is terminated by a stranger`)
+        this.expect(session.terminated === undefined, `session ${session.number} is terminated twice`)
+        this.expect(!this.isDead(session, began), `session ${session.number} is terminated when it is dead`)
+        session.terminated = this.turns++
+      } else {
+        this.refused(session, by.key, exit.cause)
+      }
+    })
+  }
+
+  sweep(owner: string | undefined, effect: Effect.Effect<number>): void {
+    const sweep: Sweep = { owner, began: this.turns++, ended: undefined, endedAt: Infinity }
+    this.sweeps.push(sweep)
+    this.world.fork(effect).addObserver(() => {
+      sweep.ended = this.turns++
+      sweep.endedAt = this.world.now()
+    })
+  }
+
+  interrupt(caller: Caller): void {
+    caller.isInterrupted = true
+    this.note(`caller ${caller.number} is interrupted`)
+    caller.fiber?.interruptUnsafe()
+  }
+
+  shutDown(): void {
+    if (this.shutdown !== undefined) return
+    this.shutdownAt = this.world.now()
+    this.shutdown = this.world.fork(Scope.close(this.scope, Exit.void))
+  }
+
+  // --- What is known of a session ---
+
+  /** Its owner has begun to terminate it, or there was a sweep when it had been admitted, maybe before its open began. */
+  mayBeTerminated(session: Session): boolean {
+    return session.attempts > 0 ||
+      this.sweeps.some((sweep) =>
+        (sweep.owner ?? session.owner) === session.owner && sweep.endedAt >= session.startedAt
+      )
+  }
+
+  isOverdue(session: Session): boolean {
+    return session.holders === 0 && this.world.now() - session.lastActivityAt > this.options.idleTimeToLive
+  }
+
+  /** Whether its id was nobody's any more in turn `by`, for sure. */
+  isDead(session: Session, by: number): boolean {
+    const isSwept = this.sweeps.some((sweep) =>
+      (sweep.owner ?? session.owner) === session.owner &&
+      sweep.began > session.began && sweep.ended !== undefined && sweep.ended < by
+    )
+    return isSwept || (session.terminated !== undefined && session.terminated < by) || this.isOverdue(session) ||
+      this.world.now() - session.openedAt > this.options.maxLifetime
+  }
+
+  /** Whether it takes its owner's requests, for sure. */
+  isAlive(session: Session): boolean {
+    return session.known !== undefined && session.phase === "open" && this.shutdownAt === undefined &&
+      !this.mayBeTerminated(session) && !this.isOverdue(session) &&
+      this.world.now() - session.openedAt < this.options.maxLifetime * 0.975
+  }
+
+  // --- What must hold ---
+
+  /** What a caller is told, and when. */
+  ended(caller: Caller, exit: Exit.Exit<unknown, unknown>): void {
+    this.note(`caller ${caller.number} ${Exit.isSuccess(exit) ? "succeeds" : `ends: ${Cause.pretty(exit.cause)}`}`)
+    const waited = this.world.now() - caller.startedAt - caller.held
+    const longest = caller.does === "get" ? 0 : this.options.openTimeout + this.options.closeTimeout
+    this.expect(waited <= longest, `6: caller ${caller.number} waited ${waited} ms, at most ${longest} are allowed`)
+    if (Exit.isSuccess(exit)) return
+    for (const reason of exit.cause.reasons) {
+      if (Cause.isInterruptReason(reason)) {
+        this.expect(caller.isInterrupted, `9: caller ${caller.number} is interrupted by nobody`)
+      } else if (Cause.isDieReason(reason)) {
+        const planned = reason.defect instanceof Planned ||
+          (reason.defect instanceof Error && /interrupted itself/.test(reason.defect.message))
+        this.expect(planned, `9: caller ${caller.number} dies of ${String(reason.defect)}`)
+      } else {
+        this.told(caller, reason.error)
+      }
+    }
+  }
+
+  told(caller: Caller, error: unknown): void {
+    // What a resource's own open says is its own.
+    if (!(error instanceof OpenFailed)) this.said += JSON.stringify(error)
+    if (error instanceof BodyFailed) return
+    if (caller.session !== undefined) return this.refusedWith(caller.session, caller.owner, error)
+    if (error instanceof OpenFailed) {
+      const { session } = error
+      this.expect(session.owner === caller.owner, `10: caller ${caller.number} is told of the failure of another`)
+      const isFree = session.phase === "closed" ||
+        this.world.now() - session.closingSince >= this.options.closeTimeout
+      this.expect(isFree, `4: caller ${caller.number} hears of session ${session.number} before it is free`)
+    } else if (error instanceof SessionRegistry.OpenTimeout) {
+      const waited = this.world.now() - caller.startedAt
+      this.expect(waited >= this.options.openTimeout, `10: caller ${caller.number} gave up too early`)
+    } else if (error instanceof SessionRegistry.RegistryClosed) {
+      this.expect(this.shutdownAt !== undefined, `10: caller ${caller.number} is told the registry is closed`)
+    } else if (error instanceof SessionRegistry.RegistryFull) {
+      // There now or a moment ago, as a refusal takes no time. Those that are closing take no place of the open, but here
+      // they can't be told from a failed open that is being freed.
+      const there = this.sessions.filter((session) =>
+        (session.goneAt === undefined || session.goneAt === this.world.now()) &&
+        (error.scope === "registry" || session.owner === caller.owner)
+      )
+      const room = error.scope === "registry" ? this.options.capacity : this.options.capacityPerOwner!
+      // An open that was just admitted may not have begun.
+      const opening = this.callers.filter((other) =>
+        other.does === "create" && other.exit === undefined &&
+        (error.scope === "registry" || other.owner === caller.owner)
+      )
+      this.expect(
+        there.length + opening.length >= room,
+        `10: caller ${caller.number} is refused when ${there.length} of ${room} are there`
+      )
+    } else {
+      this.fail(`9: caller ${caller.number} fails with ${String(error)}`)
+    }
+  }
+
+  refused(session: Session, owner: string, cause: Cause.Cause<unknown>): void {
+    for (const reason of cause.reasons) {
+      if (Cause.isFailReason(reason)) this.refusedWith(session, owner, reason.error)
+      else this.fail(`9: a request ends with ${Cause.pretty(cause)}`)
+    }
+  }
+
+  refusedWith(session: Session, owner: string, error: unknown): void {
+    if (error instanceof SessionRegistry.RegistryClosed) {
+      this.expect(this.shutdownAt !== undefined, "a request is told the registry is closed")
+    } else if (error instanceof SessionRegistry.SessionNotFound) {
+      this.expect(
+        owner !== session.owner || !this.isAlive(session),
+        `session ${session.number} is not found by its owner, and alive`
+      )
+    } else {
+      this.fail(`9: a request of session ${session.number} fails with ${String(error)}`)
+    }
+  }
+
+  /** What there is, at any moment. */
+  examine(): void {
+    if (this.broken !== undefined) throw new Broken(this.broken)
+    const { capacity, capacityPerOwner = Infinity, closeTimeout } = this.options
+    const live = this.sessions.filter((session) => session.phase === "opening" || session.phase === "open")
+    if (this.world.isQuiet()) {
+      const hasPlaceToClose = this.sessions.filter(({ phase }) => phase === "closing").length < capacity
+      for (const { known, number, phase, terminated } of live) {
+        if (phase !== "open" || !hasPlaceToClose) continue
+        this.expect(known !== undefined, `session ${number} is open, and nobody knows its id`)
+        this.expect(terminated === undefined, `session ${number} is terminated, and open`)
+      }
+      this.expect(live.length <= capacity, `3: ${live.length} sessions are opening or open, of ${capacity}`)
+      for (const { owner } of live) {
+        const share = live.filter((session) => session.owner === owner).length
+        this.expect(share <= capacityPerOwner, `3: ${owner} has ${share} sessions, of ${capacityPerOwner}`)
+      }
+    }
+    const closing = this.sessions.filter((session) =>
+      session.phase === "closing" && this.world.now() - session.closingSince < closeTimeout
+    )
+    const there = live.length + closing.length
+    this.expect(there <= 2 * capacity, `3: there are ${there} sessions, of ${capacity} and as many closing`)
+    if (this.dice.chance(0.7)) this.examineStats()
+    if (this.world.isQuiet() && this.dice.chance(0.2)) this.examineSessions()
+    if (this.broken !== undefined) throw new Broken(this.broken)
+  }
+
+  ask<A, E>(effect: Effect.Effect<A, E>): Exit.Exit<A, E> {
+    const asked = this.world.fork(Effect.provideService(effect, Clock.Clock, this.world.clock))
+    while (asked.pollUnsafe() === undefined) this.world.run(1)
+    return asked.pollUnsafe()!
+  }
+
+  examineStats(): void {
+    const exit = this.ask(this.registry.stats)
+    if (Exit.isFailure(exit)) return this.fail("stats fail")
+    const stats = exit.value
+    const { capacity } = this.options
+    this.said += JSON.stringify(stats)
+    const taken = stats.opening + stats.held + stats.idle + stats.draining
+    this.expect(taken <= capacity, `3: ${taken} places of ${capacity} are taken`)
+    this.expect(stats.closing <= capacity, `3: ${stats.closing} of ${capacity} are closing`)
+    this.expect(stats.size === stats.held + stats.idle, "stats: size is held and idle")
+    this.expect(stats.owners <= taken && (stats.owners > 0 || taken === 0), "stats: owners are those of the sessions")
+    for (const [name, count] of Object.entries(stats)) {
+      this.expect(typeof count !== "number" || count >= 0, `stats: ${name} is ${String(count)}`)
+    }
+  }
+
+  /** What the registry says of each session, to its owner and to a stranger. */
+  examineSessions(): void {
+    const { registry } = this
+    const asked = this.ask(Effect.gen({ self: this }, function*() {
+      const entries = yield* registry.entries
+      const size = yield* registry.size
+      const shown: Array<readonly [own: Exit.Exit<SessionRegistry.SessionInfo, unknown>, others: boolean]> = []
+      for (const { id, owner } of this.sessions) {
+        const others = yield* Effect.exit(registry.peek(id, mallory))
+        shown.push([yield* Effect.exit(registry.peek(id, this.identity(owner))), Exit.isSuccess(others)])
+      }
+      return { entries, size, shown }
+    }))
+    if (Exit.isFailure(asked)) return this.fail("entries or size fail")
+    const { entries, shown, size } = asked.value
+    this.expect(size === entries.length, "size counts the entries")
+    for (const session of this.sessions) {
+      const { number } = session
+      const [own, others] = shown[number]!
+      const entry = entries.find(({ id }) => id === session.id)
+      this.expect(!others, `session ${number} is shown to a stranger`)
+      this.expect(Exit.isSuccess(own) === (entry !== undefined), `session ${number} is listed or shown, not both`)
+      if (this.isAlive(session)) this.expect(entry !== undefined, `session ${number} is alive and not listed`)
+      if (entry === undefined || !Exit.isSuccess(own)) continue
+      this.expect(!this.isDead(session, this.turns), `session ${number} is dead and listed`)
+      this.expect(entry.holders === session.holders, `session ${number} has ${entry.holders} holders`)
+      this.expect(
+        own.value.lastActivityAt === session.lastActivityAt && own.value.createdAt === session.startedAt,
+        `session ${number} was active at ${session.lastActivityAt}, not ${own.value.lastActivityAt}`
+      )
+    }
+    // Whom a session's end concerns has heard of it.
+    for (const { body: what, isHolding, number, session } of this.callers) {
+      if (!isHolding || session === undefined || session.terminated === undefined) continue
+      this.expect(what.is === "takes", `caller ${number} does not hear of the end of session ${session.number}`)
+    }
+  }
+
+  /** What is left, at the end. */
+  finish(): void {
+    this.world.run(Infinity)
+    this.examine()
+    if (this.shutdownAt === undefined) {
+      this.examineIdle()
+      this.examineSessions()
+    }
+    this.shutDown()
+    this.world.run(Infinity)
+    const { closeTimeout, drainTimeout } = this.options
+    this.world.advance(Math.max(0, this.shutdownAt! + drainTimeout + 2 * closeTimeout - this.world.now()))
+    this.examine()
+    this.expect(this.shutdown?.pollUnsafe() !== undefined, "6: shutdown does not end within its bounds")
+    for (const { body: what, exit, isHolding, number } of this.callers) {
+      const isDeaf = what.is === "takes" || exit !== undefined
+      this.expect(isDeaf || !isHolding, `caller ${number} does not hear of the shutdown`)
+    }
+    for (const caller of this.callers) {
+      if (caller.exit === undefined) this.interrupt(caller)
+    }
+    this.world.run(Infinity)
+    this.world.advance(10_000)
+    this.examine()
+    for (const caller of this.callers) {
+      this.expect(caller.exit !== undefined, `6: caller ${caller.number} never ends`)
+    }
+    for (const session of this.sessions) {
+      const expected = session.acquired ? 1 : 0
+      this.expect(
+        session.releases === expected,
+        `4: session ${session.number} is closed ${session.releases} times, not ${expected}`
+      )
+      this.expect(!this.said.includes(session.id.slice(0, 9)), `5: the id of session ${session.number} is told`)
+    }
+    this.expect(this.world.timers() === 0, `8: ${this.world.timers()} timers are left`)
+    this.expect(this.world.alive().length === 0, `${this.world.alive().length} fibers are left`)
+    for (const word of [secret, Buffer.from(secret).toString("base64")]) {
+      this.expect(!this.said.includes(word), "5: a secret is told")
+    }
+    if (this.broken !== undefined) throw new Broken(this.broken)
+  }
+
+  /** Nothing is idle beyond its time once everything due has run. */
+  examineIdle(): void {
+    this.world.advance(0)
+    const closing = this.sessions.filter((session) => session.phase === "closing").length
+    if (closing >= this.options.capacity) return
+    for (const session of this.sessions) {
+      if (session.phase !== "open" || session.holders > 0) continue
+      this.expect(!this.isOverdue(session), `session ${session.number} is idle for too long`)
+      const age = this.world.now() - session.openedAt
+      this.expect(age <= this.options.maxLifetime, `session ${session.number} is idle at the age of ${age} ms`)
+    }
+  }
+
+  expect(holds: boolean, message: string): void {
+    if (!holds) this.fail(message)
+  }
+
+  // Said when a step is over: an exception within a fiber would only be one more defect.
+  fail(message: string): void {
+    if (this.broken === undefined) this.note(`BROKEN ${message}`)
+    this.broken ??= message
+  }
+
+  note(line: string): void {
+    this.history.push(`${this.world.now()} ${line}`)
+  }
+}
