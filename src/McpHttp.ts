@@ -31,6 +31,7 @@ import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
+import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import * as HttpRouter from "effect/http/HttpRouter"
 import type * as HttpServerRequest from "effect/http/HttpServerRequest"
@@ -319,7 +320,10 @@ const makeArrivals = () => {
 const unopened = (cause: Cause.Cause<unknown>, { identity }: Caller): Effect.Effect<never, unknown> => {
   if (Cause.hasInterruptsOnly(cause)) return Effect.failCause(cause)
   const scrub = Scrub.make()
-  Scrub.addCredentials(scrub, identity.credentials)
+  if (Option.isSome(identity.credentials)) {
+    scrub.add(Redacted.value(identity.credentials.value.header))
+    scrub.add(Redacted.value(identity.credentials.value.token))
+  }
   return Effect.logWarning("An MCP session could not be opened", scrub(Cause.pretty(cause))).pipe(
     Effect.annotateLogs("owner", identity.key),
     Effect.andThen(Effect.fail(Option.getOrElse(Cause.findErrorOption(cause), () => Answers.unavailable)))

@@ -14,7 +14,6 @@ import * as Clock from "effect/Clock"
 import * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
-import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -33,6 +32,7 @@ import * as Failures from "./internal/failures.ts"
 import * as Leased from "./internal/leased.ts"
 import * as Options from "./internal/options.ts"
 import { respond } from "./internal/problem.ts"
+import * as Waiting from "./internal/waiting.ts"
 import { type InvalidOptions } from "./InvalidOptions.ts"
 import { McpSession, type McpSessionError } from "./McpSession.ts"
 
@@ -388,19 +388,7 @@ export const Tag =
 
 type Slot<Session, E> = Leased.Slot<Identity, Session, E | SessionPoolError>
 
-// A caller between its get and the end of its lease. It changes in the same step as what it points to, so whenever the
-// caller is interrupted, ending it gives back exactly what it has.
-interface Caller<Session, E> {
-  slot: Slot<Session, E> | undefined
-  party: Party<Session, E> | undefined
-}
-
-// The callers of one identity that wait for room. They have one place in the queue, and get one session.
-interface Party<Session, E> {
-  identity: Identity
-  readonly callers: Set<Caller<Session, E>>
-  readonly seated: Deferred.Deferred<void, PoolClosed>
-}
+type Caller<Session, E> = Waiting.Caller<Identity, Session, E | SessionPoolError>
 
 const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOptions<Session, E, R>) {
   const options = yield* parse(input)
@@ -408,7 +396,6 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
   const context = yield* Effect.context<R>()
   const events = yield* Events.make<SessionPoolEvent>()
   const counts = { hits: 0, misses: 0, evictions: 0, expirations: 0, retirements: 0, failures: 0, closeFailures: 0 }
-  const waiting = new Map<SessionKey, Party<Session, E>>()
   const failures = Failures.make<Identity, E | SessionPoolError>({
     clock,
     timeToLive: options.failureTimeToLive,
@@ -450,9 +437,10 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
       engine.starter.start(logCloseFailure(keyOf(slot), cause, options.closeTimeout))
     },
     onRoom: () => {
-      if (waiting.size > 0) seat()
+      if (!Waiting.isEmpty(waiting)) Waiting.seat(waiting, makeRoom)
     }
   })
+  const waiting = Waiting.make(engine, newest)
 
   const { check } = input
   const checks = Checks.make(engine, {
@@ -465,9 +453,7 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
     Effect.sync(() => {
       engine.isShutDown = true
       checks.abandon()
-      const parties = Array.from(waiting.values())
-      waiting.clear()
-      for (const party of parties) Deferred.doneUnsafe(party.seated, Exit.fail(new PoolClosed()))
+      Waiting.close(waiting, () => new PoolClosed())
     })
   )
 
@@ -478,7 +464,7 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
     const slot = Leased.lease(engine, identity.key)
     if (slot !== undefined) {
       caller.slot = slot
-      if (Option.isSome(identity.credentials)) slot.info = identity
+      slot.info = newest(slot.info, identity)
       counts.hits++
       return checks.isDue(slot) ? checked(caller, slot, identity) : Leased.join(slot)
     }
@@ -489,7 +475,7 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
     }
     counts.misses++
     const isAdmitted = engine.starter.atomically(() => {
-      if (waiting.size > 0 || !makeRoom()) return false
+      if (!Waiting.isEmpty(waiting) || !makeRoom()) return false
       caller.slot = Leased.admit(engine, identity.key, identity, 1)
       return true
     })
@@ -497,12 +483,15 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
     return options.acquireTimeout > 0 ? wait(caller, identity) : exhausted(identity, Duration.zero)
   }
 
-  const end = (caller: Caller<Session, E>): Effect.Effect<void> | undefined => {
-    const { party, slot } = caller
-    caller.slot = undefined
-    if (slot !== undefined) return Leased.release(engine, slot)
-    if (party !== undefined) leave(caller, party)
-    return undefined
+  const wait = (caller: Caller<Session, E>, identity: Identity): Effect.Effect<Session, E | SessionPoolError> =>
+    Effect.flatMap(
+      Waiting.wait(waiting, caller, identity, options.acquireTimeout),
+      (isSeated) => isSeated ? Leased.join(caller.slot!) : exhausted(identity, Duration.millis(options.acquireTimeout))
+    )
+
+  const exhausted = (identity: Identity, waited: Duration.Duration): Effect.Effect<never, PoolExhausted> => {
+    events.emit(SessionPoolEvent.Exhausted({ key: identity.key, waited }))
+    return Effect.fail(new PoolExhausted({ capacity: options.capacity, waited }))
   }
 
   const checked = (
@@ -514,14 +503,17 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
       if (passed) return Leased.join(slot)
       // It found no session after all: let it be counted anew.
       counts.hits--
-      return Effect.andThen(end(caller) ?? Effect.void, Effect.suspend(() => acquire(caller, identity)))
+      return Effect.andThen(
+        Waiting.end(waiting, caller) ?? Effect.void,
+        Effect.suspend(() => acquire(caller, identity))
+      )
     })
 
   // Both take the short way when the session is there: then what `acquire` answers is an exit, and nothing is awaited.
   const get = (identity: Identity): Effect.Effect<Session, E | SessionPoolError, Scope.Scope> =>
     Effect.uninterruptibleMask((restore) => {
-      const caller: Caller<Session, E> = { slot: undefined, party: undefined }
-      const endLease = () => end(caller) ?? Effect.void
+      const caller: Caller<Session, E> = Waiting.caller()
+      const endLease = () => Waiting.end(waiting, caller) ?? Effect.void
       const scope = Context.getUnsafe(Fiber.getCurrent()!.context, Scope.Scope)
       const session = acquire(caller, identity)
       return isReady(session, caller)
@@ -537,7 +529,7 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
     f: (session: Session) => Effect.Effect<A, E2, R2>
   ): Effect.Effect<A, E | SessionPoolError | E2, R2> =>
     Effect.suspend(() => {
-      const caller: Caller<Session, E> = { slot: undefined, party: undefined }
+      const caller: Caller<Session, E> = Waiting.caller()
       return Effect.onExitPrimitive(
         Effect.suspend((): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
           const session = acquire(caller, identity)
@@ -545,7 +537,7 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
             ? use(caller, identity, session.value, f)
             : Effect.flatMap(session, (opened) => use(caller, identity, opened, f))
         }),
-        () => end(caller)
+        () => Waiting.end(waiting, caller)
       )
     })
 
@@ -567,67 +559,20 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
       () => {
         Leased.retire(engine, caller.slot!, "died")
         return Effect.andThen(
-          end(caller) ?? Effect.void,
+          Waiting.end(waiting, caller) ?? Effect.void,
           Effect.flatMap(Effect.suspend(() => acquire(caller, identity)), f)
         )
       }
     )
   }
 
-  // --- Waiting for room ---
-
+  // The least recently used idle session gives up its place, unless as many are closing as there may be.
   const makeRoom = (): boolean => {
     if (Leased.hasRoom(engine)) return true
     Leased.expire(engine)
     if (Leased.hasRoom(engine)) return true
     const oldest = Leased.oldestIdle(engine)
     return oldest !== undefined && Leased.canClose(engine) && Leased.retire(engine, oldest, "evicted")
-  }
-
-  const wait = (caller: Caller<Session, E>, identity: Identity): Effect.Effect<Session, E | SessionPoolError> => {
-    let party = waiting.get(identity.key)
-    if (party === undefined) {
-      party = { identity, callers: new Set(), seated: Deferred.makeUnsafe() }
-      waiting.set(identity.key, party)
-    }
-    if (Option.isSome(identity.credentials)) party.identity = identity
-    party.callers.add(caller)
-    caller.party = party
-    return Deferred.await(party.seated).pipe(
-      Effect.timeoutOption(options.acquireTimeout),
-      Effect.provideService(Clock.Clock, clock),
-      Effect.flatMap(() => {
-        if (caller.slot !== undefined) return Leased.join(caller.slot)
-        leave(caller, party)
-        return exhausted(identity, Duration.millis(options.acquireTimeout))
-      })
-    )
-  }
-
-  const leave = (caller: Caller<Session, E>, party: Party<Session, E>): void => {
-    caller.party = undefined
-    party.callers.delete(caller)
-    if (party.callers.size === 0 && waiting.get(party.identity.key) === party) waiting.delete(party.identity.key)
-  }
-
-  // First come, first served, for as long as there is room.
-  const seat = (): void =>
-    engine.starter.atomically(() => {
-      for (const [key, party] of waiting) {
-        if (!makeRoom()) return
-        waiting.delete(key)
-        const slot = Leased.admit(engine, key, party.identity, party.callers.size)
-        for (const caller of party.callers) {
-          caller.party = undefined
-          caller.slot = slot
-        }
-        Deferred.doneUnsafe(party.seated, Exit.void)
-      }
-    })
-
-  const exhausted = (identity: Identity, waited: Duration.Duration): Effect.Effect<never, PoolExhausted> => {
-    events.emit(SessionPoolEvent.Exhausted({ key: identity.key, waited }))
-    return Effect.fail(new PoolExhausted({ capacity: options.capacity, waited }))
   }
 
   // --- Everything else ---
@@ -657,8 +602,6 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
       Leased.expire(engine)
       const open = Leased.inOrder(engine)
       const opening = engine.current.size - open.length
-      let callers = 0
-      for (const party of waiting.values()) callers += party.callers.size
       return {
         ...counts,
         size: open.length,
@@ -669,7 +612,7 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
         opening,
         draining: Leased.live(engine) - engine.current.size,
         closing: engine.closing,
-        waiting: callers,
+        waiting: Waiting.size(waiting),
         keys: open.map(keyOf)
       }
     }),
@@ -685,6 +628,9 @@ const isReady = <Session, E>(
   session: Effect.Effect<Session, E | SessionPoolError>,
   caller: Caller<Session, E>
 ): session is Exit.Success<Session, E | SessionPoolError> => session === caller.slot?.session
+
+// The newest credentials of a key are those to be sent on.
+const newest = (known: Identity, comes: Identity): Identity => Option.isSome(comes.credentials) ? comes : known
 
 // The engine knows keys as strings; here they all came from identities.
 const keyOf = (slot: { readonly key: string }): SessionKey => slot.key as SessionKey

@@ -368,3 +368,39 @@ describe("McpHttp.layer", () => {
 
   describe("over a socket", () => suite(socket))
 })
+
+const pause = (steps: number) =>
+  Effect.gen(function*() {
+    for (let i = 0; i < steps; i++) yield* Effect.promise(() => Promise.resolve())
+  })
+
+describe("McpHttp.layer, whatever comes first", () => {
+  it.live.each(["sse", "json"] as const)(
+    "a call and a DELETE both end, and the session with them (%s)",
+    (response) =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(web, { response, capacity: 20 })
+        const seen = new Set<number>()
+        for (let i = 0; i < 300; i++) {
+          const session = yield* begin(endpoint)
+          const [called, deleted] = yield* Effect.all([
+            Effect.andThen(
+              pause(i % 17),
+              post(endpoint, call("echo", { message: "hi" }), { session }).pipe(
+                Effect.flatMap((answer) => Effect.map(textOf(answer), (text) => ({ status: answer.status, text })))
+              )
+            ),
+            Effect.andThen(pause(Math.floor(i / 17)), request(endpoint, "DELETE", { session }))
+          ], { concurrency: "unbounded" }).pipe(Effect.timeout("2 seconds"))
+          seen.add(called.status)
+          assert.strictEqual(deleted.status, 204)
+          assert.include([200, 404], called.status)
+          if (called.status === 404) assert.include(called.text, "Session not found")
+          assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 404)
+        }
+        assert.deepStrictEqual(Array.from(seen).toSorted(), [200, 404])
+        yield* eventually(() => endpoint.log.closed.length === 300)
+        assert.strictEqual(endpoint.log.servers.size, 0)
+      })
+  )
+})

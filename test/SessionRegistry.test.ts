@@ -577,13 +577,17 @@ describe("SessionRegistry", () => {
           Effect.provideService(Clock.Clock, jumping)
         )
         const { id } = yield* registry.create(alice)
+        const other = yield* registry.create(alice)
         now = 101
+        assert.isFalse(yield* has(registry, id))
+        assert.strictEqual((yield* Effect.flip(registry.terminate(id, alice)))._tag, "SessionNotFound")
+        assert.strictEqual((yield* Effect.flip(touch(registry, other.id, alice)))._tag, "SessionNotFound")
         assert.deepStrictEqual(yield* registry.entries, [])
         assert.strictEqual((yield* Effect.flip(touch(registry, id, alice)))._tag, "SessionNotFound")
         now = 50
         assert.strictEqual((yield* Effect.flip(touch(registry, id, alice)))._tag, "SessionNotFound")
         yield* settle
-        assert.deepStrictEqual(backend.closed, ["alice1"])
+        assert.deepStrictEqual(backend.closed.toSorted(), ["alice1", "alice2"])
       }))
 
     it.effect("a finalizer that throws stops neither the sweep nor anybody else", () =>

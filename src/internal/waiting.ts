@@ -1,0 +1,124 @@
+/**
+ * Callers that wait for room: first come, first served. The callers of one key have one place in the line, and get one
+ * session.
+ */
+import * as Clock from "effect/Clock"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Leased from "./leased.ts"
+
+/**
+ * Whoever asks for a session, until the end of its lease. It changes in the same step as what it points to, so whenever
+ * the caller is interrupted, `end` gives back exactly what it has.
+ */
+export interface Caller<I, A, E> {
+  slot: Leased.Slot<I, A, E> | undefined
+  party: Party<I, A, E> | undefined
+}
+
+interface Party<I, A, E> {
+  owner: I
+  readonly callers: Set<Caller<I, A, E>>
+  readonly seated: Deferred.Deferred<void, E>
+}
+
+export interface Waiting<I extends { readonly key: string }, A, E> {
+  readonly engine: Leased.Leased<I, A, E>
+  readonly line: Map<string, Party<I, A, E>>
+  /** Which of two owners of one key is kept: the one that is known, or the one that comes. */
+  readonly newest: (known: I, comes: I) => I
+}
+
+export const make = <I extends { readonly key: string }, A, E>(
+  engine: Leased.Leased<I, A, E>,
+  newest: (known: I, comes: I) => I
+): Waiting<I, A, E> => ({ engine, line: new Map(), newest })
+
+export const caller = <I, A, E>(): Caller<I, A, E> => ({ slot: undefined, party: undefined })
+
+export const isEmpty = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>): boolean =>
+  self.line.size === 0
+
+/** How many callers wait. */
+export const size = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>): number => {
+  let callers = 0
+  for (const party of self.line.values()) callers += party.callers.size
+  return callers
+}
+
+/**
+ * Waits for so many milliseconds. True if the caller has a lease then, false if it has given up its place.
+ */
+export const wait = <I extends { readonly key: string }, A, E>(
+  self: Waiting<I, A, E>,
+  waiter: Caller<I, A, E>,
+  owner: I,
+  millis: number
+): Effect.Effect<boolean, E> => {
+  const known = self.line.get(owner.key)
+  const party = known ?? { owner, callers: new Set(), seated: Deferred.makeUnsafe() }
+  if (known === undefined) self.line.set(owner.key, party)
+  else party.owner = self.newest(known.owner, owner)
+  party.callers.add(waiter)
+  waiter.party = party
+  return Deferred.await(party.seated).pipe(
+    Effect.timeoutOption(millis),
+    Effect.provideService(Clock.Clock, self.engine.clock),
+    Effect.map(() => {
+      leave(self, waiter)
+      return waiter.slot !== undefined
+    })
+  )
+}
+
+/**
+ * Gives up the caller's place, or its lease: then there may be an effect to run, as in `Leased.release`.
+ */
+export const end = <I extends { readonly key: string }, A, E>(
+  self: Waiting<I, A, E>,
+  leaver: Caller<I, A, E>
+): Effect.Effect<void> | undefined => {
+  const { slot } = leaver
+  leaver.slot = undefined
+  if (slot !== undefined) return Leased.release(self.engine, slot)
+  leave(self, leaver)
+  return undefined
+}
+
+const leave = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>, leaver: Caller<I, A, E>): void => {
+  const { party } = leaver
+  if (party === undefined) return
+  leaver.party = undefined
+  party.callers.delete(leaver)
+  if (party.callers.size === 0 && self.line.get(party.owner.key) === party) self.line.delete(party.owner.key)
+}
+
+/**
+ * Opens sessions for those who wait, for as long as `makeRoom` makes room.
+ */
+export const seat = <I extends { readonly key: string }, A, E>(
+  self: Waiting<I, A, E>,
+  makeRoom: () => boolean
+): void =>
+  self.engine.starter.atomically(() => {
+    for (const [key, party] of self.line) {
+      if (!makeRoom()) return
+      self.line.delete(key)
+      const slot = Leased.admit(self.engine, key, party.owner, party.callers.size)
+      for (const seated of party.callers) {
+        seated.party = undefined
+        seated.slot = slot
+      }
+      Deferred.doneUnsafe(party.seated, Exit.void)
+    }
+  })
+
+/**
+ * Sends everybody away.
+ */
+export const close = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>, error: () => E): void => {
+  const parties = Array.from(self.line.values())
+  self.line.clear()
+  for (const party of parties) Deferred.doneUnsafe(party.seated, Exit.fail(error()))
+}

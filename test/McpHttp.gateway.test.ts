@@ -1,0 +1,124 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Server } from "@modelcontextprotocol/sdk/server/index.js"
+import { CallToolRequestSchema, ListToolsRequestSchema } from "@modelcontextprotocol/sdk/types.js"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
+import * as Headers from "effect/http/Headers"
+import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
+import * as McpConnector from "effect-mcp-sessions/McpConnector"
+import * as McpHttp from "effect-mcp-sessions/McpHttp"
+import { SessionPool, type SessionPoolOptions } from "effect-mcp-sessions/SessionPool"
+import type { McpSession } from "effect-mcp-sessions/McpSession"
+import type { McpSessionError } from "effect-mcp-sessions/McpSessionError"
+import * as Gateway from "./support/gateway.ts"
+import { begin, call, type Endpoint, initialize, post, request, socket, textOf, web } from "./support/mcpHttp.ts"
+
+/** An upstream that remembers: `count` counts the calls of its session, `token` says what the call was made with. */
+const upstream = (log: { opened: number; closed: number }) => () =>
+  Effect.acquireRelease(
+    Effect.sync(() => {
+      log.opened++
+      let count = 0
+      const server = new Server({ name: "upstream", version: "1.0.0" }, { capabilities: { tools: {} } })
+      server.setRequestHandler(ListToolsRequestSchema, () => ({
+        tools: ["count", "token"].map((name) => ({ name, inputSchema: { type: "object" as const } }))
+      }))
+      server.setRequestHandler(CallToolRequestSchema, ({ params }, { requestInfo }) => {
+        const text = params.name === "count" ? String(++count) : String(requestInfo?.headers["authorization"])
+        return { content: [{ type: "text", text }] }
+      })
+      return server
+    }),
+    () => Effect.sync(() => void log.closed++)
+  )
+
+/** Everybody is who they say before the dash of their token, which may change behind it. */
+const identities = IdentityResolver.layerIdentify(({ headers }) =>
+  Effect.sync(() => {
+    const token = (Headers.fromInput(headers)["authorization"] ?? "").replace(/^Bearer /, "")
+    return { key: `user:${token.split("-")[0]}`, auth: { scheme: "bearer", token } } as const
+  })
+)
+
+const open = <E>(
+  server: McpHttp.LayerOptions<E, SessionPool | Scope.Scope>["server"],
+  options: SessionPoolOptions<McpSession, McpSessionError, Scope.Scope>
+) =>
+  Effect.gen(function*() {
+    const pool = Context.get(yield* Layer.build(SessionPool.layer(options)), SessionPool)
+    const gateway = McpHttp.layer({ server }).pipe(Layer.provide(Layer.succeed(SessionPool, pool)))
+    return { ...yield* web(gateway, identities), pool }
+  })
+
+const say = (endpoint: Endpoint, as: string, session: string, tool: string) =>
+  post(endpoint, call(tool), { as, session }).pipe(
+    Effect.flatMap(textOf),
+    Effect.map((body) => /"text":"([^"]*)"/.exec(body)?.[1])
+  )
+
+describe("a gateway", () => {
+  it.live("with an upstream session for each caller", () =>
+    Effect.gen(function*() {
+      const log = { opened: 0, closed: 0 }
+      const endpoint = yield* open(Gateway.byIdentity, { connect: McpConnector.inProcess(upstream(log)) })
+      const [first, second] = [yield* begin(endpoint, "alice-1"), yield* begin(endpoint, "alice-2")]
+      const other = yield* begin(endpoint, "bob-1")
+      assert.strictEqual(log.opened, 0)
+      assert.strictEqual(yield* say(endpoint, "alice-1", first, "count"), "1")
+      assert.strictEqual(yield* say(endpoint, "alice-2", second, "count"), "2")
+      assert.strictEqual(yield* say(endpoint, "bob-1", other, "count"), "1")
+      assert.strictEqual(log.opened, 2)
+      assert.deepStrictEqual(
+        (yield* endpoint.pool.stats).keys.toSorted(),
+        ["user:alice", "user:bob"] as ReadonlyArray<string>
+      )
+      // It outlives the conversation
+      yield* request(endpoint, "DELETE", { as: "alice-1", session: first })
+      assert.strictEqual(yield* say(endpoint, "alice-1", second, "count"), "3")
+    }))
+
+  it.live("with an upstream session for each conversation", () =>
+    Effect.gen(function*() {
+      const log = { opened: 0, closed: 0 }
+      const endpoint = yield* open(Gateway.bySession, {
+        connect: McpConnector.inProcess(upstream(log)),
+        capacity: 2,
+        acquireTimeout: 0
+      })
+      const [first, second] = [yield* begin(endpoint, "alice-1"), yield* begin(endpoint, "alice-1")]
+      assert.strictEqual(yield* say(endpoint, "alice-1", first, "count"), "1")
+      assert.strictEqual(yield* say(endpoint, "alice-1", first, "count"), "2")
+      assert.strictEqual(yield* say(endpoint, "alice-1", second, "count"), "1")
+      for (const key of (yield* endpoint.pool.stats).keys) assert.notInclude(key, first)
+      // No room upstream: no session
+      const full = yield* post(endpoint, initialize, { as: "bob-1" })
+      assert.strictEqual(full.status, 503)
+      assert.isNotNull(full.headers.get("retry-after"))
+      assert.strictEqual(yield* endpoint.registry.size, 2)
+      // Room again, once a conversation is over; and nobody gets what was remembered of it
+      yield* request(endpoint, "DELETE", { as: "alice-1", session: first })
+      yield* Effect.repeat(endpoint.pool.stats, { until: ({ size }) => size === 1 }).pipe(Effect.timeout("5 seconds"))
+      const third = yield* begin(endpoint, "alice-1")
+      assert.strictEqual(yield* say(endpoint, "alice-1", third, "count"), "1")
+      assert.deepStrictEqual(log, { opened: 3, closed: 1 })
+    }))
+
+  it.live("hands the newest credentials on, over one and the same upstream session", () =>
+    Effect.gen(function*() {
+      const log = { opened: 0, closed: 0 }
+      const above = yield* socket(
+        McpHttp.layer({ server: upstream(log) }),
+        IdentityResolver.layer({ mode: "disabled" })
+      )
+      const endpoint = yield* open(Gateway.byIdentity, {
+        connect: McpConnector.http({ url: above.url, forwardCredentials: true })
+      })
+      const session = yield* begin(endpoint, "alice-1")
+      assert.strictEqual(yield* say(endpoint, "alice-1", session, "token"), "Bearer alice-1")
+      assert.strictEqual(yield* say(endpoint, "alice-2", session, "token"), "Bearer alice-2")
+      assert.strictEqual(log.opened, 1)
+      assert.strictEqual(yield* above.registry.size, 1)
+    }))
+})
