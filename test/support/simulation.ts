@@ -523,14 +523,14 @@ class Simulation {
     if (this.world.isQuiet()) {
       this.expect(live.length <= capacity, `3: ${live.length} sessions are opening or open, of ${capacity}`)
     }
+    // One that was opened too late for its callers is freed in the place where it was opened, and its time for that began
+    // when they left: what is counted here has been used.
     const closing = this.sessions.filter((session) =>
-      session.phase === "closing" && this.world.now() - session.closingSince < closeTimeout
+      session.phase === "closing" && session.wasUsed && this.world.now() - session.closingSince < closeTimeout
     )
+    this.expect(closing.length <= capacity, `3: ${closing.length} sessions are closing, of ${capacity}`)
     const there = live.length + closing.length
     this.expect(there <= 2 * capacity, `3: there are ${there} sessions, of ${capacity} and as many closing`)
-    // One that was opened too late for its callers is freed in the place where it was opened.
-    const used = closing.filter((session) => session.wasUsed)
-    this.expect(used.length <= capacity, `3: ${used.length} sessions are closing, of ${capacity}`)
     if (this.dice.chance(0.7)) this.examineStats(live)
     if (this.broken !== undefined) throw new Broken(this.broken)
   }
