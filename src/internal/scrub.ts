@@ -1,7 +1,3 @@
-import * as Option from "effect/Option"
-import * as Redacted from "effect/Redacted"
-import type { Credentials } from "../Identity.ts"
-
 /**
  * Takes secrets out of texts that others wrote: an upstream's error message may quote the token it was sent, a child's
  * stderr its environment.
@@ -43,19 +39,4 @@ export const make = (): Scrub => {
     },
     longest: () => Math.max(0, ...Array.from(secrets, (secret) => secret.length))
   })
-}
-
-/**
- * Takes out what `credentials` hold: the header, the token, and the base64 of both.
- */
-export const addCredentials = (scrub: Scrub, credentials: Option.Option<Credentials>): void => {
-  if (Option.isNone(credentials)) return
-  const { header, scheme, token } = credentials.value
-  for (const secret of [Redacted.value(header), Redacted.value(token)]) {
-    scrub.add(secret)
-    scrub.add(Buffer.from(secret).toString("base64url"))
-    scrub.add(Buffer.from(secret).toString("base64").replace(/=+$/, ""))
-  }
-  // The password alone, if it is long enough to be told from a word
-  if (scheme === "basic") scrub.add(Buffer.from(Redacted.value(token), "base64").toString().replace(/^[^:]*:/, ""), 4)
 }
