@@ -28,6 +28,7 @@ import * as Cause from "effect/Cause"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
@@ -161,6 +162,7 @@ const makeLayer = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>)
   const { allow, ...settings } = yield* parseLayer(options)
   const resolver = yield* IdentityResolver
   const router = yield* HttpRouter.HttpRouter
+  const services = yield* Effect.context<never>()
   const arrivals = makeArrivals()
   const stores = new WeakSet<EventStore>()
 
@@ -183,6 +185,17 @@ const makeLayer = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>)
 
   const { holding, registry } = yield* Endpoints.openRegistry(options, open)
 
+  // Closing the session ends all of this too, but may have to wait for a place among those that are being closed. Not a
+  // child of the request: it would keep all that belongs to that for as long as there is the session.
+  const watch = ({ ended, resource: { hosted }, retired }: RegisteredSession<Session>): void => {
+    const watched = retired.pipe(
+      Effect.andThen(Effect.sync(hosted.endStreams)),
+      Effect.andThen(ended),
+      Effect.andThen(Effect.sync(hosted.end))
+    )
+    Fiber.runIn(Effect.runForkWith(services)(watched), hosted.scope)
+  }
+
   const readBody = (request: HttpServerRequest.HttpServerRequest) =>
     Effect.flatMap(settings.readText(request), Requests.parse)
 
@@ -200,7 +213,7 @@ const makeLayer = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>)
             // What the client has not heard of, it will never use
             Effect.onExit((exit) =>
               Exit.isSuccess(exit) && exit.value.status === 200
-                ? Effect.forkIn(watch(session), session.resource.hosted.scope)
+                ? Effect.sync(() => watch(session))
                 : Effect.ignore(registry.terminate(session.id, identity))
             )
           )
@@ -270,14 +283,6 @@ interface Caller {
 
 const handle = (session: RegisteredSession<Session>, request: HttpServerRequest.HttpServerRequest, body: unknown) =>
   session.resource.hosted.handle(request, body)
-
-// Closing the session ends all of this too, but may have to wait for a place among those that are being closed.
-const watch = (session: RegisteredSession<Session>): Effect.Effect<void> =>
-  session.retired.pipe(
-    Effect.andThen(Effect.sync(session.resource.hosted.endStreams)),
-    Effect.andThen(session.ended),
-    Effect.andThen(Effect.sync(session.resource.hosted.end))
-  )
 
 const initializeIssue = (body: unknown): HttpServerResponse | undefined => {
   if (isJSONRPCRequest(body) && isInitializeRequest(body)) return undefined
