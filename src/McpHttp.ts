@@ -23,11 +23,12 @@
  * What is wrong with the session is told before what is wrong with the body.
  */
 import type { EventStore } from "@modelcontextprotocol/sdk/server/webStandardStreamableHttp.js"
-import { isInitializeRequest } from "@modelcontextprotocol/sdk/types.js"
+import { isInitializeRequest, isJSONRPCRequest } from "@modelcontextprotocol/sdk/types.js"
 import * as Cause from "effect/Cause"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
@@ -134,7 +135,8 @@ export const layer = <E = never, R = never>(
  * here; nothing else of it changes.
  *
  * The ids that clients see are the registry's. Requests of the protocol version 2026-07-28, which has no sessions, are
- * made for somebody too, and otherwise let through; their session header is dropped.
+ * made for somebody too, and otherwise let through; their session header is dropped. Origins are checked here and inside:
+ * list them in both.
  *
  * It provides the `SessionRegistry` of these sessions.
  *
@@ -160,6 +162,7 @@ const makeLayer = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>)
   const { allow, ...settings } = yield* parseLayer(options)
   const resolver = yield* IdentityResolver
   const router = yield* HttpRouter.HttpRouter
+  const services = yield* Effect.context<never>()
   const arrivals = makeArrivals()
   const stores = new WeakSet<EventStore>()
 
@@ -182,6 +185,17 @@ const makeLayer = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>)
 
   const { holding, registry } = yield* Endpoints.openRegistry(options, open)
 
+  // Closing the session ends all of this too, but may have to wait for a place among those that are being closed. Not a
+  // child of the request: it would keep all that belongs to that for as long as there is the session.
+  const watch = ({ ended, resource: { hosted }, retired }: RegisteredSession<Session>): void => {
+    const watched = retired.pipe(
+      Effect.andThen(Effect.sync(hosted.endStreams)),
+      Effect.andThen(ended),
+      Effect.andThen(Effect.sync(hosted.end))
+    )
+    Fiber.runIn(Effect.runForkWith(services)(watched), hosted.scope)
+  }
+
   const readBody = (request: HttpServerRequest.HttpServerRequest) =>
     Effect.flatMap(settings.readText(request), Requests.parse)
 
@@ -199,7 +213,7 @@ const makeLayer = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>)
             // What the client has not heard of, it will never use
             Effect.onExit((exit) =>
               Exit.isSuccess(exit) && exit.value.status === 200
-                ? Effect.forkIn(watch(session), session.resource.hosted.scope)
+                ? Effect.sync(() => watch(session))
                 : Effect.ignore(registry.terminate(session.id, identity))
             )
           )
@@ -213,7 +227,7 @@ const makeLayer = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>)
     identity: Identity
   ) {
     const session = yield* registry.get(id, identity)
-    session.resource.caller.identity = identity
+    if (Option.isSome(identity.credentials)) session.resource.caller.identity = identity
     if (request.method === "GET") return yield* handle(session, request, undefined)
     const issue = Requests.mediaTypeIssue(request)
     if (issue !== undefined) return issue
@@ -244,12 +258,12 @@ const makeLayer = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>)
           resolver.resolve(request),
           (identity): Effect.Effect<HttpServerResponse, unknown, Scope.Scope> => {
             const id = Requests.sessionId(request)
-            if (id === undefined) {
-              return request.method === "POST" ? initialize(request, identity) : Effect.succeed(Answers.sessionRequired)
-            }
-            return request.method === "DELETE"
-              ? terminate(request, id, identity)
-              : Effect.andThen(holding(request), proceed(request, id, identity))
+            if (id === undefined && request.method !== "POST") return Effect.succeed(Answers.sessionRequired)
+            if (id !== undefined && request.method === "DELETE") return terminate(request, id, identity)
+            return Effect.andThen(
+              holding(request),
+              id === undefined ? initialize(request, identity) : proceed(request, id, identity)
+            )
           }
         )
       }))
@@ -270,16 +284,8 @@ interface Caller {
 const handle = (session: RegisteredSession<Session>, request: HttpServerRequest.HttpServerRequest, body: unknown) =>
   session.resource.hosted.handle(request, body)
 
-// Closing the session ends all of this too, but may have to wait for a place among those that are being closed.
-const watch = (session: RegisteredSession<Session>): Effect.Effect<void> =>
-  session.retired.pipe(
-    Effect.andThen(Effect.sync(session.resource.hosted.endStandalone)),
-    Effect.andThen(session.ended),
-    Effect.andThen(Effect.sync(session.resource.hosted.end))
-  )
-
 const initializeIssue = (body: unknown): HttpServerResponse | undefined => {
-  if (isInitializeRequest(body)) return undefined
+  if (isJSONRPCRequest(body) && isInitializeRequest(body)) return undefined
   if (Array.isArray(body) && body.some(isInitialize)) return Answers.initializeAlone
   return isInitialize(body) ? Answers.initializeMalformed : Answers.sessionRequired
 }

@@ -227,7 +227,7 @@ const suite = (start: typeof web) => {
       assert.strictEqual(yield* status("POST", { "content-type": "text/plain" }, call("echo")), 415)
       assert.strictEqual(yield* status("POST", {}, "x".repeat(2_000)), 413)
       assert.strictEqual(yield* status("POST", {}, "x".repeat(2_000), "x"), 404)
-      for (const method of ["GET", "PUT", "PATCH"]) {
+      for (const method of ["GET", "PUT", "PATCH", "OPTIONS"]) {
         const response = yield* request(endpoint, method, { as, session })
         assert.strictEqual(response.status, 405, method)
         assert.isNotNull(response.headers.get("allow"))

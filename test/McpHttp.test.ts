@@ -83,7 +83,18 @@ const suite = (start: typeof web) => {
     it.live("that is malformed, or in a batch, builds nothing", () =>
       Effect.gen(function*() {
         const endpoint = yield* open(start)
-        for (const body of [{ ...initialize, params: {} }, [initialize, initialize], [initialize], []]) {
+        const { id: _, ...notification } = initialize
+        for (
+          const body of [
+            { ...initialize, params: {} },
+            { ...initialize, jsonrpc: "1.0" },
+            { ...initialize, id: null },
+            notification,
+            [initialize, initialize],
+            [initialize],
+            []
+          ]
+        ) {
           assert.strictEqual((yield* post(endpoint, body)).status, 400)
         }
         assert.deepStrictEqual(endpoint.log.opened, [])
@@ -105,6 +116,7 @@ const suite = (start: typeof web) => {
       Effect.gen(function*() {
         const endpoint = yield* open(start)
         const session = yield* begin(endpoint, "alice")
+        const stream = yield* request(endpoint, "GET", { as: "alice", session })
         const [before] = yield* endpoint.registry.entries
         const unknown = yield* missing(endpoint)
         assert.strictEqual(unknown.status, 404)
@@ -127,6 +139,8 @@ const suite = (start: typeof web) => {
         const mine = yield* post(endpoint, call("echo", { message: "hi" }), { as: "alice", session })
         assert.strictEqual(mine.status, 200)
         assert.include(yield* textOf(mine), "hi")
+        yield* Effect.promise(() => endpoint.log.servers.get(session)!.sendToolListChanged())
+        yield* readUntil(stream, "list_changed")
       }))
 
     it.live("is not found by an id of any other kind", () =>

@@ -18,24 +18,25 @@ interface Listener {
 }
 
 /**
- * Runs `end` once, when a server has closed that had a request of those given to the function it makes. Each is watched
- * until the current scope closes.
+ * Runs `end` once, when every server that has had a request has closed, and one has requests still: those given to the
+ * function that this makes, each until the current scope closes.
  */
 export const make = Effect.fnUntraced(function*(end: Effect.Effect<void>) {
   const requests = new Map<Listener, number>()
+  const known = new Set<Listener>()
   const anyRequest = Latch.makeUnsafe(false)
 
-  const hasClosed = (): boolean => Array.from(requests.keys()).some((listener) => !listener.listening)
+  const haveClosed = (): boolean => requests.size > 0 && Array.from(known).every((listener) => !listener.listening)
 
   const look = Effect.andThen(anyRequest.await, Effect.sleep(100))
 
   yield* look.pipe(
-    Effect.repeat({ until: hasClosed }),
+    Effect.repeat({ until: haveClosed }),
     Effect.andThen(end),
     // The connections whose streams have ended are idle now. The server has closed only those that were so before.
     Effect.andThen(Effect.forever(Effect.andThen(
       Effect.sync(() => {
-        for (const listener of requests.keys()) if (!listener.listening) listener.closeIdleConnections?.()
+        for (const listener of known) listener.closeIdleConnections?.()
       }),
       Effect.sleep(100)
     ))),
@@ -47,17 +48,15 @@ export const make = Effect.fnUntraced(function*(end: Effect.Effect<void>) {
     if (listener === undefined) return Effect.void
     return Effect.acquireRelease(
       Effect.sync(() => {
+        known.add(listener)
         requests.set(listener, (requests.get(listener) ?? 0) + 1)
         anyRequest.openUnsafe()
       }),
       () =>
         Effect.sync(() => {
           const others = requests.get(listener)! - 1
-          if (others > 0) {
-            requests.set(listener, others)
-            return
-          }
-          if (listener.listening) requests.delete(listener)
+          if (others > 0) requests.set(listener, others)
+          else requests.delete(listener)
           if (requests.size === 0) anyRequest.closeUnsafe()
         })
     )

@@ -118,6 +118,8 @@ export const make = Effect.fnUntraced(function*(options: Endpoints.EndpointOptio
   const guarded = Effect.fnUntraced(function*<E>(handler: Handler<E>, request: Request) {
     const refusal = settings.gate(request)
     if (refusal !== undefined) return refusal
+    // Nothing can be done with any other, and a preflight comes without credentials
+    if (!["POST", "GET", "DELETE"].includes(request.method)) return yield* handler
     if (request.method === "DELETE" && !settings.allowTermination) return methodNotAllowed
     const identity = yield* resolver.resolve(request)
     const id = isModern(request) ? undefined : Requests.sessionId(request)

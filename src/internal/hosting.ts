@@ -53,8 +53,8 @@ export interface Hosted {
     request: HttpServerRequest.HttpServerRequest,
     body: unknown
   ) => Effect.Effect<HttpServerResponse.HttpServerResponse, never, Scope.Scope>
-  /** Ends the stream on which the server speaks of its own accord. */
-  readonly endStandalone: () => void
+  /** Ends the streams that clients have opened to listen, and that would stay open. */
+  readonly endStreams: () => void
   /** Answers everything that is in flight, and ends every stream. */
   readonly end: () => void
 }
@@ -89,6 +89,8 @@ const make = (scope: Scope.Scope, options: Options) => {
   })
   /** Those whose response has not come yet: its headers, where that is a stream. */
   const waiting = new Set<Waiting>()
+  /** What reads the bodies of answers to GET. */
+  const listening = new Set<Reader>()
   /** By request id, what is to be answered. */
   const inFlight = new Map<RequestId, Waiting>()
   let hasEnded = false
@@ -141,7 +143,10 @@ const make = (scope: Scope.Scope, options: Options) => {
     Effect.uninterruptibleMask((restore) =>
       Effect.flatMap(
         restore(respond(request, body)),
-        (response) => response instanceof Response ? toAnswer(response) : Effect.succeed(response)
+        (response) =>
+          response instanceof Response
+            ? toAnswer(response, request.method === "GET" ? listening : undefined)
+            : Effect.succeed(response)
       )
     )
 
@@ -180,7 +185,11 @@ const make = (scope: Scope.Scope, options: Options) => {
     void transport.close()
   }
 
-  return { scope, wire, handle, endStandalone: () => transport.closeStandaloneSSEStream(), end }
+  const endStreams = () => {
+    for (const reader of listening) void reader.cancel()
+  }
+
+  return { scope, wire, handle, endStreams, end }
 }
 
 // -----------------------------------------------------------------------------
@@ -214,16 +223,23 @@ const emptyStream = HttpServerResponse.text("", {
   headers: { "cache-control": "no-cache, no-transform" }
 })
 
+type Reader = ReadableStreamDefaultReader<Uint8Array>
+
 const toAnswer = (
-  response: Response
+  response: Response,
+  readers: Set<Reader> | undefined
 ): Effect.Effect<HttpServerResponse.HttpServerResponse, never, Scope.Scope> => {
   const { body, status } = response
   if (body === null) return Effect.succeed(HttpServerResponse.empty({ status, headers: headersOf(response) }))
   if (response.headers.get("content-type") === "text/event-stream") {
     const reader = body.getReader()
+    readers?.add(reader)
     return Effect.as(
       // Not the stream's own: it may never begin, if the client is gone by now.
-      Effect.addFinalizer(() => Effect.ignore(Effect.tryPromise(() => reader.cancel()))),
+      Effect.addFinalizer(() => {
+        readers?.delete(reader)
+        return Effect.ignore(Effect.tryPromise(() => reader.cancel()))
+      }),
       HttpServerResponse.stream(events(reader), {
         status,
         headers: headersOf(response),
@@ -261,7 +277,7 @@ const hasData = (text: string): boolean => text.includes("\"code\":-32700") && t
  * Begins with a comment if there is no event at once: a Node server sends the headers with the first bytes of the body, and
  * a client that has no headers does not know that its stream is open.
  */
-const events = (reader: ReadableStreamDefaultReader<Uint8Array>): Stream.Stream<Uint8Array> => {
+const events = (reader: Reader): Stream.Stream<Uint8Array> => {
   let next: ReturnType<typeof reader.read> | undefined
   let isFirst = true
   return Stream.fromPull(Effect.succeed(
