@@ -10,7 +10,7 @@ const collect = Effect.promise(() => {
   return new Promise((resolve) => setImmediate(resolve))
 })
 
-const heap = Effect.map(Effect.repeat(collect, { times: 3 }), () => process.memoryUsage().heapUsed)
+export const heap = Effect.map(Effect.repeat(collect, { times: 3 }), () => process.memoryUsage().heapUsed)
 
 /** What the pool keeps of an idle session, beyond the session and a bare `Scope` that holds it. */
 export const main = Effect.gen(function*() {
