@@ -40,6 +40,8 @@ export interface Options {
   readonly eventStore: EventStore | undefined
   /** Milliseconds. */
   readonly retryInterval: number | undefined
+  /** The server has closed its connection by itself. */
+  readonly onClosed: () => void
 }
 
 export interface Hosted {
@@ -112,7 +114,10 @@ const make = (scope: Scope.Scope, options: Options) => {
   Object.assign(
     transport,
     {
-      onclose: () => wire.onclose?.(),
+      onclose: () => {
+        wire.onclose?.()
+        if (!hasEnded) options.onClosed()
+      },
       onerror: (error) => wire.onerror?.(error),
       onmessage: (message, extra) => {
         wire.onmessage?.(message, extra)
