@@ -63,7 +63,8 @@ export type EndpointOptions = Endpoints.EndpointOptions
 export interface LayerOptions<E, R> extends EndpointOptions {
   /**
    * Makes the server of a session, a new one each time: the SDK's `McpServer` or `Server`. It is connected and closed
-   * for you; its own finalizers run after that. Runs with the services and a scope of the layer.
+   * for you; its own finalizers run after that. One that closes itself ends its session. Runs with the services and a
+   * scope of the layer.
    *
    * A failure answers `initialize` with its own response if it has one (as `PoolExhausted` has), else with 503.
    */
@@ -102,7 +103,8 @@ export type ServerLike = Hosting.ServerLike
 /**
  * Hosts an SDK server for each session, over Streamable HTTP: POST, GET for the server's own stream, DELETE.
  *
- * A request that is being answered and a stream that is open hold their session. The session ends them when it ends.
+ * A request that is being answered and a stream that is open hold their session. The session ends them when it ends, and
+ * all of them end with the layer, or with the Node server that they came to as soon as that stops listening.
  *
  * It provides the `SessionRegistry` of its sessions, so that an operator can list, count and terminate them.
  *
@@ -166,7 +168,7 @@ const makeLayer = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>)
   const arrivals = makeArrivals()
   const stores = new WeakSet<EventStore>()
 
-  const open = (info: SessionInfo) => {
+  const open = (info: SessionInfo): Effect.Effect<Session, unknown, R | Scope.Scope> => {
     const caller = arrivals.callerOf(info.owner)
     return Effect.gen(function*() {
       const eventStore = options.eventStore?.(info)
@@ -177,7 +179,14 @@ const makeLayer = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>)
       const { enableJsonResponse, retryInterval } = settings
       const hosted = yield* Hosting.open(
         Effect.suspend(() => options.server(info, { identity: Effect.sync(() => caller.identity) })),
-        { id: info.id, enableJsonResponse, eventStore, retryInterval }
+        {
+          id: info.id,
+          enableJsonResponse,
+          eventStore,
+          retryInterval,
+          onClosed: () =>
+            void Effect.runForkWith(services)(Effect.ignore(registry.terminate(info.id, { key: info.owner })))
+        }
       )
       return { hosted, caller } satisfies Session as Session
     }).pipe(Effect.catchCause((cause) => unopened(cause, caller)))

@@ -180,6 +180,18 @@ const suite = (start: typeof web) => {
       yield* eventually(() => endpoint.log.closed.length === 1)
     }))
 
+  it.live("a server that closes itself ends its session", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open(start, { response: "json" })
+      const session = yield* begin(endpoint)
+      const called = send(endpoint, "POST", { session }, call("wait")).then((answer) => answer.status)
+      yield* eventually(() => endpoint.log.called.length === 1)
+      yield* Effect.promise(() => endpoint.log.servers.get(session)!.close())
+      assert.strictEqual(yield* Effect.promise(() => called).pipe(Effect.timeout("1 second")), 404)
+      yield* eventually(() => endpoint.log.closed.length === 1)
+      assert.strictEqual(yield* endpoint.registry.size, 0)
+    }))
+
   it.live("a session past its lifetime ends its GET stream, and lets its calls finish", () =>
     Effect.gen(function*() {
       const endpoint = yield* open(start, { maxLifetime: 300 })

@@ -15,7 +15,7 @@ import {
   WebStandardStreamableHTTPServerTransport
 } from "@modelcontextprotocol/sdk/server/webStandardStreamableHttp.js"
 import type { Transport } from "@modelcontextprotocol/sdk/shared/transport.js"
-import type { JSONRPCMessage, RequestId } from "@modelcontextprotocol/sdk/types.js"
+import type { RequestId } from "@modelcontextprotocol/sdk/types.js"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
@@ -40,6 +40,8 @@ export interface Options {
   readonly eventStore: EventStore | undefined
   /** Milliseconds. */
   readonly retryInterval: number | undefined
+  /** The server has closed its connection by itself. */
+  readonly onClosed: () => void
 }
 
 export interface Hosted {
@@ -102,7 +104,7 @@ const make = (scope: Scope.Scope, options: Options) => {
       try {
         await transport.send(message, relatedRequestId === undefined ? {} : { relatedRequestId })
       } finally {
-        if (isResponse(message)) inFlight.delete(message.id)
+        if (!("method" in message) && message.id !== undefined) inFlight.delete(message.id)
       }
     },
     get sessionId() {
@@ -112,7 +114,10 @@ const make = (scope: Scope.Scope, options: Options) => {
   Object.assign(
     transport,
     {
-      onclose: () => wire.onclose?.(),
+      onclose: () => {
+        wire.onclose?.()
+        if (!hasEnded) options.onClosed()
+      },
       onerror: (error) => wire.onerror?.(error),
       onmessage: (message, extra) => {
         wire.onmessage?.(message, extra)
@@ -156,13 +161,14 @@ const make = (scope: Scope.Scope, options: Options) => {
       const ids = requestIds(body)
       if (hasEnded) return answer(Answers.notFound)
       if (ids.some((id, i) => inFlight.has(id) || ids.indexOf(id) !== i)) return answer(Answers.requestIdInUse)
+      const webRequest = toRequest(request)
       const post: Waiting = { ids, answer }
       const forget = () => {
         for (const id of ids) if (inFlight.get(id) === post) inFlight.delete(id)
       }
       waiting.add(post)
       for (const id of ids) inFlight.set(id, post)
-      transport.handleRequest(toRequest(request), body === undefined ? {} : { parsedBody: body }).then(
+      transport.handleRequest(webRequest, body === undefined ? {} : { parsedBody: body }).then(
         (response) => {
           if (response.status >= 400) forget()
           if (waiting.delete(post)) answer(response)
@@ -195,10 +201,6 @@ const make = (scope: Scope.Scope, options: Options) => {
 // -----------------------------------------------------------------------------
 // Messages
 // -----------------------------------------------------------------------------
-
-const isResponse = (message: JSONRPCMessage): message is Extract<JSONRPCMessage, { readonly id?: RequestId }> & {
-  readonly id: RequestId
-} => "id" in message && message.id !== undefined && !("method" in message)
 
 const requestIds = (body: unknown): ReadonlyArray<RequestId> =>
   (Array.isArray(body) ? body : [body]).flatMap((message: unknown) =>
