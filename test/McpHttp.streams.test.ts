@@ -28,6 +28,7 @@ import {
   textOf,
   web
 } from "./support/mcpHttp.ts"
+import { makeDice } from "./support/world.ts"
 
 const open = (start: typeof web, options: Partial<McpHttp.LayerOptions<unknown, Scope.Scope>> = {}) =>
   Effect.gen(function*() {
@@ -386,6 +387,8 @@ const pause = (steps: number) =>
     for (let i = 0; i < steps; i++) yield* Effect.promise(() => Promise.resolve())
   })
 
+const interleavings = 1_000
+
 describe("McpHttp.layer, whatever comes first", () => {
   it.live.each(["sse", "json"] as const)(
     "a call and a DELETE both end, and the session with them (%s)",
@@ -393,16 +396,17 @@ describe("McpHttp.layer, whatever comes first", () => {
       Effect.gen(function*() {
         const endpoint = yield* open(web, { response, capacity: 20 })
         const seen = new Set<number>()
-        for (let i = 0; i < 300; i++) {
+        for (let seed = 0; seed < interleavings; seed++) {
+          const dice = makeDice(seed)
           const session = yield* begin(endpoint)
           const [called, deleted] = yield* Effect.all([
             Effect.andThen(
-              pause(i % 17),
+              pause(dice.below(24)),
               post(endpoint, call("echo", { message: "hi" }), { session }).pipe(
                 Effect.flatMap((answer) => Effect.map(textOf(answer), (text) => ({ status: answer.status, text })))
               )
             ),
-            Effect.andThen(pause(Math.floor(i / 17)), request(endpoint, "DELETE", { session }))
+            Effect.andThen(pause(dice.below(24)), request(endpoint, "DELETE", { session }))
           ], { concurrency: "unbounded" }).pipe(Effect.timeout("2 seconds"))
           seen.add(called.status)
           assert.strictEqual(deleted.status, 204)
@@ -411,7 +415,7 @@ describe("McpHttp.layer, whatever comes first", () => {
           assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 404)
         }
         assert.deepStrictEqual(Array.from(seen).toSorted(), [200, 404])
-        yield* eventually(() => endpoint.log.closed.length === 300)
+        yield* eventually(() => endpoint.log.closed.length === interleavings)
         assert.strictEqual(endpoint.log.servers.size, 0)
       })
   )

@@ -1,0 +1,89 @@
+/**
+ * Many sessions at once, through the router's web handler: what one caller may cost the others, and what is left of those
+ * whom nobody ended.
+ */
+import { setFlagsFromString } from "node:v8"
+import { runInNewContext } from "node:vm"
+import { assert, describe, it } from "@effect/vitest"
+import { Server } from "@modelcontextprotocol/sdk/server/index.js"
+import { CallToolRequestSchema } from "@modelcontextprotocol/sdk/types.js"
+import * as Effect from "effect/Effect"
+import * as McpHttp from "effect-mcp-sessions/McpHttp"
+import { begin, call, initialize, post, textOf, web } from "./support/mcpHttp.ts"
+
+setFlagsFromString("--expose-gc")
+const collect: () => void = runInNewContext("gc")
+
+const heap = Effect.gen(function*() {
+  for (let i = 0; i < 3; i++) {
+    collect()
+    yield* Effect.promise(() => new Promise((resolve) => setImmediate(resolve)))
+  }
+  return process.memoryUsage().heapUsed
+})
+
+const served = (options: Omit<McpHttp.LayerOptions<never, never>, "server"> = {}) => {
+  const built = { count: 0 }
+  const app = McpHttp.layer({
+    response: "json",
+    ...options,
+    server: () =>
+      Effect.sync(() => {
+        built.count++
+        const server = new Server({ name: "load", version: "1" }, { capabilities: { tools: {} } })
+        server.setRequestHandler(CallToolRequestSchema, () => ({ content: [{ type: "text", text: "here" }] }))
+        return server
+      })
+  })
+  return Effect.map(web(app), (endpoint) => ({ built, endpoint }))
+}
+
+describe("McpHttp.layer under load", () => {
+  it.live(
+    "a hundred thousand initializes of one owner fill the registry and no more, and another owner is served",
+    () =>
+      Effect.gen(function*() {
+        const { built, endpoint } = yield* served()
+        const session = yield* begin(endpoint, "bystander")
+        let full = 0
+        let retryAfter = 0
+        for (let i = 0; i < 100_000; i++) {
+          const response = yield* post(endpoint, initialize, { as: "greedy" })
+          yield* textOf(response)
+          if (response.status === 503) full++
+          else assert.strictEqual(response.status, 200)
+          if (response.status === 503 && response.headers.has("retry-after")) retryAfter++
+          if (i % 10_000 !== 0) continue
+          const answer = yield* post(endpoint, call("hello"), { as: "bystander", session })
+          assert.include(yield* textOf(answer), "here")
+        }
+        assert.deepStrictEqual([built.count, full, retryAfter], [10_000, 90_001, 90_001])
+        assert.strictEqual(yield* endpoint.registry.size, 10_000)
+      }),
+    180_000
+  )
+
+  it.live(
+    "ten thousand sessions that are abandoned are all closed on time, and their memory is free again",
+    () =>
+      Effect.gen(function*() {
+        const { endpoint } = yield* served({ idleTimeToLive: "3 seconds" })
+        const abandon = (count: number) =>
+          Effect.gen(function*() {
+            for (let i = 0; i < count; i++) yield* begin(endpoint, `owner-${i % 100}`)
+            yield* Effect.sleep("3 seconds").pipe(
+              Effect.andThen(endpoint.registry.stats),
+              Effect.repeat({ until: (stats) => stats.size + stats.closing === 0 })
+            )
+          })
+        // What is compiled and cached once is not counted
+        yield* abandon(500)
+        const before = yield* heap
+        yield* abandon(10_000)
+        const after = yield* heap
+        assert.isBelow(after, before * 1.1)
+        assert.strictEqual((yield* endpoint.registry.stats).expirations, 10_500)
+      }),
+    180_000
+  )
+})
