@@ -194,7 +194,9 @@ export class InvalidIdentity extends Schema.TaggedError<InvalidIdentity>()("Inva
   readonly reference = "invalid-identity"
 
   override get message(): string {
-    return `Identity.${this.method}: ${this.issue}. Return a session key, { key, auth?, shared? } or an Identity.`
+    return this.method === "identify"
+      ? `identify: ${this.issue}. Return a session key, { key, auth?, shared? } or an Identity.`
+      : `Identity.${this.method}: ${this.issue}. Decode keys that come from outside with the SessionKey schema first.`
   }
 
   [HttpServerRespondable.symbol]() {

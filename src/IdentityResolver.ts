@@ -28,6 +28,7 @@ import {
   MissingCredentials,
   SessionKey
 } from "./Identity.ts"
+import * as Options from "./internal/options.ts"
 import { InvalidOptions } from "./InvalidOptions.ts"
 
 /**
@@ -235,6 +236,8 @@ const isSessionKey = Schema.is(SessionKey)
 const validate = Effect.fnUntraced(function*(
   options: IdentityResolverOptions
 ): Effect.fn.Return<Settings, InvalidOptions> {
+  // A misspelt option would leave the door open: it is refused, not ignored.
+  yield* Options.reader("IdentityResolver", options, ["mode", "header", "scheme", "sharedKey", "keySecret"])
   const { header = "authorization", keySecret, mode = "optional", scheme = "bearer", sharedKey = "shared" } = options
   if (!isAuthMode(mode)) {
     return yield* invalid("mode", `"optional", "required" or "disabled", got ${Formatter.format(mode)}`)
@@ -337,7 +340,7 @@ const makeCredentials = (scheme: CredentialScheme, token: string, header: string
   })
 
 /**
- * The identities of the latest header values, so that a caller who comes back costs neither parsing nor digest.
+ * The identities of the newest header values, first in, first out, so that a caller who comes back costs neither parsing nor digest.
  */
 const makeMemo = () => {
   const capacity = 1024
@@ -533,12 +536,12 @@ const toIdentity = (identified: unknown): Effect.Effect<Identity, InvalidIdentit
   if (typeof token !== "string") {
     return refuse("`auth.token` is not a string")
   }
-  if (token === "") {
-    return checkKey(key, Option.none(), shared)
-  }
   const header = reveal(auth.header ?? "")
   if (typeof header !== "string") {
     return refuse("`auth.header` is not a string")
+  }
+  if (token === "") {
+    return header === "" ? checkKey(key, Option.none(), shared) : refuse("`auth.header` has no `auth.token` beside it")
   }
   return checkKey(
     key,
@@ -557,7 +560,9 @@ const checkKey = (
   }
   if (Option.isSome(credentials)) {
     const token = Redacted.value(credentials.value.token)
-    if (token.length >= 8 && key.includes(token)) {
+    const base64 = Buffer.from(token).toString("base64").replace(/=+$/, "")
+    const forms = [token, base64, base64.replaceAll("+", "-").replaceAll("/", "_")]
+    if (token.length >= 8 && forms.some((form) => key.includes(form))) {
       return refuse("the session key has the token in it, and keys are logged")
     }
   }

@@ -4,12 +4,14 @@
  * One pool serves all of them: `identity.at(name)` chooses the server.
  *
  * ```ts
- * const Pool = SessionPool.layer({ connect: McpServers.connect }).pipe(
+ * class Upstreams extends SessionPool.Tag<Upstreams, McpSession, McpSessionError | UnknownServer>()("app/Upstreams") {}
+ *
+ * const Pool = Upstreams.layer({ connect: McpServers.connect }).pipe(
  *   Layer.provide(McpServers.layer("mcp.json")),
  *   Layer.provide(NodeServices.layer)
  * )
  *
- * SessionPool.withSession(identity.at("weather"), (session) => session.callTool({ name: "forecast" }))
+ * Upstreams.withSession(identity.at("weather"), (session) => session.callTool({ name: "forecast" }))
  * ```
  */
 import * as Context from "effect/Context"

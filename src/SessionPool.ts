@@ -58,7 +58,7 @@ export interface SessionHandle {
  *
  * @category models
  */
-export interface SessionPoolOptions<Session, E, R> {
+export interface SessionPoolOptions<Session, E, R, RC = R> {
   /**
    * Opens a session. Its finalizers close it. Runs with the services, the span and a scope of the pool, never those of
    * the caller that happened to come first.
@@ -91,7 +91,7 @@ export interface SessionPoolOptions<Session, E, R> {
    * Asks a session that has been idle for `checkAfter` whether it still works, before it is leased again. If it fails,
    * dies or takes longer than `checkTimeout`, the session is retired and another opened. By default nothing is asked.
    */
-  readonly check?: ((session: Session) => Effect.Effect<unknown, unknown, R>) | undefined
+  readonly check?: ((session: Session) => Effect.Effect<unknown, unknown, RC>) | undefined
   /** By default 1 minute. */
   readonly checkAfter?: Duration.Input | undefined
   /** By default 5 seconds. */
@@ -126,7 +126,7 @@ export interface SessionPoolStats {
   readonly closing: number
   /** Callers that wait for room. */
   readonly waiting: number
-  /** Gets that found a session, or one being opened. */
+  /** Gets that found a session, one being opened, or a failure that is remembered. */
   readonly hits: number
   readonly misses: number
   /** Sessions retired to make room for another identity. */
@@ -161,7 +161,7 @@ export interface SessionPoolEntry {
 }
 
 /**
- * What happened in the pool. Each session is `Opened` once, `Retired` once (before that if it was retired while opening),
+ * What happened in the pool. An open that nobody waited for any more is no event. Each session is `Opened` once, `Retired` once (before that if it was retired while opening),
  * and at last `Closed` or `CloseFailed` once. A `CloseFailed` after an `OpenFailed` is of an open that could not free what
  * it had acquired.
  *
@@ -333,18 +333,18 @@ export interface TagClass<in out Self, in out Id extends string, in out Session,
   /**
    * A pool that lives as long as the layer's scope.
    */
-  readonly layer: <R = never>(
-    options: SessionPoolOptions<Session, E, R>
-  ) => Layer.Layer<Self, InvalidOptions, Exclude<R, Scope.Scope>>
+  readonly layer: <R = never, RC = never>(
+    options: SessionPoolOptions<Session, E, R, RC>
+  ) => Layer.Layer<Self, InvalidOptions, Exclude<R | RC, Scope.Scope>>
   /**
    * A pool whose options come from the configuration, and from `options` where that is silent: `MCP_SESSION_MAX`, and in
    * milliseconds `MCP_SESSION_TTL_MS`, `MCP_SESSION_MAX_LIFETIME_MS`, `MCP_SESSION_CONNECT_TIMEOUT_MS`,
    * `MCP_SESSION_ACQUIRE_TIMEOUT_MS`, `MCP_SESSION_CLOSE_TIMEOUT_MS`, `MCP_SESSION_DRAIN_TIMEOUT_MS`,
    * `MCP_SESSION_CHECK_AFTER_MS`, `MCP_SESSION_CHECK_TIMEOUT_MS` and `MCP_SESSION_FAILURE_TTL_MS`.
    */
-  readonly layerConfig: <R = never>(
-    options: SessionPoolOptions<Session, E, R>
-  ) => Layer.Layer<Self, InvalidOptions | Config.ConfigError, Exclude<R, Scope.Scope>>
+  readonly layerConfig: <R = never, RC = never>(
+    options: SessionPoolOptions<Session, E, R, RC>
+  ) => Layer.Layer<Self, InvalidOptions | Config.ConfigError, Exclude<R | RC, Scope.Scope>>
 }
 
 /**
@@ -374,9 +374,9 @@ export const Tag =
       static readonly stats = Pool.use((pool) => pool.stats)
       static readonly entries = Pool.use((pool) => pool.entries)
       static readonly events = Stream.unwrap(Pool.useSync((pool) => pool.events))
-      static readonly layer = <R = never>(options: SessionPoolOptions<Session, E, R>) =>
+      static readonly layer = <R = never, RC = never>(options: SessionPoolOptions<Session, E, R, RC>) =>
         Layer.effect(Pool, make(options))
-      static readonly layerConfig = <R = never>(options: SessionPoolOptions<Session, E, R>) =>
+      static readonly layerConfig = <R = never, RC = never>(options: SessionPoolOptions<Session, E, R, RC>) =>
         Layer.effect(Pool, Effect.flatMap(configured(options), make))
     }
     return Pool
@@ -390,10 +390,10 @@ type Slot<Session, E> = Leased.Slot<Identity, Session, E | SessionPoolError>
 
 type Caller<Session, E> = Waiting.Caller<Identity, Session, E | SessionPoolError>
 
-const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOptions<Session, E, R>) {
+const make = Effect.fnUntraced(function*<Session, E, R, RC>(input: SessionPoolOptions<Session, E, R, RC>) {
   const options = yield* parse(input)
   const clock = yield* Clock.Clock
-  const context = yield* Effect.context<R>()
+  const context = yield* Effect.context<RC>()
   const events = yield* Events.make<SessionPoolEvent>()
   const counts = { hits: 0, misses: 0, evictions: 0, expirations: 0, retirements: 0, failures: 0, closeFailures: 0 }
   const failures = Failures.make<Identity, E | SessionPoolError>({
@@ -404,22 +404,29 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
 
   const engine = yield* Leased.make<Identity, Session, E | SessionPoolError, R>({
     ...options,
-    open: (slot) =>
-      input.connect(slot.info, {
+    open: (slot) => {
+      const opened = input.connect(slot.info, {
         // Told by events: no text of others.
         retire: (reason) =>
           Effect.sync(() => void Leased.retire(engine, slot, reason === "unhealthy" ? "unhealthy" : "died")),
         credentials: Effect.sync(() => slot.info.credentials)
-      }),
+      })
+      // Without types, an async function is an easy mistake: it would never resume the fiber.
+      return Effect.isEffect(opened) ? opened : Effect.die(new TypeError("connect must return an Effect"))
+    },
     openTimedOut: (slot) => new ConnectTimeout({ key: keyOf(slot), after: Duration.millis(options.openTimeout) }),
     shutDown: () => new PoolClosed(),
-    onOpened: (slot) => events.emit(SessionPoolEvent.Opened({ key: keyOf(slot) })),
+    onOpened: (slot) => {
+      failures.forget(slot.info)
+      events.emit(SessionPoolEvent.Opened({ key: keyOf(slot) }))
+    },
     onOpenFailed: (slot, cause) => {
       if (engine.isShutDown) return
       counts.failures++
       const timeout = Option.exists(Cause.findErrorOption(cause), (error) => error instanceof ConnectTimeout)
       events.emit(SessionPoolEvent.OpenFailed({ key: keyOf(slot), reason: timeout ? "timeout" : "failed" }))
-      failures.remember(slot.info, Exit.failCause(cause))
+      // What was invalidated while it opened says nothing of what a new open would meet.
+      if (slot.retired === undefined) failures.remember(slot.info, Exit.failCause(cause))
     },
     onRetired: (slot, reason) => {
       if (reason === "evicted") counts.evictions++
@@ -459,21 +466,28 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
 
   // --- Leases ---
 
+  const count = (caller: Caller<Session, E>, kind: "hits" | "misses"): void => {
+    if (caller.isCounted) return
+    caller.isCounted = true
+    counts[kind]++
+  }
+
   const acquire = (caller: Caller<Session, E>, identity: Identity): Effect.Effect<Session, E | SessionPoolError> => {
     if (engine.isShutDown) return Effect.fail(new PoolClosed())
     const slot = Leased.lease(engine, identity.key)
     if (slot !== undefined) {
       caller.slot = slot
       slot.info = newest(slot.info, identity)
-      counts.hits++
-      return checks.isDue(slot) ? checked(caller, slot, identity) : Leased.join(slot)
+      if (checks.isDue(slot)) return checked(caller, slot, identity)
+      count(caller, "hits")
+      return Leased.join(slot)
     }
     const failure = failures.recall(identity)
     if (failure !== undefined) {
-      counts.hits++
+      count(caller, "hits")
       return failure
     }
-    counts.misses++
+    count(caller, "misses")
     const isAdmitted = engine.starter.atomically(() => {
       if (!Waiting.isEmpty(waiting) || !makeRoom()) return false
       caller.slot = Leased.admit(engine, identity.key, identity, 1)
@@ -500,9 +514,10 @@ const make = Effect.fnUntraced(function*<Session, E, R>(input: SessionPoolOption
     identity: Identity
   ): Effect.Effect<Session, E | SessionPoolError> =>
     Effect.flatMap(checks.passed(slot), (passed) => {
-      if (passed) return Leased.join(slot)
-      // It found no session after all: let it be counted anew.
-      counts.hits--
+      if (passed) {
+        count(caller, "hits")
+        return Leased.join(slot)
+      }
       return Effect.andThen(
         Waiting.end(waiting, caller) ?? Effect.void,
         Effect.suspend(() => acquire(caller, identity))
@@ -712,9 +727,9 @@ const config = Config.all({
   failureTimeToLive: Config.option(Config.Number("MCP_SESSION_FAILURE_TTL_MS"))
 })
 
-const configured = <Session, E, R>(
-  options: SessionPoolOptions<Session, E, R>
-): Effect.Effect<SessionPoolOptions<Session, E, R>, Config.ConfigError> =>
+const configured = <Session, E, R, RC>(
+  options: SessionPoolOptions<Session, E, R, RC>
+): Effect.Effect<SessionPoolOptions<Session, E, R, RC>, Config.ConfigError> =>
   Effect.map(config, (values) => ({ ...options, ...Record.getSomes(values) }))
 
 /**

@@ -450,22 +450,21 @@ describe("SessionPool", () => {
         assert.strictEqual((yield* pool.stats).draining, 0)
       }))
 
-    it.effect("during a check gives the session to those who wait for the check, if it passes", () =>
+    it.effect("during a check sends those who wait for the check to the next session, even if it passes", () =>
       Effect.gen(function*() {
         const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, checkAfter: 0, check: () => Effect.sleep(100) })
+        const pool = yield* openPool({ connect: upstream.connect, checkAfter: 10, check: () => Effect.sleep(100) })
         yield* visit(pool, a)
+        yield* TestClock.adjust(10)
         const caller = yield* fork(lease(pool, a))
         yield* TestClock.adjust(50)
         assert.isTrue(yield* pool.invalidate(a))
-        const other = yield* visit(pool, a)
-        assert.strictEqual(other.name, "a2")
+        const other = yield* lease(pool, a)
+        assert.strictEqual(other.session.name, "a2")
         yield* TestClock.adjust(50)
-        const old = yield* Fiber.join(caller)
-        assert.isTrue(old.session.isOpen, "never closed in use")
-        yield* old.release
-        yield* settle
-        assert.deepStrictEqual(upstream.closed, upstream.closed.includes("a1") ? ["a1"] : [])
+        const served = yield* Fiber.join(caller)
+        assert.strictEqual(served.session.name, "a2")
+        assert.deepStrictEqual(upstream.closed, ["a1"])
       }))
 
     it.effect("forgets the identity's failed connect", () =>

@@ -48,7 +48,8 @@ export const make = <I, A, E>(
       started.fiber = yield* Effect.forkDetach(Effect.suspend(() => check(session)), { startImmediately: true })
       const exit = yield* Effect.timeoutOption(Fiber.await(started.fiber), checkTimeout)
       started.fiber.interruptUnsafe()
-      const passed = Option.exists(exit, Exit.isSuccess)
+      // Retired meanwhile, it is not for those who have yet to get it.
+      const passed = Option.exists(exit, Exit.isSuccess) && slot.retired === undefined
       running.delete(slot.id)
       if (!passed && !engine.isShutDown) Leased.retire(engine, slot, "unhealthy")
       Leased.release(engine, slot)

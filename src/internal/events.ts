@@ -20,6 +20,9 @@ export interface Events<A> {
 const capacity = 1024
 
 /**
+ * The queue is what an emitter without a fiber can offer to: published at once, an event would run the code of its
+ * readers, and `PubSub.publishUnsafe` on a full sliding one drops the newest.
+ *
  * The emitter lives as long as the current scope, and every event emitted before that closes is delivered.
  */
 export const make = Effect.fnUntraced(function*<A>() {

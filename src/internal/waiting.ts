@@ -15,6 +15,8 @@ import * as Leased from "./leased.ts"
 export interface Caller<I, A, E> {
   slot: Leased.Slot<I, A, E> | undefined
   party: Party<I, A, E> | undefined
+  /** Whether it is in the statistics: a caller that is served in several tries is one hit or one miss. */
+  isCounted: boolean
 }
 
 interface Party<I, A, E> {
@@ -35,7 +37,7 @@ export const make = <I extends { readonly key: string }, A, E>(
   newest: (known: I, comes: I) => I
 ): Waiting<I, A, E> => ({ engine, line: new Map(), newest })
 
-export const caller = <I, A, E>(): Caller<I, A, E> => ({ slot: undefined, party: undefined })
+export const caller = <I, A, E>(): Caller<I, A, E> => ({ slot: undefined, party: undefined, isCounted: false })
 
 export const isEmpty = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>): boolean =>
   self.line.size === 0
