@@ -200,6 +200,7 @@ class Simulation {
   pool!: SessionPool.Service<Session, ConnectFailed>
   shutdownAt: number | undefined
   shutdown: Fiber.Fiber<void> | undefined
+  counts: SessionPool.SessionPoolStats | undefined
   broken: string | undefined
   said = ""
 
@@ -540,6 +541,10 @@ class Simulation {
     const stats = Effect.runSync(this.pool.stats)
     const { capacity } = this.options
     this.said += JSON.stringify(stats)
+    for (const name of ["hits", "misses", "evictions", "expirations", "retirements", "failures"] as const) {
+      this.expect(stats[name] >= (this.counts?.[name] ?? 0), `stats: ${name} has gone down`)
+    }
+    this.counts = stats
     const taken = stats.opening + stats.leased + stats.idle + stats.draining
     this.expect(taken <= capacity, `3: ${taken} places of ${capacity} are taken`)
     this.expect(stats.closing <= capacity, `3: ${stats.closing} of ${capacity} are closing`)
