@@ -1,6 +1,5 @@
 import { spawn } from "node:child_process"
-import { existsSync, mkdtempSync, readFileSync } from "node:fs"
-import { tmpdir } from "node:os"
+import { existsSync, readFileSync } from "node:fs"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
 import { assert, describe, it } from "@effect/vitest"
@@ -17,6 +16,7 @@ import * as McpConnector from "effect-mcp-sessions/McpConnector"
 import { type McpSession, SessionClosed, Unreachable } from "effect-mcp-sessions/McpSession"
 import { descendants, isAlive, survivors } from "./support/processes.ts"
 import { makeHandle } from "./support/sessions.ts"
+import { temporaryDirectory } from "./support/temporary.ts"
 
 const script = fileURLToPath(new URL("./support/servers/stdio.mjs", import.meta.url))
 const everything = fileURLToPath(
@@ -35,7 +35,7 @@ const call = (session: McpSession, name: string, args: Record<string, unknown> =
 
 /** The fixture, behaving as told, and the pids of everything that it has started. */
 const fixture = (...behaviours: ReadonlyArray<string>) => {
-  const pidFile = join(mkdtempSync(join(tmpdir(), "mcp-stdio-")), "pids")
+  const pidFile = join(temporaryDirectory("mcp-stdio-"), "pids")
   return {
     options: { command: process.execPath, args: [script, ...behaviours], env: { PID_FILE: pidFile } },
     // As npx does it: a shell that waits for the server, and that a signal kills alone

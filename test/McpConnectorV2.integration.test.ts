@@ -1,5 +1,4 @@
-import { existsSync, mkdtempSync, readFileSync } from "node:fs"
-import { tmpdir } from "node:os"
+import { existsSync, readFileSync } from "node:fs"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
 import { assert, describe, it } from "@effect/vitest"
@@ -17,6 +16,7 @@ import { descendants, isAlive } from "./support/processes.ts"
 import * as HttpServer from "./support/servers/http.ts"
 import * as Modern from "./support/servers/modern.mjs"
 import { makeHandle } from "./support/sessions.ts"
+import { temporaryDirectory } from "./support/temporary.ts"
 
 const script = (name: string) => fileURLToPath(new URL(`./support/servers/${name}`, import.meta.url))
 
@@ -45,7 +45,7 @@ const eventually = (condition: () => boolean) =>
 
 /** A child process, and how many of it have been started. */
 const child = (...args: ReadonlyArray<string>) => {
-  const pidFile = join(mkdtempSync(join(tmpdir(), "mcp-v2-")), "pids")
+  const pidFile = join(temporaryDirectory("mcp-v2-"), "pids")
   return {
     options: { command: process.execPath, args, env: { PID_FILE: pidFile } },
     pids: () => existsSync(pidFile) ? readFileSync(pidFile, "utf8").trim().split("\n").map(Number) : []

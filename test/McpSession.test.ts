@@ -1,3 +1,4 @@
+import { readFileSync } from "node:fs"
 import { assert, describe, it } from "@effect/vitest"
 import { SseError } from "@modelcontextprotocol/sdk/client/sse.js"
 import { StreamableHTTPError } from "@modelcontextprotocol/sdk/client/streamableHttp.js"
@@ -480,5 +481,12 @@ describe("classify", () => {
       assert.strictEqual(classify(new StreamableHTTPError(404, "nothing here"), false)._tag, "HttpFailure")
       const modern = sdkError("SdkHttpError", { status: 404, data: { text: "{\"error\":{\"code\":-32601}}" } })
       assert.deepInclude(classify(modern, false), { _tag: "ProtocolFailure", code: -32601 })
+    }))
+  it.effect("has a module that imports nothing but types", () =>
+    Effect.sync(() => {
+      const source = readFileSync(new URL("../src/internal/clients.ts", import.meta.url), "utf8")
+      const code = source.replace(/\/\*.*?\*\/|^\s*\/\/.*?$/gms, "")
+      const imports = code.match(/^import\b(?!\s+type\b).*|^export\b[^;"]*?\bfrom\s*".*|\b(?:import|require)\s*\(.*/gm)
+      assert.deepStrictEqual([...imports ?? []], [])
     }))
 })
