@@ -13,7 +13,7 @@ const everything = createRequire(import.meta.url).resolve("@modelcontextprotocol
 const Pool = SessionPool.layer({
   connect: McpConnector.stdio({ command: process.execPath, args: [everything, "stdio"] }),
   capacity: 2,
-  idleTimeToLive: "1 second"
+  idleTimeToLive: "2 seconds"
 })
 
 const Resolver = IdentityResolver.layer({ mode: "optional" })
@@ -63,7 +63,7 @@ const main = Effect.gen(function*() {
   yield* anonymous
 
   yield* Console.log("- nobody, for longer than idleTimeToLive")
-  yield* Effect.sleep("1500 millis")
+  yield* Effect.sleep("2500 millis")
 
   yield* Console.log("- bob once more, then the end of the pool")
   yield* bob
