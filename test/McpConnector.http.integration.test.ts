@@ -9,13 +9,13 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
-import * as Random from "effect/Random"
 import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import { Credentials, Identity } from "effect-mcp-sessions/Identity"
 import type * as McpConnector from "effect-mcp-sessions/McpConnector"
 import { HttpFailure, McpSession, type McpSessionErrorReason, Unreachable } from "effect-mcp-sessions/McpSession"
 import { type AnyConnector, type AnySession, type Generation, generations } from "./support/generations.ts"
+import { interruptCalls } from "./support/interrupts.ts"
 import * as HttpServer from "./support/servers/http.ts"
 import { makeHandle } from "./support/sessions.ts"
 
@@ -362,23 +362,27 @@ for (const [sdk, connector] of generations) {
         }))
     })
 
+    it.live("calls that time out leave no stream, and are cancelled", () =>
+      Effect.gen(function*() {
+        const { handle, server, session } = yield* connected({}, { requestTimeout: "500 millis" })
+        const errors = yield* Effect.forEach(
+          Array.from({ length: 20 }),
+          () => Effect.flip(call(session, "slow", { ms: 60_000 })),
+          { concurrency: "unbounded" }
+        )
+        assert.deepStrictEqual(new Set(errors.map((error) => error.reason._tag)), new Set(["RequestTimeout"]))
+        yield* eventually(() => server.calls.cancelled === server.calls.started)
+        yield* eventually(() => server.open.every((what) => what === "GET"))
+        assert.deepStrictEqual(handle.retired, [])
+        yield* session.callTool({ name: "echo", arguments: { message: "hi" } }, { timeout: "10 seconds" })
+      }))
+
     it.live(
       "survives 1,000 calls that are interrupted at random, and leaves no stream and no listener",
       () =>
         Effect.gen(function*() {
           const { server, session } = yield* connected()
-          yield* Effect.forEach(
-            Array.from({ length: 1_000 }),
-            () =>
-              Effect.gen(function*() {
-                const fiber = yield* Effect.forkChild(
-                  call(session, "slow", { ms: yield* Random.nextIntBetween(0, 20) })
-                )
-                yield* Effect.sleep(yield* Random.nextIntBetween(0, 20))
-                yield* Fiber.interrupt(fiber)
-              }),
-            { concurrency: 20, discard: true }
-          )
+          yield* interruptCalls(connector, session, 20)
           yield* eventually(() => server.calls.answered + server.calls.cancelled === server.calls.started)
           // On a busy machine few of them get as far as the server. This one does.
           const { cancelled, started } = server.calls

@@ -9,7 +9,6 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Logger from "effect/Logger"
-import * as Random from "effect/Random"
 import * as References from "effect/References"
 import * as Scope from "effect/Scope"
 import { Credentials, Identity } from "effect-mcp-sessions/Identity"
@@ -17,6 +16,7 @@ import type * as McpConnector from "effect-mcp-sessions/McpConnector"
 import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
 import { SessionClosed, Unreachable } from "effect-mcp-sessions/McpSession"
 import { type AnySession, type Generation, generations } from "./support/generations.ts"
+import { interruptCalls } from "./support/interrupts.ts"
 import { descendants, isAlive, survivors } from "./support/processes.ts"
 import { makeHandle } from "./support/sessions.ts"
 
@@ -209,18 +209,7 @@ for (const [sdk, connector] of generations) {
         () =>
           Effect.gen(function*() {
             const { session } = yield* connected(fixture().options)
-            yield* Effect.forEach(
-              Array.from({ length: 1_000 }),
-              () =>
-                Effect.gen(function*() {
-                  const fiber = yield* Effect.forkChild(
-                    call(session, "slow", { ms: yield* Random.nextIntBetween(0, 20) })
-                  )
-                  yield* Effect.sleep(yield* Random.nextIntBetween(0, 20))
-                  yield* Fiber.interrupt(fiber)
-                }),
-              { concurrency: 50, discard: true }
-            )
+            yield* interruptCalls(connector, session, 50)
             // What is still on its way is ahead of this call in the pipe
             const calls = JSON.parse(yield* call(session, "calls"))
             assert.strictEqual(calls.answered + calls.cancelled, calls.started)
