@@ -174,6 +174,35 @@ for (const [sdk, connector] of generations) {
           assert.deepStrictEqual(error.reason, new Unreachable({ code: "ECONNREFUSED", requestSent: false }))
         }))
 
+      it.live("can be interrupted, and leaves nothing open", () =>
+        Effect.gen(function*() {
+          const server = yield* HttpServer.start({ initialize: "hang" })
+          const fiber = yield* Effect.forkChild(open(connector.http({ url: server.url })))
+          yield* eventually(() => server.open.includes("initialize"))
+          yield* Fiber.interrupt(fiber)
+          yield* eventually(() => server.open.length === 0)
+          assert.deepStrictEqual(server.sessions, [])
+        }))
+
+      it.live("works with the same connector after it has failed", () =>
+        Effect.gen(function*() {
+          const server = yield* HttpServer.start()
+          const connect = connector.http({ url: server.url })
+          for (const behaviour of [{ status: 503 }, { initialize: "html" }] as const) {
+            Object.assign(server.behaviour, behaviour)
+            yield* Effect.flip(open(connect))
+            Object.assign(server.behaviour, { status: undefined, initialize: "answer" })
+            const { close, session } = yield* open(connect)
+            assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "hi")
+            yield* close
+          }
+          yield* server.close
+          assert.strictEqual((yield* Effect.flip(open(connect))).reason._tag, "Unreachable")
+          yield* server.listen
+          const { session } = yield* open(connect)
+          assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "hi")
+        }))
+
       it.live("works without a stream of the server's own", () =>
         Effect.gen(function*() {
           for (const get of [404, 405] as const) {

@@ -5,6 +5,7 @@ import { join } from "node:path"
 import { fileURLToPath } from "node:url"
 import { assert, describe, it } from "@effect/vitest"
 import type { CallToolResult } from "@modelcontextprotocol/sdk/types.js"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -14,7 +15,7 @@ import * as Scope from "effect/Scope"
 import { Credentials, Identity } from "effect-mcp-sessions/Identity"
 import type * as McpConnector from "effect-mcp-sessions/McpConnector"
 import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
-import { SessionClosed, Unreachable } from "effect-mcp-sessions/McpSession"
+import { RequestTimeout, SessionClosed, Unreachable } from "effect-mcp-sessions/McpSession"
 import { type AnySession, type Generation, generations } from "./support/generations.ts"
 import { interruptCalls } from "./support/interrupts.ts"
 import { descendants, isAlive, survivors } from "./support/processes.ts"
@@ -204,6 +205,18 @@ for (const [sdk, connector] of generations) {
           assert.strictEqual(yield* Effect.promise(() => handle.whenRetired), "unhealthy")
         }))
 
+      it.live("whose server has closed its stdout is found out by two timeouts and a probe", () =>
+        Effect.gen(function*() {
+          const { handle, session } = yield* connected({ ...fixture().options, requestTimeout: "100 millis" })
+          for (const tool of ["close-stdout", "echo"]) {
+            const error = yield* Effect.flip(call(session, tool, { message: "hi" }))
+            assert.deepStrictEqual(error.reason, new RequestTimeout({ requestSent: true }))
+            assert.deepStrictEqual(handle.retired, [])
+          }
+          assert.strictEqual(yield* Effect.promise(() => handle.whenRetired), "unhealthy")
+          assert.isTrue(isAlive(session.pid!), "nothing else would have told")
+        }))
+
       it.live(
         "survives 1,000 calls that are interrupted at random, and the server hears of each that it has begun",
         () =>
@@ -257,6 +270,25 @@ for (const [sdk, connector] of generations) {
           assert.include(yield* call(session, "elicit", { message: "who?" }), "who?")
           assert.strictEqual(yield* call(session, "roots"), "file:///home/alice")
         }))
+
+      it.live("interrupts a handler that still runs when it is closed", () =>
+        Effect.gen(function*() {
+          const started = yield* Deferred.make<void>()
+          const interrupted = yield* Deferred.make<void>()
+          const { close, session } = yield* connected({
+            ...fixture().options,
+            roots: () =>
+              Deferred.succeed(started, undefined).pipe(
+                Effect.andThen(Effect.never),
+                Effect.onInterrupt(() => Deferred.succeed(interrupted, undefined))
+              )
+          })
+          const fiber = yield* Effect.forkChild(Effect.flip(call(session, "roots")))
+          yield* Deferred.await(started)
+          yield* close
+          yield* Deferred.await(interrupted)
+          assert.deepStrictEqual((yield* Fiber.join(fiber)).reason, new SessionClosed({ requestSent: true }))
+        }).pipe(Effect.provide(Logger.layer([]))))
 
       it.live("tells the server nothing of why a handler failed", () =>
         Effect.gen(function*() {
