@@ -9,12 +9,13 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
-import * as Random from "effect/Random"
 import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import { Credentials, Identity } from "effect-mcp-sessions/Identity"
-import * as McpConnector from "effect-mcp-sessions/McpConnector"
+import type * as McpConnector from "effect-mcp-sessions/McpConnector"
 import { HttpFailure, McpSession, type McpSessionErrorReason, Unreachable } from "effect-mcp-sessions/McpSession"
+import { type AnyConnector, type AnySession, type Generation, generations } from "./support/generations.ts"
+import { interruptCalls } from "./support/interrupts.ts"
 import * as HttpServer from "./support/servers/http.ts"
 import { makeHandle } from "./support/sessions.ts"
 
@@ -29,10 +30,10 @@ const textOf = (result: CallToolResult): string => {
   return block?.type === "text" ? block.text : ""
 }
 
-const call = (session: McpSession, name: string, args: Record<string, unknown> = {}) =>
+const call = (session: AnySession, name: string, args: Record<string, unknown> = {}) =>
   Effect.map(session.callTool({ name, arguments: args }), textOf)
 
-const open = <R>(connect: McpConnector.Connector<R>) =>
+const open = <R>(connect: AnyConnector<R>) =>
   Effect.gen(function*() {
     const handle = makeHandle()
     const scope = yield* Scope.fork(yield* Effect.scope)
@@ -40,13 +41,14 @@ const open = <R>(connect: McpConnector.Connector<R>) =>
     return { session, handle, close: Scope.close(scope, Exit.void) }
   })
 
-const connected = (
+const connectedBy = (connector: Generation) =>
+(
   behaviour: Partial<HttpServer.Behaviour> = {},
   options: Partial<McpConnector.HttpOptions> = {}
 ) =>
   Effect.gen(function*() {
     const server = yield* HttpServer.start(behaviour)
-    return { server, ...yield* open(McpConnector.http({ url: server.url, ...options })) }
+    return { server, ...yield* open(connector.http({ url: server.url, ...options })) }
   })
 
 /** Waits for what the other side of a socket will see. */
@@ -90,358 +92,400 @@ const reference = (transport: "streamableHttp" | "sse", path: string) =>
     return `http://127.0.0.1:${port}${path}`
   })
 
-describe("McpConnector.http", { concurrent: true }, () => {
-  it.live("works with the reference server, and cancels what is interrupted", () =>
-    Effect.gen(function*() {
-      const url = yield* reference("streamableHttp", "/mcp")
-      const { close, session } = yield* open(McpConnector.http({ url }))
-      assert.strictEqual(session.serverInfo.name, "mcp-servers/everything")
-      assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "Echo: hi")
-      const progress: Array<number> = []
-      yield* session.callTool({ name: "trigger-long-running-operation", arguments: { duration: 0.2, steps: 4 } }, {
-        onProgress: (event) => Effect.sync(() => void progress.push(event.progress))
-      })
-      assert.deepStrictEqual(progress, [1, 2, 3, 4])
-      const slow = yield* Effect.forkChild(
-        call(session, "trigger-long-running-operation", { duration: 60, steps: 1 })
-      )
-      yield* Effect.sleep(50)
-      yield* Fiber.interrupt(slow)
-      assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "Echo: hi")
-      yield* close
-    }))
+for (const [sdk, connector] of generations) {
+  const connected = connectedBy(connector)
 
-  it.live("ends its session on the server when its scope closes", () =>
-    Effect.gen(function*() {
-      const { close, handle, server, session } = yield* connected()
-      assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "hi")
-      assert.strictEqual(server.sessions.length, 1)
-      yield* close
-      assert.deepStrictEqual(server.sessions, [])
-      assert.strictEqual(server.requests.filter((request) => request.method === "DELETE").length, 1)
-      yield* eventually(() => server.open.length === 0)
-      assert.deepStrictEqual(handle.retired, [])
-    }))
+  describe(`HTTP with ${sdk}`, { concurrent: true }, () => {
+    it.live("works with the reference server, and cancels what is interrupted", () =>
+      Effect.gen(function*() {
+        const url = yield* reference("streamableHttp", "/mcp")
+        const { close, session } = yield* open(connector.http({ url }))
+        assert.strictEqual(session.serverInfo.name, "mcp-servers/everything")
+        assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "Echo: hi")
+        const progress: Array<number> = []
+        yield* session.callTool({ name: "trigger-long-running-operation", arguments: { duration: 0.2, steps: 4 } }, {
+          onProgress: (event) => Effect.sync(() => void progress.push(event.progress))
+        })
+        assert.deepStrictEqual(progress, [1, 2, 3, 4])
+        const slow = yield* Effect.forkChild(
+          call(session, "trigger-long-running-operation", { duration: 60, steps: 1 })
+        )
+        yield* Effect.sleep(50)
+        yield* Fiber.interrupt(slow)
+        assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "Echo: hi")
+        yield* close
+      }))
 
-  it.live("waits two seconds for a server that is mute on DELETE, while calls in flight fail at once", () =>
-    Effect.gen(function*() {
-      const { close, server, session } = yield* connected({ delete: "hang" })
-      const fiber = yield* Effect.forkChild(Effect.flip(call(session, "slow", { ms: 60_000 })))
-      yield* eventually(() => server.calls.started === 1)
-      const closing = yield* Effect.forkChild(close)
-      const error = yield* Fiber.join(fiber)
-      assert.strictEqual(error.reason._tag, "SessionClosed")
-      assert.isUndefined(closing.pollUnsafe(), "the close goes on when the call has failed")
-      yield* Fiber.join(closing)
-      assert.include(server.open, "DELETE", "the server has still not answered")
-    }))
+    it.live("ends its session on the server when its scope closes", () =>
+      Effect.gen(function*() {
+        const { close, handle, server, session } = yield* connected()
+        assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "hi")
+        assert.strictEqual(server.sessions.length, 1)
+        yield* close
+        assert.deepStrictEqual(server.sessions, [])
+        assert.strictEqual(server.requests.filter((request) => request.method === "DELETE").length, 1)
+        yield* eventually(() => server.open.length === 0)
+        assert.deepStrictEqual(handle.retired, [])
+      }))
 
-  describe("connecting", () => {
-    const cases: ReadonlyArray<readonly [string, Partial<HttpServer.Behaviour>, string]> = [
-      ["a server that hangs in initialize", { initialize: "hang" }, "RequestTimeout"],
-      ["a server that never takes notifications/initialized", { initialized: "hang" }, "RequestTimeout"],
-      ["a web page", { initialize: "html" }, "ProtocolFailure"],
-      ["a server of a version nobody speaks", { initialize: "bad-version" }, "ProtocolFailure"],
-      ["a server that wants other credentials", { authorization: "Bearer other" }, "Unauthorized"],
-      ["a server that allows nobody", { status: 403 }, "Forbidden"],
-      ["a server that is down for maintenance", { status: 503 }, "HttpFailure"],
-      ["an endpoint that is not there", { status: 404 }, "HttpFailure"]
-    ]
-    for (const [name, behaviour, reason] of cases) {
-      it.live(`to ${name} fails with ${reason} and leaves nothing open`, () =>
+    it.live("waits two seconds for a server that is mute on DELETE, while calls in flight fail at once", () =>
+      Effect.gen(function*() {
+        const { close, server, session } = yield* connected({ delete: "hang" })
+        const fiber = yield* Effect.forkChild(Effect.flip(call(session, "slow", { ms: 60_000 })))
+        yield* eventually(() => server.calls.started === 1)
+        const closing = yield* Effect.forkChild(close)
+        const error = yield* Fiber.join(fiber)
+        assert.strictEqual(error.reason._tag, "SessionClosed")
+        assert.isUndefined(closing.pollUnsafe(), "the close goes on when the call has failed")
+        yield* Fiber.join(closing)
+        assert.include(server.open, "DELETE", "the server has still not answered")
+      }))
+
+    describe("connecting", () => {
+      const cases: ReadonlyArray<readonly [string, Partial<HttpServer.Behaviour>, string]> = [
+        ["a server that hangs in initialize", { initialize: "hang" }, "RequestTimeout"],
+        ["a server that never takes notifications/initialized", { initialized: "hang" }, "RequestTimeout"],
+        ["a web page", { initialize: "html" }, "ProtocolFailure"],
+        ["a server of a version nobody speaks", { initialize: "bad-version" }, "ProtocolFailure"],
+        ["a server that wants other credentials", { authorization: "Bearer other" }, "Unauthorized"],
+        ["a server that allows nobody", { status: 403 }, "Forbidden"],
+        ["a server that is down for maintenance", { status: 503 }, "HttpFailure"],
+        ["an endpoint that is not there", { status: 404 }, "HttpFailure"]
+      ]
+      for (const [name, behaviour, reason] of cases) {
+        // Long enough for the session of a busy server to be known, and so to be ended
+        const connectTimeout = reason === "RequestTimeout" ? "2 seconds" : undefined
+        it.live(`to ${name} fails with ${reason} and leaves nothing open`, () =>
+          Effect.gen(function*() {
+            const server = yield* HttpServer.start(behaviour)
+            const connect = connector.http({ url: server.url, connectTimeout })
+            const error = yield* Effect.flip(open(connect))
+            assert.strictEqual(error.reason._tag, reason)
+            assert.strictEqual(error.method, "connect")
+            yield* eventually(() => server.open.length === 0)
+            assert.deepStrictEqual(server.sessions, [])
+          }))
+      }
+
+      it.live("to nothing fails with Unreachable, and nothing was sent", () =>
         Effect.gen(function*() {
-          const server = yield* HttpServer.start(behaviour)
-          const connect = McpConnector.http({ url: server.url, connectTimeout: "300 millis" })
+          const connect = connector.http({ url: `http://127.0.0.1:${yield* freePort}/mcp` })
           const error = yield* Effect.flip(open(connect))
-          assert.strictEqual(error.reason._tag, reason)
-          assert.strictEqual(error.method, "connect")
+          assert.deepStrictEqual(error.reason, new Unreachable({ code: "ECONNREFUSED", requestSent: false }))
+        }))
+
+      it.live("can be interrupted, and leaves nothing open", () =>
+        Effect.gen(function*() {
+          const server = yield* HttpServer.start({ initialize: "hang" })
+          const fiber = yield* Effect.forkChild(open(connector.http({ url: server.url })))
+          yield* eventually(() => server.open.includes("initialize"))
+          yield* Fiber.interrupt(fiber)
           yield* eventually(() => server.open.length === 0)
           assert.deepStrictEqual(server.sessions, [])
         }))
-    }
 
-    it.live("to nothing fails with Unreachable, and nothing was sent", () =>
-      Effect.gen(function*() {
-        const connect = McpConnector.http({ url: `http://127.0.0.1:${yield* freePort}/mcp` })
-        const error = yield* Effect.flip(open(connect))
-        assert.deepStrictEqual(error.reason, new Unreachable({ code: "ECONNREFUSED", requestSent: false }))
-      }))
-
-    it.live("works without a stream of the server's own", () =>
-      Effect.gen(function*() {
-        for (const get of [404, 405] as const) {
-          const { handle, session } = yield* connected({ get })
+      it.live("works with the same connector after it has failed", () =>
+        Effect.gen(function*() {
+          const server = yield* HttpServer.start()
+          const connect = connector.http({ url: server.url })
+          for (const behaviour of [{ status: 503 }, { initialize: "html" }] as const) {
+            Object.assign(server.behaviour, behaviour)
+            yield* Effect.flip(open(connect))
+            Object.assign(server.behaviour, { status: undefined, initialize: "answer" })
+            const { close, session } = yield* open(connect)
+            assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "hi")
+            yield* close
+          }
+          yield* server.close
+          assert.strictEqual((yield* Effect.flip(open(connect))).reason._tag, "Unreachable")
+          yield* server.listen
+          const { session } = yield* open(connect)
           assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "hi")
-          assert.deepStrictEqual(handle.retired, [])
-        }
-      }))
-  })
+        }))
 
-  describe("a call", () => {
-    const lost: ReadonlyArray<readonly [string, HttpServer.Behaviour["call"], McpSessionErrorReason]> = [
-      [
-        "whose reply stream ends without the reply",
-        "end-stream",
-        new Unreachable({ code: "STREAM_ENDED", requestSent: true })
-      ],
-      [
-        "whose reply stream breaks",
-        "destroy-after-headers",
-        new Unreachable({ code: "STREAM_ENDED", requestSent: true })
-      ],
-      [
-        "whose connection breaks before there is a reply stream",
-        "destroy-before-headers",
-        new Unreachable({ code: "ECONNRESET", requestSent: true })
+      it.live("works without a stream of the server's own", () =>
+        Effect.gen(function*() {
+          for (const get of [404, 405] as const) {
+            const { handle, session } = yield* connected({ get })
+            assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "hi")
+            assert.deepStrictEqual(handle.retired, [])
+          }
+        }))
+    })
+
+    describe("a call", () => {
+      const lost: ReadonlyArray<readonly [string, HttpServer.Behaviour["call"], McpSessionErrorReason]> = [
+        [
+          "whose reply stream ends without the reply",
+          "end-stream",
+          new Unreachable({ code: "STREAM_ENDED", requestSent: true })
+        ],
+        [
+          "whose reply stream breaks",
+          "destroy-after-headers",
+          new Unreachable({ code: "STREAM_ENDED", requestSent: true })
+        ],
+        [
+          "whose connection breaks before there is a reply stream",
+          "destroy-before-headers",
+          new Unreachable({ code: "ECONNRESET", requestSent: true })
+        ]
       ]
-    ]
-    for (const [name, behaviour, reason] of lost) {
-      it.live(`${name} fails at once and retires the session`, () =>
+      for (const [name, behaviour, reason] of lost) {
+        it.live(`${name} fails at once and retires the session`, () =>
+          Effect.gen(function*() {
+            const { handle, server, session } = yield* connected()
+            server.behaviour.call = behaviour
+            const error = yield* Effect.flip(call(session, "echo", { message: "hi" }))
+            assert.deepStrictEqual(error.reason, reason)
+            assert.deepStrictEqual(handle.retired, ["died"])
+          }))
+      }
+
+      it.live("whose reply stream can be resumed waits for that, and fails once it is refused", () =>
+        Effect.gen(function*() {
+          const { server, session } = yield* connected()
+          server.behaviour.call = "end-resumable-stream"
+          server.behaviour.get = 404
+          const error = yield* Effect.flip(call(session, "echo", { message: "hi" }))
+          assert.deepStrictEqual(error.reason, new Unreachable({ code: "STREAM_ENDED", requestSent: true }))
+          assert.isTrue(server.requests.some((request) => request.headers["last-event-id"] === "1"))
+        }))
+
+      for (const lostSession of [404, 400] as const) {
+        it.live(`after the server has forgotten the session (${lostSession}) fails with SessionExpired`, () =>
+          Effect.gen(function*() {
+            const { close, handle, server, session } = yield* connected({ lostSession })
+            yield* server.forget
+            const error = yield* Effect.flip(call(session, "echo", { message: "hi" }))
+            assert.strictEqual(error.reason._tag, "SessionExpired")
+            assert.isTrue(McpSession.isSessionExpired(error))
+            assert.deepStrictEqual(handle.retired, ["died"])
+            yield* close
+            assert.isFalse(server.requests.some((request) => request.method === "DELETE"))
+          }))
+      }
+
+      it.live("fails with Unreachable when the server is gone", () =>
         Effect.gen(function*() {
           const { handle, server, session } = yield* connected()
-          server.behaviour.call = behaviour
+          yield* server.close
           const error = yield* Effect.flip(call(session, "echo", { message: "hi" }))
-          assert.deepStrictEqual(error.reason, reason)
+          assert.strictEqual(error.reason._tag, "Unreachable")
           assert.deepStrictEqual(handle.retired, ["died"])
         }))
-    }
 
-    it.live("whose reply stream can be resumed waits for that, and fails once it is refused", () =>
-      Effect.gen(function*() {
-        const { server, session } = yield* connected()
-        server.behaviour.call = "end-resumable-stream"
-        server.behaviour.get = 404
-        const error = yield* Effect.flip(call(session, "echo", { message: "hi" }))
-        assert.deepStrictEqual(error.reason, new Unreachable({ code: "STREAM_ENDED", requestSent: true }))
-        assert.isTrue(server.requests.some((request) => request.headers["last-event-id"] === "1"))
-      }))
-
-    for (const lostSession of [404, 400] as const) {
-      it.live(`after the server has forgotten the session (${lostSession}) fails with SessionExpired`, () =>
+      it.live("that is refused keeps the session: 401, 403, 429 and 503", () =>
         Effect.gen(function*() {
-          const { close, handle, server, session } = yield* connected({ lostSession })
-          yield* server.forget
-          const error = yield* Effect.flip(call(session, "echo", { message: "hi" }))
-          assert.strictEqual(error.reason._tag, "SessionExpired")
-          assert.isTrue(McpSession.isSessionExpired(error))
-          assert.deepStrictEqual(handle.retired, ["died"])
-          yield* close
-          assert.isFalse(server.requests.some((request) => request.method === "DELETE"))
+          const { handle, server, session } = yield* connected()
+          const refused = (status: number) =>
+            Effect.gen(function*() {
+              server.behaviour.status = status
+              const error = yield* Effect.flip(call(session, "echo", { message: "hi" }))
+              server.behaviour.status = undefined
+              return error.reason
+            })
+          assert.strictEqual((yield* refused(401))._tag, "Unauthorized")
+          assert.strictEqual((yield* refused(403))._tag, "Forbidden")
+          assert.deepStrictEqual(yield* refused(429), new HttpFailure({ status: 429, requestSent: true }))
+          assert.deepStrictEqual(yield* refused(503), new HttpFailure({ status: 503, requestSent: true }))
+          assert.deepStrictEqual(handle.retired, [])
+          assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "hi")
+          assert.strictEqual(server.requestsOf("initialize").length, 1)
         }))
-    }
+    })
 
-    it.live("fails with Unreachable when the server is gone", () =>
+    it.live("keeps no list while the stream that would tell of its changes is broken", () =>
       Effect.gen(function*() {
-        const { handle, server, session } = yield* connected()
-        yield* server.close
-        const error = yield* Effect.flip(call(session, "echo", { message: "hi" }))
-        assert.strictEqual(error.reason._tag, "Unreachable")
-        assert.deepStrictEqual(handle.retired, ["died"])
+        const cut = new AbortController()
+        const { server, session } = yield* connected({}, {
+          fetch: (url, init) =>
+            fetch(url, init?.method === "GET" ? { ...init, signal: AbortSignal.any([init.signal!, cut.signal]) } : init)
+        })
+        yield* eventually(() => server.open.includes("GET"))
+        const lists = () => server.requestsOf("tools/list").length
+        yield* Effect.all([session.listTools(), session.listTools()])
+        assert.strictEqual(lists(), 1)
+        cut.abort()
+        yield* eventually(() => !server.open.includes("GET"))
+        yield* session.listTools()
+        yield* session.listTools()
+        assert.strictEqual(lists(), 3)
       }))
 
-    it.live("that is refused keeps the session: 401, 403, 429 and 503", () =>
+    it.live("answers the server's requests", () =>
       Effect.gen(function*() {
-        const { handle, server, session } = yield* connected()
-        const refused = (status: number) =>
-          Effect.gen(function*() {
-            server.behaviour.status = status
-            const error = yield* Effect.flip(call(session, "echo", { message: "hi" }))
-            server.behaviour.status = undefined
-            return error.reason
+        const server = yield* HttpServer.start()
+        const { session } = yield* open(connector.http({
+          url: server.url,
+          elicitation: ({ message }) => Effect.succeed({ action: "accept", content: { name: message } }),
+          roots: ({ key }) => Effect.succeed([{ uri: `file:///home/${key}` }])
+        }))
+        // The fixture asks on its own stream
+        yield* eventually(() => server.open.includes("GET"))
+        assert.strictEqual(yield* call(session, "roots"), "file:///home/alice")
+        assert.include(yield* call(session, "elicit", { message: "who?" }), "who?")
+      }))
+
+    describe("credentials", () => {
+      it.live("are not forwarded unless asked for", () =>
+        Effect.gen(function*() {
+          const { server } = yield* connected()
+          assert.isTrue(server.requests.every((request) => request.authorization === undefined))
+        }))
+
+      it.live("are forwarded as they came, and a rotated token reaches the same session", () =>
+        Effect.gen(function*() {
+          const { handle, server, session } = yield* connected({}, { forwardCredentials: true })
+          assert.strictEqual(yield* call(session, "whoami"), "Bearer first-token")
+          handle.rotate(Credentials.bearer("second-token"))
+          assert.strictEqual(yield* call(session, "whoami"), "Bearer second-token")
+          const ids = server.requestsOf("tools/call").map((request) => request.sessionId)
+          assert.strictEqual(new Set(ids).size, 1)
+          assert.strictEqual(server.requestsOf("initialize").length, 1)
+        }))
+
+      it.live("are forwarded in the header that they came in", () =>
+        Effect.gen(function*() {
+          const credentials = new Credentials({
+            scheme: "raw",
+            token: Redacted.make("key-1"),
+            header: Redacted.make("key-1"),
+            name: "x-api-key"
           })
-        assert.strictEqual((yield* refused(401))._tag, "Unauthorized")
-        assert.strictEqual((yield* refused(403))._tag, "Forbidden")
-        assert.deepStrictEqual(yield* refused(429), new HttpFailure({ status: 429, requestSent: true }))
-        assert.deepStrictEqual(yield* refused(503), new HttpFailure({ status: 503, requestSent: true }))
+          const server = yield* HttpServer.start()
+          const connect = connector.http({ url: server.url, forwardCredentials: true })
+          yield* connect(Identity.fromKey("bob", { credentials }), makeHandle())
+          assert.isTrue(server.requests.every((request) => request.headers["x-api-key"] === "key-1"))
+        }))
+
+      it.live("that the server refuses can be replaced without losing the session", () =>
+        Effect.gen(function*() {
+          const { handle, server, session } = yield* connected(
+            { authorization: "Bearer first-token" },
+            { forwardCredentials: true }
+          )
+          server.behaviour.authorization = "Bearer second-token"
+          assert.strictEqual((yield* Effect.flip(call(session, "whoami"))).reason._tag, "Unauthorized")
+          handle.rotate(Credentials.bearer("second-token"))
+          assert.strictEqual(yield* call(session, "whoami"), "Bearer second-token")
+          assert.strictEqual(server.requestsOf("initialize").length, 1)
+        }))
+
+      it.live("may be made into headers by an Effect with services, for each request", () =>
+        Effect.gen(function*() {
+          class Vault extends Context.Service<Vault, { readonly prefix: string }>()("test/Vault") {}
+          const server = yield* HttpServer.start()
+          const connect = connector.http({
+            url: server.url,
+            headers: ({ credentials, key }) =>
+              Effect.map(Vault, ({ prefix }) => ({
+                authorization: `${prefix} ${key} ${Redacted.value(Option.getOrThrow(credentials).token)}`,
+                "mcp-session-id": "not to be overruled"
+              }))
+          })
+          const { handle, session } = yield* open(connect).pipe(Effect.provideService(Vault, { prefix: "Vault" }))
+          assert.strictEqual(yield* call(session, "whoami"), "Vault alice first-token")
+          handle.rotate(Credentials.bearer("second-token"))
+          assert.strictEqual(yield* call(session, "whoami"), "Vault alice second-token")
+        }))
+    })
+
+    it.live("calls that time out leave no stream, and are cancelled", () =>
+      Effect.gen(function*() {
+        const { handle, server, session } = yield* connected({}, { requestTimeout: "500 millis" })
+        const errors = yield* Effect.forEach(
+          Array.from({ length: 20 }),
+          () => Effect.flip(call(session, "slow", { ms: 60_000 })),
+          { concurrency: "unbounded" }
+        )
+        assert.deepStrictEqual(new Set(errors.map((error) => error.reason._tag)), new Set(["RequestTimeout"]))
+        yield* eventually(() => server.calls.cancelled === server.calls.started)
+        yield* eventually(() => server.open.every((what) => what === "GET"))
         assert.deepStrictEqual(handle.retired, [])
-        assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "hi")
-        assert.strictEqual(server.requestsOf("initialize").length, 1)
+        yield* session.callTool({ name: "echo", arguments: { message: "hi" } }, { timeout: "10 seconds" })
       }))
+
+    it.live(
+      "survives 1,000 calls that are interrupted at random, and leaves no stream and no listener",
+      () =>
+        Effect.gen(function*() {
+          const { server, session } = yield* connected()
+          yield* interruptCalls(connector, session, 20)
+          yield* eventually(() => server.calls.answered + server.calls.cancelled === server.calls.started)
+          // On a busy machine few of them get as far as the server. This one does.
+          const { cancelled, started } = server.calls
+          const fiber = yield* Effect.forkChild(call(session, "slow", { ms: 60_000 }))
+          yield* eventually(() => server.calls.started > started)
+          yield* Fiber.interrupt(fiber)
+          yield* eventually(() => server.calls.cancelled > cancelled)
+          yield* eventually(() => server.open.every((what) => what === "GET"))
+          assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "hi")
+        }),
+      60_000
+    )
   })
 
-  it.live("keeps no list while the stream that would tell of its changes is broken", () =>
-    Effect.gen(function*() {
-      const cut = new AbortController()
-      const { server, session } = yield* connected({}, {
-        fetch: (url, init) =>
-          fetch(url, init?.method === "GET" ? { ...init, signal: AbortSignal.any([init.signal!, cut.signal]) } : init)
-      })
-      yield* eventually(() => server.open.includes("GET"))
-      const lists = () => server.requestsOf("tools/list").length
-      yield* Effect.all([session.listTools(), session.listTools()])
-      assert.strictEqual(lists(), 1)
-      cut.abort()
-      yield* eventually(() => !server.open.includes("GET"))
-      yield* session.listTools()
-      yield* session.listTools()
-      assert.strictEqual(lists(), 3)
-    }))
-
-  it.live("answers the server's requests", () =>
-    Effect.gen(function*() {
-      const server = yield* HttpServer.start()
-      const { session } = yield* open(McpConnector.http({
-        url: server.url,
-        elicitation: ({ message }) => Effect.succeed({ action: "accept", content: { name: message } }),
-        roots: ({ key }) => Effect.succeed([{ uri: `file:///home/${key}` }])
-      }))
-      // The fixture asks on its own stream
-      yield* eventually(() => server.open.includes("GET"))
-      assert.strictEqual(yield* call(session, "roots"), "file:///home/alice")
-      assert.include(yield* call(session, "elicit", { message: "who?" }), "who?")
-    }))
-
-  describe("credentials", () => {
-    it.live("are not forwarded unless asked for", () =>
+  describe(`SSE with ${sdk}`, { concurrent: true }, () => {
+    it.live("works with the reference server", () =>
       Effect.gen(function*() {
-        const { server } = yield* connected()
-        assert.isTrue(server.requests.every((request) => request.authorization === undefined))
+        const url = yield* reference("sse", "/sse")
+        const { session } = yield* open(connector.sse({ url }))
+        assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "Echo: hi")
+        assert.strictEqual(session.protocolVersion, "2025-11-25")
       }))
 
-    it.live("are forwarded as they came, and a rotated token reaches the same session", () =>
+    it.live("forwards credentials, rotated ones too, and closes its stream", () =>
       Effect.gen(function*() {
-        const { handle, server, session } = yield* connected({}, { forwardCredentials: true })
+        const server = yield* HttpServer.start()
+        const { close, handle, session } = yield* open(
+          connector.sse({ url: server.sseUrl, forwardCredentials: true })
+        )
         assert.strictEqual(yield* call(session, "whoami"), "Bearer first-token")
         handle.rotate(Credentials.bearer("second-token"))
         assert.strictEqual(yield* call(session, "whoami"), "Bearer second-token")
-        const ids = server.requestsOf("tools/call").map((request) => request.sessionId)
-        assert.strictEqual(new Set(ids).size, 1)
-        assert.strictEqual(server.requestsOf("initialize").length, 1)
+        yield* close
+        yield* eventually(() => server.open.length === 0 && server.sessions.length === 0)
       }))
 
-    it.live("are forwarded in the header that they came in", () =>
+    it.live("ends its session with its stream, and never comes back to another one", () =>
       Effect.gen(function*() {
-        const credentials = new Credentials({
-          scheme: "raw",
-          token: Redacted.make("key-1"),
-          header: Redacted.make("key-1"),
-          name: "x-api-key"
-        })
         const server = yield* HttpServer.start()
-        const connect = McpConnector.http({ url: server.url, forwardCredentials: true })
-        yield* connect(Identity.fromKey("bob", { credentials }), makeHandle())
-        assert.isTrue(server.requests.every((request) => request.headers["x-api-key"] === "key-1"))
+        const { handle, session } = yield* open(connector.sse({ url: server.sseUrl }))
+        const slow = yield* Effect.forkChild(Effect.flip(call(session, "slow", { ms: 60_000 })))
+        yield* eventually(() => server.calls.started === 1)
+        yield* server.close
+        assert.strictEqual((yield* Fiber.join(slow)).reason._tag, "SessionClosed")
+        assert.include(handle.retired, "died")
+        const before = server.requests.length
+        yield* server.listen
+        // The EventSource would come back after three seconds
+        yield* Effect.sleep("3500 millis")
+        assert.strictEqual(server.requests.length, before)
       }))
 
-    it.live("that the server refuses can be replaced without losing the session", () =>
-      Effect.gen(function*() {
-        const { handle, server, session } = yield* connected(
-          { authorization: "Bearer first-token" },
-          { forwardCredentials: true }
-        )
-        server.behaviour.authorization = "Bearer second-token"
-        assert.strictEqual((yield* Effect.flip(call(session, "whoami"))).reason._tag, "Unauthorized")
-        handle.rotate(Credentials.bearer("second-token"))
-        assert.strictEqual(yield* call(session, "whoami"), "Bearer second-token")
-        assert.strictEqual(server.requestsOf("initialize").length, 1)
-      }))
+    const cases: ReadonlyArray<readonly [string, Partial<HttpServer.Behaviour>, string]> = [
+      ["a server that never names its endpoint", { sse: "no-endpoint" }, "RequestTimeout"],
+      ["a server that wants other credentials", { authorization: "Bearer other" }, "Unauthorized"],
+      ["a server that is down for maintenance", { status: 503 }, "HttpFailure"]
+    ]
+    for (const [name, behaviour, reason] of cases) {
+      const connectTimeout = reason === "RequestTimeout" ? "300 millis" : undefined
+      it.live(`fails to connect to ${name} with ${reason}, and leaves nothing open`, () =>
+        Effect.gen(function*() {
+          const server = yield* HttpServer.start(behaviour)
+          const error = yield* Effect.flip(
+            open(connector.sse({ url: server.sseUrl, connectTimeout }))
+          )
+          assert.strictEqual(error.reason._tag, reason)
+          yield* eventually(() => server.open.length === 0)
+        }))
+    }
 
-    it.live("may be made into headers by an Effect with services, for each request", () =>
+    it.live("fails to connect to nothing with Unreachable", () =>
       Effect.gen(function*() {
-        class Vault extends Context.Service<Vault, { readonly prefix: string }>()("test/Vault") {}
-        const server = yield* HttpServer.start()
-        const connect = McpConnector.http({
-          url: server.url,
-          headers: ({ credentials, key }) =>
-            Effect.map(Vault, ({ prefix }) => ({
-              authorization: `${prefix} ${key} ${Redacted.value(Option.getOrThrow(credentials).token)}`,
-              "mcp-session-id": "not to be overruled"
-            }))
-        })
-        const { handle, session } = yield* open(connect).pipe(Effect.provideService(Vault, { prefix: "Vault" }))
-        assert.strictEqual(yield* call(session, "whoami"), "Vault alice first-token")
-        handle.rotate(Credentials.bearer("second-token"))
-        assert.strictEqual(yield* call(session, "whoami"), "Vault alice second-token")
+        const error = yield* Effect.flip(open(connector.sse({ url: `http://127.0.0.1:${yield* freePort}/sse` })))
+        assert.deepStrictEqual(error.reason, new Unreachable({ code: "ECONNREFUSED", requestSent: false }))
       }))
   })
-
-  it.live(
-    "survives 1,000 calls that are interrupted at random, and leaves no stream and no listener",
-    () =>
-      Effect.gen(function*() {
-        const { server, session } = yield* connected()
-        yield* Effect.forEach(
-          Array.from({ length: 1_000 }),
-          () =>
-            Effect.gen(function*() {
-              const fiber = yield* Effect.forkChild(call(session, "slow", { ms: yield* Random.nextIntBetween(0, 20) }))
-              yield* Effect.sleep(yield* Random.nextIntBetween(0, 20))
-              yield* Fiber.interrupt(fiber)
-            }),
-          { concurrency: 20, discard: true }
-        )
-        yield* eventually(() => server.calls.answered + server.calls.cancelled === server.calls.started)
-        // On a busy machine few of them get as far as the server. This one does.
-        const { cancelled, started } = server.calls
-        const fiber = yield* Effect.forkChild(call(session, "slow", { ms: 60_000 }))
-        yield* eventually(() => server.calls.started > started)
-        yield* Fiber.interrupt(fiber)
-        yield* eventually(() => server.calls.cancelled > cancelled)
-        yield* eventually(() => server.open.every((what) => what === "GET"))
-        assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "hi")
-      }),
-    60_000
-  )
-})
-
-describe("McpConnector.sse", { concurrent: true }, () => {
-  it.live("works with the reference server", () =>
-    Effect.gen(function*() {
-      const url = yield* reference("sse", "/sse")
-      const { session } = yield* open(McpConnector.sse({ url }))
-      assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "Echo: hi")
-      assert.strictEqual(session.protocolVersion, "2025-11-25")
-    }))
-
-  it.live("forwards credentials, rotated ones too, and closes its stream", () =>
-    Effect.gen(function*() {
-      const server = yield* HttpServer.start()
-      const { close, handle, session } = yield* open(
-        McpConnector.sse({ url: server.sseUrl, forwardCredentials: true })
-      )
-      assert.strictEqual(yield* call(session, "whoami"), "Bearer first-token")
-      handle.rotate(Credentials.bearer("second-token"))
-      assert.strictEqual(yield* call(session, "whoami"), "Bearer second-token")
-      yield* close
-      yield* eventually(() => server.open.length === 0 && server.sessions.length === 0)
-    }))
-
-  it.live("ends its session with its stream, and never comes back to another one", () =>
-    Effect.gen(function*() {
-      const server = yield* HttpServer.start()
-      const { handle, session } = yield* open(McpConnector.sse({ url: server.sseUrl }))
-      const slow = yield* Effect.forkChild(Effect.flip(call(session, "slow", { ms: 60_000 })))
-      yield* eventually(() => server.calls.started === 1)
-      yield* server.close
-      assert.strictEqual((yield* Fiber.join(slow)).reason._tag, "SessionClosed")
-      assert.include(handle.retired, "died")
-      const before = server.requests.length
-      yield* server.listen
-      // The EventSource would come back after three seconds
-      yield* Effect.sleep("3500 millis")
-      assert.strictEqual(server.requests.length, before)
-    }))
-
-  const cases: ReadonlyArray<readonly [string, Partial<HttpServer.Behaviour>, string]> = [
-    ["a server that never names its endpoint", { sse: "no-endpoint" }, "RequestTimeout"],
-    ["a server that wants other credentials", { authorization: "Bearer other" }, "Unauthorized"],
-    ["a server that is down for maintenance", { status: 503 }, "HttpFailure"]
-  ]
-  for (const [name, behaviour, reason] of cases) {
-    it.live(`fails to connect to ${name} with ${reason}, and leaves nothing open`, () =>
-      Effect.gen(function*() {
-        const server = yield* HttpServer.start(behaviour)
-        const error = yield* Effect.flip(
-          open(McpConnector.sse({ url: server.sseUrl, connectTimeout: "300 millis" }))
-        )
-        assert.strictEqual(error.reason._tag, reason)
-        yield* eventually(() => server.open.length === 0)
-      }))
-  }
-
-  it.live("fails to connect to nothing with Unreachable", () =>
-    Effect.gen(function*() {
-      const error = yield* Effect.flip(open(McpConnector.sse({ url: `http://127.0.0.1:${yield* freePort}/sse` })))
-      assert.deepStrictEqual(error.reason, new Unreachable({ code: "ECONNREFUSED", requestSent: false }))
-    }))
-})
+}

@@ -6,9 +6,10 @@ import { assert, describe, it } from "@effect/vitest"
 import type { CallToolResult } from "@modelcontextprotocol/sdk/types.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as Schedule from "effect/Schedule"
 import { Credentials, Identity, McpConnector, McpSession, SessionPool } from "effect-mcp-sessions"
 import { fileURLToPath } from "node:url"
-import { descendants, survivors } from "./support/processes.ts"
+import { descendants, isAlive, survivors } from "./support/processes.ts"
 import * as HttpServer from "./support/servers/http.ts"
 
 const stdioServer = fileURLToPath(new URL("./support/servers/stdio.mjs", import.meta.url))
@@ -33,15 +34,18 @@ const stdioPool = SessionPool.layer({
 const echo = (identity: Identity, message: string) =>
   SessionPool.withSession(identity, (session) => call(session, "echo", { message }))
 
+const pidOf = (identity: Identity) =>
+  SessionPool.withSession(identity, (session) => Effect.as(call(session, "echo"), session.pid!))
+
 describe("SessionPool over real servers", () => {
   it.live("a killed child is noticed without a call, and the next call runs on a new one", () =>
     Effect.gen(function*() {
-      const pid = yield* SessionPool.withSession(alice, (session) => Effect.as(call(session, "echo"), session.pid!))
+      const pid = yield* pidOf(alice)
       process.kill(pid, "SIGKILL")
       assert.deepStrictEqual(yield* survivors([pid]), [])
       // Noticed by its exit, which no call has to ask for.
       yield* Effect.repeat(SessionPool.stats, { until: (stats) => stats.size === 0 })
-      const next = yield* SessionPool.withSession(alice, (session) => Effect.as(call(session, "echo"), session.pid!))
+      const next = yield* pidOf(alice)
       assert.notStrictEqual(next, pid)
       const stats = yield* SessionPool.stats
       assert.strictEqual(stats.retirements, 1)
@@ -99,6 +103,80 @@ describe("SessionPool over real servers", () => {
         assert.strictEqual(server.requestsOf("tools/call").length, 3)
       }).pipe(Effect.provide(SessionPool.layer({ connect: McpConnector.http({ url: server.url }) })))
     }))
+
+  it.live("a fresh session that is forgotten at once is not run again", () =>
+    Effect.gen(function*() {
+      const server = yield* HttpServer.start()
+      let runs = 0
+      yield* Effect.gen(function*() {
+        const error = yield* Effect.flip(SessionPool.withSession(alice, (session) =>
+          Effect.gen(function*() {
+            runs++
+            yield* server.forget
+            return yield* call(session, "echo", { message: "never" })
+          })))
+        assert.isTrue(McpSession.isSessionExpired(error))
+        assert.strictEqual(runs, 1)
+        assert.strictEqual(server.requestsOf("initialize").length, 1)
+        assert.strictEqual(server.requestsOf("tools/call").length, 1)
+        // It was the session that was lost, and nothing else
+        assert.strictEqual(yield* echo(alice, "next"), "next")
+      }).pipe(Effect.provide(SessionPool.layer({ connect: McpConnector.http({ url: server.url }) })))
+    }))
+
+  it.live("a call whose second session is forgotten too is run again once only", () =>
+    Effect.gen(function*() {
+      const server = yield* HttpServer.start()
+      let runs = 0
+      yield* Effect.gen(function*() {
+        yield* echo(alice, "before")
+        const error = yield* Effect.flip(SessionPool.withSession(alice, (session) =>
+          Effect.gen(function*() {
+            runs++
+            yield* server.forget
+            return yield* call(session, "echo", { message: "never" })
+          })))
+        assert.isTrue(McpSession.isSessionExpired(error))
+        assert.strictEqual(runs, 2)
+        assert.strictEqual(server.requestsOf("initialize").length, 2)
+        assert.strictEqual(server.requestsOf("tools/call").length, 3)
+        assert.strictEqual((yield* SessionPool.stats).retirements, 2)
+      }).pipe(Effect.provide(SessionPool.layer({ connect: McpConnector.http({ url: server.url }) })))
+    }))
+
+  it.live("only the session that died is retired", () =>
+    Effect.gen(function*() {
+      const [ofAlice, ofBob] = yield* Effect.all([pidOf(alice), pidOf(bob)], { concurrency: "unbounded" })
+      process.kill(ofAlice, "SIGKILL")
+      yield* Effect.repeat(SessionPool.stats, { until: (stats) => stats.size === 1 })
+      assert.strictEqual(yield* pidOf(bob), ofBob)
+      assert.notStrictEqual(yield* pidOf(alice), ofAlice)
+      const stats = yield* SessionPool.stats
+      assert.deepStrictEqual([stats.size, stats.retirements], [2, 1])
+    }).pipe(Effect.provide(stdioPool)))
+
+  it.live("a child that takes its time to end delays no other identity", () => {
+    const toStubborn = McpConnector.stdio({ command: process.execPath, args: [stdioServer, "stubborn"] })
+    const toFine = McpConnector.stdio({ command: process.execPath, args: [stdioServer] })
+    return Effect.gen(function*() {
+      const pid = yield* pidOf(alice)
+      assert.isTrue(yield* SessionPool.invalidate(alice))
+      yield* Effect.repeat(SessionPool.stats, { until: (stats) => stats.closing === 1 })
+      assert.strictEqual(yield* echo(bob, "opened meanwhile"), "opened meanwhile")
+      assert.strictEqual(yield* echo(bob, "reused meanwhile"), "reused meanwhile")
+      assert.strictEqual((yield* SessionPool.stats).closing, 1)
+      assert.isTrue(isAlive(pid), "alice's child is still there when bob has his answers")
+      yield* Effect.repeat(SessionPool.stats, {
+        until: (stats) => stats.closing === 0,
+        schedule: Schedule.spaced("10 millis")
+      })
+      assert.isFalse(isAlive(pid))
+    }).pipe(
+      Effect.provide(SessionPool.layer({
+        connect: (identity, handle) => (identity.key === "alice" ? toStubborn : toFine)(identity, handle)
+      }))
+    )
+  })
 
   it.live("a rotated token reaches the wire on the same session", () =>
     Effect.gen(function*() {

@@ -7,6 +7,9 @@ import { Server } from "@modelcontextprotocol/sdk/server/index.js"
 import {
   CallToolRequestSchema,
   CallToolResultSchema,
+  ListPromptsRequestSchema,
+  ListResourcesRequestSchema,
+  ListResourceTemplatesRequestSchema,
   ListToolsRequestSchema,
   McpError,
   PingRequestSchema
@@ -87,6 +90,32 @@ const makeServer = () => {
       while (!condition()) yield* Effect.callback<void>((resume) => void waiting.push(() => resume(Effect.void)))
     })
   return { server, asked, counts, state, until }
+}
+
+/** A server that has every list, and remembers which it was asked for. */
+const makeLister = () => {
+  const listChanged = { listChanged: true }
+  const server = new Server({ name: "lister", version: "1.0.0" }, {
+    capabilities: { tools: listChanged, resources: listChanged, prompts: listChanged }
+  })
+  const asked: Array<string> = []
+  server.setRequestHandler(ListToolsRequestSchema, ({ method }) => {
+    asked.push(method)
+    return { tools: [] }
+  })
+  server.setRequestHandler(ListResourcesRequestSchema, ({ method }) => {
+    asked.push(method)
+    return { resources: [] }
+  })
+  server.setRequestHandler(ListResourceTemplatesRequestSchema, ({ method }) => {
+    asked.push(method)
+    return { resourceTemplates: [] }
+  })
+  server.setRequestHandler(ListPromptsRequestSchema, ({ method }) => {
+    asked.push(method)
+    return { prompts: [] }
+  })
+  return { server, asked }
 }
 
 const identity = Identity.fromKey("alice", { credentials: Credentials.bearer("s3cret-token") })
@@ -275,6 +304,32 @@ describe("McpSession", () => {
         assert.strictEqual((yield* session.listTools()).tools.length, 1)
         assert.strictEqual(counts.lists, 4)
       }))
+
+    const kinds = [
+      ["tools", "tools/list", "listTools", "sendToolListChanged"],
+      ["resources", "resources/list", "listResources", "sendResourceListChanged"],
+      ["resource templates", "resources/templates/list", "listResourceTemplates", "sendResourceListChanged"],
+      ["prompts", "prompts/list", "listPrompts", "sendPromptListChanged"]
+    ] as const
+    for (const [name, method, list, changed] of kinds) {
+      it.effect(`of ${name} are kept until their own list_changed`, () =>
+        Effect.gen(function*() {
+          const { asked, server } = makeLister()
+          const session = yield* McpConnector.inProcess(() => Effect.succeed(server))(identity, makeHandle())
+          const first = yield* session[list]()
+          for (const [, , , other] of kinds) {
+            if (other === changed) continue
+            yield* Effect.promise(() => server[other]())
+            assert.strictEqual(yield* session[list](), first)
+          }
+          assert.deepStrictEqual(asked, [method])
+          yield* Effect.promise(() => server[changed]())
+          const second = yield* session[list]()
+          assert.notStrictEqual(second, first)
+          assert.strictEqual(yield* session[list](), second)
+          assert.deepStrictEqual(asked, [method, method])
+        }))
+    }
 
     it.effect("stop at 64 pages of a server that never ends", () =>
       Effect.gen(function*() {

@@ -1,0 +1,36 @@
+/**
+ * The connectors of both SDK generations, behind the type that they have in common.
+ */
+import type { Client as ClientV2 } from "@modelcontextprotocol/client"
+import type { Client as ClientV1 } from "@modelcontextprotocol/sdk/client/index.js"
+import type * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import type { Identity } from "effect-mcp-sessions/Identity"
+import * as McpConnector from "effect-mcp-sessions/McpConnector"
+import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
+import type { McpSession, McpSessionError } from "effect-mcp-sessions/McpSession"
+import type { SessionHandle } from "effect-mcp-sessions/SessionPool"
+
+export type AnySession = McpSession<ClientV1 | ClientV2>
+
+export type AnyConnector<R = never> = (
+  identity: Identity,
+  handle: SessionHandle
+) => Effect.Effect<AnySession, McpSessionError, Scope.Scope | R>
+
+export interface Generation {
+  readonly stdio: <RV = never, RS = never, RE = never, RR = never>(
+    options: McpConnector.StdioOptions<RV, RS, RE, RR>
+  ) => AnyConnector<RV | RS | RE | RR>
+  readonly http: <RV = never, RS = never, RE = never, RR = never>(
+    options: McpConnector.HttpOptions<RV, RS, RE, RR>
+  ) => AnyConnector<RV | RS | RE | RR>
+  readonly sse: <RV = never, RS = never, RE = never, RR = never>(
+    options: McpConnector.HttpOptions<RV, RS, RE, RR>
+  ) => AnyConnector<RV | RS | RE | RR>
+}
+
+export const generations: ReadonlyArray<readonly [sdk: string, connector: Generation]> = [
+  ["@modelcontextprotocol/sdk", McpConnector],
+  ["@modelcontextprotocol/client", McpConnectorV2]
+]
