@@ -344,20 +344,30 @@ describe("whoever writes to the socket", () => {
     }))
 })
 
+/** Runs one to its end, and reads what it said. */
+const run = Effect.fnUntraced(function*(name: string) {
+  const script = fileURLToPath(new URL(`./support/${name}`, import.meta.url))
+  const child = spawn(process.execPath, ["--import", "tsx", script], { stdio: ["ignore", "pipe", "inherit"] })
+  let said = ""
+  child.stdout.on("data", (data) => said += String(data))
+  const [code] = yield* Effect.promise(() => once(child, "close")).pipe(
+    Effect.timeout("15 seconds"),
+    Effect.onError(() => Effect.sync(() => child.kill("SIGKILL")))
+  )
+  assert.strictEqual(code, 0)
+  return said
+})
+
 describe("a process that serves", () => {
   it.live("exits by itself when the server's scope has closed, whatever was open", () =>
     Effect.gen(function*() {
-      const script = fileURLToPath(new URL("./support/serves.ts", import.meta.url))
-      const child = spawn(process.execPath, ["--import", "tsx", script], { stdio: ["ignore", "pipe", "inherit"] })
-      let said = ""
-      child.stdout.on("data", (data) => said += String(data))
-      const [code] = yield* Effect.promise(() => once(child, "exit")).pipe(
-        Effect.timeout("15 seconds"),
-        Effect.onError(() => Effect.sync(() => child.kill("SIGKILL")))
-      )
-      assert.strictEqual(code, 0)
-      const { elapsed, ...rest } = JSON.parse(said) as { readonly elapsed: number }
+      const { elapsed, ...rest } = JSON.parse(yield* run("serves.ts")) as { readonly elapsed: number }
       assert.deepStrictEqual(rest, { opened: 3, closed: 3, aborted: 1 } as object)
       assert.isBelow(elapsed, 3_000)
+    }))
+
+  it.live("exits by itself with guard, too", () =>
+    Effect.gen(function*() {
+      assert.deepStrictEqual(JSON.parse(yield* run("servesGuarded.ts")), { called: 1, interrupted: 1, freed: 3 })
     }))
 })
