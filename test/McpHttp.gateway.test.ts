@@ -12,7 +12,7 @@ import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import { SessionPool, type SessionPoolOptions } from "effect-mcp-sessions/SessionPool"
 import type { McpSession } from "effect-mcp-sessions/McpSession"
 import type { McpSessionError } from "effect-mcp-sessions/McpSessionError"
-import * as Gateway from "./support/gateway.ts"
+import * as Gateway from "../examples/gateway.ts"
 import { begin, call, type Endpoint, initialize, post, request, socket, textOf, web } from "./support/mcpHttp.ts"
 
 /** An upstream that remembers: `count` counts the calls of its session, `token` says what the call was made with. */

@@ -1,21 +1,15 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
-import * as Schema from "effect/Schema"
-import * as McpProtocol from "effect/ai/McpProtocol"
-import * as McpServer from "effect/ai/McpServer"
-import * as Tool from "effect/ai/Tool"
-import * as Toolkit from "effect/ai/Toolkit"
-import * as HttpRouter from "effect/http/HttpRouter"
-import { HttpServerRequest } from "effect/http/HttpServerRequest"
 import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
-import * as McpHttp from "effect-mcp-sessions/McpHttp"
+import { openGuarded as open } from "./support/guarded.ts"
 import {
   begin,
   bytesOf,
   call,
+  type Endpoint,
   eventually,
   initialize,
+  pause,
   post,
   request,
   send,
@@ -23,55 +17,8 @@ import {
   textOf,
   web
 } from "./support/mcpHttp.ts"
-
-const Echo = Tool.make("echo", { parameters: Schema.Struct({ message: Schema.String }), success: Schema.String })
-const Wait = Tool.make("wait", { success: Schema.String })
-const Tools = Toolkit.make(Echo, Wait)
-
-const open = (
-  start: typeof web,
-  options: McpHttp.EndpointOptions = {},
-  resolver?: Parameters<typeof web>[1],
-  path: `/${string}` = "/mcp"
-) =>
-  Effect.gen(function*() {
-    const log = {
-      called: 0,
-      interrupted: 0,
-      inside: [] as Array<string>,
-      release: Effect.never as Effect.Effect<unknown>
-    }
-    const registrations = McpServer.toolkit(Tools).pipe(Layer.provide(Tools.toLayer({
-      echo: ({ message }) => Effect.sync(() => (log.called++, message)),
-      wait: () =>
-        Effect.sync(() => log.called++).pipe(
-          Effect.andThen(Effect.suspend(() => log.release)),
-          Effect.as("waited"),
-          Effect.onInterrupt(() => Effect.sync(() => log.interrupted++))
-        )
-    })))
-    const server = McpServer.layerHttp({
-      name: "inside",
-      version: "1.0.0",
-      path,
-      protocols: [McpProtocol.v2025_11_25, McpProtocol.v2026_07_28],
-      allowSessionTermination: true,
-      allowedOrigins: ["http://localhost:5173"],
-      registrations
-    })
-    // What reaches the server inside, and what it answers
-    const spy = HttpRouter.middleware(
-      (handler) =>
-        Effect.flatMap(HttpServerRequest, ({ method }) =>
-          Effect.tap(handler, ({ status }) => Effect.sync(() => log.inside.push(`${method} ${status}`)))),
-      { global: true }
-    )
-    const endpoint = yield* start(
-      Layer.mergeAll(McpHttp.guard({ path, ...options }), spy, Layer.orDie(server)),
-      resolver
-    )
-    return { ...endpoint, log }
-  })
+import { head, write } from "./support/rawHttp.ts"
+import { makeDice } from "./support/world.ts"
 
 const versioned = { "mcp-protocol-version": "2025-11-25" }
 
@@ -274,6 +221,113 @@ const suite = (start: typeof web) => {
       assert.strictEqual(response.headers.get("allow"), "POST")
     }))
 
+  it.live("takes no request past its lifetime, and is freed inside then", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open(start, { maxLifetime: 300 })
+      const session = yield* begin(endpoint)
+      yield* eventually(() => endpoint.log.inside.includes("DELETE 204"))
+      const unknown = yield* bytesOf(yield* request(endpoint, "GET", { session: "x" }))
+      const { called } = endpoint.log
+      for (const method of ["POST", "GET", "DELETE"]) {
+        const body = method === "POST" ? call("echo", { message: "hi" }) : undefined
+        const response = yield* request(endpoint, method, { session, headers: versioned }, body)
+        assert.strictEqual(response.status, 404)
+        assert.deepStrictEqual(yield* bytesOf(response), unknown)
+      }
+      assert.strictEqual(endpoint.log.called, called)
+      assert.strictEqual(endpoint.log.inside.filter((line) => line.startsWith("DELETE")).length, 1)
+      assert.strictEqual((yield* endpoint.registry.stats).retirements, 1)
+    }))
+
+  it.live("an id of the caller's own making names no session, nor begins one", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open(start)
+      const session = yield* begin(endpoint)
+      const unknown = yield* bytesOf(yield* request(endpoint, "GET", { session: "x" }))
+      assert.strictEqual(unknown.status, 404)
+      const reached = endpoint.log.inside.length
+      for (
+        const id of [
+          "mine",
+          "__proto__",
+          "a b",
+          `${session}x`,
+          `${session}, ${session}`,
+          `x, ${session}`,
+          "x".repeat(8_192)
+        ]
+      ) {
+        for (
+          const response of [
+            yield* post(endpoint, initialize, { session: id }),
+            yield* post(endpoint, call("echo"), { session: id, headers: versioned }),
+            yield* request(endpoint, "GET", { session: id }),
+            yield* request(endpoint, "DELETE", { session: id })
+          ]
+        ) {
+          assert.deepStrictEqual(yield* bytesOf(response), unknown, id.slice(0, 80))
+        }
+      }
+      // None at all
+      assert.strictEqual((yield* request(endpoint, "DELETE", { session: "" })).status, 400)
+      assert.strictEqual((yield* request(endpoint, "DELETE")).status, 400)
+      assert.strictEqual(endpoint.log.inside.length, reached)
+      for (const none of ["", undefined]) {
+        assert.strictEqual((yield* post(endpoint, call("echo"), { session: none, headers: versioned })).status, 400)
+      }
+      assert.strictEqual(endpoint.log.called, 0)
+      assert.strictEqual(yield* endpoint.registry.size, 1)
+    }))
+
+  it.live("who does not say who it is learns how to, whatever it asks", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open(start, {}, IdentityResolver.layer({ mode: "required" }))
+      const session = yield* begin(endpoint, "alice")
+      const reached = endpoint.log.inside.length
+      for (const headers of [{}, { authorization: "Bearer" }, { authorization: "Basic eDp5" }]) {
+        for (const method of ["POST", "GET", "DELETE"]) {
+          for (const id of [session, "x", undefined]) {
+            const body = method === "POST" ? call("echo") : undefined
+            const response = yield* request(endpoint, method, { session: id, headers }, body)
+            assert.strictEqual(response.status, 401, method)
+            assert.match(response.headers.get("www-authenticate") ?? "", /^Bearer /)
+          }
+        }
+      }
+      assert.strictEqual(endpoint.log.inside.length, reached)
+      assert.strictEqual(yield* endpoint.registry.size, 1)
+    }))
+
+  it.live("an owner has room for as many as it may, and takes none of the others'", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open(start, { capacityPerOwner: 1 })
+      const session = yield* begin(endpoint, "alice")
+      const reached = endpoint.log.inside.length
+      const refused = yield* post(endpoint, initialize, { as: "alice" })
+      assert.strictEqual(refused.status, 503)
+      assert.match(refused.headers.get("retry-after") ?? "", /^\d+$/)
+      assert.isNull(refused.headers.get("mcp-session-id"))
+      assert.strictEqual(endpoint.log.inside.length, reached)
+      yield* begin(endpoint, "bob")
+      yield* request(endpoint, "DELETE", { as: "alice", session })
+      yield* begin(endpoint, "alice")
+      assert.strictEqual(yield* endpoint.registry.size, 2)
+    }))
+
+  it.live("is ended by one of fifty DELETEs, and freed inside by one", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open(start)
+      const session = yield* begin(endpoint)
+      const responses = yield* Effect.all(
+        Array.from({ length: 50 }, () => request(endpoint, "DELETE", { session })),
+        { concurrency: "unbounded" }
+      )
+      const statuses = responses.map((response) => response.status).toSorted()
+      assert.deepStrictEqual(statuses, [204, ...Array.from({ length: 49 }, () => 404)])
+      yield* eventually(() => endpoint.log.inside.includes("DELETE 204"))
+      assert.strictEqual(endpoint.log.inside.filter((line) => line.startsWith("DELETE")).length, 1)
+    }))
+
   it.live("what is open when the endpoint closes ends with it", () =>
     Effect.gen(function*() {
       const endpoint = yield* open(start)
@@ -286,7 +340,179 @@ const suite = (start: typeof web) => {
     }))
 }
 
+const interleavings = 1_000
+
+/** Turns of the event loop, of which an answer of the server inside takes some. */
+const turns = (count: number) =>
+  Effect.gen(function*() {
+    for (let i = 0; i < count; i++) yield* Effect.promise(() => new Promise((resolve) => setImmediate(resolve)))
+  })
+
+/** What a POST, if nothing else is said, is answered at any URL. */
+const statusAt = (endpoint: Endpoint, url: string, options: RequestInit = {}) =>
+  Effect.promise(async () => {
+    const response = await endpoint.fetch(url, {
+      method: "POST",
+      body: options.method === undefined ? JSON.stringify(initialize) : null,
+      ...options,
+      headers: {
+        accept: "application/json, text/event-stream",
+        "content-type": "application/json",
+        ...options.headers
+      }
+    })
+    await response.text()
+    return response.status
+  })
+
 describe("McpHttp.guard", () => {
-  describe("over the web handler", () => suite(web))
-  describe("over a socket", () => suite(socket))
+  describe("over the web handler", () => {
+    suite(web)
+
+    it.live("answers 503 when it has shut down", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(web)
+        const session = yield* begin(endpoint)
+        yield* endpoint.close
+        for (const method of ["POST", "GET", "DELETE"]) {
+          const body = method === "POST" ? call("echo") : undefined
+          const response = yield* request(endpoint, method, { session, headers: versioned }, body)
+          assert.strictEqual(response.status, 503, method)
+        }
+        assert.strictEqual((yield* post(endpoint, initialize)).status, 503)
+        assert.strictEqual(endpoint.log.called, 0)
+      }))
+
+    it.live("refuses a Host that is not allowed, and nothing inside hears of it", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(web)
+        const session = yield* begin(endpoint)
+        const reached = endpoint.log.inside.length
+        assert.strictEqual(yield* statusAt(endpoint, "http://evil.example/mcp"), 403)
+        assert.strictEqual(
+          yield* statusAt(endpoint, "http://localhost/mcp", { headers: { host: "evil.example" } }),
+          403
+        )
+        for (const method of ["GET", "DELETE", "OPTIONS"]) {
+          const headers = { "mcp-session-id": session }
+          assert.strictEqual(yield* statusAt(endpoint, "http://evil.example/mcp", { method, headers }), 403, method)
+        }
+        assert.strictEqual(endpoint.log.inside.length, reached)
+        assert.strictEqual(yield* endpoint.registry.size, 1)
+        assert.strictEqual(yield* statusAt(endpoint, "http://[::1]:3000/mcp"), 200)
+        const listed = yield* open(web, { allowedHosts: ["mcp.example", "other.example:8080"] })
+        assert.strictEqual(yield* statusAt(listed, "https://MCP.example:8443/mcp"), 200)
+        assert.strictEqual(yield* statusAt(listed, "http://other.example:8080/mcp"), 200)
+        assert.strictEqual(yield* statusAt(listed, "http://other.example/mcp"), 403)
+        assert.strictEqual(yield* statusAt(listed, "http://localhost/mcp"), 403)
+      }))
+
+    it.live("whatever comes first, a call and a DELETE both end, and the session with them", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(web, { capacity: 20 })
+        const seen = new Set<number>()
+        for (let seed = 0; seed < interleavings; seed++) {
+          const dice = makeDice(seed)
+          const session = yield* begin(endpoint)
+          const [called, deleted] = yield* Effect.all([
+            Effect.andThen(
+              pause(dice.below(24)),
+              post(endpoint, call("echo", { message: "hi" }), { session, headers: versioned }).pipe(
+                Effect.flatMap((answer) => Effect.map(textOf(answer), (text) => ({ status: answer.status, text })))
+              )
+            ),
+            turns(dice.below(6)).pipe(
+              Effect.andThen(pause(dice.below(24))),
+              Effect.andThen(request(endpoint, "DELETE", { session }))
+            )
+          ], { concurrency: "unbounded" }).pipe(Effect.timeout("2 seconds"))
+          seen.add(called.status)
+          assert.strictEqual(deleted.status, 204)
+          assert.include([200, 404], called.status, `seed ${seed}`)
+          assert.include(called.text, called.status === 404 ? "Session not found" : "hi", `seed ${seed}`)
+          assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 404)
+        }
+        assert.deepStrictEqual(Array.from(seen).toSorted(), [200, 404])
+        const freed = () => endpoint.log.inside.filter((line) => line === "DELETE 204").length
+        yield* eventually(() => freed() >= interleavings)
+        assert.strictEqual(freed(), interleavings)
+        assert.strictEqual(yield* endpoint.registry.size, 0)
+      }))
+  })
+
+  describe("over a socket", () => {
+    suite(socket)
+
+    it.live("has no session with an id of any bytes", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(socket)
+        const session = yield* begin(endpoint)
+        const { body: unknown } = yield* bytesOf(yield* request(endpoint, "GET", { session: "x" }))
+        const ids = [
+          ...Array.from({ length: 256 }, (_, byte) => `${session}${String.fromCharCode(byte)}`),
+          ...Array.from({ length: 256 }, (_, byte) => `a${String.fromCharCode(byte)}b`)
+        ]
+        const said = yield* Effect.forEach(ids, (id) => write(endpoint, head([`Mcp-Session-Id: ${id}`])), {
+          concurrency: 64
+        })
+        for (const [i, { body, status }] of said.entries()) {
+          // 400 is Node's own, to what is no header. Whitespace around a value is no part of it, and it is the same id
+          // then: the server inside has no stream to give.
+          const isSame = i === 9 || i === 32
+          assert.include(isSame ? [405] : [400, 404], status, `byte ${i % 256}`)
+          if (status === 404) assert.strictEqual(body, unknown)
+        }
+        assert.strictEqual(yield* endpoint.registry.size, 1)
+      }))
+
+    it.live("has none with two ids, nor with one that is too long, nor under another's name", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(socket)
+        const session = yield* begin(endpoint)
+        const reached = endpoint.log.inside.length
+        for (
+          const lines of [
+            [`Mcp-Session-Id: ${session}`, `Mcp-Session-Id: ${session}`],
+            [`Mcp-Session-Id: ${session}`, "mcp-session-id: x"],
+            ["Mcp-Session-Id: x", `MCP-SESSION-ID: ${session}`],
+            [`Mcp-Session-Id: ${session}`, "Mcp-Session-Id:"],
+            ["Mcp-Session-Id:", `Mcp-Session-Id: ${session}`],
+            [`Mcp-Session-Id: ${"x".repeat(15 * 1024)}`],
+            ["Mcp-Session-Id: __proto__"]
+          ]
+        ) {
+          assert.strictEqual((yield* write(endpoint, head(lines))).status, 404, lines.join().slice(0, 80))
+        }
+        const origins = head(["Origin: http://localhost", "Origin: http://evil.example"])
+        assert.strictEqual((yield* write(endpoint, origins)).status, 403)
+        const otherHost = `DELETE /mcp HTTP/1.1\r\nHost: evil.example\r\nMcp-Session-Id: ${session}\r\n\r\n`
+        assert.strictEqual((yield* write(endpoint, otherHost)).status, 403)
+        const otherUrl = "GET http://evil.example/mcp HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        assert.strictEqual((yield* write(endpoint, otherUrl)).status, 403)
+        assert.strictEqual(endpoint.log.inside.length, reached)
+        assert.strictEqual(yield* endpoint.registry.size, 1)
+      }))
+
+    it.live("does not wait, nor make a session, with half a body", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(socket)
+        const session = yield* begin(endpoint)
+        const half = (line: string) =>
+          write(
+            endpoint,
+            `POST /mcp HTTP/1.1\r\nHost: localhost\r\n${line}Content-Type: application/json\r\n` +
+              "Accept: application/json, text/event-stream\r\nContent-Length: 1000\r\n\r\n{\"jsonrpc\":"
+          )
+        assert.strictEqual((yield* half("Mcp-Session-Id: x\r\n")).status, 404)
+        assert.strictEqual((yield* half(`Mcp-Session-Id: ${session}\r\n`)).status, 0)
+        assert.strictEqual((yield* half("")).status, 0)
+        yield* Effect.repeat(endpoint.registry.stats, { until: ({ held }) => held === 0 }).pipe(
+          Effect.timeout("5 seconds")
+        )
+        assert.strictEqual(yield* endpoint.registry.size, 1)
+        const answer = yield* post(endpoint, call("echo", { message: "hi" }), { session, headers: versioned })
+        assert.strictEqual(answer.status, 200)
+        assert.include(yield* textOf(answer), "hi")
+      }))
+  })
 })

@@ -1,13 +1,21 @@
 import { spawn } from "node:child_process"
 import { once } from "node:events"
-import { connect } from "node:net"
 import { fileURLToPath } from "node:url"
 import { assert, describe, it } from "@effect/vitest"
+import * as V2 from "@modelcontextprotocol/client"
 import { Client } from "@modelcontextprotocol/sdk/client/index.js"
 import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js"
-import { type CallToolResult, LoggingMessageNotificationSchema } from "@modelcontextprotocol/sdk/types.js"
+import {
+  type CallToolResult,
+  LoggingMessageNotificationSchema,
+  RootsListChangedNotificationSchema
+} from "@modelcontextprotocol/sdk/types.js"
 import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import { Credentials, Identity } from "effect-mcp-sessions/Identity"
+import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
+import { openGuarded } from "./support/guarded.ts"
 import {
   begin,
   bytesOf,
@@ -20,6 +28,8 @@ import {
   request,
   socket
 } from "./support/mcpHttp.ts"
+import { head, write } from "./support/rawHttp.ts"
+import { makeHandle } from "./support/sessions.ts"
 
 const open = (options: Partial<McpHttp.LayerOptions<never, never>> = {}) =>
   Effect.gen(function*() {
@@ -31,7 +41,7 @@ const open = (options: Partial<McpHttp.LayerOptions<never, never>> = {}) =>
 const connected = (endpoint: Endpoint, as: string) =>
   Effect.acquireRelease(
     Effect.promise(async () => {
-      const client = new Client({ name: "test", version: "0" })
+      const client = new Client({ name: "test", version: "0" }, { capabilities: { roots: { listChanged: true } } })
       let stream = new AbortController()
       const transport = new StreamableHTTPClientTransport(new URL(endpoint.url), {
         fetch: (url, init) => {
@@ -62,53 +72,155 @@ const textOf = (result: unknown) => {
   return block?.type === "text" ? block.text : ""
 }
 
-/** What a server says to a request of any bytes, before it hangs up or for as long as it takes to be clear. */
-const write = (endpoint: Endpoint, bytes: string | Buffer) =>
-  Effect.promise(async () => {
-    const { hostname, port } = new URL(endpoint.url)
-    const peer = connect(Number(port), hostname)
-    let said = ""
-    peer.on("data", (data) => said += data.toString("latin1"))
-    peer.on("error", () => undefined)
-    peer.write(bytes)
-    await Promise.race([once(peer, "close"), new Promise((resolve) => setTimeout(resolve, 1_000))])
-    peer.destroy()
-    return { status: Number(/^HTTP\/1\.1 (\d+)/.exec(said)?.[1] ?? 0), body: said.split("\r\n\r\n")[1] ?? "" }
-  })
+/** What both generations of the SDK's client can do, as each of them does it. */
+interface AnyClient {
+  readonly tools: () => Promise<ReadonlyArray<string>>
+  readonly echo: (message: string) => Promise<string>
+  readonly notify: () => Promise<void>
+  readonly terminate: () => Promise<void>
+  readonly version: () => string | undefined
+  readonly sessionId: () => string | undefined
+  readonly heard: ReadonlyArray<unknown>
+  readonly errors: ReadonlyArray<Error>
+}
 
-const head = (lines: ReadonlyArray<string>) =>
-  Buffer.from(
-    ["GET /mcp HTTP/1.1", "Host: localhost", "Connection: close", "Accept: text/event-stream", ...lines, "", ""].join(
-      "\r\n"
-    ),
-    "latin1"
+type Connect = (endpoint: Endpoint, as: string) => Effect.Effect<AnyClient, never, Scope.Scope>
+
+const first: Connect = (endpoint, as) =>
+  Effect.map(connected(endpoint, as), ({ client, errors, heard, transport }) => ({
+    tools: async () => (await client.listTools()).tools.map(({ name }) => name),
+    echo: async (message) => textOf(await client.callTool({ name: "echo", arguments: { message } })),
+    notify: () => client.sendRootsListChanged(),
+    terminate: () => transport.terminateSession(),
+    version: () => transport.protocolVersion,
+    sessionId: () => transport.sessionId,
+    heard,
+    errors
+  }))
+
+const second = (mode: "legacy" | "auto"): Connect => (endpoint, as) =>
+  Effect.acquireRelease(
+    Effect.promise(async () => {
+      const client = new V2.Client({ name: "test", version: "0" }, {
+        capabilities: { roots: { listChanged: true } },
+        versionNegotiation: { mode }
+      })
+      const transport = new V2.StreamableHTTPClientTransport(new URL(endpoint.url), {
+        requestInit: { headers: { authorization: `Bearer ${as}` } }
+      })
+      const errors: Array<Error> = []
+      const heard: Array<unknown> = []
+      Object.assign(client, { onerror: (error: Error) => void errors.push(error) })
+      client.setNotificationHandler("notifications/message", ({ params }) => void heard.push(params.data))
+      await client.connect(transport)
+      return { client, transport, errors, heard }
+    }),
+    ({ client }) => Effect.promise(() => client.close())
+  ).pipe(Effect.map(({ client, errors, heard, transport }) => ({
+    tools: async () => (await client.listTools()).tools.map(({ name }) => name),
+    echo: async (message) => textOf(await client.callTool({ name: "echo", arguments: { message } })),
+    notify: () => client.notification({ method: "notifications/roots/list_changed" }),
+    terminate: () => transport.terminateSession(),
+    version: () => transport.protocolVersion,
+    sessionId: () => transport.sessionId,
+    heard,
+    errors
+  })))
+
+const clients: ReadonlyArray<readonly [string, Connect]> = [
+  ["@modelcontextprotocol/sdk", first],
+  ["@modelcontextprotocol/client", second("legacy")],
+  ["@modelcontextprotocol/client, which asks for the version", second("auto")]
+]
+
+const twenty = Array.from({ length: 20 }, (_, i) => String(i))
+
+describe.each(clients)("a client of %s", (_, connect) => {
+  it.live.each(["sse", "json"] as const)(
+    "initializes, calls, hears and leaves, with layer (%s)",
+    (response) =>
+      Effect.gen(function*() {
+        const endpoint = yield* open({ response })
+        const client = yield* connect(endpoint, "alice")
+        assert.strictEqual(client.version(), "2025-11-25")
+        const entries = yield* endpoint.registry.entries
+        assert.deepStrictEqual(entries.map(({ id }) => id), [client.sessionId()])
+        assert.deepStrictEqual(yield* Effect.promise(client.tools), ["echo", "whoami", "wait"])
+        assert.deepStrictEqual(yield* Effect.promise(() => Promise.all(twenty.map(client.echo))), twenty)
+        const server = endpoint.log.servers.get(client.sessionId()!)!
+        const roots = yield* Effect.promise(async () => {
+          const notified = new Promise<string>((resolve) =>
+            server.setNotificationHandler(RootsListChangedNotificationSchema, ({ method }) => resolve(method))
+          )
+          await client.notify()
+          return notified
+        })
+        assert.strictEqual(roots, "notifications/roots/list_changed")
+        yield* Effect.promise(async () => server.sendLoggingMessage({ level: "info", data: "spoken" }))
+        yield* eventually(() => client.heard.length === 1)
+        assert.deepStrictEqual(client.heard, ["spoken"])
+        yield* Effect.promise(client.terminate)
+        assert.strictEqual(yield* endpoint.registry.size, 0)
+        assert.deepStrictEqual(client.errors, [])
+      })
   )
+})
+
+// Effect's server has no stream of its own, and says nothing that was not asked for
+describe.each(clients.slice(0, 2))("a client of %s", (_, connect) => {
+  it.live("initializes, calls and leaves, with guard", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* openGuarded(socket)
+      const client = yield* connect(endpoint, "alice")
+      assert.strictEqual(client.version(), "2025-11-25")
+      const entries = yield* endpoint.registry.entries
+      assert.deepStrictEqual(entries.map(({ id }) => id), [client.sessionId()])
+      assert.deepStrictEqual(yield* Effect.promise(client.tools), ["echo", "wait"])
+      assert.deepStrictEqual(yield* Effect.promise(() => Promise.all(twenty.map(client.echo))), twenty)
+      const arrived = endpoint.log.inside.length
+      // It would fail, were it refused
+      yield* Effect.promise(client.notify)
+      assert.deepStrictEqual(endpoint.log.inside.slice(arrived), ["POST 200"])
+      yield* Effect.promise(client.terminate)
+      assert.strictEqual(yield* endpoint.registry.size, 0)
+      yield* eventually(() => endpoint.log.inside.includes("DELETE 204"))
+      assert.deepStrictEqual(client.errors, [])
+    }))
+})
+
+// What a toolkit answers a client of 2026-07-28 with is JSON
+const quoted = twenty.map((message) => JSON.stringify(message))
+
+describe("a client of 2026-07-28", () => {
+  it.live("calls through guard, and never has a session", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* openGuarded(socket)
+      const client = yield* second("auto")(endpoint, "alice")
+      assert.strictEqual(client.version(), "2026-07-28")
+      assert.deepStrictEqual(yield* Effect.promise(client.tools), ["echo", "wait"])
+      assert.deepStrictEqual(yield* Effect.promise(() => Promise.all(twenty.map(client.echo))), quoted)
+      assert.isUndefined(client.sessionId())
+      assert.strictEqual(yield* endpoint.registry.size, 0)
+      assert.deepStrictEqual(client.errors, [])
+    }))
+
+  it.live("is what a connector opens", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* openGuarded(socket)
+      const connector = McpConnectorV2.http({ url: endpoint.url, forwardCredentials: true })
+      const alice = Identity.fromKey("alice", { credentials: Credentials.bearer("alice") })
+      const session = yield* connector(alice, makeHandle())
+      assert.strictEqual(session.protocolVersion, "2026-07-28")
+      assert.strictEqual(
+        textOf(yield* session.callTool({ name: "echo", arguments: { message: "hi" } })),
+        "\"hi\""
+      )
+      assert.strictEqual(yield* endpoint.registry.size, 0)
+    }))
+})
 
 describe("a client of the SDK", () => {
   for (const response of ["sse", "json"] as const) {
-    it.live(`initializes, calls, hears and leaves (${response})`, () =>
-      Effect.gen(function*() {
-        const endpoint = yield* open({ response })
-        const { client, errors, heard, transport } = yield* connected(endpoint, "alice")
-        const tools = yield* Effect.promise(() => client.listTools())
-        assert.deepStrictEqual(tools.tools.map(({ name }) => name), ["echo", "whoami", "wait"])
-        const echoed = yield* Effect.promise(() => client.callTool({ name: "echo", arguments: { message: "hi" } }))
-        assert.strictEqual(textOf(echoed), "hi")
-        const many = yield* Effect.promise(() =>
-          Promise.all(
-            Array.from({ length: 20 }, (_, i) => client.callTool({ name: "echo", arguments: { message: String(i) } }))
-          )
-        )
-        assert.deepStrictEqual(many.map(textOf), Array.from({ length: 20 }, (_, i) => String(i)))
-        const server = endpoint.log.servers.get(transport.sessionId!)!
-        yield* Effect.promise(async () => server.sendLoggingMessage({ level: "info", data: "spoken" }))
-        yield* eventually(() => heard.length === 1)
-        assert.deepStrictEqual(heard, ["spoken"])
-        yield* Effect.promise(() => transport.terminateSession())
-        assert.strictEqual(yield* endpoint.registry.size, 0)
-        assert.deepStrictEqual(errors, [])
-      }))
-
     it.live(`gives up a call, and goes on (${response})`, () =>
       Effect.gen(function*() {
         const endpoint = yield* open({ response })
@@ -232,20 +344,30 @@ describe("whoever writes to the socket", () => {
     }))
 })
 
+/** Runs one to its end, and reads what it said. */
+const run = Effect.fnUntraced(function*(name: string) {
+  const script = fileURLToPath(new URL(`./support/${name}`, import.meta.url))
+  const child = spawn(process.execPath, ["--import", "tsx", script], { stdio: ["ignore", "pipe", "inherit"] })
+  let said = ""
+  child.stdout.on("data", (data) => said += String(data))
+  const [code] = yield* Effect.promise(() => once(child, "close")).pipe(
+    Effect.timeout("15 seconds"),
+    Effect.onError(() => Effect.sync(() => child.kill("SIGKILL")))
+  )
+  assert.strictEqual(code, 0)
+  return said
+})
+
 describe("a process that serves", () => {
   it.live("exits by itself when the server's scope has closed, whatever was open", () =>
     Effect.gen(function*() {
-      const script = fileURLToPath(new URL("./support/serves.ts", import.meta.url))
-      const child = spawn(process.execPath, ["--import", "tsx", script], { stdio: ["ignore", "pipe", "inherit"] })
-      let said = ""
-      child.stdout.on("data", (data) => said += String(data))
-      const [code] = yield* Effect.promise(() => once(child, "exit")).pipe(
-        Effect.timeout("15 seconds"),
-        Effect.onError(() => Effect.sync(() => child.kill("SIGKILL")))
-      )
-      assert.strictEqual(code, 0)
-      const { elapsed, ...rest } = JSON.parse(said) as { readonly elapsed: number }
+      const { elapsed, ...rest } = JSON.parse(yield* run("serves.ts")) as { readonly elapsed: number }
       assert.deepStrictEqual(rest, { opened: 3, closed: 3, aborted: 1 } as object)
       assert.isBelow(elapsed, 3_000)
+    }))
+
+  it.live("exits by itself with guard, too", () =>
+    Effect.gen(function*() {
+      assert.deepStrictEqual(JSON.parse(yield* run("servesGuarded.ts")), { called: 1, interrupted: 1, freed: 3 })
     }))
 })

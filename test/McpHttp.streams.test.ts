@@ -19,6 +19,7 @@ import {
   makeLog,
   makeServer,
   messagesOf,
+  pause,
   post,
   protocolVersion,
   readUntil,
@@ -381,11 +382,6 @@ describe("McpHttp.layer", () => {
 
   describe("over a socket", () => suite(socket))
 })
-
-const pause = (steps: number) =>
-  Effect.gen(function*() {
-    for (let i = 0; i < steps; i++) yield* Effect.promise(() => Promise.resolve())
-  })
 
 const interleavings = 1_000
 

@@ -26,6 +26,14 @@ const examples: { readonly [file: string]: ReadonlyArray<RegExp> } = {
   ],
   "fastify.ts": [/^200 .*Echo: hello/m, /^401 .*MalformedCredentials/m],
   "express.ts": [/^200 .*Echo: hello/m, /^401 .*MalformedCredentials/m],
+  "gateway.ts": [
+    /^alice .*Echo: one/m,
+    /^alice .*Echo: two/m,
+    /^bob .*Echo: three/m,
+    /^3 conversations, 2 upstream servers$/m,
+    /^0 conversations when their clients have left$/m,
+    /^401 for nobody$/m
+  ],
   "resilience.ts": [
     /^alice: .*Echo: hello/m,
     /^bob, of a server that is down: Unreachable$/m,

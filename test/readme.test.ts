@@ -25,6 +25,10 @@ const references = [
     .matchAll(/: "([a-z-]+)"/g)
 ].map(([, slug]) => slug!)
 
+// The strings in a list of them.
+const named = (source: string, list: RegExp) =>
+  Array.from(list.exec(source)![1]!.matchAll(/"(\w+)"/g), ([, name]) => name!)
+
 describe("README", () => {
   it("has an entry for the reference of each error", () => {
     assert.isAtLeast(references.length, 17)
@@ -40,6 +44,20 @@ describe("README", () => {
     ]
     assert.isAtLeast(names.length, 22)
     assert.deepStrictEqual(names.filter((name) => !readme.includes(`\`${name}`)), [])
+  })
+
+  it("names every option of the registry and of McpHttp, and every variable of their configuration", () => {
+    const registry = read("src/SessionRegistry.ts")
+    const names = [
+      ...named(registry, /const knownOptions = \[([^\]]*)\]/),
+      ...Array.from(registry.matchAll(/Config\.\w+\("(MCP_\w+)"\)/g), ([, name]) => name!),
+      ...named(read("src/McpHttp.ts"), /const layerOptions = \[([^\]]*)\]/),
+      ...named(read("src/internal/endpoints.ts"), /export const endpointOptions = \[([^\]]*)\]/)
+    ]
+    assert.isAtLeast(names.length, 27)
+    // In this section: the pool has options of the same names
+    const section = /^## Inbound: [^]*?(?=^## )/m.exec(readme)![0]
+    assert.deepStrictEqual(names.filter((name) => !section.includes(`\`${name}`)), [])
   })
 
   it("links to files that are there", () => {

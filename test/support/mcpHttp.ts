@@ -232,6 +232,12 @@ export const eventually = (condition: () => boolean) =>
     while (!condition()) yield* Effect.sleep(5)
   }).pipe(Effect.timeout("5 seconds"))
 
+/** Waits for as many turns of the microtask queue. */
+export const pause = (steps: number) =>
+  Effect.gen(function*() {
+    for (let i = 0; i < steps; i++) yield* Effect.promise(() => Promise.resolve())
+  })
+
 /** What a stream says until it says `text`; then nobody reads it any more. */
 export const readUntil = (response: Response, text: string) =>
   Effect.gen(function*() {
