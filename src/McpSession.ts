@@ -165,8 +165,11 @@ export const McpSession: {
    */
   readonly acceptedBy: (session: unknown) => number | undefined
 } = {
-  acceptedBy: (session) =>
-    Predicate.hasProperty(session, "accepted") && Predicate.isNumber(session.accepted) ? session.accepted : undefined,
+  // On the pool's fast path: read at once, and looked at after.
+  acceptedBy: (session) => {
+    const accepted = (session as { readonly accepted?: unknown } | null | undefined)?.accepted
+    return typeof accepted === "number" ? accepted : undefined
+  },
   isSessionExpired: (error) =>
     Predicate.isTagged(error, "McpSessionError") && Predicate.hasProperty(error, "reason") &&
     Predicate.isTagged(error.reason, "SessionExpired")

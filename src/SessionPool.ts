@@ -466,10 +466,9 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(input: SessionPoolOp
 
   // --- Leases ---
 
-  const count = (caller: Caller<Session, E>, kind: "hits" | "misses"): void => {
-    if (caller.isCounted) return
+  const countHit = (caller: Caller<Session, E>): void => {
+    if (!caller.isCounted) counts.hits++
     caller.isCounted = true
-    counts[kind]++
   }
 
   const acquire = (caller: Caller<Session, E>, identity: Identity): Effect.Effect<Session, E | SessionPoolError> => {
@@ -479,15 +478,16 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(input: SessionPoolOp
       caller.slot = slot
       slot.info = newest(slot.info, identity)
       if (checks.isDue(slot)) return checked(caller, slot, identity)
-      count(caller, "hits")
+      countHit(caller)
       return Leased.join(slot)
     }
     const failure = failures.recall(identity)
     if (failure !== undefined) {
-      count(caller, "hits")
+      countHit(caller)
       return failure
     }
-    count(caller, "misses")
+    if (!caller.isCounted) counts.misses++
+    caller.isCounted = true
     const isAdmitted = engine.starter.atomically(() => {
       if (!Waiting.isEmpty(waiting) || !makeRoom()) return false
       caller.slot = Leased.admit(engine, identity.key, identity, 1)
@@ -515,7 +515,7 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(input: SessionPoolOp
   ): Effect.Effect<Session, E | SessionPoolError> =>
     Effect.flatMap(checks.passed(slot), (passed) => {
       if (passed) {
-        count(caller, "hits")
+        countHit(caller)
         return Leased.join(slot)
       }
       return Effect.andThen(
