@@ -165,11 +165,11 @@ export const McpSession: {
    */
   readonly acceptedBy: (session: unknown) => number | undefined
 } = {
-  // On the pool's fast path: read at once, and looked at after.
-  acceptedBy: (session) => {
-    const accepted = (session as { readonly accepted?: unknown } | null | undefined)?.accepted
-    return typeof accepted === "number" ? accepted : undefined
-  },
+  // A session of any other type is not looked into: it may be what its author likes.
+  acceptedBy: (session) =>
+    typeof session === "object" && session !== null && "accepted" in session && typeof session.accepted === "number"
+      ? session.accepted
+      : undefined,
   isSessionExpired: (error) =>
     Predicate.isTagged(error, "McpSessionError") && Predicate.hasProperty(error, "reason") &&
     Predicate.isTagged(error.reason, "SessionExpired")
