@@ -7,7 +7,7 @@
  * - Every wait has a bound, and a session that hangs hurts only its own identity.
  *
  * This module is the policy: who waits for room, who is evicted for it, who is checked first, and what callers and
- * observers are told. When a session may be closed is `internal/leased.ts`.
+ * observers are told. When a session may be closed is `internal/lease/leased.ts`.
  */
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
@@ -26,13 +26,13 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import { type Credentials, type Identity, SessionKey } from "./Identity.ts"
-import * as Checks from "./internal/checks.ts"
-import * as Events from "./internal/events.ts"
-import * as Failures from "./internal/failures.ts"
-import * as Leased from "./internal/leased.ts"
+import * as Checks from "./internal/lease/checks.ts"
+import * as Events from "./internal/lease/events.ts"
+import * as Failures from "./internal/lease/failures.ts"
+import * as Leased from "./internal/lease/leased.ts"
 import * as Options from "./internal/options.ts"
 import { respond } from "./internal/problem.ts"
-import * as Waiting from "./internal/waiting.ts"
+import * as Waiting from "./internal/lease/waiting.ts"
 import { type InvalidOptions } from "./InvalidOptions.ts"
 import { McpSession, type McpSessionError } from "./McpSession.ts"
 

@@ -9,7 +9,7 @@
  *   operator, or the end of the registry itself closes it while it is held, and tells its holders.
  *
  * This module is the policy: who may come in, whose an id is, and what callers and observers are told. When a session may
- * be closed is `internal/leased.ts`. It knows neither HTTP nor any SDK: those are `McpHttp`.
+ * be closed is `internal/lease/leased.ts`. It knows neither HTTP nor any SDK: those are `McpHttp`.
  */
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
@@ -30,8 +30,8 @@ import * as Stream from "effect/Stream"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import { randomBytes } from "node:crypto"
 import type { SessionKey } from "./Identity.ts"
-import * as Events from "./internal/events.ts"
-import * as Leased from "./internal/leased.ts"
+import * as Events from "./internal/lease/events.ts"
+import * as Leased from "./internal/lease/leased.ts"
 import * as Options from "./internal/options.ts"
 import { respond } from "./internal/problem.ts"
 import * as Scrub from "./internal/scrub.ts"

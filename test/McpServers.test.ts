@@ -8,7 +8,7 @@ import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import { Identity } from "../src/Identity.ts"
-import * as McpJson from "../src/internal/mcpJson.ts"
+import * as McpJson from "../src/internal/client/mcpJson.ts"
 import { McpServers, type McpServersError } from "../src/McpServers.ts"
 
 const env = (variables: Record<string, string>) =>

@@ -151,7 +151,7 @@ layer(Unpacked.layer, { excludeTestServices: true, timeout: "2 minutes" })("the 
             `console.log(Object.keys({ ${modules.join(", ")} }).join())`,
             `console.log(root.SessionPool === SessionPool.SessionPool)`,
             "// @ts-expect-error",
-            `const internal = import("${packageJson.name}/internal/leased")`,
+            `const internal = import("${packageJson.name}/internal/lease/leased")`,
             `console.log(await internal.catch((error) => error.code))`
           ].join("\n")
         })

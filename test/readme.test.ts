@@ -52,7 +52,7 @@ describe("README", () => {
       ...named(registry, /const knownOptions = \[([^\]]*)\]/),
       ...Array.from(registry.matchAll(/Config\.\w+\("(MCP_\w+)"\)/g), ([, name]) => name!),
       ...named(read("src/McpHttp.ts"), /const layerOptions = \[([^\]]*)\]/),
-      ...named(read("src/internal/endpoints.ts"), /export const endpointOptions = \[([^\]]*)\]/)
+      ...named(read("src/internal/host/endpoint.ts"), /export const endpointOptions = \[([^\]]*)\]/)
     ]
     assert.isAtLeast(names.length, 27)
     // In this section: the pool has options of the same names

@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Random from "effect/Random"
 import * as McpConnector from "effect-mcp-sessions/McpConnector"
-import { callTool } from "../../src/internal/clients.ts"
+import { callTool } from "../../src/internal/client/sdk.ts"
 import type { AnySession, Generation } from "./generations.ts"
 
 /**

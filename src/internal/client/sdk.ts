@@ -129,7 +129,7 @@ export type Failure =
   }
 
 /**
- * The code of a call whose reply stream ended without the reply, as `internal/wire.ts` reports it.
+ * The code of a call whose reply stream ended without the reply, as `internal/client/wire.ts` reports it.
  */
 export const streamEnded = "STREAM_ENDED"
 

@@ -8,7 +8,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
-import type { McpSessionError } from "../McpSessionError.ts"
+import type { McpSessionError } from "../../McpSessionError.ts"
 
 export type Kind = "tools" | "resources" | "resourceTemplates" | "prompts"
 

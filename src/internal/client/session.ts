@@ -20,8 +20,8 @@ import * as PubSub from "effect/PubSub"
 import * as Queue from "effect/Queue"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import type { Identity } from "../Identity.ts"
-import type { CallOptions, McpSession, ProgressOptions } from "../McpSession.ts"
+import type { Identity } from "../../Identity.ts"
+import type { CallOptions, McpSession, ProgressOptions } from "../../McpSession.ts"
 import {
   Forbidden,
   HttpFailure,
@@ -33,11 +33,11 @@ import {
   SessionExpired,
   Unauthorized,
   Unreachable
-} from "../McpSessionError.ts"
-import type { SessionHandle } from "../SessionPool.ts"
-import * as Clients from "./clients.ts"
+} from "../../McpSessionError.ts"
+import type { SessionHandle } from "../../SessionPool.ts"
+import * as Clients from "./sdk.ts"
 import * as Lists from "./lists.ts"
-import type { Scrub } from "./scrub.ts"
+import type { Scrub } from "../scrub.ts"
 import * as Wire from "./wire.ts"
 
 /**

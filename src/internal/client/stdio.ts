@@ -5,7 +5,7 @@
 import type { ChildProcess } from "node:child_process"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import type { MessageLike, TransportLike } from "./clients.ts"
+import type { MessageLike, TransportLike } from "./sdk.ts"
 import * as ProcessTree from "./processTree.ts"
 
 /**
