@@ -31,14 +31,13 @@ import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
+import type * as Connectors from "./Connector.ts"
 import type { Identity } from "./Identity.ts"
 import { noTimeout } from "./internal/client/sdk.ts"
 import * as Connecting from "./internal/client/connector.ts"
 import * as OpenSession from "./internal/client/session.ts"
-import type * as McpConnector from "./McpConnector.ts"
 import type { McpSession } from "./McpSession.ts"
 import type { McpSessionError } from "./McpSessionError.ts"
-import type { SessionHandle } from "./SessionPool.ts"
 
 /**
  * Opens a session for an identity; its scope closes it.
@@ -47,7 +46,7 @@ import type { SessionHandle } from "./SessionPool.ts"
  */
 export type Connector<R = never> = (
   identity: Identity,
-  handle: SessionHandle
+  handle: Connectors.SessionHandle
 ) => Effect.Effect<McpSession<Client>, McpSessionError, Scope.Scope | R>
 
 /**
@@ -75,14 +74,14 @@ export interface Negotiation {
  * @category models
  */
 export type StdioOptions<RV = never, RS = never, RE = never, RR = never> =
-  & McpConnector.StdioOptions<RV, RS, RE, RR>
+  & Connectors.StdioOptions<RV, RS, RE, RR>
   & Negotiation
 
 /**
  * @category models
  */
 export type HttpOptions<RV = never, RS = never, RE = never, RR = never> =
-  & McpConnector.HttpOptions<RV, RS, RE, RR>
+  & Connectors.HttpOptions<RV, RS, RE, RR>
   & Negotiation
 
 /**
@@ -127,7 +126,7 @@ export const http = <RV = never, RS = never, RE = never, RR = never>(
  * @category constructors
  */
 export const sse = <RV = never, RS = never, RE = never, RR = never>(
-  options: McpConnector.HttpOptions<RV, RS, RE, RR>
+  options: Connectors.HttpOptions<RV, RS, RE, RR>
 ): Connector<RV | RS | RE | RR> =>
   connector(
     { ...options, versionNegotiation: "legacy" },
@@ -143,7 +142,7 @@ export const sse = <RV = never, RS = never, RE = never, RR = never>(
  */
 export const inProcess = <RV = never, RS = never, RE = never, RR = never>(
   server: (identity: Identity) => Effect.Effect<ServerLike, McpSessionError, RV | Scope.Scope>,
-  options: McpConnector.Options<RS, RE, RR> = {}
+  options: Connectors.Options<RS, RE, RR> = {}
 ): Connector<RV | RS | RE | RR> =>
   connector(
     { ...options, versionNegotiation: "legacy" },
@@ -168,8 +167,8 @@ export interface ServerLike {
 // -----------------------------------------------------------------------------
 
 const connector = <RT, RS, RE, RR>(
-  options: McpConnector.Options<RS, RE, RR> & Negotiation,
-  makePlan: (identity: Identity, handle: SessionHandle) => Connecting.Plan<RT>,
+  options: Connectors.Options<RS, RE, RR> & Negotiation,
+  makePlan: (identity: Identity, handle: Connectors.SessionHandle) => Connecting.Plan<RT>,
   { isChild, probeTimeout }: { readonly probeTimeout: number; readonly isChild: boolean }
 ): Connector<RT | RS | RE | RR> => {
   const mode = options.versionNegotiation ?? "auto"

@@ -22,13 +22,13 @@ import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
+import type { SessionHandle } from "./Connector.ts"
 import type { Identity } from "./Identity.ts"
 import * as McpJson from "./internal/client/mcpJson.ts"
 import { respond } from "./internal/problem.ts"
 import * as McpConnector from "./McpConnector.ts"
 import type { McpSession } from "./McpSession.ts"
 import type { McpSessionError } from "./McpSessionError.ts"
-import type { SessionHandle } from "./SessionPool.ts"
 
 /**
  * What the servers of a configuration have in common, and a file can't say.

@@ -21,37 +21,22 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Record from "effect/Record"
-import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
-import { type Credentials, type Identity, SessionKey } from "./Identity.ts"
+import type { SessionHandle } from "./Connector.ts"
+import type { Identity, SessionKey } from "./Identity.ts"
 import * as Checks from "./internal/lease/checks.ts"
 import * as Events from "./internal/lease/events.ts"
 import * as Failures from "./internal/lease/failures.ts"
 import * as Leased from "./internal/lease/leased.ts"
 import * as Options from "./internal/options.ts"
-import { respond } from "./internal/problem.ts"
 import * as Waiting from "./internal/lease/waiting.ts"
 import { type InvalidOptions } from "./InvalidOptions.ts"
 import { McpSession, type McpSessionError } from "./McpSession.ts"
+import { ConnectTimeout, PoolClosed, PoolExhausted, type SessionPoolError } from "./SessionPoolError.ts"
 
-/**
- * What a connector needs from the pool: a way to say that this very session has died, and the newest credentials.
- *
- * @category models
- */
-export interface SessionHandle {
-  /**
-   * Says that this session can't be used any more: it takes no new lease, the next get opens another, and it is closed
-   * when its last lease ends. It can never retire its successor, and saying it twice is saying it once.
-   */
-  readonly retire: (reason: "died" | "unhealthy") => Effect.Effect<void>
-  /**
-   * The newest credentials that were presented for this session's key, so that a rotated token reaches a live session.
-   */
-  readonly credentials: Effect.Effect<Option.Option<Credentials>>
-}
+export type { SessionHandle } from "./Connector.ts"
+export * from "./SessionPoolError.ts"
 
 /**
  * How a pool opens sessions and how long it keeps them. Durations are `Duration.Input`; a number is milliseconds.
@@ -106,7 +91,7 @@ export interface SessionPoolOptions<Session, E, R, RC = R> {
  *
  * @category models
  */
-export type RetireReason = Leased.Reason
+export type RetireReason = "evicted" | "expired" | "lifetime" | "invalidated" | "died" | "unhealthy" | "shutdown"
 
 /**
  * A snapshot of the pool's numbers. Counts of what happened only grow; the others are of this moment.
@@ -185,88 +170,6 @@ export type SessionPoolEvent = Data.TaggedEnum<{
  * @category models
  */
 export const SessionPoolEvent = Data.taggedEnum<SessionPoolEvent>()
-
-// -----------------------------------------------------------------------------
-// Errors
-// -----------------------------------------------------------------------------
-
-/**
- * The pool is shutting down or has shut down. Answers 503.
- *
- * @category errors
- */
-export class PoolClosed extends Schema.TaggedError<PoolClosed>()("PoolClosed", {}) {
-  readonly module = "SessionPool"
-  readonly method = "get"
-  readonly reference = "pool-closed"
-
-  override get message(): string {
-    return "The session pool has shut down. Use it only while the scope of its layer is open."
-  }
-
-  [HttpServerRespondable.symbol]() {
-    return respond(this, { status: 503, title: "The server is shutting down" })
-  }
-}
-
-/**
- * There was no room for a new session within `acquireTimeout`: `capacity` sessions are leased, opening or draining.
- * Answers 503 with `Retry-After`.
- *
- * @category errors
- */
-export class PoolExhausted extends Schema.TaggedError<PoolExhausted>()("PoolExhausted", {
-  capacity: Schema.Number,
-  waited: Schema.Duration
-}) {
-  readonly module = "SessionPool"
-  readonly method = "get"
-  readonly reference = "pool-exhausted"
-
-  override get message(): string {
-    return `All ${this.capacity} sessions of the pool were in use for ${Duration.format(this.waited)}. ` +
-      "End leases sooner, or raise capacity or acquireTimeout."
-  }
-
-  [HttpServerRespondable.symbol]() {
-    return respond(this, { status: 503, title: "Too many sessions are in use", headers: { "retry-after": "1" } })
-  }
-}
-
-/**
- * A `connect` took longer than `connectTimeout` and was interrupted. Answers 504.
- *
- * @category errors
- */
-export class ConnectTimeout extends Schema.TaggedError<ConnectTimeout>()("ConnectTimeout", {
-  key: SessionKey,
-  after: Schema.Duration
-}) {
-  readonly module = "SessionPool"
-  readonly method = "get"
-  readonly reference = "connect-timeout"
-
-  override get message(): string {
-    return `No session for "${this.key}" was open after ${Duration.format(this.after)}. ` +
-      "Check that the server answers, or raise connectTimeout."
-  }
-
-  [HttpServerRespondable.symbol]() {
-    return respond(this, { status: 504, title: "The upstream server did not answer in time" })
-  }
-}
-
-/**
- * What a get can fail with besides the errors of `connect`.
- *
- * @category errors
- */
-export type SessionPoolError = PoolClosed | PoolExhausted | ConnectTimeout
-
-/**
- * @category errors
- */
-export const SessionPoolError = Schema.Union([PoolClosed, PoolExhausted, ConnectTimeout])
 
 // -----------------------------------------------------------------------------
 // Service

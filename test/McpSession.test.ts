@@ -34,7 +34,7 @@ import {
   SessionClosed,
   SessionExpired
 } from "effect-mcp-sessions/McpSession"
-import { classify } from "../src/internal/client/sdk.ts"
+import { classify } from "../src/internal/client/classify.ts"
 import { makeHandle } from "./support/sessions.ts"
 
 // -----------------------------------------------------------------------------
@@ -539,7 +539,7 @@ describe("classify", () => {
     }))
   it.effect("has a module that imports nothing but types", () =>
     Effect.sync(() => {
-      const source = readFileSync(new URL("../src/internal/client/sdk.ts", import.meta.url), "utf8")
+      const source = readFileSync(new URL("../src/internal/client/classify.ts", import.meta.url), "utf8")
       const code = source.replace(/\/\*.*?\*\/|^\s*\/\/.*?$/gms, "")
       const imports = code.match(/^import\b(?!\s+type\b).*|^export\b[^;"]*?\bfrom\s*".*|\b(?:import|require)\s*\(.*/gm)
       assert.deepStrictEqual([...imports ?? []], [])

@@ -14,9 +14,8 @@ import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import { type Credentials, Identity } from "../../Identity.ts"
-import type { HttpOptions, Options, PerIdentity, StdioOptions } from "../../McpConnector.ts"
+import type { FetchLike, HttpOptions, Options, PerIdentity, SessionHandle, StdioOptions } from "../../Connector.ts"
 import type { McpSessionError } from "../../McpSessionError.ts"
-import type { SessionHandle } from "../../SessionPool.ts"
 import type { MessageLike, TransportLike } from "./sdk.ts"
 import * as Http from "./fetch.ts"
 import type { OpenOptions, OpenTransport } from "./session.ts"
@@ -94,7 +93,7 @@ export const stdio = <R>(
 export const http = <R>(
   options: HttpOptions<R, unknown, unknown, unknown>,
   isStreamSession: boolean,
-  make: (url: URL, init: { readonly fetch: Http.FetchLike }) => TransportLike & { terminateSession?(): Promise<void> }
+  make: (url: URL, init: { readonly fetch: FetchLike }) => TransportLike & { terminateSession?(): Promise<void> }
 ) => {
   const url = new URL(options.url)
   return (identity: Identity, handle: SessionHandle): Plan<R> =>
@@ -220,7 +219,7 @@ const headersOf = <R>(
   })
 
 // Late-bound, so that tests and instrumentation that replace the global one are heard
-const globalFetch: Http.FetchLike = (url, init) => fetch(url, init)
+const globalFetch: FetchLike = (url, init) => fetch(url, init)
 
 // What is shorter than this in a header or an environment is rather a flag than a secret
 const minimumSecret = 8

@@ -8,9 +8,8 @@
  *                |                       |-> ended or broken, otherwise  -> the call fails
  *                '--- cancelled ---------'-> closed
  */
+import type { FetchLike } from "../../Connector.ts"
 import type { Listener, RequestId, Wire } from "./wire.ts"
-
-export type FetchLike = (url: string | URL, init?: RequestInit) => Promise<Response>
 
 export interface Http {
   readonly fetch: FetchLike

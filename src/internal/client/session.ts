@@ -34,7 +34,8 @@ import {
   Unauthorized,
   Unreachable
 } from "../../McpSessionError.ts"
-import type { SessionHandle } from "../../SessionPool.ts"
+import type { SessionHandle } from "../../Connector.ts"
+import { classify } from "./classify.ts"
 import * as Clients from "./sdk.ts"
 import * as Lists from "./lists.ts"
 import type { Scrub } from "../scrub.ts"
@@ -358,7 +359,7 @@ const reasonOf = (
   scrub: Scrub
 ): McpSessionErrorReason | McpSessionError => {
   if (error instanceof McpSessionError) return error
-  const failure = Clients.classify(error, sessionful)
+  const failure = classify(error, sessionful)
   switch (failure._tag) {
     case "SessionClosed":
       return new SessionClosed(failure)

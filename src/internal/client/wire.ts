@@ -9,7 +9,8 @@
  * - replies never overtake the progress that was read before them: the SDK handles progress a microtask later;
  * - what the SDK keeps for a request that could not be sent is freed.
  */
-import { type MessageLike, type SendOptionsLike, streamEnded, type TransportLike } from "./sdk.ts"
+import { streamEnded } from "./classify.ts"
+import type { MessageLike, SendOptionsLike, TransportLike } from "./sdk.ts"
 
 export type RequestId = string | number
 

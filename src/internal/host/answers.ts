@@ -7,7 +7,7 @@
 import * as Effect from "effect/Effect"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
-import { SessionNotFound } from "../../SessionRegistry.ts"
+import { SessionNotFound } from "../../SessionRegistryError.ts"
 
 type Answer = HttpServerResponse.HttpServerResponse
 
