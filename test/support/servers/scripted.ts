@@ -115,7 +115,8 @@ export const start = ({ create = createServer, era = "2025-11-25" }: Options = {
     }
   })
 
-const noStream = (response: ServerResponse, _: IncomingMessage): void => void response.writeHead(405).end()
+const noStream: (response: ServerResponse, request: IncomingMessage) => void = (response) =>
+  void response.writeHead(405).end()
 
 /** What a well-behaved server would answer. */
 export const resultOf = ({ method }: Received): object => {
