@@ -25,6 +25,7 @@
 import type { EventStore } from "@modelcontextprotocol/sdk/server/webStandardStreamableHttp.js"
 import { isInitializeRequest, isJSONRPCRequest } from "@modelcontextprotocol/sdk/types.js"
 import * as Cause from "effect/Cause"
+import type * as Config from "effect/Config"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -33,6 +34,7 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
 import * as Redacted from "effect/Redacted"
+import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as HttpRouter from "effect/http/HttpRouter"
 import type * as HttpServerRequest from "effect/http/HttpServerRequest"
@@ -47,7 +49,7 @@ import * as Hosting from "./internal/host/server.ts"
 import * as Options from "./internal/options.ts"
 import * as Requests from "./internal/host/requests.ts"
 import * as Scrub from "./internal/scrub.ts"
-import type { InvalidOptions } from "./InvalidOptions.ts"
+import type { Configurable, InvalidOptions } from "./InvalidOptions.ts"
 import { type RegisteredSession, type SessionInfo, SessionRegistry } from "./SessionRegistry.ts"
 
 /**
@@ -129,7 +131,30 @@ export const layer = <E = never, R = never>(
   SessionRegistry,
   InvalidOptions,
   HttpRouter.HttpRouter | IdentityResolver | Exclude<R, Scope.Scope>
-> => Layer.effect(SessionRegistry, makeLayer(options))
+> => Layer.effect(SessionRegistry, makeLayer(options, "layer"))
+
+/**
+ * {@link layer} with options from the configuration, and from `options` where that is silent. The variables are named
+ * after the options: `MCP_REGISTRY_PATH`, `MCP_REGISTRY_CAPACITY`, …; README has the table. Lists have commas.
+ *
+ * An option may be a `Config` of your own, which is read in place of its variable; and so may all of them at once, and
+ * then no variable of the library is read.
+ *
+ * Fails with `ConfigError` when a variable can't be read, and with `InvalidOptions` when what it says has no meaning.
+ *
+ * @category layers
+ */
+export const layerConfig = <E = never, R = never>(
+  options: Configurable<LayerOptions<E, R>>
+): Layer.Layer<
+  SessionRegistry,
+  InvalidOptions | Config.ConfigError,
+  HttpRouter.HttpRouter | IdentityResolver | Exclude<R, Scope.Scope>
+> =>
+  Layer.effect(
+    SessionRegistry,
+    Effect.flatMap(declared.configured(options), (configured) => makeLayer(configured, "layerConfig"))
+  )
 
 /**
  * Gives the sessions of Effect's own `McpServer.layerHttp` owners, an end, and a cap: as middleware of the router in
@@ -158,10 +183,30 @@ export const layer = <E = never, R = never>(
 export const guard = (
   options: EndpointOptions = {}
 ): Layer.Layer<SessionRegistry, InvalidOptions, HttpRouter.HttpRouter | IdentityResolver> =>
-  Layer.effect(SessionRegistry, Guarding.make(options))
+  Layer.effect(SessionRegistry, Guarding.make(options, "guard"))
 
-const makeLayer = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>) {
-  const { allow, ...settings } = yield* parseLayer(options)
+/**
+ * {@link guard} with options from the configuration, as {@link layerConfig} reads them.
+ *
+ * @category layers
+ */
+export const guardConfig = (
+  options: Configurable<EndpointOptions> = {}
+): Layer.Layer<
+  SessionRegistry,
+  InvalidOptions | Config.ConfigError,
+  HttpRouter.HttpRouter | IdentityResolver
+> =>
+  Layer.effect(
+    SessionRegistry,
+    Effect.flatMap(
+      Endpoints.declared.configured(options),
+      (configured) => Guarding.make(configured, "guardConfig")
+    )
+  )
+
+const makeLayer = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>, method: "layer" | "layerConfig") {
+  const { allow, ...settings } = yield* parseLayer(options, method)
   const resolver = yield* IdentityResolver
   const router = yield* HttpRouter.HttpRouter
   const services = yield* Effect.context<never>()
@@ -345,30 +390,31 @@ const unopened = (cause: Cause.Cause<unknown>, { identity }: Caller): Effect.Eff
   )
 }
 
-const layerOptions = [
-  "server",
-  "response",
-  "eventStore",
-  "retryInterval",
-  ...Endpoints.endpointOptions
-] as const satisfies ReadonlyArray<keyof LayerOptions<never, never>>
-
-const parseLayer = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>) {
-  const read = yield* Options.reader("McpHttp", options, layerOptions)
-  yield* read.fn("server")
-  yield* read.optionalFn("eventStore")
-  const { response = "sse", retryInterval } = options
-  if (response !== "sse" && response !== "json") {
-    return yield* Endpoints.invalid("response", "must be \"sse\" or \"json\"")
+/**
+ * @internal
+ */
+export const declared = Options.declare<LayerOptions<never, never>>()(
+  { module: "McpHttp", variables: "MCP_REGISTRY" },
+  {
+    server: Options.required(Options.fn),
+    response: Options.withDefault(
+      Options.schema(Schema.Literals(["sse", "json"]), "\"sse\" or \"json\""),
+      "sse"
+    ),
+    eventStore: Options.optional(Options.fn),
+    retryInterval: Options.optional(Options.patience, { shown: "the client's" }),
+    ...Endpoints.declared.declaration
   }
-  const endpoint = yield* Endpoints.parseEndpoint(read, options)
+)
+
+const parseLayer = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>, method: string) {
+  const parsed = yield* Effect.fromResult(declared.parse(options, method))
+  const endpoint = Endpoints.toSettings(parsed)
   return {
     ...endpoint,
     allow: ["GET", "POST", ...(endpoint.allowTermination ? ["DELETE"] : [])],
-    enableJsonResponse: response === "json",
-    retryInterval: retryInterval === undefined
-      ? undefined
-      : yield* read.millis("retryInterval", retryInterval, { least: "zero" })
+    enableJsonResponse: parsed.response === "json",
+    retryInterval: parsed.retryInterval
   }
 })
 

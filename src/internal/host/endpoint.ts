@@ -2,6 +2,7 @@
  * What an endpoint with sessions is made of, whoever serves it: its options, its registry, and an answer to every failure.
  */
 import * as Cause from "effect/Cause"
+import * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -10,11 +11,15 @@ import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import type * as HttpRouter from "effect/http/HttpRouter"
 import type { HttpServerResponse } from "effect/http/HttpServerResponse"
-import { InvalidOptions } from "../../InvalidOptions.ts"
-import { type Service, SessionRegistry, type SessionRegistryOptions } from "../../SessionRegistry.ts"
+import {
+  declared as registryDeclared,
+  type Service,
+  SessionRegistry,
+  type SessionRegistryOptions
+} from "../../SessionRegistry.ts"
 import * as Answers from "./answers.ts"
 import * as Closing from "./listener.ts"
-import type * as Options from "../options.ts"
+import * as Options from "../options.ts"
 import * as Requests from "./requests.ts"
 
 /**
@@ -92,38 +97,45 @@ export const answering = <R>(
     return Effect.as(Effect.logError("An MCP request could not be answered", cause), Answers.unavailable)
   })
 
-export const endpointOptions = [
-  "path",
-  "allowedOrigins",
-  "allowedHosts",
-  "maxBodyBytes",
-  "allowTermination",
-  "capacity",
-  "capacityPerOwner",
-  "idleTimeToLive",
-  "maxLifetime",
-  "openTimeout",
-  "closeTimeout",
-  "drainTimeout"
-] as const satisfies ReadonlyArray<keyof EndpointOptions>
-
-export const parseEndpoint = Effect.fnUntraced(function*(read: Options.Reader, options: EndpointOptions) {
-  const { allowedHosts, allowedOrigins, allowTermination = true, path = "/mcp" } = options
-  if (typeof path !== "string" || !path.startsWith("/")) return yield* invalid("path", "must begin with a slash")
-  for (const [option, list] of Object.entries({ allowedHosts, allowedOrigins })) {
-    if (!isAllowList(list)) return yield* invalid(option, "must be a list of strings, or \"*\"")
-  }
-  if (typeof allowTermination !== "boolean") return yield* invalid("allowTermination", "must be a boolean")
-  return {
-    path,
-    allowTermination,
-    gate: Requests.gate({ allowedHosts, allowedOrigins }),
-    readText: Requests.textReader(yield* read.count("maxBodyBytes", 4 * 1024 * 1024))
-  }
+const allowList = Options.custom<ReadonlyArray<string> | "*", ReadonlyArray<string> | "*">({
+  rule: "a list of strings, or \"*\"",
+  read: Option.liftPredicate((value): value is ReadonlyArray<string> | "*" =>
+    value === "*" || (Array.isArray(value) && value.every((entry) => typeof entry === "string"))
+  ),
+  // With commas between them
+  config: (variable) =>
+    Config.map(
+      Config.String(variable),
+      (list) => list.trim() === "*" ? "*" : list.split(",").map((entry) => entry.trim())
+    )
 })
 
-const isAllowList = (list: unknown): boolean =>
-  list === undefined || list === "*" || (Array.isArray(list) && list.every((entry) => typeof entry === "string"))
+const { open: _, ...registryOptions } = registryDeclared.declaration
 
-export const invalid = (option: string, issue: string) =>
-  Effect.fail(new InvalidOptions({ module: "McpHttp", option, issue }))
+export const declared = Options.declare<EndpointOptions>()({ module: "McpHttp", variables: "MCP_REGISTRY" }, {
+  path: Options.withDefault(
+    Options.custom<HttpRouter.PathInput, HttpRouter.PathInput>({
+      rule: "a path that begins with a slash",
+      read: Option.liftPredicate((value): value is HttpRouter.PathInput =>
+        typeof value === "string" && value.startsWith("/")
+      ),
+      config: Config.String
+    }),
+    "/mcp"
+  ),
+  allowedOrigins: Options.optional(allowList, { shown: "this machine" }),
+  allowedHosts: Options.optional(allowList, { shown: "this machine" }),
+  maxBodyBytes: Options.withDefault(Options.count, 4 * 1024 * 1024, { shown: "4 MiB" }),
+  allowTermination: Options.withDefault(Options.boolean, true),
+  ...registryOptions
+})
+
+/** What serves an endpoint with these options. */
+export const toSettings = (
+  { allowTermination, allowedHosts, allowedOrigins, maxBodyBytes, path }: Options.Parsed<typeof declared.declaration>
+) => ({
+  path,
+  allowTermination,
+  gate: Requests.gate({ allowedHosts, allowedOrigins }),
+  readText: Requests.textReader(maxBodyBytes)
+})

@@ -20,7 +20,6 @@ import type { Identity } from "../../Identity.ts"
 import { IdentityResolver } from "../../IdentityResolver.ts"
 import * as Answers from "./answers.ts"
 import * as Endpoints from "./endpoint.ts"
-import * as Options from "../options.ts"
 import * as Requests from "./requests.ts"
 
 type Request = HttpServerRequest.HttpServerRequest
@@ -35,9 +34,8 @@ interface Inside {
 
 const header = "mcp-session-id"
 
-export const make = Effect.fnUntraced(function*(options: Endpoints.EndpointOptions) {
-  const read = yield* Options.reader("McpHttp", options, Endpoints.endpointOptions)
-  const settings = yield* Endpoints.parseEndpoint(read, options)
+export const make = Effect.fnUntraced(function*(options: Endpoints.EndpointOptions, method: "guard" | "guardConfig") {
+  const settings = Endpoints.toSettings(yield* Effect.fromResult(Endpoints.declared.parse(options, method)))
   const resolver = yield* IdentityResolver
   const router = yield* HttpRouter.HttpRouter
   const isGuarded = matcher(settings.path)
