@@ -4,7 +4,7 @@
  * The resolver reads one header, takes exactly one credential out of it, and names its owner by a keyed digest, so that
  * keys can be logged. Whatever can't be read is an error: it never becomes the session that anonymous callers share.
  */
-import * as Config from "effect/Config"
+import type * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"

@@ -1,6 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as IdentityResolver from "effect-mcp-sessions/IdentityResolver"
-import * as McpHttp from "effect-mcp-sessions/McpHttp"
+import * as McpHttpOptions from "effect-mcp-sessions/McpHttpOptions"
 import * as SessionPool from "effect-mcp-sessions/SessionPool"
 import * as SessionRegistry from "effect-mcp-sessions/SessionRegistry"
 import { readdirSync, readFileSync } from "node:fs"
@@ -54,7 +54,9 @@ describe("README", () => {
     ["`SessionRegistry.layer`", SessionRegistry.declared.rows],
     [
       "`McpHttp`",
-      McpHttp.declared.rows.filter(({ option }) => !SessionRegistry.declared.rows.some((row) => row.option === option))
+      McpHttpOptions.layer.rows.filter(({ option }) =>
+        !SessionRegistry.declared.rows.some((row) => row.option === option)
+      )
     ]
   ] as const
 
