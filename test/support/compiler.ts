@@ -100,7 +100,7 @@ export const exportsOf = (project: Project, file: string, directory: string): Re
       .map((symbol) => named(symbol))
 
   const module = checker.getSymbolAtLocation(project.program.getSourceFile(file)!)!
-  return checker.getExportsOfModule(module).map((exported) => {
+  const describe = (exported: Symbol): Exported => {
     const symbol = (exported.flags & SymbolFlags.Alias) === 0 ? exported : checker.getAliasedSymbol(exported)
     const type = (symbol.flags & SymbolFlags.Type) !== 0
     const declarations = symbol.declarations.map((handle) => handle.resolve(project) as Generic)
@@ -112,7 +112,8 @@ export const exportsOf = (project: Project, file: string, directory: string): Re
       members: type ? membersOf(checker.getDeclaredTypeOfSymbol(symbol)) : [],
       statics: (symbol.flags & SymbolFlags.Class) === 0 ? [] : membersOf(checker.getTypeOfSymbol(symbol))
     }
-  })
+  }
+  return checker.getExportsOfModule(module).map(describe)
 }
 
 /** A complaint as it is printed: what is wrong, and the reasons indented below it. */
