@@ -42,9 +42,10 @@ type ServicesOf<C> = C extends McpConnector.Connector<infer R> ? R : never
 
 type Same<A, B> = [A] extends [B] ? [B] extends [A] ? true : false : false
 
+const slow = (options: McpConnector.Options = {}) =>
+  McpConnector.inProcess(() => Effect.as(Effect.sleep("45 seconds"), greeter("Hello")), options)
+
 describe("The time to connect", () => {
-  const slow = (options: McpConnector.Options = {}) =>
-    McpConnector.inProcess(() => Effect.as(Effect.sleep("45 seconds"), greeter("Hello")), options)
   const alice = Identity.fromKey("alice")
 
   it.effect("is the pool's, however long, where a connector has none of its own", () =>
