@@ -39,6 +39,8 @@ const withToken = (key: string, token: string) => Identity.fromKey(key, { creden
 const tokenOf = (credentials: Option.Option<Credentials>) =>
   Option.getOrUndefined(Option.map(credentials, ({ token }) => Redacted.value(token)))
 
+const isAtX = (identity: Identity) => Option.contains(identity.upstream, "x")
+
 describe("SessionPool", () => {
   describe("get", () => {
     it.effect("opens a session for an identity that has none, and answers the next get with it", () =>
@@ -492,7 +494,6 @@ describe("SessionPool", () => {
   describe("invalidateWhere", () => {
     it.effect("retires what the predicate is true of, idle, leased and opening, and counts it", () =>
       Effect.gen(function*() {
-        const isAtX = (identity: Identity) => Option.contains(identity.upstream, "x")
         const upstream = makeUpstream({ dial: ({ name }) => name === "~x/c1" ? Effect.sleep(100) : Effect.void })
         const pool = yield* openPool({ connect: upstream.connect })
         yield* visit(pool, a.at("x"))
