@@ -130,6 +130,13 @@ for (const [sdk, connector] of generations) {
           assert.strictEqual(error.reason._tag, "SessionClosed")
         }))
 
+      it.live("with a NUL in an environment variable fails without quoting it, and nothing was sent", () =>
+        Effect.gen(function*() {
+          const error = yield* Effect.flip(connected({ command: "cat", env: { API_KEY: "s3cret-\0-word" } }))
+          assert.isFalse(error.reason.requestSent)
+          assert.notMatch(error.message, /s3cret|-word/)
+        }))
+
       it.live("to a server that hangs ends with its deadline, and with the process", () =>
         Effect.gen(function*() {
           const { options, pids } = fixture("hang-initialize")

@@ -28,10 +28,11 @@ import type {
   SessionHandle,
   StdioOptions
 } from "../../Connector.ts"
-import { type Credentials, Identity } from "../../Identity.ts"
+import { Identity } from "../../Identity.ts"
 import type { McpSession } from "../../McpSession.ts"
 import type { McpSessionError } from "../../McpSessionError.ts"
 import * as Scrub from "../scrub.ts"
+import * as Secrets from "../secrets.ts"
 import * as Http from "./fetch.ts"
 import type { ClientLike, MessageLike, TransportLike } from "./sdk.ts"
 import type { OpenOptions, OpenTransport } from "./session.ts"
@@ -136,7 +137,7 @@ const makePlan = <R>(
   transport: (scrub: Scrub.Scrub) => Effect.Effect<OpenTransport, unknown, Scope.Scope | R>
 ): Plan<R> => {
   const scrub = Scrub.make()
-  addCredentials(scrub, identity.credentials)
+  for (const secret of Secrets.ofCredentials(identity.credentials)) scrub.add(secret)
   return {
     identity,
     handle,
@@ -162,7 +163,7 @@ const stdio = <R>(
       const runFork = Effect.runForkWith(yield* Effect.context<never>())
       const logged = Effect.annotateLogs({ server: options.name ?? server, session: identity.key })
       const env = yield* perIdentity(options.env, identity)
-      for (const value of Object.values(env)) scrub.add(value, minimumSecret)
+      for (const secret of [...Secrets.ofRecord(env), ...Secrets.ofArguments(options.args ?? [])]) scrub.add(secret)
       const transport = yield* Stdio.make({
         command: options.command,
         args: options.args ?? [],
@@ -187,10 +188,16 @@ const http = <R>(
   const url = new URL(options.url)
   return (identity: Identity, handle: SessionHandle): Plan<R> =>
     makePlan(options, url.host, identity, handle, (scrub) => {
-      scrub.add(url.password)
-      for (const value of url.searchParams.values()) scrub.add(value, minimumSecret)
+      for (const secret of Secrets.ofUrl(url)) scrub.add(secret)
+      if (typeof options.headers === "object") {
+        for (const secret of Secrets.ofRecord(options.headers)) scrub.add(secret)
+      }
       return Effect.map(headersOf(options, identity, handle, scrub), (headers) => {
-        const { attach, fetch } = Http.make({ fetch: options.fetch ?? globalFetch, headers, isStreamSession })
+        const { attach, fetch } = Http.make({
+          fetch: holding(options.fetch ?? globalFetch, scrub),
+          headers,
+          isStreamSession
+        })
         const transport = transportTo(url, { fetch })
         return {
           transport,
@@ -282,7 +289,7 @@ const perIdentity = <R>(
 }
 
 /**
- * The headers of the coming request. What goes out in one is from then on taken out of errors.
+ * The headers of the coming request, with the newest credentials in the identity.
  */
 const headersOf = <R>(
   options: HttpOptions<R>,
@@ -292,34 +299,65 @@ const headersOf = <R>(
 ): Effect.Effect<() => Promise<Readonly<Record<string, string>>>, never, R> =>
   Effect.map(Effect.context<R>(), (context) => {
     const runPromise = Effect.runPromiseWith(context)
+    let current = identity
+    let held: ReadonlyArray<() => void> = []
     const headers = Effect.gen(function*() {
-      const credentials = Option.orElse(yield* handle.credentials, () => identity.credentials)
-      const current = new Identity({ ...identity, credentials }, { disableChecks: true })
-      addCredentials(scrub, credentials)
+      const newest = Option.getOrUndefined(yield* handle.credentials)
+      if (newest !== undefined && newest !== Option.getOrUndefined(current.credentials)) {
+        const credentials = Option.some(newest)
+        current = new Identity({ ...identity, credentials }, { disableChecks: true })
+        const before = held
+        held = Secrets.ofCredentials(credentials).map(scrub.hold)
+        for (const release of before) release()
+      }
+      const { credentials } = current
       const own = yield* perIdentity(options.headers, current)
-      for (const value of Object.values(own)) scrub.add(value, minimumSecret)
       if (options.forwardCredentials !== true || Option.isNone(credentials)) return own
       return { ...own, [credentials.value.name]: Redacted.value(credentials.value.header) }
     })
     return () => runPromise(headers)
   })
 
+/**
+ * Secrets that go out in headers are taken out of texts for as long as the answer can be read, which may quote them: the
+ * stream of a session is open for hours, and a token is rotated many times meanwhile.
+ */
+const holding = (fetch: FetchLike, scrub: Scrub.Scrub): FetchLike => {
+  // Most headers are what they were the last time
+  const latest = new Map<string, { readonly value: string; readonly secrets: ReadonlyArray<string> }>()
+  const secretsOf = (name: string, value: string) => {
+    const known = latest.get(name)
+    if (known?.value === value) return known.secrets
+    const secrets = Secrets.ofRecord({ [name]: value })
+    latest.set(name, { value, secrets })
+    return secrets
+  }
+  return async (url, init) => {
+    const releases: Array<() => void> = []
+    new Headers(init?.headers).forEach((value, name) => {
+      for (const secret of secretsOf(name, value)) releases.push(scrub.hold(secret))
+    })
+    const release = () => {
+      for (const one of releases) one()
+    }
+    try {
+      const response = await fetch(url, init)
+      if (releases.length > 0 && response.body !== null) answers.register(response.body, release)
+      else release()
+      return response
+    } catch (error) {
+      release()
+      throw error
+    }
+  }
+}
+
+// What nothing refers to any more has been read
+const answers = new FinalizationRegistry<() => void>((release) => release())
+
 // Late-bound, so that tests and instrumentation that replace the global one are heard
 const globalFetch: FetchLike = (url, init) => fetch(url, init)
 
-// What is shorter than this in a header or an environment is rather a flag than a secret
-const minimumSecret = 8
-
-const addCredentials = (scrub: Scrub.Scrub, credentials: Option.Option<Credentials>): void => {
-  if (Option.isNone(credentials)) return
-  scrub.add(Redacted.value(credentials.value.header))
-  const token = Redacted.value(credentials.value.token)
-  scrub.add(token)
-  if (credentials.value.scheme !== "basic") return
-  // RFC 7617: a user and a password, which an upstream may quote on their own
-  scrub.add(Buffer.from(token, "base64").toString().replace(/^[^:]*:/, ""), 4)
-}
-
-// A secret that the limit has cut in two would not be found
+// A secret that the limit has cut in two is found only where it is known that there is a cut
 const scrubLine = (scrub: Scrub.Scrub, line: string): string =>
-  scrub(line.length < Stdio.stderrLineLimit ? line : line.slice(0, line.length - scrub.longest()))
+  line.length < Stdio.stderrLineLimit ? scrub(line) : scrub.cut(line)
