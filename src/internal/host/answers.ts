@@ -40,11 +40,19 @@ export const sessionRequired = refused(400, -32000, "Bad Request: Mcp-Session-Id
 
 export const initializeAlone = refused(400, -32600, "Invalid Request: initialize must be a request of its own")
 
-export const initializeMalformed = refused(400, -32602, "Invalid params: this is no initialize request")
+export const initializeMalformed = refused(400, -32602, "Invalid params: not a valid initialize request")
 
 export const notJson = refused(400, -32700, "Parse error: Invalid JSON")
 
 export const requestIdInUse = refused(400, -32600, "Invalid Request: a request with this id is still being answered")
+
+export const batchEmpty = refused(400, -32600, "Invalid Request: a batch must have a message in it")
+
+export const batchTooLarge = (limit: number): Refused =>
+  refused(400, -32600, `Invalid Request: a batch must not have more than ${limit} messages`)
+
+export const tooDeep = (limit: number): Refused =>
+  refused(400, -32600, `Invalid Request: nested more than ${limit} deep`)
 
 export const notAcceptable = (types: string): Refused =>
   refused(406, -32000, `Not Acceptable: Client must accept ${types}`)
