@@ -4,10 +4,9 @@
  * The resolver reads one header, takes exactly one credential out of it, and names its owner by a keyed digest, so that
  * keys can be logged. Whatever can't be read is an error: it never becomes the session that anonymous callers share.
  */
-import * as Config from "effect/Config"
+import type * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import * as Formatter from "effect/Formatter"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
@@ -29,7 +28,7 @@ import {
   SessionKey
 } from "./Identity.ts"
 import * as Options from "./internal/options.ts"
-import { InvalidOptions } from "./InvalidOptions.ts"
+import type { InvalidOptions } from "./InvalidOptions.ts"
 
 /**
  * What a request without credentials is taken for: `optional`, the shared identity; `required`, an error; `disabled`,
@@ -159,17 +158,19 @@ export class IdentityResolver extends Context.Service<IdentityResolver, {
    * key no `SessionKey`, or the secret empty.
    */
   static readonly layer = (options: IdentityResolverOptions = {}): Layer.Layer<IdentityResolver, InvalidOptions> =>
-    Layer.effect(IdentityResolver, Effect.map(validate(options), make))
+    Layer.effect(IdentityResolver, Effect.map(Effect.suspend(() => Effect.fromResult(declared.parse(options))), make))
 
   /**
    * {@link IdentityResolver.layer} with options from the configuration: `MCP_AUTH_MODE`, `MCP_AUTH_HEADER`,
-   * `MCP_AUTH_SCHEME`, `MCP_SHARED_KEY` and `MCP_KEY_SECRET`. The defaults are those of `layer`; an empty environment
+   * `MCP_AUTH_SCHEME`, `MCP_AUTH_SHARED_KEY` and `MCP_AUTH_KEY_SECRET`. The defaults are those of `layer`; an empty environment
    * variable counts as none. What `layer` would refuse is a `ConfigError`.
    */
   static readonly layerConfig: Layer.Layer<IdentityResolver, Config.ConfigError> = Layer.effect(
     IdentityResolver,
     // Suspended, because what it refers to is declared after this class
-    Effect.suspend(() => Effect.map(settingsConfig, make))
+    Effect.suspend(() =>
+      Effect.flatMap(declared.config, (options) => Effect.map(Effect.fromResult(declared.parse(options)), make))
+    ).pipe(Effect.catchTag("InvalidOptions", Effect.die))
   )
 
   /**
@@ -211,62 +212,43 @@ export class IdentityResolver extends Context.Service<IdentityResolver, {
 // Options
 // -----------------------------------------------------------------------------
 
-interface Settings {
-  readonly mode: AuthMode
-  readonly header: string
-  readonly scheme: CredentialScheme
-  readonly sharedKey: SessionKey
-  readonly keySecret: Redacted.Redacted | undefined
-}
-
 // A token of RFC 9110 section 5.6.2
 const HeaderName = Schema.String.check(Schema.isPattern(/^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/))
 
 const KeySecret = Schema.Redacted(Schema.NonEmptyString)
 
-const defaultSharedKey = SessionKey.make("shared")
-
-const isAuthMode = Schema.is(AuthMode)
 const isCredentialScheme = Schema.is(CredentialScheme)
-const isHeaderName = Schema.is(HeaderName)
 const isIdentity = Schema.is(Identity)
-const isKeySecret = Schema.is(KeySecret)
 const isSessionKey = Schema.is(SessionKey)
 
-const validate = Effect.fnUntraced(function*(
-  options: IdentityResolverOptions
-): Effect.fn.Return<Settings, InvalidOptions> {
-  // A misspelt option would leave the door open: it is refused, not ignored.
-  yield* Options.reader("IdentityResolver", options, ["mode", "header", "scheme", "sharedKey", "keySecret"])
-  const { header = "authorization", keySecret, mode = "optional", scheme = "bearer", sharedKey = "shared" } = options
-  if (!isAuthMode(mode)) {
-    return yield* invalid("mode", `"optional", "required" or "disabled", got ${Formatter.format(mode)}`)
+/**
+ * @internal
+ */
+export const declared = Options.declare<IdentityResolverOptions>()(
+  { module: "IdentityResolver", variables: "MCP_AUTH" },
+  {
+    mode: Options.withDefault(
+      Options.schema(AuthMode, "\"optional\", \"required\" or \"disabled\""),
+      "optional"
+    ),
+    header: Options.withDefault(Options.schema(HeaderName, "the name of an HTTP header"), "authorization"),
+    scheme: Options.withDefault(
+      Options.schema(CredentialScheme, "\"bearer\", \"basic\" or \"raw\""),
+      "bearer"
+    ),
+    sharedKey: Options.withDefault(
+      Options.schema(SessionKey, "1 to 256 characters of visible ASCII"),
+      "shared",
+      { aliases: ["MCP_SHARED_KEY"] }
+    ),
+    keySecret: Options.optional(
+      Options.schema(KeySecret, "a Redacted string that is not empty", { isSecret: true }),
+      { aliases: ["MCP_KEY_SECRET"], shown: "random for the process" }
+    )
   }
-  if (!isHeaderName(header)) {
-    return yield* invalid("header", `the name of an HTTP header, got ${Formatter.format(header)}`)
-  }
-  if (!isCredentialScheme(scheme)) {
-    return yield* invalid("scheme", `"bearer", "basic" or "raw", got ${Formatter.format(scheme)}`)
-  }
-  if (!isSessionKey(sharedKey)) {
-    return yield* invalid("sharedKey", `1 to 256 characters of visible ASCII, got ${Formatter.format(sharedKey)}`)
-  }
-  if (keySecret !== undefined && !isKeySecret(keySecret)) {
-    return yield* invalid("keySecret", "a Redacted string that is not empty")
-  }
-  return { mode, header, scheme, sharedKey, keySecret }
-})
+)
 
-const invalid = (option: string, rule: string) =>
-  new InvalidOptions({ module: "IdentityResolver", option, issue: `must be ${rule}` })
-
-const settingsConfig: Config.Config<Settings> = Config.all({
-  mode: Config.schema(AuthMode, "MCP_AUTH_MODE").pipe(Config.withDefault("optional")),
-  header: Config.schema(HeaderName, "MCP_AUTH_HEADER").pipe(Config.withDefault("authorization")),
-  scheme: Config.schema(CredentialScheme, "MCP_AUTH_SCHEME").pipe(Config.withDefault("bearer")),
-  sharedKey: Config.schema(SessionKey, "MCP_SHARED_KEY").pipe(Config.withDefault(defaultSharedKey)),
-  keySecret: Config.schema(KeySecret, "MCP_KEY_SECRET").pipe(Config.withDefault(undefined))
-})
+type Settings = Options.Parsed<typeof declared.declaration>
 
 // -----------------------------------------------------------------------------
 // The resolver of headers

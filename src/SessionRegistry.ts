@@ -13,7 +13,7 @@
  */
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
-import * as Config from "effect/Config"
+import type * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
 import * as Deferred from "effect/Deferred"
@@ -23,7 +23,6 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
-import * as Record from "effect/Record"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { randomBytes } from "node:crypto"
@@ -32,7 +31,7 @@ import * as Events from "./internal/lease/events.ts"
 import * as Leased from "./internal/lease/leased.ts"
 import * as Options from "./internal/options.ts"
 import * as Scrub from "./internal/scrub.ts"
-import type { InvalidOptions } from "./InvalidOptions.ts"
+import type { Configurable, InvalidOptions } from "./InvalidOptions.ts"
 import { OpenTimeout, RegistryClosed, RegistryFull, SessionNotFound } from "./SessionRegistryError.ts"
 
 export * from "./SessionRegistryError.ts"
@@ -135,6 +134,23 @@ export interface SessionRegistryOptions<Resource, E, R> {
   /** How long a registry that shuts down waits for holders before it closes under them: by default 0. */
   readonly drainTimeout?: Duration.Input | undefined
 }
+
+/**
+ * @internal
+ */
+export const declared = Options.declare<SessionRegistryOptions<never, never, never>>()(
+  { module: "SessionRegistry", variables: "MCP_REGISTRY" },
+  {
+    open: Options.required(Options.fn),
+    capacity: Options.withDefault(Options.count, 10_000, { aliases: ["MCP_SESSION_CAPACITY"] }),
+    capacityPerOwner: Options.optional(Options.count, { aliases: ["MCP_SESSION_CAPACITY_PER_OWNER"] }),
+    idleTimeToLive: Options.withDefault(Options.timeToLive, "30 minutes", { aliases: ["MCP_SESSION_IDLE_MS"] }),
+    maxLifetime: Options.withDefault(Options.timeToLive, "Infinity"),
+    openTimeout: Options.withDefault(Options.timeout, "30 seconds"),
+    closeTimeout: Options.withDefault(Options.timeout, "10 seconds"),
+    drainTimeout: Options.withDefault(Options.patience, 0)
+  }
+)
 
 /**
  * A snapshot of the registry's numbers. Counts of what happened only grow; the others are of this moment.
@@ -297,11 +313,17 @@ export interface TagClass<in out Self, in out Id extends string, in out Resource
     options: SessionRegistryOptions<Resource, E, R>
   ) => Layer.Layer<Self, InvalidOptions, Exclude<R, Scope.Scope>>
   /**
-   * A registry whose options come from the configuration, and from `options` where that is silent:
-   * `MCP_SESSION_IDLE_MS`, `MCP_SESSION_CAPACITY` and `MCP_SESSION_CAPACITY_PER_OWNER`.
+   * A registry whose options come from the configuration, and from `options` where that is silent. The variables are
+   * named after the options: `MCP_REGISTRY_CAPACITY`, `MCP_REGISTRY_IDLE_TIME_TO_LIVE`, …; README has the table.
+   * Durations are written as `"30 minutes"`, and a plain number is milliseconds.
+   *
+   * An option may be a `Config` of your own, which is read in place of its variable; and so may all of them at once, and
+   * then no variable of the library is read.
+   *
+   * Fails with `ConfigError` when a variable can't be read, and with `InvalidOptions` when what it says has no meaning.
    */
   readonly layerConfig: <R = never>(
-    options: SessionRegistryOptions<Resource, E, R>
+    options: Configurable<SessionRegistryOptions<Resource, E, R>>
   ) => Layer.Layer<Self, InvalidOptions | Config.ConfigError, Exclude<R, Scope.Scope>>
 }
 
@@ -334,9 +356,12 @@ export const Tag =
       static readonly entries = Registry.use((registry) => registry.entries)
       static readonly events = Stream.unwrap(Registry.useSync((registry) => registry.events))
       static readonly layer = <R = never>(options: SessionRegistryOptions<Resource, E, R>) =>
-        Layer.effect(Registry, make(options))
-      static readonly layerConfig = <R = never>(options: SessionRegistryOptions<Resource, E, R>) =>
-        Layer.effect(Registry, Effect.flatMap(configured(options), make))
+        Layer.effect(Registry, make(options, "layer"))
+      static readonly layerConfig = <R = never>(options: Configurable<SessionRegistryOptions<Resource, E, R>>) =>
+        Layer.effect(
+          Registry,
+          Effect.flatMap(declared.configured(options), (configured) => make(configured, "layerConfig"))
+        )
     }
     return Registry
   }
@@ -360,8 +385,12 @@ interface Registration {
   ended: Deferred.Deferred<EndReason> | undefined
 }
 
-const make = Effect.fnUntraced(function*<Resource, E, R>(input: SessionRegistryOptions<Resource, E, R>) {
-  const options = yield* parse(input)
+const make = Effect.fnUntraced(function*<Resource, E, R>(
+  input: SessionRegistryOptions<Resource, E, R>,
+  method: "layer" | "layerConfig"
+) {
+  const { capacityPerOwner = Infinity, ...rest } = yield* Effect.fromResult(declared.parse(input, method))
+  const options = { ...rest, capacityPerOwner }
   const clock = yield* Clock.Clock
   const events = yield* Events.make<SessionRegistryEvent>()
   const counts = {
@@ -652,42 +681,6 @@ const logCloseFailure = (
       Effect.annotateLogs(labels(slot))
     )
 }
-
-const knownOptions = [
-  "open",
-  "capacity",
-  "capacityPerOwner",
-  "idleTimeToLive",
-  "maxLifetime",
-  "openTimeout",
-  "closeTimeout",
-  "drainTimeout"
-] as const satisfies ReadonlyArray<keyof SessionRegistryOptions<unknown, unknown, unknown>>
-
-const parse = Effect.fnUntraced(function*(input: unknown) {
-  const read = yield* Options.reader("SessionRegistry", input, knownOptions)
-  yield* read.fn("open")
-  return {
-    capacity: yield* read.count("capacity", 10_000),
-    capacityPerOwner: yield* read.count("capacityPerOwner", Infinity),
-    idleTimeToLive: yield* read.millis("idleTimeToLive", "30 minutes", { least: "positive", infinite: true }),
-    maxLifetime: yield* read.millis("maxLifetime", Duration.infinity, { least: "positive", infinite: true }),
-    openTimeout: yield* read.millis("openTimeout", "30 seconds", { least: "positive" }),
-    closeTimeout: yield* read.millis("closeTimeout", "10 seconds", { least: "positive" }),
-    drainTimeout: yield* read.millis("drainTimeout", 0, { least: "zero" })
-  }
-})
-
-const config = Config.all({
-  idleTimeToLive: Config.option(Config.Number("MCP_SESSION_IDLE_MS")),
-  capacity: Config.option(Config.Number("MCP_SESSION_CAPACITY")),
-  capacityPerOwner: Config.option(Config.Number("MCP_SESSION_CAPACITY_PER_OWNER"))
-})
-
-const configured = <Resource, E, R>(
-  options: SessionRegistryOptions<Resource, E, R>
-): Effect.Effect<SessionRegistryOptions<Resource, E, R>, Config.ConfigError> =>
-  Effect.map(config, (values) => ({ ...options, ...Record.getSomes(values) }))
 
 /**
  * The registry of a server's sessions. `McpHttp`'s layers provide it over the sessions they host, so that an operator can

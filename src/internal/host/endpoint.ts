@@ -14,8 +14,7 @@ import type { Respondable } from "effect/http/HttpServerRespondable"
 import type { HttpServerResponse } from "effect/http/HttpServerResponse"
 import type { Identity } from "../../Identity.ts"
 import { IdentityResolver } from "../../IdentityResolver.ts"
-import { InvalidOptions } from "../../InvalidOptions.ts"
-import type { EndpointOptions } from "../../McpHttpOptions.ts"
+import type { endpoint, EndpointOptions } from "../../McpHttpOptions.ts"
 import {
   type RegisteredSession,
   type Service,
@@ -120,45 +119,12 @@ export const answering = <E extends Respondable, R>(
     return Effect.as(Effect.logError("An MCP request could not be answered", cause), Answers.unavailable.response)
   })
 
-// -----------------------------------------------------------------------------
-// Options
-// -----------------------------------------------------------------------------
-
-export const endpointOptions = [
-  "path",
-  "allowedOrigins",
-  "allowedHosts",
-  "maxBodyBytes",
-  "allowTermination",
-  "capacity",
-  "capacityPerOwner",
-  "idleTimeToLive",
-  "maxLifetime",
-  "openTimeout",
-  "closeTimeout",
-  "drainTimeout"
-] as const satisfies ReadonlyArray<keyof EndpointOptions>
-
-/**
- * Reads those of the options that are not the registry's.
- */
-export const parse = Effect.fnUntraced(function*(read: Options.Reader, options: EndpointOptions) {
-  const { allowedHosts, allowedOrigins, allowTermination = true, path = "/mcp" } = options
-  if (typeof path !== "string" || !path.startsWith("/")) return yield* invalid("path", "must begin with a slash")
-  for (const [option, list] of Object.entries({ allowedHosts, allowedOrigins })) {
-    if (!isAllowList(list)) return yield* invalid(option, "must be a list of strings, or \"*\"")
-  }
-  if (typeof allowTermination !== "boolean") return yield* invalid("allowTermination", "must be a boolean")
-  return {
-    path,
-    allowTermination,
-    gate: Requests.gate({ allowedHosts, allowedOrigins }),
-    readText: Requests.textReader(yield* read.count("maxBodyBytes", 4 * 1024 * 1024))
-  }
+/** What serves an endpoint with these options. */
+export const toSettings = (
+  { allowTermination, allowedHosts, allowedOrigins, maxBodyBytes, path }: Options.Parsed<typeof endpoint.declaration>
+) => ({
+  path,
+  allowTermination,
+  gate: Requests.gate({ allowedHosts, allowedOrigins }),
+  readText: Requests.textReader(maxBodyBytes)
 })
-
-const isAllowList = (list: unknown): boolean =>
-  list === undefined || list === "*" || (Array.isArray(list) && list.every((entry) => typeof entry === "string"))
-
-export const invalid = (option: string, issue: string) =>
-  Effect.fail(new InvalidOptions({ module: "McpHttp", option, issue }))

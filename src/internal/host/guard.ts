@@ -16,8 +16,7 @@ import * as HttpRouter from "effect/http/HttpRouter"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import type { Identity } from "../../Identity.ts"
-import type { EndpointOptions } from "../../McpHttpOptions.ts"
-import * as Options from "../options.ts"
+import * as Declared from "../../McpHttpOptions.ts"
 import * as Answers from "./answers.ts"
 import * as Endpoint from "./endpoint.ts"
 import * as Requests from "./requests.ts"
@@ -35,9 +34,8 @@ interface Inside {
 
 const header = "mcp-session-id"
 
-export const make = Effect.fnUntraced(function*(options: EndpointOptions) {
-  const read = yield* Options.reader("McpHttp", options, Endpoint.endpointOptions)
-  const settings = yield* Endpoint.parse(read, options)
+export const make = Effect.fnUntraced(function*(options: Declared.EndpointOptions, method: "guard" | "guardConfig") {
+  const settings = Endpoint.toSettings(yield* Effect.fromResult(Declared.endpoint.parse(options, method)))
   const router = yield* HttpRouter.HttpRouter
   const isGuarded = matcher(settings.path)
   let inside: Handler | undefined
