@@ -7,7 +7,7 @@ import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import { openGuarded } from "./support/guarded.ts"
 import { begin, call, type Endpoint, makeLog, makeServer, post, textOf, web } from "./support/mcpHttp.ts"
 
-const versioned = { "mcp-protocol-version": "2025-06-18" }
+const versioned = { "mcp-protocol-version": "2025-11-25" }
 
 interface Opened extends Endpoint {
   /** How many calls have reached a tool. */

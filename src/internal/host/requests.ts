@@ -32,6 +32,7 @@ export const gate = (options: {
   })
   return (request) => {
     const host = hostOf(request)
+    if (host !== undefined && !isHost(host)) return Answers.hostMalformed
     if (host === undefined || !isHostAllowed(host.toLowerCase())) return Answers.hostForbidden
     const origin = request.headers["origin"]
     return origin === undefined || isOriginAllowed(origin.toLowerCase()) ? undefined : Answers.originForbidden
@@ -48,6 +49,9 @@ const allows = (
   const listed = new Set(list.map((value) => value.toLowerCase()))
   return (value) => listed.has(value) || (shorten !== undefined && listed.has(shorten(value)))
 }
+
+// A name or an address, and a port. With anything else it is no URL's, as with the credentials that some put before it.
+const isHost = (host: string): boolean => /^(?:\[[\da-f:.]+\]|[\w.~!$&'()*+,;=%-]+)(?::\d*)?$/i.test(host)
 
 const loopback = /^(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])$/
 
