@@ -17,6 +17,7 @@ import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import type { Identity } from "../../Identity.ts"
 import * as Declared from "../../McpHttpOptions.ts"
+import { operatorOf } from "../../SessionRegistry.ts"
 import * as Answers from "./answers.ts"
 import * as Endpoint from "./endpoint.ts"
 import * as Requests from "./requests.ts"
@@ -134,7 +135,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
         : routes)
   })
 
-  return Endpoint.provided(endpoint.registry)
+  return operatorOf(endpoint.registry)
 })
 
 // The id is in the response when everything else has had its say.
