@@ -25,8 +25,9 @@ import {
   InvalidIdentity,
   MalformedCredentials,
   MissingCredentials,
-  SessionKey
+  PrincipalKey
 } from "./Identity.ts"
+import * as Keys from "./internal/keys.ts"
 import * as Options from "./internal/options.ts"
 import type { InvalidOptions } from "./InvalidOptions.ts"
 
@@ -107,6 +108,8 @@ export interface IdentifiedAuth {
   readonly token?: string | Redacted.Redacted | undefined
   /** The whole value to send in `authorization`. The default is `Bearer …`, `Basic …`, or the token alone. */
   readonly header?: string | Redacted.Redacted | undefined
+  /** When they expire, in milliseconds since the epoch. The default is what the token says, if it is a JWT. */
+  readonly expiresAt?: number | undefined
 }
 
 /**
@@ -155,7 +158,7 @@ export class IdentityResolver extends Context.Service<IdentityResolver, {
    * tokens have equal keys.
    *
    * Fails with `InvalidOptions` when an option is none of what its type says, the header no name of a header, the shared
-   * key no `SessionKey`, or the secret empty.
+   * key no `PrincipalKey`, or the secret empty.
    */
   static readonly layer = (options: IdentityResolverOptions = {}): Layer.Layer<IdentityResolver, InvalidOptions> =>
     Layer.effect(IdentityResolver, Effect.map(Effect.suspend(() => Effect.fromResult(declared.parse(options))), make))
@@ -219,7 +222,7 @@ const KeySecret = Schema.Redacted(Schema.NonEmptyString)
 
 const isCredentialScheme = Schema.is(CredentialScheme)
 const isIdentity = Schema.is(Identity)
-const isSessionKey = Schema.is(SessionKey)
+const isPrincipalKey = Schema.is(PrincipalKey)
 
 /**
  * @internal
@@ -237,7 +240,7 @@ export const declared = Options.declare<IdentityResolverOptions>()(
       "bearer"
     ),
     sharedKey: Options.withDefault(
-      Options.schema(SessionKey, "1 to 256 characters of visible ASCII"),
+      Options.schema(PrincipalKey, "a key that a principal may have, 1 to 256 characters of visible ASCII"),
       "shared",
       { aliases: ["MCP_SHARED_KEY"] }
     ),
@@ -313,12 +316,19 @@ const digestUnder = (keySecret: Redacted.Redacted | undefined): (token: string) 
   return (token) => createHmac("sha256", secret).update(token).digest("base64url")
 }
 
-const makeCredentials = (scheme: CredentialScheme, token: string, header: string, name: string): Credentials =>
+const makeCredentials = (
+  scheme: CredentialScheme,
+  token: string,
+  header: string,
+  name: string,
+  expiresAt?: number
+): Credentials =>
   new Credentials({
     scheme,
     token: Redacted.make(token, { label: "token" }),
     header: Redacted.make(header, { label: "header" }),
-    name
+    name,
+    expiresAt
   })
 
 /**
@@ -492,10 +502,13 @@ const refuse = (issue: string): Effect.Effect<never, InvalidIdentity> => Effect.
 
 const toIdentity = (identified: unknown): Effect.Effect<Identity, InvalidIdentity> => {
   if (isIdentity(identified)) {
-    return checkKey(identified.key, identified.credentials, identified.shared)
+    // Whoever has made it without its checks may have given it the key of another
+    return Option.isSome(Identity.makeOption({ ...identified }))
+      ? checkToken(identified)
+      : refuse("the Identity is not one that its constructor would make")
   }
   if (typeof identified === "string") {
-    return checkKey(identified, Option.none(), false)
+    return fromKey(identified, Option.none(), false)
   }
   if (!Predicate.isObject(identified)) {
     return refuse("its result is neither a session key nor an object with one")
@@ -505,7 +518,7 @@ const toIdentity = (identified: unknown): Effect.Effect<Identity, InvalidIdentit
     return refuse("`shared` is not a boolean")
   }
   if (auth === undefined || auth === null) {
-    return checkKey(key, Option.none(), shared)
+    return fromKey(key, Option.none(), shared)
   }
   if (!Predicate.isObject(auth)) {
     return refuse("`auth` is not an object")
@@ -522,33 +535,37 @@ const toIdentity = (identified: unknown): Effect.Effect<Identity, InvalidIdentit
   if (typeof header !== "string") {
     return refuse("`auth.header` is not a string")
   }
-  if (token === "") {
-    return header === "" ? checkKey(key, Option.none(), shared) : refuse("`auth.header` has no `auth.token` beside it")
+  const { expiresAt } = auth
+  if (expiresAt !== undefined && (typeof expiresAt !== "number" || !Number.isFinite(expiresAt))) {
+    return refuse("`auth.expiresAt` is not a number of milliseconds since the epoch")
   }
-  return checkKey(
+  if (token === "") {
+    return header === "" ? fromKey(key, Option.none(), shared) : refuse("`auth.header` has no `auth.token` beside it")
+  }
+  return fromKey(
     key,
-    Option.some(makeCredentials(scheme, token, header || defaultHeader(scheme, token), "authorization")),
+    Option.some(makeCredentials(scheme, token, header || defaultHeader(scheme, token), "authorization", expiresAt)),
     shared
   )
 }
 
-const checkKey = (
+const fromKey = (
   key: unknown,
   credentials: Option.Option<Credentials>,
   shared: boolean
-): Effect.Effect<Identity, InvalidIdentity> => {
-  if (!isSessionKey(key)) {
-    return refuse("the session key is not 1 to 256 characters of visible ASCII")
-  }
-  if (Option.isSome(credentials)) {
-    const token = Redacted.value(credentials.value.token)
+): Effect.Effect<Identity, InvalidIdentity> =>
+  isPrincipalKey(key) ? checkToken(new Identity({ key, credentials, shared })) : refuse(Keys.issueOf(key))
+
+const checkToken = (identity: Identity): Effect.Effect<Identity, InvalidIdentity> => {
+  if (Option.isSome(identity.credentials)) {
+    const token = Redacted.value(identity.credentials.value.token)
     const base64 = Buffer.from(token).toString("base64").replace(/=+$/, "")
     const forms = [token, base64, base64.replaceAll("+", "-").replaceAll("/", "_")]
-    if (token.length >= 8 && forms.some((form) => key.includes(form))) {
+    if (token.length >= 8 && forms.some((form) => identity.key.includes(form))) {
       return refuse("the session key has the token in it, and keys are logged")
     }
   }
-  return Effect.succeed(new Identity({ key, credentials, shared }))
+  return Effect.succeed(identity)
 }
 
 const reveal = (u: unknown): unknown => Redacted.isRedacted(u) ? Redacted.value(u) : u

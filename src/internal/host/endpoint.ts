@@ -3,10 +3,8 @@
  * requests in, begins and terminates sessions, and has an answer to every failure.
  */
 import * as Cause from "effect/Cause"
-import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import type { HttpServerRequest } from "effect/http/HttpServerRequest"
@@ -15,12 +13,7 @@ import type { HttpServerResponse } from "effect/http/HttpServerResponse"
 import type { Identity } from "../../Identity.ts"
 import { IdentityResolver } from "../../IdentityResolver.ts"
 import type { endpoint, EndpointOptions } from "../../McpHttpOptions.ts"
-import {
-  type RegisteredSession,
-  type Service,
-  SessionRegistry,
-  type SessionRegistryOptions
-} from "../../SessionRegistry.ts"
+import { make as makeRegistry, type RegisteredSession, type SessionRegistryOptions } from "../../SessionRegistry.ts"
 import type { OpenTimeout, RegistryClosed, RegistryFull, SessionNotFound } from "../../SessionRegistryError.ts"
 import type * as Options from "../options.ts"
 import * as Answers from "./answers.ts"
@@ -39,7 +32,20 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
 ) {
   const resolver = yield* IdentityResolver
   const scope = yield* Scope.fork(yield* Effect.scope)
-  const registry = yield* openRegistry(options, open, scope)
+  const { capacity, capacityPerOwner, closeTimeout, drainTimeout, idleTimeToLive, maxLifetime, openTimeout } = options
+  const registry = yield* Scope.provide(
+    makeRegistry({
+      open,
+      capacity,
+      capacityPerOwner,
+      closeTimeout,
+      drainTimeout,
+      idleTimeToLive,
+      maxLifetime,
+      openTimeout
+    }, "layer"),
+    scope
+  )
   const holding = yield* Listener.make(Scope.close(scope, Exit.void))
 
   /**
@@ -73,39 +79,6 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
   })
 
   return { resolve: resolver.resolve, registry, holding, begin, terminate }
-})
-
-const openRegistry = Effect.fnUntraced(function*<Resource, R>(
-  options: EndpointOptions,
-  open: SessionRegistryOptions<Resource, Answers.Refused, R>["open"],
-  scope: Scope.Scope
-) {
-  class Sessions
-    extends SessionRegistry.Tag<Sessions, Resource, Answers.Refused>()("effect-mcp-sessions/McpHttp/Sessions")
-  {}
-  const { capacity, capacityPerOwner, closeTimeout, drainTimeout, idleTimeToLive, maxLifetime, openTimeout } = options
-  const context = yield* Layer.buildWithScope(
-    Sessions.layer({
-      open,
-      capacity,
-      capacityPerOwner,
-      closeTimeout,
-      drainTimeout,
-      idleTimeToLive,
-      maxLifetime,
-      openTimeout
-    }),
-    scope
-  )
-  return Context.get(context, Sessions)
-})
-
-/**
- * The same for everybody else: whose sessions begin with a request, and not otherwise.
- */
-export const provided = <Resource>(registry: Service<Resource, Answers.Refused>): SessionRegistry["Service"] => ({
-  ...registry,
-  create: () => Effect.die(new Error("McpHttp: a session begins with an initialize request, not with create"))
 })
 
 /**

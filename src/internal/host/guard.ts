@@ -26,7 +26,7 @@ import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import type { Identity } from "../../Identity.ts"
 import { InvalidOptions } from "../../InvalidOptions.ts"
 import * as Declared from "../../McpHttpOptions.ts"
-import type { EndReason } from "../../SessionRegistry.ts"
+import { type EndReason, operatorOf } from "../../SessionRegistry.ts"
 import * as Answers from "./answers.ts"
 import * as Endpoint from "./endpoint.ts"
 import * as Requests from "./requests.ts"
@@ -204,7 +204,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
         : passBy(routes, request))
   })
 
-  return Endpoint.provided(endpoint.registry)
+  return operatorOf(endpoint.registry)
 })
 
 // The id is in the response when everything else has had its say.

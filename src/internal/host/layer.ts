@@ -13,7 +13,7 @@ import * as HttpRouter from "effect/http/HttpRouter"
 import type { HttpServerRequest } from "effect/http/HttpServerRequest"
 import type { Identity, SessionKey } from "../../Identity.ts"
 import * as Declared from "../../McpHttpOptions.ts"
-import type { RegisteredSession, SessionInfo } from "../../SessionRegistry.ts"
+import { operatorOf, type RegisteredSession, type SessionInfo } from "../../SessionRegistry.ts"
 import * as Scrub from "../scrub.ts"
 import * as Answers from "./answers.ts"
 import * as Endpoint from "./endpoint.ts"
@@ -115,7 +115,7 @@ export const make = Effect.fnUntraced(function*<E, R>(
 
   yield* router.add("*", settings.path, (request) => Endpoint.serving(settings, request, serve(request)))
 
-  return Endpoint.provided(endpoint.registry)
+  return operatorOf(endpoint.registry)
 })
 
 // -----------------------------------------------------------------------------
