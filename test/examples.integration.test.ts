@@ -60,6 +60,7 @@ const marked = (marker: string): ReadonlyArray<number> =>
 
 /** Runs one to its end, within a minute. With an `edit`, runs what that makes of it. */
 const run = Effect.fnUntraced(function*(file: string, edit?: (code: string) => string) {
+  const [command, ...args] = commandOf(file)
   const marker = `/nowhere/${crypto.randomUUID()}`
   const child = yield* Effect.acquireRelease(
     Effect.sync(() =>
