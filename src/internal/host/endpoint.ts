@@ -17,8 +17,10 @@ import { make as makeRegistry, type RegisteredSession, type SessionRegistryOptio
 import type { OpenTimeout, RegistryClosed, RegistryFull, SessionNotFound } from "../../SessionRegistryError.ts"
 import type * as Options from "../options.ts"
 import * as Answers from "./answers.ts"
+import * as Cors from "./cors.ts"
 import * as Listener from "./listener.ts"
 import * as Requests from "./requests.ts"
+import * as Strays from "./strays.ts"
 
 /**
  * Opens the registry of an endpoint's sessions. It shuts down with the current scope, or as soon as the HTTP server does
@@ -92,12 +94,32 @@ export const answering = <E extends Respondable, R>(
     return Effect.as(Effect.logError("An MCP request could not be answered", cause), Answers.unavailable.response)
   })
 
+/**
+ * Takes a request upon an endpoint: whatever the answer, web pages of allowed origins can read it.
+ */
+export const serving = <E extends Respondable, R>(
+  { cors }: ReturnType<typeof toSettings>,
+  request: HttpServerRequest,
+  answer: Effect.Effect<HttpServerResponse, E, R>
+): Effect.Effect<HttpServerResponse, never, R | HttpServerRequest> =>
+  Effect.suspend(() => {
+    Strays.take(request)
+    return cors(request, answering(answer))
+  })
+
 /** What serves an endpoint with these options. */
 export const toSettings = (
   { allowTermination, allowedHosts, allowedOrigins, maxBodyBytes, path }: Options.Parsed<typeof endpoint.declaration>
-) => ({
-  path,
-  allowTermination,
-  gate: Requests.gate({ allowedHosts, allowedOrigins }),
-  readText: Requests.textReader(maxBodyBytes)
-})
+) => {
+  const methods = allowTermination ? ["GET", "POST", "DELETE"] : ["GET", "POST"]
+  const gate = Requests.gate({ allowedHosts, allowedOrigins })
+  return {
+    path,
+    allowTermination,
+    /** What clients may use, whichever of it the server has. */
+    methods,
+    gate,
+    cors: Cors.make({ isAllowed: (request) => gate(request) === undefined, methods }),
+    readText: Requests.textReader(maxBodyBytes)
+  }
+}
