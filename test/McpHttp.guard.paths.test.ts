@@ -113,6 +113,13 @@ const expectRefused = (app: App, target: string) =>
     { discard: true }
   )
 
+/** An endpoint of McpHttp's own, for everybody. */
+const forEverybody = (path: `/${string}`) =>
+  McpHttp.layer({ path, server: makeServer(makeLog()) }).pipe(
+    Layer.provide(IdentityResolver.layer({ mode: "disabled" })),
+    Layer.orDie
+  )
+
 const alice = { authorization: "Bearer alice" }
 
 describe("McpHttp.guard, by whatever path", () => {
@@ -204,11 +211,6 @@ describe("McpHttp.guard, by whatever path", () => {
 
   it.live("the rest of the app is left alone: its routes, their bodies, and other endpoints of McpHttp", () =>
     Effect.gen(function*() {
-      const endpoint = (path: `/${string}`) =>
-        McpHttp.layer({ path, server: makeServer(makeLog()) }).pipe(
-          Layer.provide(IdentityResolver.layer({ mode: "disabled" })),
-          Layer.orDie
-        )
       const others = Layer.mergeAll(
         HttpRouter.add("GET", "/health", HttpServerResponse.text("well")),
         HttpRouter.add(
@@ -216,8 +218,8 @@ describe("McpHttp.guard, by whatever path", () => {
           "/upper",
           (request) => Effect.orDie(Effect.map(request.text, (text) => HttpServerResponse.text(text.toUpperCase())))
         ),
-        endpoint("/public"),
-        Layer.provide(endpoint("/public"), prefixed("/api"))
+        forEverybody("/public"),
+        Layer.provide(forEverybody("/public"), prefixed("/api"))
       )
       const app = yield* build({ server: "/mcp", guard: "/mcp", others })
       assert.strictEqual((yield* Effect.promise(() => app.request("/health"))).text, "well")
