@@ -143,12 +143,16 @@ const fromConfigs = (
 
 const toConnector = (
   name: string,
-  config: McpJson.ServerConfig,
+  server: McpJson.ServerConfig,
   { forwardCredentials, ...options }: McpServersOptions
 ): McpConnector.Connector => {
-  if (config.type === "stdio") return McpConnector.stdio({ ...options, ...config, name })
+  if (server.type === "stdio") {
+    const { type: _, ...config } = server
+    return McpConnector.stdio({ ...options, ...config, name })
+  }
+  const { type, ...config } = server
   const http = { ...options, ...config, name, forwardCredentials: forwardCredentials?.(name) }
-  return config.type === "sse" ? McpConnector.sse(http) : McpConnector.http(http)
+  return type === "sse" ? McpConnector.sse(http) : McpConnector.http(http)
 }
 
 // -----------------------------------------------------------------------------

@@ -31,8 +31,9 @@ import * as Failures from "./internal/lease/failures.ts"
 import * as Leased from "./internal/lease/leased.ts"
 import * as Options from "./internal/options.ts"
 import * as Waiting from "./internal/lease/waiting.ts"
+import * as Sent from "./internal/sent.ts"
 import { type InvalidOptions } from "./InvalidOptions.ts"
-import { McpSession, type McpSessionError } from "./McpSession.ts"
+import type { McpSession, McpSessionError } from "./McpSession.ts"
 import { ConnectTimeout, PoolClosed, PoolExhausted, type SessionPoolError } from "./SessionPoolError.ts"
 
 export type { SessionHandle } from "./Connector.ts"
@@ -188,8 +189,9 @@ export interface Service<in out Session, in out E> {
   /**
    * Runs `f` with the session of the identity, leased for as long as `f` runs. The fast path.
    *
-   * If an MCP session that was in use before turns out to be forgotten by its server (`SessionExpired`), `f` is run once
-   * more with a fresh one, provided that the server has accepted nothing else in the meantime.
+   * If an MCP session that was in use before turns out to be forgotten by its server, and `f` fails with its
+   * `SessionExpired`, `f` is run once more, from its start, with a fresh one: provided that nothing may have run of what
+   * was sent on the session meanwhile, by anybody, also inside of `request` and through `client`.
    */
   readonly withSession: <A, E2, R2>(
     identity: Identity,
@@ -460,20 +462,23 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(input: SessionPoolOp
     })
 
   // A server that has forgotten a session refuses its requests unrun, and the client MUST open another one (2025-11-25,
-  // basic/transports#session-management). So `f` is run once more there, unless the server has accepted anything else of
-  // this session since. A fresh session that is forgotten at once would be forgotten again.
+  // basic/transports#session-management). So `f` is run once more there, unless anything else may have run that has left
+  // on this session since, whoever sent it. A fresh session that is forgotten at once would be forgotten again.
   const use = <A, E2, R2>(
     caller: Caller<Session, E>,
     identity: Identity,
     session: Session,
     f: (session: Session) => Effect.Effect<A, E2, R2>
   ): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
-    const accepted = McpSession.acceptedBy(session)
+    const sent = Sent.of(session)
     const isFresh = caller.slot!.uses === 1
-    if (accepted === undefined || isFresh) return f(session)
+    if (sent === undefined || isFresh) return f(session)
+    const before = sent.last
     return Effect.catchIf(
       f(session),
-      (error) => McpSession.isSessionExpired(error) && McpSession.acceptedBy(session) === accepted,
+      (error) =>
+        typeof error === "object" && error !== null && sent.expirations.has(error) &&
+        !Sent.mayHaveRunSince(sent, before),
       () => {
         Leased.retire(engine, caller.slot!, "died")
         return Effect.andThen(

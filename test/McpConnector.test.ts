@@ -17,6 +17,28 @@ const greeter = (greeting: string) => {
 
 class Greeting extends Context.Service<Greeting, { readonly word: string }>()("test/Greeting") {}
 
+class Tokens extends Context.Service<Tokens, { readonly current: string }>()("test/Tokens") {}
+
+describe("The options of a connector", () => {
+  it("ask the pool's layer for the services of each function among them, and of no other", () => {
+    const connect = McpConnector.http({
+      url: "http://upstream.test/mcp",
+      fetch: () => Promise.resolve(new Response(null)),
+      headers: ({ key }) => Effect.map(Tokens, ({ current }) => ({ authorization: `${key} ${current}` })),
+      roots: (identity) => Effect.map(Greeting, ({ word }) => [{ uri: `file:///${word}/${identity.key}` }])
+    })
+    const services: Same<ServicesOf<typeof connect>, Tokens | Greeting> = true
+    const none: Same<ServicesOf<ReturnType<typeof plain>>, never> = true
+    assert.isTrue(services && none)
+  })
+})
+
+const plain = () => McpConnector.stdio({ command: "server", env: { MODE: "test" } })
+
+type ServicesOf<C> = C extends McpConnector.Connector<infer R> ? R : never
+
+type Same<A, B> = [A] extends [B] ? [B] extends [A] ? true : false : false
+
 describe("McpConnector.inProcess", () => {
   it.effect("gives each session a server of its own, made with the connector's services", () =>
     Effect.gen(function*() {

@@ -51,7 +51,7 @@ describe("README", () => {
     const names = [
       ...named(registry, /const knownOptions = \[([^\]]*)\]/),
       ...Array.from(registry.matchAll(/Config\.\w+\("(MCP_\w+)"\)/g), ([, name]) => name!),
-      ...named(read("src/McpHttp.ts"), /const layerOptions = \[([^\]]*)\]/),
+      ...named(read("src/internal/host/layer.ts"), /const layerOptions = \[([^\]]*)\]/),
       ...named(read("src/internal/host/endpoint.ts"), /export const endpointOptions = \[([^\]]*)\]/)
     ]
     assert.isAtLeast(names.length, 27)

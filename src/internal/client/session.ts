@@ -39,6 +39,7 @@ import { classify } from "./classify.ts"
 import * as Clients from "./sdk.ts"
 import * as Lists from "./lists.ts"
 import type { Scrub } from "../scrub.ts"
+import { TypeId } from "../sent.ts"
 import * as Wire from "./wire.ts"
 
 /**
@@ -131,9 +132,19 @@ const make = Effect.fnUntraced(function*<C extends Clients.ClientLike, R>(
   const inFlight = new Set<() => void>()
   let isOpen = false
   let isExpired = false
+  let isRetired = false
 
-  const fail = (method: string, reason: McpSessionErrorReason) =>
-    Effect.fail(new McpSessionError({ reason, method, server }))
+  const fail = (method: string, reason: McpSessionErrorReason) => {
+    const error = new McpSessionError({ reason, method, server })
+    if (reason._tag === "SessionExpired") wire.sent.expirations.add(error)
+    return Effect.fail(error)
+  }
+  const retire = (reason: "died" | "unhealthy") =>
+    Effect.suspend(() => {
+      if (isRetired) return Effect.void
+      isRetired = true
+      return handle.retire(reason)
+    })
   const sessionful = () => opened.sessionful === true || wire.sessionId !== undefined
 
   // The calls first: the SDK's own rejections come later, if at all
@@ -147,7 +158,17 @@ const make = Effect.fnUntraced(function*<C extends Clients.ClientLike, R>(
     onEnd: () => {
       listener.onEnd?.()
       abandonCalls()
-      if (isOpen) runFork(handle.retire("died"))
+      if (isOpen) runFork(retire("died"))
+    },
+    onUnsent: (error) => {
+      const failed = reasonOf(error, sessionful(), scrub)
+      const reason = failed._tag === "McpSessionError" ? failed.reason : failed
+      // Whoever sent it, and whatever becomes of its error
+      if (isOpen && reason._tag === "SessionExpired") {
+        isExpired = true
+        runFork(retire("died"))
+      }
+      return reason._tag === "SessionExpired" || !reason.requestSent
     },
     onError: (error) => runFork(Effect.logDebug(`"${server}": ${scrub(error.message).slice(0, 500)}`)),
     // What has changed meanwhile would not be told
@@ -243,21 +264,18 @@ const make = Effect.fnUntraced(function*<C extends Clients.ClientLike, R>(
   // -- Liveness ---------------------------------------------------------------
 
   let timeouts = 0
-  let accepted = 0
   let isProbing = false
 
   const judged = <A>(effect: Effect.Effect<A, McpSessionError>): Effect.Effect<A, McpSessionError> =>
     Effect.onExit(effect, (exit) => {
       const error = Exit.isFailure(exit) ? Exit.findErrorOption(exit) : undefined
-      if (error?._tag !== "Some" || !wasRefused(error.value.reason)) accepted++
       if (error === undefined) {
         timeouts = 0
         return Effect.void
       }
       if (error._tag === "None") return Effect.void
       const reason = error.value.reason._tag
-      if (reason === "SessionExpired") isExpired = true
-      if (isLost(reason)) return handle.retire("died")
+      if (isLost(reason)) return retire("died")
       timeouts = reason === "RequestTimeout" ? timeouts + 1 : 0
       if (timeouts < 2 || isProbing) return Effect.void
       isProbing = true
@@ -269,9 +287,9 @@ const make = Effect.fnUntraced(function*<C extends Clients.ClientLike, R>(
       onSuccess: () => Effect.void,
       onFailure: ({ reason }) =>
         reason._tag === "RequestTimeout"
-          ? handle.retire("unhealthy")
+          ? retire("unhealthy")
           : isLost(reason._tag)
-          ? handle.retire("died")
+          ? retire("died")
           : Effect.void
     }),
     Effect.ensuring(Effect.sync(() => {
@@ -295,6 +313,7 @@ const make = Effect.fnUntraced(function*<C extends Clients.ClientLike, R>(
     ) as Effect.Effect<A, McpSessionError>
 
   const session = (): McpSession<C> => ({
+    [TypeId]: wire.sent,
     identity,
     // From 2026-07-28 on a server may be anonymous
     serverInfo: (client.getServerVersion() ?? { name: server, version: "" }) as Implementation,
@@ -303,9 +322,6 @@ const make = Effect.fnUntraced(function*<C extends Clients.ClientLike, R>(
     protocolVersion: wire.protocolVersion ?? "",
     client,
     pid: opened.pid,
-    get accepted() {
-      return accepted
-    },
     callTool: (params, options) =>
       callWithProgress("callTool", (o) => Clients.callTool(client, params, o) as Promise<CallToolResult>, options),
     listTools: (options) => list("tools", options),
@@ -331,15 +347,13 @@ const make = Effect.fnUntraced(function*<C extends Clients.ClientLike, R>(
 
   return () => {
     isOpen = true
-    if (wire.closed) runFork(handle.retire("died"))
+    if (wire.closed) runFork(retire("died"))
     return session()
   }
 })
 
 const isLost = (reason: McpSessionErrorReason["_tag"]): boolean =>
   reason === "SessionClosed" || reason === "SessionExpired" || reason === "Unreachable"
-
-const wasRefused = (reason: McpSessionErrorReason): boolean => reason._tag === "SessionExpired" || !reason.requestSent
 
 /**
  * Two seconds for something that may never settle, and whose failure changes nothing.

@@ -7,8 +7,10 @@
  * - a request whose reply can no longer come is failed instead of waiting for its timeout ({@link Wire.abandon});
  * - a late reply to a cancelled request is dropped, where the SDK would report an error;
  * - replies never overtake the progress that was read before them: the SDK handles progress a microtask later;
- * - what the SDK keeps for a request that could not be sent is freed.
+ * - what the SDK keeps for a request that could not be sent is freed;
+ * - what the server may have run is counted, also what nobody waits for: see `sent.ts`.
  */
+import * as Sent from "../sent.ts"
 import { streamEnded } from "./classify.ts"
 import type { MessageLike, SendOptionsLike, TransportLike } from "./sdk.ts"
 
@@ -25,6 +27,8 @@ export interface Wire extends TransportLike {
   readonly deafen: () => void
   /** Ends the connection as if the server had. */
   readonly end: () => void
+  /** What has left, whoever sent it. */
+  readonly sent: Sent.Sent
   isDeaf: boolean
   listener: Listener
 }
@@ -35,6 +39,8 @@ export interface Listener {
   readonly onError?: (error: Error) => void
   readonly onDeaf?: () => void
   readonly onNotification?: (notification: MessageLike) => void
+  /** Something could not be sent. True if it was certainly not run. */
+  readonly onUnsent?: (error: unknown) => boolean
   /** The client no longer waits for `id`, and the server was told, or can't be. */
   readonly onCancelled?: (id: RequestId) => void
   /** A reply stream can be resumed after `token`, should it break before the reply to `id`. */
@@ -43,12 +49,23 @@ export interface Listener {
 
 export const make = (inner: TransportLike): Wire => {
   // By their text: the SDK takes "1" for an answer to 1
-  const awaited = new Set<string>()
+  const awaited = new Map<string, number>()
+  const sent = Sent.make()
   let closed = false
   let protocolVersion: string | undefined
 
   const receive = (message: unknown, extra?: unknown) =>
     (wire.onmessage as ((message: unknown, extra?: unknown) => void) | undefined)?.(message, extra)
+
+  /** Nothing is awaited of `id` any more. False if nothing was. */
+  const settle = (id: RequestId): boolean => {
+    const message = awaited.get(String(id))
+    if (message !== undefined) Sent.settled(sent, message)
+    return awaited.delete(String(id))
+  }
+
+  const unsent = (message: number, error: unknown) =>
+    wire.listener.onUnsent?.(error) === true ? Sent.refused(sent, message) : Sent.settled(sent, message)
 
   const refuse = (id: RequestId) =>
     receive({
@@ -60,13 +77,14 @@ export const make = (inner: TransportLike): Wire => {
   const end = () => {
     if (closed) return
     closed = true
-    awaited.clear()
+    for (const id of awaited.keys()) settle(id)
     wire.listener.onEnd?.()
     wire.onclose?.()
   }
 
   const wire: Wire = {
     isDeaf: false,
+    sent,
     listener: {},
     ...(inner.hasPerRequestStream === undefined ? {} : { hasPerRequestStream: inner.hasPerRequestStream }),
     // By these two v2 knows a child process: a server that is silent on its probe is then one of the older kind
@@ -82,7 +100,7 @@ export const make = (inner: TransportLike): Wire => {
     },
     isAwaited: (id) => awaited.has(String(id)),
     abandon: (id) => {
-      if (awaited.delete(String(id))) refuse(id)
+      if (settle(id)) refuse(id)
     },
     deafen: () => {
       wire.isDeaf = true
@@ -104,26 +122,45 @@ export const make = (inner: TransportLike): Wire => {
     },
     send: async (message: MessageLike, options) => {
       if (closed) throw new Error("Not connected")
-      const { id } = message
-      if (message.method === undefined || id === undefined) {
-        const cancelled = message.method === "notifications/cancelled" ? message.params?.requestId : undefined
-        if (!isRequestId(cancelled)) return inner.send(message as never, options)
-        awaited.delete(String(cancelled))
-        // Then only is the request let go of: one that is cut off on its way may come after its cancel, and run
-        try {
-          return await inner.send(message as never, options)
-        } finally {
-          wire.listener.onCancelled?.(cancelled)
-        }
-      }
-      awaited.add(String(id))
-      try {
-        await inner.send(message as never, resumable(wire, id, options))
-      } catch (error) {
-        // The SDK rejects the call, and keeps its handlers: a reply that comes after that frees them
-        if (awaited.delete(String(id))) setImmediate(() => refuse(id))
-        throw error
-      }
+      const { id, method } = message
+      if (method === undefined) return inner.send(message as never, options)
+      if (id !== undefined) return ask(message, id, options)
+      const cancelled = method === "notifications/cancelled" ? message.params?.requestId : undefined
+      return isRequestId(cancelled) ? cancel(message, cancelled, options) : notify(message, options)
+    }
+  }
+
+  const ask = async (message: MessageLike, id: RequestId, options: SendOptionsLike | undefined) => {
+    const number = Sent.leave(sent)
+    awaited.set(String(id), number)
+    try {
+      await inner.send(message as never, resumable(wire, id, options))
+    } catch (error) {
+      unsent(number, error)
+      // The SDK rejects the call, and keeps its handlers: a reply that comes after that frees them
+      if (awaited.delete(String(id))) setImmediate(() => refuse(id))
+      throw error
+    }
+  }
+
+  const cancel = async (message: MessageLike, id: RequestId, options: SendOptionsLike | undefined) => {
+    settle(id)
+    // Then only is the request let go of: one that is cut off on its way may come after its cancel, and run
+    try {
+      return await inner.send(message as never, options)
+    } finally {
+      wire.listener.onCancelled?.(id)
+    }
+  }
+
+  const notify = async (message: MessageLike, options: SendOptionsLike | undefined) => {
+    const number = Sent.leave(sent)
+    try {
+      await inner.send(message as never, options)
+      Sent.settled(sent, number)
+    } catch (error) {
+      unsent(number, error)
+      throw error
     }
   }
 
@@ -141,7 +178,7 @@ export const make = (inner: TransportLike): Wire => {
         return receive(message, extra)
       }
       queueMicrotask(() => {
-        if (id === undefined || awaited.delete(String(id))) receive(message, extra)
+        if (id === undefined || settle(id)) receive(message, extra)
       })
     }
   })

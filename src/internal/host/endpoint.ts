@@ -1,5 +1,6 @@
 /**
- * What an endpoint with sessions is made of, whoever serves it: its options, its registry, and an answer to every failure.
+ * What an endpoint with sessions does, whoever serves it: it reads its options, keeps the registry of its sessions, lets
+ * requests in, begins and terminates sessions, and has an answer to every failure.
  */
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
@@ -8,52 +9,80 @@ import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
-import type * as HttpRouter from "effect/http/HttpRouter"
+import type { HttpServerRequest } from "effect/http/HttpServerRequest"
+import type { Respondable } from "effect/http/HttpServerRespondable"
 import type { HttpServerResponse } from "effect/http/HttpServerResponse"
+import type { Identity } from "../../Identity.ts"
+import { IdentityResolver } from "../../IdentityResolver.ts"
 import { InvalidOptions } from "../../InvalidOptions.ts"
-import { type Service, SessionRegistry, type SessionRegistryOptions } from "../../SessionRegistry.ts"
-import * as Answers from "./answers.ts"
-import * as Closing from "./listener.ts"
+import type { EndpointOptions } from "../../McpHttpOptions.ts"
+import {
+  type RegisteredSession,
+  type Service,
+  SessionRegistry,
+  type SessionRegistryOptions
+} from "../../SessionRegistry.ts"
+import type { OpenTimeout, RegistryClosed, RegistryFull, SessionNotFound } from "../../SessionRegistryError.ts"
 import type * as Options from "../options.ts"
+import * as Answers from "./answers.ts"
+import * as Listener from "./listener.ts"
 import * as Requests from "./requests.ts"
 
 /**
- * What both layers take. Durations are `Duration.Input`; a number is milliseconds.
- *
- * @category models
+ * Opens the registry of an endpoint's sessions. It shuts down with the current scope, or as soon as the HTTP server does
+ * whose requests it has.
  */
-export interface EndpointOptions extends Omit<SessionRegistryOptions<never, never, never>, "open"> {
-  /** The path of the endpoint, by default `"/mcp"`. */
-  readonly path?: HttpRouter.PathInput | undefined
-  /**
-   * The origins whose web pages may call the server, as browsers write them: `"https://app.example.com"`. By default
-   * those of this machine (`localhost`, `127.0.0.1`, `[::1]`, any port), which a list replaces; `"*"` is any web page
-   * there is. A request without `Origin` comes from no web page.
-   */
-  readonly allowedOrigins?: ReadonlyArray<string> | "*" | undefined
-  /**
-   * The names under which the server may be called, with a port or for any port: `"mcp.example.com"`. By default those
-   * of this machine (`localhost`, `127.0.0.1`, `[::1]`), which a list replaces. `"*"` leaves the server open to DNS
-   * rebinding, unless something in front of it checks the name.
-   */
-  readonly allowedHosts?: ReadonlyArray<string> | "*" | undefined
-  /** The most that a request's body may have, in bytes: by default 4 MiB. */
-  readonly maxBodyBytes?: number | undefined
-  /** Whether an owner may end a session with DELETE, by default true. If not, that answers 405. */
-  readonly allowTermination?: boolean | undefined
-}
-
-/**
- * The registry of an endpoint's sessions. It shuts down with the current scope, or when the HTTP server does that a
- * request was held for.
- */
-export const openRegistry = Effect.fnUntraced(function*<Resource, R>(
+export const make = Effect.fnUntraced(function*<Resource, R>(
   options: EndpointOptions,
-  open: SessionRegistryOptions<Resource, unknown, R>["open"]
+  open: SessionRegistryOptions<Resource, Answers.Refused, R>["open"]
 ) {
-  class Sessions extends SessionRegistry.Tag<Sessions, Resource, unknown>()("effect-mcp-sessions/McpHttp/Sessions") {}
-  const { capacity, capacityPerOwner, closeTimeout, drainTimeout, idleTimeToLive, maxLifetime, openTimeout } = options
+  const resolver = yield* IdentityResolver
   const scope = yield* Scope.fork(yield* Effect.scope)
+  const registry = yield* openRegistry(options, open, scope)
+  const holding = yield* Listener.make(Scope.close(scope, Exit.void))
+
+  /**
+   * A new session of the caller, held for as long as `initialize` and the current scope need it. If that fails the
+   * session ends: what the client has not heard of, it will never use.
+   */
+  const begin = <E, R2>(
+    identity: Identity,
+    initialize: (session: RegisteredSession<Resource>) => Effect.Effect<HttpServerResponse, E, R2>
+  ): Effect.Effect<
+    HttpServerResponse,
+    E | Answers.Refused | RegistryFull | OpenTimeout | RegistryClosed | SessionNotFound,
+    R2 | Scope.Scope
+  > =>
+    Effect.uninterruptibleMask((restore) =>
+      Effect.flatMap(
+        restore(registry.create(identity)),
+        (session) =>
+          restore(Effect.andThen(registry.get(session.id, identity), Effect.suspend(() => initialize(session)))).pipe(
+            Effect.onError(() => Effect.ignore(registry.terminate(session.id, identity)))
+          )
+      )
+    )
+
+  /** Answers DELETE. */
+  const terminate = Effect.fnUntraced(function*(request: HttpServerRequest, id: string, identity: Identity) {
+    yield* registry.peek(id, identity)
+    if (!Requests.isVersionSupported(request)) return yield* Requests.unsupportedVersion
+    yield* registry.terminate(id, identity)
+    return Answers.terminated
+  })
+
+  return { resolve: resolver.resolve, registry, holding, begin, terminate }
+})
+
+const openRegistry = Effect.fnUntraced(function*<Resource, R>(
+  options: EndpointOptions,
+  open: SessionRegistryOptions<Resource, Answers.Refused, R>["open"],
+  scope: Scope.Scope
+) {
+  class Sessions
+    extends SessionRegistry.Tag<Sessions, Resource, Answers.Refused>()("effect-mcp-sessions/McpHttp/Sessions")
+  {}
+  const { capacity, capacityPerOwner, closeTimeout, drainTimeout, idleTimeToLive, maxLifetime, openTimeout } = options
   const context = yield* Layer.buildWithScope(
     Sessions.layer({
       open,
@@ -67,30 +96,33 @@ export const openRegistry = Effect.fnUntraced(function*<Resource, R>(
     }),
     scope
   )
-  const holding = yield* Closing.make(Scope.close(scope, Exit.void))
-  return { registry: Context.get(context, Sessions), holding }
+  return Context.get(context, Sessions)
 })
 
 /**
  * The same for everybody else: whose sessions begin with a request, and not otherwise.
  */
-export const provided = <Resource>(registry: Service<Resource, unknown>): SessionRegistry["Service"] => ({
+export const provided = <Resource>(registry: Service<Resource, Answers.Refused>): SessionRegistry["Service"] => ({
   ...registry,
   create: () => Effect.die(new Error("McpHttp: a session begins with an initialize request, not with create"))
 })
 
 /**
- * Every failure has an answer. A defect's is 503, never the 500 that tells a client of MCP nothing.
+ * Every failure has an answer. A defect's is 503: clients of MCP take a 500 for the server's last word.
  */
-export const answering = <R>(
-  answer: Effect.Effect<HttpServerResponse, unknown, R>
+export const answering = <E extends Respondable, R>(
+  answer: Effect.Effect<HttpServerResponse, E, R>
 ): Effect.Effect<HttpServerResponse, never, R> =>
   Effect.catchCause(answer, (cause) => {
     const error = Cause.findErrorOption(cause)
     if (Option.isSome(error)) return Answers.toFailure(error.value)
     if (Cause.hasInterruptsOnly(cause)) return Effect.failCause(cause as Cause.Cause<never>)
-    return Effect.as(Effect.logError("An MCP request could not be answered", cause), Answers.unavailable)
+    return Effect.as(Effect.logError("An MCP request could not be answered", cause), Answers.unavailable.response)
   })
+
+// -----------------------------------------------------------------------------
+// Options
+// -----------------------------------------------------------------------------
 
 export const endpointOptions = [
   "path",
@@ -107,7 +139,10 @@ export const endpointOptions = [
   "drainTimeout"
 ] as const satisfies ReadonlyArray<keyof EndpointOptions>
 
-export const parseEndpoint = Effect.fnUntraced(function*(read: Options.Reader, options: EndpointOptions) {
+/**
+ * Reads those of the options that are not the registry's.
+ */
+export const parse = Effect.fnUntraced(function*(read: Options.Reader, options: EndpointOptions) {
   const { allowedHosts, allowedOrigins, allowTermination = true, path = "/mcp" } = options
   if (typeof path !== "string" || !path.startsWith("/")) return yield* invalid("path", "must begin with a slash")
   for (const [option, list] of Object.entries({ allowedHosts, allowedOrigins })) {

@@ -8,7 +8,6 @@
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import * as FindMyWay from "effect/http/FindMyWay"
 import * as Headers from "effect/http/Headers"
@@ -17,15 +16,16 @@ import * as HttpRouter from "effect/http/HttpRouter"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import type { Identity } from "../../Identity.ts"
-import { IdentityResolver } from "../../IdentityResolver.ts"
-import * as Answers from "./answers.ts"
-import * as Endpoints from "./endpoint.ts"
+import type { EndpointOptions } from "../../McpHttpOptions.ts"
 import * as Options from "../options.ts"
+import * as Answers from "./answers.ts"
+import * as Endpoint from "./endpoint.ts"
 import * as Requests from "./requests.ts"
 
 type Request = HttpServerRequest.HttpServerRequest
 type Response = HttpServerResponse.HttpServerResponse
-type Handler<E> = Effect.Effect<Response, E>
+/** The server inside, and whatever stands before it. */
+type Handler = Effect.Effect<Response, Answers.Refused>
 
 /** The session inside, once it has an id. */
 interface Inside {
@@ -35,13 +35,12 @@ interface Inside {
 
 const header = "mcp-session-id"
 
-export const make = Effect.fnUntraced(function*(options: Endpoints.EndpointOptions) {
-  const read = yield* Options.reader("McpHttp", options, Endpoints.endpointOptions)
-  const settings = yield* Endpoints.parseEndpoint(read, options)
-  const resolver = yield* IdentityResolver
+export const make = Effect.fnUntraced(function*(options: EndpointOptions) {
+  const read = yield* Options.reader("McpHttp", options, Endpoint.endpointOptions)
+  const settings = yield* Endpoint.parse(read, options)
   const router = yield* HttpRouter.HttpRouter
   const isGuarded = matcher(settings.path)
-  let inside: Handler<unknown> | undefined
+  let inside: Handler | undefined
 
   const free = (id: string): Effect.Effect<void> =>
     inside === undefined ? Effect.void : Effect.flatMap(deleted(inside, settings.path, id), (status) =>
@@ -51,7 +50,7 @@ export const make = Effect.fnUntraced(function*(options: Endpoints.EndpointOptio
         )
         : Effect.void)
 
-  const { holding, registry } = yield* Endpoints.openRegistry(options, () =>
+  const endpoint = yield* Endpoint.make(options, () =>
     Effect.acquireRelease(
       Effect.sync((): Inside => ({ id: undefined, hasEnded: false })),
       (session) =>
@@ -61,95 +60,83 @@ export const make = Effect.fnUntraced(function*(options: Endpoints.EndpointOptio
         })
     ))
 
-  const initialize = <E>(handler: Handler<E>, identity: Identity) =>
-    Effect.uninterruptibleMask((restore) =>
-      Effect.flatMap(restore(registry.create(identity)), ({ id, resource }) => {
-        const terminate = Effect.ignore(registry.terminate(id, identity))
-        const confirm = beforeResponse((minted, response) => {
-          if (minted === undefined) return Effect.as(terminate, response)
-          if (resource.hasEnded) return Effect.as(free(minted), Answers.unavailable)
+  const initialize = (handler: Handler, identity: Identity) =>
+    endpoint.begin(identity, ({ id, resource }) =>
+      Effect.tap(
+        handler,
+        beforeResponse((minted, response) => {
+          if (minted === undefined) {
+            return Effect.as(Effect.ignore(endpoint.registry.terminate(id, identity)), response)
+          }
+          if (resource.hasEnded) return Effect.as(free(minted), Answers.unavailable.response)
           resource.id = minted
           return Effect.succeed(HttpServerResponse.setHeader(response, header, id))
         })
-        return restore(Effect.andThen(registry.get(id, identity), handler)).pipe(
-          Effect.tap(confirm),
-          Effect.onExit((exit) => Exit.isSuccess(exit) ? Effect.void : terminate)
-        )
-      })
-    )
+      ))
 
   // None may be minted behind the registry's back.
-  const withoutSession = <E>(handler: Handler<E>) =>
+  const withoutSession = (handler: Handler) =>
     Effect.tap(
       handler,
       beforeResponse((minted, response) =>
-        minted === undefined ? Effect.succeed(response) : Effect.as(free(minted), Answers.initializeMalformed)
+        minted === undefined ? Effect.succeed(response) : Effect.as(free(minted), Answers.initializeMalformed.response)
       )
     )
 
-  const withSession = Effect.fnUntraced(function*<E>(
-    handler: Handler<E>,
-    request: Request,
-    id: string,
-    identity: Identity
-  ) {
-    const { ended, resource } = yield* registry.get(id, identity)
+  const proceed = Effect.fnUntraced(function*(handler: Handler, request: Request, id: string, identity: Identity) {
+    const { ended, resource } = yield* endpoint.registry.get(id, identity)
     // It is being initialized: its client has not heard of it
-    if (resource.id === undefined) return Answers.notFound
+    if (resource.id === undefined) return yield* Answers.notFound
     const named = request.modify({ headers: Headers.set(request.headers, header, resource.id) })
     const handed = request.method === "POST" ? withText(named, yield* settings.readText(named)) : named
     const response = yield* Effect.raceFirst(
       Effect.provideService(handler, HttpServerRequest.HttpServerRequest, handed),
-      Effect.as(ended, Answers.notFound)
+      Effect.andThen(ended, Answers.notFound)
     )
     yield* beforeResponse((minted, last) =>
       Effect.succeed(minted === undefined ? last : HttpServerResponse.setHeader(last, header, id))
     )
-    return response.status === 404 ? Answers.notFound : response
+    return response.status === 404 ? yield* Answers.notFound : response
   })
 
-  const terminate = Effect.fnUntraced(function*(request: Request, id: string, identity: Identity) {
-    yield* registry.peek(id, identity)
-    if (!Requests.isVersionSupported(request)) return Requests.unsupportedVersion
-    yield* registry.terminate(id, identity)
-    return Answers.terminated
-  })
-
-  const guarded = Effect.fnUntraced(function*<E>(handler: Handler<E>, request: Request) {
+  const serve = Effect.fnUntraced(function*(handler: Handler, request: Request) {
     const refusal = settings.gate(request)
-    if (refusal !== undefined) return refusal
+    if (refusal !== undefined) return yield* refusal
     // Nothing can be done with any other, and a preflight comes without credentials
     if (!["POST", "GET", "DELETE"].includes(request.method)) return yield* handler
-    if (request.method === "DELETE" && !settings.allowTermination) return methodNotAllowed
-    const identity = yield* resolver.resolve(request)
+    if (request.method === "DELETE" && !settings.allowTermination) return yield* methodNotAllowed
+    const identity = yield* endpoint.resolve(request)
     const id = isModern(request) ? undefined : Requests.sessionId(request)
     if (id !== undefined) {
-      if (request.method === "DELETE") return yield* terminate(request, id, identity)
-      yield* holding(request)
-      return yield* withSession(handler, request, id, identity)
+      if (request.method === "DELETE") return yield* endpoint.terminate(request, id, identity)
+      yield* endpoint.holding(request)
+      return yield* proceed(handler, request, id, identity)
     }
     const anonymous = request.modify({ headers: Headers.remove(request.headers, header) })
     if (request.method !== "POST") {
-      return request.method === "DELETE" && !isModern(request)
-        ? Answers.sessionRequired
-        : yield* Effect.provideService(handler, HttpServerRequest.HttpServerRequest, anonymous)
+      if (request.method === "DELETE" && !isModern(request)) return yield* Answers.sessionRequired
+      return yield* Effect.provideService(handler, HttpServerRequest.HttpServerRequest, anonymous)
     }
-    yield* holding(request)
+    yield* endpoint.holding(request)
     const text = yield* settings.readText(anonymous)
     const handed = Effect.provideService(handler, HttpServerRequest.HttpServerRequest, withText(anonymous, text))
-    return yield* isInitialize(text) ? initialize(handed, identity) : withoutSession(handed)
+    return yield* beginsSession(text) ? initialize(handed, identity) : withoutSession(handed)
   })
 
-  yield* router.addGlobalMiddleware((handler) => {
+  yield* router.addGlobalMiddleware((routes) => {
+    const handler = Effect.catch(
+      routes,
+      (error) => Effect.flatMap(Answers.toFailure(error), (response) => Effect.fail(new Answers.Refused({ response })))
+    )
     inside = handler
     return Effect.flatMap(HttpServerRequest.HttpServerRequest, (request) =>
       isGuarded(request.url)
         // What is in front of the routes can't be interrupted, a route can
-        ? Effect.interruptible(Endpoints.answering(guarded(handler, request)))
-        : handler)
+        ? Effect.interruptible(Endpoint.answering(serve(handler, request)))
+        : routes)
   })
 
-  return Endpoints.provided(registry)
+  return Endpoint.provided(endpoint.registry)
 })
 
 // The id is in the response when everything else has had its say.
@@ -177,10 +164,9 @@ const isModern = ({ headers }: Request): boolean => {
 }
 
 // What a request has to be for the server inside to begin a session, and a little more.
-const isInitialize = (text: string): boolean => {
+const beginsSession = (text: string): boolean => {
   try {
-    const message: unknown = JSON.parse(text)
-    return Predicate.hasProperty(message, "method") && message.method === "initialize"
+    return Requests.isInitialize(JSON.parse(text))
   } catch {
     return false
   }
@@ -197,8 +183,8 @@ const withText = (request: Request, text: string): Request =>
   })
 
 // In a fiber of its own: the router leaves its marks on the one that it runs in.
-const deleted = (handler: Handler<unknown>, path: string, id: string): Effect.Effect<number | undefined> =>
-  Effect.scoped(handler as Effect.Effect<Response, unknown, Scope.Scope>).pipe(
+const deleted = (handler: Handler, path: string, id: string): Effect.Effect<number | undefined> =>
+  Effect.scoped(handler as Effect.Effect<Response, Answers.Refused, Scope.Scope>).pipe(
     Effect.provideService(
       HttpServerRequest.HttpServerRequest,
       HttpServerRequest.fromWeb(

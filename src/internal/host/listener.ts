@@ -1,5 +1,5 @@
 /**
- * Ends what is open when the HTTP server below stops listening.
+ * Watches the HTTP servers that requests come from, and ends what is open when they stop listening.
  *
  * A server that closes waits for its connections (Effect's for 20 seconds), and the layers above it are closed only then.
  * A stream that is open until its session ends would make every shutdown take that long. Nothing tells a request that its
@@ -18,8 +18,8 @@ interface Listener {
 }
 
 /**
- * Runs `end` once, when every server that has had a request has closed, and one has requests still: those given to the
- * function that this makes, each until the current scope closes.
+ * Makes a function that is told of each request, and counts it until the current scope closes. `end` runs once: when none
+ * of the servers that sent a request listens any more, and at least one request is still counted.
  */
 export const make = Effect.fnUntraced(function*(end: Effect.Effect<void>) {
   const requests = new Map<Listener, number>()

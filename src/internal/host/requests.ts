@@ -4,9 +4,9 @@
 import { SUPPORTED_PROTOCOL_VERSIONS } from "@modelcontextprotocol/sdk/types.js"
 import * as ByteSize from "effect/ByteSize"
 import * as Effect from "effect/Effect"
+import * as Predicate from "effect/Predicate"
 import type { HttpServerError } from "effect/http/HttpServerError"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
-import type { HttpServerResponse } from "effect/http/HttpServerResponse"
 import * as Answers from "./answers.ts"
 
 type Request = HttpServerRequest.HttpServerRequest
@@ -24,7 +24,7 @@ export type AllowList = ReadonlyArray<string> | "*"
 export const gate = (options: {
   readonly allowedHosts: AllowList | undefined
   readonly allowedOrigins: AllowList | undefined
-}): (request: Request) => HttpServerResponse | undefined => {
+}): (request: Request) => Answers.Refused | undefined => {
   const isHostAllowed = allows(options.allowedHosts, (host) => loopback.test(withoutPort(host)), withoutPort)
   const isOriginAllowed = allows(options.allowedOrigins, (origin) => {
     const host = /^https?:\/\/([^/]+)$/.exec(origin)?.[1]
@@ -76,7 +76,7 @@ export const unsupportedVersion = Answers.unsupportedVersion(SUPPORTED_PROTOCOL_
 /**
  * What is wrong with a POST's `Accept` or `Content-Type`.
  */
-export const mediaTypeIssue = ({ headers }: Request): HttpServerResponse | undefined => {
+export const mediaTypeIssue = ({ headers }: Request): Answers.Refused | undefined => {
   const accept = headers["accept"]?.toLowerCase()
   if (!accept?.includes("application/json") || !accept.includes("text/event-stream")) return notAcceptable
   const contentType = headers["content-type"]
@@ -90,7 +90,7 @@ const notAcceptable = Answers.notAcceptable("both application/json and text/even
 /**
  * Reads the body of a POST. Fails with the answer to one that is too large.
  */
-export const textReader = (limit: number): (request: Request) => Effect.Effect<string, HttpServerResponse> => {
+export const textReader = (limit: number): (request: Request) => Effect.Effect<string, Answers.Refused> => {
   const tooLarge = Answers.tooLarge(limit)
   const size = ByteSize.bytes(limit)
   return (request) =>
@@ -102,5 +102,8 @@ export const textReader = (limit: number): (request: Request) => Effect.Effect<s
     )
 }
 
-export const parse = (text: string): Effect.Effect<unknown, HttpServerResponse> =>
+export const parse = (text: string): Effect.Effect<unknown, Answers.Refused> =>
   Effect.try({ try: (): unknown => JSON.parse(text), catch: () => Answers.notJson })
+
+export const isInitialize = (message: unknown): boolean =>
+  Predicate.hasProperty(message, "method") && message.method === "initialize"

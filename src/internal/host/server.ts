@@ -24,15 +24,8 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
+import type { ServerLike } from "../../McpHttpOptions.ts"
 import * as Answers from "./answers.ts"
-
-/**
- * The SDK's `McpServer` or `Server`.
- */
-export interface ServerLike {
-  connect(transport: Transport): Promise<void>
-  close(): Promise<void>
-}
 
 export interface Options {
   readonly id: string
@@ -54,7 +47,7 @@ export interface Hosted {
   readonly handle: (
     request: HttpServerRequest.HttpServerRequest,
     body: unknown
-  ) => Effect.Effect<HttpServerResponse.HttpServerResponse, never, Scope.Scope>
+  ) => Effect.Effect<HttpServerResponse.HttpServerResponse, Answers.Refused, Scope.Scope>
   /** Ends the streams that clients have opened to listen, and that would stay open. */
   readonly endStreams: () => void
   /** Answers everything that is in flight, and ends every stream. */
@@ -79,7 +72,7 @@ export const open = Effect.fnUntraced(function*<E, R>(server: Effect.Effect<Serv
 // A POST, or a GET, that waits for its response.
 interface Waiting {
   readonly ids: ReadonlyArray<RequestId>
-  readonly answer: (answer: HttpServerResponse.HttpServerResponse) => void
+  readonly answer: (answer: Effect.Effect<Response | HttpServerResponse.HttpServerResponse, Answers.Refused>) => void
 }
 
 const make = (scope: Scope.Scope, options: Options) => {
@@ -128,8 +121,8 @@ const make = (scope: Scope.Scope, options: Options) => {
     } satisfies Pick<Transport, "onclose" | "onerror" | "onmessage">
   )
 
-  // The server sends nothing for a request that was cancelled, so its POST would stay open. It ends here, with nothing in
-  // it: "Not send a response for the cancelled request".
+  // A server sends no response to a request that was cancelled, so the POST that brought it would stay open. This ends
+  // that POST without a message in it: "Not send a response for the cancelled request".
   // https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation#behavior-requirements
   const cancelled = (id: unknown): void => {
     if (typeof id !== "string" && typeof id !== "number") return
@@ -137,10 +130,10 @@ const make = (scope: Scope.Scope, options: Options) => {
     if (post === undefined) return
     if (post.ids.length === 1) {
       transport.closeSSEStream(id)
-      if (waiting.delete(post)) post.answer(emptyStream)
+      if (waiting.delete(post)) post.answer(Effect.succeed(emptyStream))
     }
-    // Of a batch it is answered, for the others to be. The stream of a lone one is gone, so that this only makes the
-    // transport forget it; which it does, and then complains.
+    // The transport answers a batch when it has a response to each request, so this one needs a response. The stream of a
+    // single request has just been closed: the transport forgets the request, and then complains that there is no stream.
     wire.send({ jsonrpc: "2.0", id, error: { code: -32800, message: "Request cancelled" } }).catch(() => undefined)
   }
 
@@ -156,8 +149,7 @@ const make = (scope: Scope.Scope, options: Options) => {
     )
 
   const respond = (request: HttpServerRequest.HttpServerRequest, body: unknown) =>
-    Effect.callback<Response | HttpServerResponse.HttpServerResponse>((resume) => {
-      const answer = (response: Response | HttpServerResponse.HttpServerResponse) => resume(Effect.succeed(response))
+    Effect.callback<Response | HttpServerResponse.HttpServerResponse, Answers.Refused>((answer) => {
       const ids = requestIds(body)
       if (hasEnded) return answer(Answers.notFound)
       if (ids.some((id, i) => inFlight.has(id) || ids.indexOf(id) !== i)) return answer(Answers.requestIdInUse)
@@ -171,12 +163,12 @@ const make = (scope: Scope.Scope, options: Options) => {
       transport.handleRequest(webRequest, body === undefined ? {} : { parsedBody: body }).then(
         (response) => {
           if (response.status >= 400) forget()
-          if (waiting.delete(post)) answer(response)
+          if (waiting.delete(post)) answer(Effect.succeed(response))
           else void response.body?.cancel()
         },
         (defect) => {
           forget()
-          if (waiting.delete(post)) resume(Effect.die(defect))
+          if (waiting.delete(post)) answer(Effect.die(defect))
         }
       )
       return Effect.sync(() => waiting.delete(post))
@@ -230,7 +222,7 @@ type Reader = ReadableStreamDefaultReader<Uint8Array>
 const toAnswer = (
   response: Response,
   readers: Set<Reader> | undefined
-): Effect.Effect<HttpServerResponse.HttpServerResponse, never, Scope.Scope> => {
+): Effect.Effect<HttpServerResponse.HttpServerResponse, Answers.Refused, Scope.Scope> => {
   const { body, status } = response
   if (body === null) return Effect.succeed(HttpServerResponse.empty({ status, headers: headersOf(response) }))
   if (response.headers.get("content-type") === "text/event-stream") {
@@ -250,9 +242,9 @@ const toAnswer = (
     )
   }
   return Effect.flatMap(Effect.promise(() => response.text()), (text) => {
-    if (status === 404) return Effect.succeed(Answers.notFound)
+    if (status === 404) return Answers.notFound
     if (status >= 500 || (status === 400 && hasData(text))) {
-      return Effect.as(
+      return Effect.andThen(
         Effect.logWarning("The transport of an MCP session could not answer", { status, text }),
         Answers.unavailable
       )

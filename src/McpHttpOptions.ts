@@ -1,0 +1,86 @@
+/**
+ * What `McpHttp`'s layers take. `McpHttp` exports all of it.
+ */
+import type { EventStore } from "@modelcontextprotocol/sdk/server/webStandardStreamableHttp.js"
+import type { Transport } from "@modelcontextprotocol/sdk/shared/transport.js"
+import type * as Duration from "effect/Duration"
+import type * as Effect from "effect/Effect"
+import type * as HttpRouter from "effect/http/HttpRouter"
+import type { Identity } from "./Identity.ts"
+import type { SessionInfo, SessionRegistryOptions } from "./SessionRegistry.ts"
+
+/**
+ * What both layers take. Durations are `Duration.Input`; a number is milliseconds.
+ *
+ * @category models
+ */
+export interface EndpointOptions extends Omit<SessionRegistryOptions<never, never, never>, "open"> {
+  /** The path of the endpoint, by default `"/mcp"`. */
+  readonly path?: HttpRouter.PathInput | undefined
+  /**
+   * The origins whose web pages may call the server, as browsers write them: `"https://app.example.com"`. By default
+   * those of this machine (`localhost`, `127.0.0.1`, `[::1]`, any port), which a list replaces; `"*"` is any web page
+   * there is. A request without `Origin` comes from no web page.
+   */
+  readonly allowedOrigins?: ReadonlyArray<string> | "*" | undefined
+  /**
+   * The names under which the server may be called, with a port or for any port: `"mcp.example.com"`. By default those
+   * of this machine (`localhost`, `127.0.0.1`, `[::1]`), which a list replaces. `"*"` leaves the server open to DNS
+   * rebinding, unless something in front of it checks the name.
+   */
+  readonly allowedHosts?: ReadonlyArray<string> | "*" | undefined
+  /** The most that a request's body may have, in bytes: by default 4 MiB. */
+  readonly maxBodyBytes?: number | undefined
+  /** Whether an owner may end a session with DELETE, by default true. If not, that answers 405. */
+  readonly allowTermination?: boolean | undefined
+}
+
+/**
+ * What `McpHttp.layer` takes.
+ *
+ * @category models
+ */
+export interface LayerOptions<E, R> extends EndpointOptions {
+  /**
+   * Makes the server of a session, a new one each time: the SDK's `McpServer` or `Server`. It is connected and closed
+   * for you; its own finalizers run after that. One that closes itself ends its session. Runs with the services and a
+   * scope of the layer.
+   *
+   * A failure answers `initialize` with its own response if it has one (as `PoolExhausted` has), else with 503.
+   */
+  readonly server: (info: SessionInfo, caller: SessionCaller) => Effect.Effect<ServerLike, E, R>
+  /**
+   * How requests are answered: as a stream of events, which can carry progress and questions to the client, or as JSON,
+   * which is less to parse. By default `"sse"`.
+   */
+  readonly response?: "sse" | "json" | undefined
+  /**
+   * Makes the store that lets the clients of a session resume a stream that broke, as `McpHttp.memoryEventStore` does: a
+   * new one each time, because an SDK transport replays whatever its store has. By default nothing can be resumed.
+   */
+  readonly eventStore?: ((info: SessionInfo) => EventStore) | undefined
+  /** How long a client is told to wait before it resumes a stream. By default that is its own choice. */
+  readonly retryInterval?: Duration.Input | undefined
+}
+
+/**
+ * Whose session it is.
+ *
+ * @category models
+ */
+export interface SessionCaller {
+  /** The owner, with the newest credentials that came with a request of the session. */
+  readonly identity: Effect.Effect<Identity>
+}
+
+/**
+ * The SDK's `McpServer` or `Server`.
+ *
+ * @category models
+ */
+export interface ServerLike {
+  /** Begins to serve what comes over the transport. */
+  connect(transport: Transport): Promise<void>
+  /** Ends the connection. */
+  close(): Promise<void>
+}

@@ -1,0 +1,211 @@
+/**
+ * Sessions that are a server of the SDK each, behind a path of the router.
+ */
+import type { EventStore } from "@modelcontextprotocol/sdk/server/webStandardStreamableHttp.js"
+import { isInitializeRequest, isJSONRPCRequest } from "@modelcontextprotocol/sdk/types.js"
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
+import type * as Scope from "effect/Scope"
+import * as HttpRouter from "effect/http/HttpRouter"
+import type { HttpServerRequest } from "effect/http/HttpServerRequest"
+import type { Identity, SessionKey } from "../../Identity.ts"
+import type { EndpointOptions, LayerOptions } from "../../McpHttpOptions.ts"
+import type { RegisteredSession, SessionInfo } from "../../SessionRegistry.ts"
+import * as Options from "../options.ts"
+import * as Scrub from "../scrub.ts"
+import * as Answers from "./answers.ts"
+import * as Endpoint from "./endpoint.ts"
+import * as Requests from "./requests.ts"
+import * as Server from "./server.ts"
+
+export const make = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>) {
+  const settings = yield* parse(options)
+  const router = yield* HttpRouter.HttpRouter
+  const services = yield* Effect.context<never>()
+  const arrivals = makeArrivals()
+  const stores = new WeakSet<EventStore>()
+
+  const eventStoreOf = (info: SessionInfo): Effect.Effect<EventStore | undefined> =>
+    Effect.suspend(() => {
+      const store = options.eventStore?.(info)
+      if (store === undefined) return Effect.undefined
+      if (stores.has(store)) return Effect.die(new Error("McpHttp: two sessions were given the same event store"))
+      stores.add(store)
+      return Effect.succeed(store)
+    })
+
+  const open = (info: SessionInfo): Effect.Effect<Session, Answers.Refused, R | Scope.Scope> => {
+    const caller = arrivals.callerOf(info.owner)
+    return Effect.flatMap(eventStoreOf(info), (eventStore) =>
+      Server.open(
+        Effect.suspend(() => options.server(info, { identity: Effect.sync(() => caller.identity) })),
+        {
+          id: info.id,
+          enableJsonResponse: settings.enableJsonResponse,
+          eventStore,
+          retryInterval: settings.retryInterval,
+          onClosed: () =>
+            void Effect.runForkWith(services)(Effect.ignore(endpoint.registry.terminate(info.id, { key: info.owner })))
+        }
+      )).pipe(
+        Effect.map((hosted): Session => ({ hosted, caller })),
+        Effect.catchCause((cause) => unopened(cause, caller))
+      )
+  }
+
+  const endpoint = yield* Endpoint.make(options, open)
+
+  // Closing the session ends all of this too, but may have to wait for a place among those that are being closed. Not a
+  // child of the request: it would keep all that belongs to that for as long as there is the session.
+  const watch = ({ ended, resource: { hosted }, retired }: RegisteredSession<Session>): void => {
+    const watched = retired.pipe(
+      Effect.andThen(Effect.sync(hosted.endStreams)),
+      Effect.andThen(ended),
+      Effect.andThen(Effect.sync(hosted.end))
+    )
+    Fiber.runIn(Effect.runForkWith(services)(watched), hosted.scope)
+  }
+
+  const readBody = Effect.fnUntraced(function*(request: HttpServerRequest) {
+    const issue = Requests.mediaTypeIssue(request)
+    if (issue !== undefined) return yield* issue
+    return yield* Requests.parse(yield* settings.readText(request))
+  })
+
+  const initialize = Effect.fnUntraced(function*(request: HttpServerRequest, identity: Identity) {
+    const body = yield* readBody(request)
+    const issue = initializeIssue(body)
+    if (issue !== undefined) return yield* issue
+    return yield* arrivals.during(
+      identity,
+      endpoint.begin(identity, (session) => {
+        watch(session)
+        return Effect.filterOrFail(
+          session.resource.hosted.handle(request, body),
+          ({ status }) => status === 200,
+          (response) => new Answers.Refused({ response })
+        )
+      })
+    )
+  })
+
+  const proceed = Effect.fnUntraced(function*(request: HttpServerRequest, id: string, identity: Identity) {
+    const { resource: { caller, hosted } } = yield* endpoint.registry.get(id, identity)
+    if (Option.isSome(identity.credentials)) caller.identity = identity
+    return yield* hosted.handle(request, request.method === "GET" ? undefined : yield* readBody(request))
+  })
+
+  const methodNotAllowed = Answers.methodNotAllowed(settings.allow.join(", "))
+
+  const serve = Effect.fnUntraced(function*(request: HttpServerRequest) {
+    const refusal = settings.gate(request) ?? (settings.allow.includes(request.method) ? undefined : methodNotAllowed)
+    if (refusal !== undefined) return yield* refusal
+    const identity = yield* endpoint.resolve(request)
+    const id = Requests.sessionId(request)
+    if (id === undefined && request.method !== "POST") return yield* Answers.sessionRequired
+    if (id !== undefined && request.method === "DELETE") return yield* endpoint.terminate(request, id, identity)
+    yield* endpoint.holding(request)
+    return yield* id === undefined ? initialize(request, identity) : proceed(request, id, identity)
+  })
+
+  yield* router.add("*", settings.path, (request) => Endpoint.answering(serve(request)))
+
+  return Endpoint.provided(endpoint.registry)
+})
+
+// -----------------------------------------------------------------------------
+// Sessions
+// -----------------------------------------------------------------------------
+
+interface Session {
+  readonly hosted: Server.Hosted
+  readonly caller: Caller
+}
+
+interface Caller {
+  identity: Identity
+}
+
+const initializeIssue = (body: unknown): Answers.Refused | undefined => {
+  if (isJSONRPCRequest(body) && isInitializeRequest(body)) return undefined
+  if (Array.isArray(body) && body.some(Requests.isInitialize)) return Answers.initializeAlone
+  return Requests.isInitialize(body) ? Answers.initializeMalformed : Answers.sessionRequired
+}
+
+/**
+ * The registry knows its sessions' owners by their keys. What opens a session may need their credentials: these are
+ * those who are waiting for one to be opened.
+ */
+const makeArrivals = () => {
+  const arrivals = new Map<SessionKey, { identity: Identity; count: number }>()
+  return {
+    during: <A, E, R>(identity: Identity, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+      Effect.acquireUseRelease(
+        Effect.sync(() => {
+          const arrival = arrivals.get(identity.key)
+          if (arrival === undefined) {
+            arrivals.set(identity.key, { identity, count: 1 })
+          } else {
+            arrival.identity = identity
+            arrival.count++
+          }
+        }),
+        () => effect,
+        () =>
+          Effect.sync(() => {
+            const arrival = arrivals.get(identity.key)
+            if (arrival !== undefined && --arrival.count === 0) arrivals.delete(identity.key)
+          })
+      ),
+    callerOf: (owner: SessionKey): Caller => ({ identity: arrivals.get(owner)!.identity })
+  }
+}
+
+// What keeps a session from being opened is told to the operator, and to the caller only if it has an answer of its own.
+const unopened = (cause: Cause.Cause<unknown>, { identity }: Caller): Effect.Effect<never, Answers.Refused> => {
+  if (Cause.hasInterruptsOnly(cause)) return Effect.failCause(cause as Cause.Cause<never>)
+  const scrub = Scrub.make()
+  if (Option.isSome(identity.credentials)) {
+    scrub.add(Redacted.value(identity.credentials.value.header))
+    scrub.add(Redacted.value(identity.credentials.value.token))
+  }
+  return Effect.logWarning("An MCP session could not be opened", scrub(Cause.pretty(cause))).pipe(
+    Effect.annotateLogs("owner", identity.key),
+    Effect.andThen(Answers.toFailure(Option.getOrUndefined(Cause.findErrorOption(cause)))),
+    Effect.flatMap((response) => Effect.fail(new Answers.Refused({ response })))
+  )
+}
+
+// -----------------------------------------------------------------------------
+// Options
+// -----------------------------------------------------------------------------
+
+const layerOptions = [
+  "server",
+  "response",
+  "eventStore",
+  "retryInterval",
+  ...Endpoint.endpointOptions
+] as const satisfies ReadonlyArray<keyof LayerOptions<never, never>>
+
+const parse = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>) {
+  const read = yield* Options.reader("McpHttp", options, layerOptions)
+  yield* read.fn("server")
+  yield* read.optionalFn("eventStore")
+  const { response = "sse", retryInterval } = options
+  if (response !== "sse" && response !== "json") {
+    return yield* Endpoint.invalid("response", "must be \"sse\" or \"json\"")
+  }
+  const endpoint = yield* Endpoint.parse(read, options satisfies EndpointOptions)
+  return {
+    ...endpoint,
+    allow: ["GET", "POST", ...(endpoint.allowTermination ? ["DELETE"] : [])],
+    enableJsonResponse: response === "json",
+    retryInterval: retryInterval === undefined
+      ? undefined
+      : yield* read.millis("retryInterval", retryInterval, { least: "zero" })
+  }
+})
