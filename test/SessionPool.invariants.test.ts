@@ -498,9 +498,10 @@ describe("SessionPool invariants", () => {
       Effect.gen(function*() {
         const upstream = makeUpstream({
           handshake: () =>
-            Effect.forEach([1, 2, 3], () =>
-              Effect.acquireRelease(Effect.sleep("1 minute"), () =>
-                Effect.sleep("1 minute"))),
+            Effect.forEach(
+              [1, 2, 3],
+              () => Effect.acquireRelease(Effect.sleep("1 minute"), () => Effect.sleep("1 minute"))
+            ),
           hangUp: () => Effect.sleep("1 minute")
         })
         const pool = yield* openPool({

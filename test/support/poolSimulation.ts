@@ -216,7 +216,7 @@ class Simulation extends Simulator.Simulation<Action> {
       const roll = fate.next()
       if (roll < 0.2) yield* pause
       if (fate.chance(0.06)) yield* this.ignore(session, fate)
-      if (roll > 0.92) yield* Effect.never
+      if (roll > 0.92) yield* this.forever
       if (roll > 0.88) yield* Effect.uninterruptible(Effect.sleep(this.options.closeTimeout / 2))
       if (roll > 0.86) yield* session.handle.retire("died")
       if (roll > 0.80) return yield* new ConnectFailed({ session })

@@ -234,7 +234,7 @@ class Simulation extends Simulator.Simulation<Action> {
       const roll = fate.next()
       if (roll < 0.2) yield* pause
       if (fate.chance(0.06)) yield* this.ignore(session, fate)
-      if (roll > 0.94) yield* Effect.never
+      if (roll > 0.94) yield* this.forever
       if (roll > 0.91) yield* Effect.uninterruptible(Effect.sleep(this.options.closeTimeout / 2))
       if (roll > 0.84) return yield* new OpenFailed({ session })
       if (roll > 0.82) return yield* Effect.die(new Simulator.Planned("open"))

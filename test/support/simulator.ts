@@ -203,9 +203,14 @@ export abstract class Simulation<Action> {
     this.throwIfBroken()
   }
 
-  /** Takes longer than every timeout, or for as long as anybody waits for it. */
+  /** Does not end while anybody waits for it. */
+  get forever(): Effect.Effect<void> {
+    return this.mercy.await
+  }
+
+  /** Takes longer than every timeout. */
   endless(dice: Dice): Effect.Effect<void> {
-    return dice.chance(0.5) ? Effect.sleep(ages) : this.mercy.await
+    return dice.chance(0.5) ? Effect.sleep(ages) : this.forever
   }
 
   /** Does not end when it is interrupted: it can't be, or what follows an interruption takes its time. */
