@@ -84,7 +84,10 @@ export interface Options<out R = never> {
   readonly name?: string | undefined
   /** What the server is told that it talks to. Default: this library. */
   readonly clientInfo?: Implementation | undefined
-  /** How long opening a session may take, 30 seconds by default. */
+  /**
+   * How long opening a session may take, else the open fails with `RequestTimeout`. By default a connector has no such
+   * bound of its own: the pool has one, `SessionPool.layer({ connectTimeout })`, 30 seconds unless it says otherwise.
+   */
   readonly connectTimeout?: Duration.Input | undefined
   /** How long a call may take that says nothing else, 60 seconds by default. */
   readonly requestTimeout?: Duration.Input | undefined

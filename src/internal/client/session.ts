@@ -12,7 +12,7 @@ import type {
   ServerNotification
 } from "@modelcontextprotocol/sdk/types.js"
 import type * as Cause from "effect/Cause"
-import type * as Duration from "effect/Duration"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -74,7 +74,7 @@ export interface OpenTransport {
 }
 
 /**
- * Opens a session: connects within `connectTimeout` (30 seconds by default), and closes it with the scope. Whatever a
+ * Opens a session: connects, within `connectTimeout` if that is given, and closes it with the scope. Whatever a
  * failed or interrupted connect had acquired is freed before this ends.
  */
 export const open = <C extends Clients.ClientLike, R = never>(
@@ -83,8 +83,9 @@ export const open = <C extends Clients.ClientLike, R = never>(
   Effect.gen(function*() {
     const scope = yield* Scope.fork(yield* Effect.scope)
     return yield* connect(options).pipe(
+      // A pool has a deadline for each open, and which of the two is longer is not this one's to say
       Effect.timeoutOrElse({
-        duration: options.connectTimeout ?? "30 seconds",
+        duration: options.connectTimeout ?? Duration.infinity,
         orElse: () => Effect.fail(new RequestTimeout({ requestSent: true }))
       }),
       Effect.mapError((reason) =>
