@@ -831,17 +831,6 @@ describe("IdentityResolver", () => {
         }
       }))
 
-    it.effect("lets the function's own errors and defects through", () =>
-      Effect.gen(function*() {
-        const missing = new MissingCredentials({ header: "x-session" })
-        assert.strictEqual(yield* Effect.flip(resolveWith(() => Effect.fail(missing))), missing)
-        const defect = new Error("a bug")
-        const exit = yield* Effect.exit(resolveWith((): Effect.Effect<string> => {
-          throw defect
-        }))
-        assert.deepStrictEqual(exit, yield* Effect.exit(Effect.die(defect)))
-      }))
-
     it.effect("hands the very request to the function, and headers as { headers }", () =>
       Effect.gen(function*() {
         const seen: Array<unknown> = []
