@@ -76,7 +76,8 @@ export class HttpFailure extends Schema.TaggedClass<HttpFailure>()("HttpFailure"
 
 /**
  * The server can't be reached: `code` is the system's (`ECONNREFUSED`, `ENOENT` for a command that does not exist, …),
- * undici's (`UND_ERR_…`), or `STREAM_ENDED` when it ended a reply stream without the reply.
+ * undici's (`UND_ERR_…`), that of TLS (`CERT_HAS_EXPIRED`, `ERR_SSL_WRONG_VERSION_NUMBER` where the other side speaks no
+ * TLS, …), or `STREAM_ENDED` when the server ended a reply stream without the reply.
  *
  * @category errors
  */
