@@ -120,13 +120,16 @@ export class Identity extends Schema.Class<Identity>("effect-mcp-sessions/Identi
   Schema.Struct({
     /** The name of the owner, and what pool and registry know it by. At an upstream it is `~<upstream>/<principal>`. */
     key: SessionKey,
-    /** What was presented, to be sent on. They are no part of who the owner is. */
+    /** What was presented, to be sent on. Who the owner is does not depend on them. */
     credentials: Schema.Option(Credentials),
     /** Whether this is the identity that all anonymous callers have in common. */
     shared: Schema.Boolean,
     /** The upstream that {@link Identity.at} chose. None by default. */
     upstream: Schema.Option(UpstreamName).pipe(Schema.withConstructorDefault(Effect.succeedNone)),
-    /** Whether somebody has verified that the caller is who the key says. False by default, as a header proves nothing. */
+    /**
+     * Whether somebody has verified that the caller is who the key says. False by default, as a header proves
+     * nothing.
+     */
     verified: Schema.Boolean.pipe(Schema.withConstructorDefault(Effect.succeed(false)))
   }).check(Schema.makeFilter(
     ({ key, upstream }) => Keys.isOf(key, Option.getOrUndefined(upstream)),
@@ -134,11 +137,12 @@ export class Identity extends Schema.Class<Identity>("effect-mcp-sessions/Identi
   ))
 ) {
   /**
-   * An identity known by its key alone, such as a tenant or a user id. `verified` says that somebody has verified it, by
-   * default false.
+   * An identity known by its key alone, such as a tenant or a user id. `verified` says that somebody has verified it,
+   * by default false.
    *
-   * Throws {@link InvalidIdentity} when `key` is not a {@link PrincipalKey}: keys that come from outside are decoded with
-   * that schema first, or come by way of `IdentityResolver.layerIdentify`, which fails with a typed error instead.
+   * Throws {@link InvalidIdentity} when `key` is not a {@link PrincipalKey}: keys that come from outside are decoded
+   * with that schema first, or come by way of `IdentityResolver.layerIdentify`, which fails with a typed error
+   * instead.
    */
   static fromKey(
     key: string,
@@ -196,8 +200,8 @@ export class Identity extends Schema.Class<Identity>("effect-mcp-sessions/Identi
   }
 
   /**
-   * The same principal at another upstream, which replaces the present one if there is one: one pool serves many servers.
-   * `upstream` is `name`, the key becomes `~<name>/<principal>`, the rest stays.
+   * The same principal at another upstream, which replaces the present one if there is one: one pool serves many
+   * servers. `upstream` is `name`, the key becomes `~<name>/<principal>`, the rest stays.
    *
    * Throws {@link InvalidIdentity} when `name` is not an {@link UpstreamName}, or the key would have more than 256
    * characters.
@@ -334,13 +338,16 @@ export class InvalidIdentity
 }
 
 /**
- * The caller is known and may not have this: for an `identify` of your own to fail with. Answers 403 and a challenge with
- * `insufficient_scope` (RFC 6750 section 3.1), so that a client can ask for more.
+ * The caller is known and may not have this: for an `identify` of your own to fail with. Answers 403 and a challenge
+ * with `insufficient_scope` (RFC 6750 section 3.1), so that a client can ask for more.
  *
  * @category errors
  */
 export class AccessDenied extends Schema.TaggedError<AccessDenied>("effect-mcp-sessions/AccessDenied")("AccessDenied", {
-  /** What the credentials would have to cover: scopes of RFC 6749 section 3.3, with a space between two. Callers see it. */
+  /**
+   * What the credentials would have to cover: scopes of RFC 6749 section 3.3, with a space between two. Callers see
+   * it.
+   */
   scope: Schema.optionalKey(
     Schema.String.check(Schema.isPattern(/^[\x21\x23-\x5b\x5d-\x7e]+(?: [\x21\x23-\x5b\x5d-\x7e]+)*$/))
   ),
@@ -377,8 +384,8 @@ const Hidden = Schema.Redacted(Schema.Unknown).pipe(Schema.encodeTo(Schema.Null,
 }))
 
 /**
- * What tells who the caller is can't be asked now: for an `identify` of your own to fail with when its database or issuer
- * is down. Answers 503 with `Retry-After`.
+ * What tells who the caller is can't be asked now: for an `identify` of your own to fail with when its database or
+ * issuer is down. Answers 503 with `Retry-After`.
  *
  * @category errors
  */

@@ -4,9 +4,9 @@
  * The resolver reads one header, takes exactly one credential out of it, and names its owner by a keyed digest, so that
  * keys can be logged. Whatever can't be read is an error: it never becomes the session that anonymous callers share.
  *
- * > **The resolver asks for a credential and verifies none**, in the mode `"required"` too. Whoever makes up a token is a
- * > caller, and each token is another caller. Let something verify them: a proxy in front, the upstream that they are sent
- * > on to, or a function given to {@link IdentityResolver.layerIdentify}.
+ * > **The resolver asks for a credential and verifies none**, in the mode `"required"` too. Whoever makes up a token
+ * > is a caller, and each token is another caller. Let something verify them: a proxy in front, the upstream that
+ * > they are sent on to, or a function given to {@link IdentityResolver.layerIdentify}.
  */
 import * as Cause from "effect/Cause"
 import type * as Config from "effect/Config"
@@ -82,8 +82,8 @@ export type IdentityHeaders =
  */
 export interface IdentityResolverOptions {
   /**
-   * What a request without credentials is taken for. The default is `"optional"`. `"required"` asks for a credential and
-   * verifies none.
+   * What a request without credentials is taken for. The default is `"optional"`. `"required"` asks for a credential
+   * and verifies none.
    */
   readonly mode?: AuthMode | undefined
   /** The name of the header that credentials come in, in any case. The default is `"authorization"`. */
@@ -103,8 +103,8 @@ export interface IdentityResolverOptions {
  * What the function given to {@link IdentityResolver.layerIdentify} answers: a session key, a key with what it takes to
  * forward its credentials, or an {@link Identity}.
  *
- * Only an `Identity` can say that it is `verified`. Keys are taken as they are, next to the `bearer:…`, `basic:…`, `raw:…` of the header resolvers and the shared key:
- * give each kind of owner a prefix of its own, as in `"tenant:acme"`.
+ * Keys are taken as they are, next to the `bearer:…`, `basic:…`, `raw:…` of the header resolvers and the shared key:
+ * give each kind of owner a prefix of its own, as in `"tenant:acme"`. Only an `Identity` can say that it is `verified`.
  *
  * @category models
  */
@@ -139,7 +139,7 @@ export interface IdentifiedAuth {
  * @category services
  */
 export class IdentityResolver extends Context.Service<IdentityResolver, {
-  /** The identity of a request, as {@link IdentityResolver.resolve} says. */
+  /** The identity of a request, as the static function of this name says. */
   readonly resolve: (request: IdentityRequest | IdentityHeaders) => Effect.Effect<Identity, IdentityError>
 }>()("effect-mcp-sessions/IdentityResolver") {
   /**
@@ -173,8 +173,8 @@ export class IdentityResolver extends Context.Service<IdentityResolver, {
    * - `raw`: the whole value. Two of them that something upstream has joined with a comma can't be told from one.
    *
    * Whitespace around the value does not belong to it (RFC 9110 section 5.5). Whitespace alone, control characters,
-   * characters beyond Latin-1, and more than 16 KiB are malformed. An empty header is missing credentials when they are required, and
-   * malformed when they are optional: its sender meant to say who it is.
+   * characters beyond Latin-1, and more than 16 KiB are malformed. An empty header is missing credentials when they are
+   * required, and malformed when they are optional: its sender meant to say who it is.
    *
    * The key is `<scheme>:<digest>`, the digest an HMAC-SHA-256 of the token under `keySecret`, in base64url. Equal
    * tokens have equal keys.
@@ -187,8 +187,8 @@ export class IdentityResolver extends Context.Service<IdentityResolver, {
 
   /**
    * {@link IdentityResolver.layer} with options from the configuration: `MCP_AUTH_MODE`, `MCP_AUTH_HEADER`,
-   * `MCP_AUTH_SCHEME`, `MCP_AUTH_SHARED_KEY` and `MCP_AUTH_KEY_SECRET`. The defaults are those of `layer`; an empty environment
-   * variable counts as none. What `layer` would refuse is a `ConfigError`.
+   * `MCP_AUTH_SCHEME`, `MCP_AUTH_SHARED_KEY` and `MCP_AUTH_KEY_SECRET`. The defaults are those of `layer`; an empty
+   * environment variable counts as none. What `layer` would refuse is a `ConfigError`.
    */
   static readonly layerConfig: Layer.Layer<IdentityResolver, Config.ConfigError> = Layer.effect(
     IdentityResolver,
@@ -204,9 +204,9 @@ export class IdentityResolver extends Context.Service<IdentityResolver, {
    * {@link IdentityResolver.resolve} in it and provide {@link IdentityResolver.layer} to this layer.
    *
    * It fails as it likes: with `MissingCredentials` or `MalformedCredentials` (401), `AccessDenied` (403),
-   * `IdentityUnavailable` (503), or an error of its own, which becomes `IdentifyFailed`: that answers what the error does
-   * if it is an `HttpServerRespondable`, else 500. So does a function that throws, dies or interrupts itself. Of what has
-   * no answer the names and places are logged, and no message: it may quote a token.
+   * `IdentityUnavailable` (503), or an error of its own, which becomes `IdentifyFailed`: that answers what the error
+   * does if it is an `HttpServerRespondable`, else 500. So does a function that throws, dies or interrupts itself. Of
+   * what has no answer the names and places are logged, and no message: it may quote a token.
    *
    * Fails with `InvalidIdentity` when it answers anything but {@link Identified}, and when the key has the token in it:
    * keys are logged. A token of fewer than 8 characters is not looked for.
@@ -362,7 +362,8 @@ const makeCredentials = (
   })
 
 /**
- * The identities of the newest header values, first in, first out, so that a caller who comes back costs neither parsing nor digest.
+ * The identities of the newest header values, first in, first out, so that a caller who comes back costs neither
+ * parsing nor digest.
  */
 const makeMemo = () => {
   const capacity = 1024
@@ -402,8 +403,8 @@ const parse = (scheme: CredentialScheme, value: string): Result.Result<string, s
   if (trimmed === "") {
     return Result.fail("it is nothing but whitespace")
   }
-  // Control characters are forbidden (RFC 9110 section 5.5), the octets of a field value end at 255, and lone surrogates
-  // would all have the digest of U+FFFD.
+  // Control characters are forbidden (RFC 9110 section 5.5), the octets of a field value end at 255, and lone
+  // surrogates would all have the digest of U+FFFD.
   if (!/^[ -~\x80-\xff]+$/.test(trimmed)) {
     return Result.fail("it has control characters, or characters beyond Latin-1")
   }

@@ -949,7 +949,8 @@ describe("IdentityResolver", () => {
       }))
 
     it.effect("M24: a value is read in linear time", () =>
-      // With the manager's expressions, each of these at 16 Ki takes a tenth of a second and more, and each at 1 Mi hours
+      // With the manager's expressions, each of these at 16 Ki takes a tenth of a second and more, and each at 1 Mi
+      // hours
       Effect.gen(function*() {
         for (const scheme of schemes) {
           const resolver = yield* Effect.provide(IdentityResolver, IdentityResolver.layer({ scheme }))

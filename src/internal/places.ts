@@ -1,6 +1,6 @@
 /**
- * What an operator reads of a failure in code of others. A message may quote a token: so the log tells the names of errors
- * and where they were thrown, and none of their text.
+ * What an operator reads of a failure in code of others. A message may quote a token: so the log tells the names of
+ * errors and where they were thrown, and none of their text.
  */
 import * as Cause from "effect/Cause"
 import * as Predicate from "effect/Predicate"
