@@ -43,10 +43,10 @@ const assertUnreadable = (response: Response, message?: string) => {
   assert.include(namesOf(response, "vary"), "origin", message)
 }
 
-const suite = (open: Open, start: typeof web) => {
-  const preflight = (endpoint: Endpoint, headers: Record<string, string>) =>
-    request(endpoint, "OPTIONS", { headers: { "access-control-request-method": "POST", ...headers } })
+const preflight = (endpoint: Endpoint, headers: Record<string, string>) =>
+  request(endpoint, "OPTIONS", { headers: { "access-control-request-method": "POST", ...headers } })
 
+const suite = (open: Open, start: typeof web) => {
   it.live("a preflight of an allowed origin is answered, without credentials", () =>
     Effect.gen(function*() {
       const endpoint = yield* open(start)
