@@ -52,12 +52,19 @@ export type * from "./McpHttpOptions.ts"
  * **Example** (A server of its own for everybody)
  *
  * ```ts
+ * import { createServer } from "node:http"
+ * import { NodeHttpServer } from "@effect/platform-node"
+ * import { McpServer } from "@modelcontextprotocol/sdk/server/mcp.js"
+ * import { Effect, Layer } from "effect"
+ * import { HttpRouter } from "effect/http"
+ * import { IdentityResolver, McpHttp } from "effect-mcp-sessions"
+ *
  * const Mcp = McpHttp.layer({
  *   server: () => Effect.sync(() => new McpServer({ name: "example", version: "1.0.0" })),
  *   capacityPerOwner: 10
  * }).pipe(Layer.provide(IdentityResolver.layer({ mode: "required" })))
  *
- * HttpRouter.serve(Mcp).pipe(Layer.provide(NodeHttpServer.layer(createServer, { port: 3000 })))
+ * export const main = HttpRouter.serve(Mcp).pipe(Layer.provide(NodeHttpServer.layer(createServer, { port: 3000 })))
  * ```
  *
  * @category layers
