@@ -36,6 +36,9 @@ import {
 
 const withToken = (key: string, token: string) => Identity.fromKey(key, { credentials: Credentials.bearer(token) })
 
+const until = (token: string, expiresAt: number) =>
+  Identity.fromKey("a", { credentials: Credentials.bearer(token, { expiresAt }) })
+
 const tokenOf = (credentials: Option.Option<Credentials>) =>
   Option.getOrUndefined(Option.map(credentials, ({ token }) => Redacted.value(token)))
 
@@ -1041,8 +1044,6 @@ describe("SessionPool", () => {
     it.effect("are not replaced by some that expire sooner, which came late", () =>
       Effect.gen(function*() {
         const pool = yield* openPool({ connect: makeUpstream().connect, capacity: 1 })
-        const until = (token: string, expiresAt: number) =>
-          Identity.fromKey("a", { credentials: Credentials.bearer(token, { expiresAt }) })
         const held = yield* lease(pool, b)
         const callers = yield* Effect.forEach(
           [until("an hour", 3_600_000), until("a minute", 60_000)],
