@@ -20,6 +20,7 @@ import {
 import type * as Connectors from "./Connector.ts"
 import * as Connecting from "./internal/client/connector.ts"
 import * as OpenSession from "./internal/client/session.ts"
+import type { SdkClient } from "./McpSession.ts"
 
 export type { Connector, HttpOptions, Options, PerIdentity, StdioOptions } from "./Connector.ts"
 
@@ -30,7 +31,7 @@ export type { Connector, HttpOptions, Options, PerIdentity, StdioOptions } from 
  */
 export type ServerLike = Connectors.ServerLike<Transport>
 
-const connectors = Connecting.make<Client, Transport>({
+const connectors = Connecting.make<SdkClient, Transport>({
   stdio: { readBuffer: () => new ReadBuffer(), serialize: serializeMessage, environment: getDefaultEnvironment },
   http: (url, init) => new StreamableHTTPClientTransport(url, init),
   sse: (url, init) => new SSEClientTransport(url, init),

@@ -12,7 +12,6 @@
  * be closed is `internal/lease/leased.ts`. It knows neither HTTP nor any SDK: those are `McpHttp`.
  */
 import * as Cause from "effect/Cause"
-import * as Clock from "effect/Clock"
 import type * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
@@ -29,8 +28,8 @@ import { randomBytes } from "node:crypto"
 import type { SessionKey } from "./Identity.ts"
 import * as Events from "./internal/lease/events.ts"
 import * as Leased from "./internal/lease/leased.ts"
+import type * as Time from "./internal/lease/time.ts"
 import * as Options from "./internal/options.ts"
-import * as Scrub from "./internal/scrub.ts"
 import type { Configurable, InvalidOptions } from "./InvalidOptions.ts"
 import { OpenTimeout, RegistryClosed, RegistryFull, SessionNotFound } from "./SessionRegistryError.ts"
 
@@ -186,6 +185,8 @@ export interface SessionRegistryStats {
   readonly failures: number
   /** Closes that failed or were given up. */
   readonly closeFailures: number
+  /** Events that readers of `events` have lost because they were slow. */
+  readonly eventsLost: number
 }
 
 /**
@@ -231,32 +232,23 @@ export const SessionRegistryEvent = Data.taggedEnum<SessionRegistryEvent>()
 // -----------------------------------------------------------------------------
 
 /**
- * The operations of a registry, of sessions that `open` may fail to open with `E`.
+ * What an operator can do with the sessions of a registry, whatever belongs to each: list, count and end them. A registry
+ * that hosts sessions for others, as those of `McpHttp` do, provides this and no more: how its sessions begin, and what
+ * belongs to them, is its own affair.
  *
  * @category models
  */
-export interface Service<out Resource, out E> {
-  /**
-   * A new session of the owner, under a new id. Nobody holds it when this ends: its idle time begins.
-   */
-  readonly create: (
-    owner: SessionOwner,
-    options?: CreateOptions
-  ) => Effect.Effect<RegisteredSession<Resource>, E | RegistryFull | OpenTimeout | RegistryClosed>
-  /**
-   * The owner's session of that id, held until the current scope closes. For as long it does not expire, and its last
-   * activity is when the scope closes.
-   */
-  readonly get: (
-    id: string,
-    owner: SessionOwner
-  ) => Effect.Effect<RegisteredSession<Resource>, SessionNotFound | RegistryClosed, Scope.Scope>
+export interface Operator {
   /**
    * What is known of the owner's session of that id. Looking is no activity.
+   *
+   * Fails with `SessionNotFound` when the owner has no such session, and with `RegistryClosed` after shutdown.
    */
   readonly peek: (id: string, owner: SessionOwner) => Effect.Effect<SessionInfo, SessionNotFound | RegistryClosed>
   /**
    * Ends the owner's session of that id at once, also while it is held. Does not wait for it to be closed.
+   *
+   * Fails with `SessionNotFound` when the owner has no such session, and with `RegistryClosed` after shutdown.
    */
   readonly terminate: (id: string, owner: SessionOwner) => Effect.Effect<void, SessionNotFound | RegistryClosed>
   /**
@@ -268,50 +260,88 @@ export interface Service<out Resource, out E> {
    */
   readonly clear: Effect.Effect<number>
   /**
-   * How many sessions take requests.
+   * How many sessions take requests: held and idle. The expired are none.
    */
   readonly size: Effect.Effect<number>
+  /**
+   * The registry's numbers of this moment.
+   */
   readonly stats: Effect.Effect<SessionRegistryStats>
   /**
    * The sessions that take requests, the least recently used first.
    */
   readonly entries: Effect.Effect<ReadonlyArray<SessionRegistryEntry>>
   /**
-   * What happens from now on. A slow reader loses the oldest events and slows nobody. Ends with the registry.
+   * What happens from now on. A reader may be 1,024 events behind; then it loses the oldest, which `eventsLost` in the
+   * stats counts, and slows nobody. Ends with the registry.
    */
   readonly events: Stream.Stream<SessionRegistryEvent>
 }
 
 /**
- * A registry's tag: the operations of {@link Service} on the registry in context, and the layers that make one.
+ * The operations of a registry, of sessions that `open` may fail to open with `E`.
  *
  * @category models
  */
-export interface TagClass<in out Self, in out Id extends string, in out Resource, in out E>
-  extends Context.ServiceClass<Self, Id, Service<Resource, E>>
-{
+export interface Service<out Resource, out E> extends Operator {
+  /**
+   * A new session of the owner, under a new id. Nobody holds it when this ends: its idle time begins.
+   *
+   * Fails with `RegistryFull` when there is no room for another session, or another of this owner; with `OpenTimeout` when
+   * its `open` takes longer than `openTimeout`; with the error of its `open`; and with `RegistryClosed` after shutdown.
+   */
   readonly create: (
     owner: SessionOwner,
     options?: CreateOptions
-  ) => Effect.Effect<RegisteredSession<Resource>, E | RegistryFull | OpenTimeout | RegistryClosed, Self>
+  ) => Effect.Effect<RegisteredSession<Resource>, E | RegistryFull | OpenTimeout | RegistryClosed>
+  /**
+   * The owner's session of that id, held until the current scope closes. For as long it does not expire, and its last
+   * activity is when the scope closes.
+   *
+   * Fails with `SessionNotFound` when the owner has no such session, and with `RegistryClosed` after shutdown. Then nothing
+   * has happened to the session.
+   */
   readonly get: (
     id: string,
     owner: SessionOwner
-  ) => Effect.Effect<RegisteredSession<Resource>, SessionNotFound | RegistryClosed, Scope.Scope | Self>
-  readonly peek: (id: string, owner: SessionOwner) => Effect.Effect<SessionInfo, SessionNotFound | RegistryClosed, Self>
-  readonly terminate: (id: string, owner: SessionOwner) => Effect.Effect<void, SessionNotFound | RegistryClosed, Self>
-  readonly terminateAll: (owner: SessionOwner) => Effect.Effect<number, never, Self>
-  readonly clear: Effect.Effect<number, never, Self>
-  readonly size: Effect.Effect<number, never, Self>
-  readonly stats: Effect.Effect<SessionRegistryStats, never, Self>
-  readonly entries: Effect.Effect<ReadonlyArray<SessionRegistryEntry>, never, Self>
-  readonly events: Stream.Stream<SessionRegistryEvent, never, Self>
+  ) => Effect.Effect<RegisteredSession<Resource>, SessionNotFound | RegistryClosed, Scope.Scope>
+}
+
+/**
+ * The operations of a service as members of its tag, each on the service in context.
+ *
+ * @category models
+ */
+export type Accessors<Self, Operations> = {
+  readonly [K in keyof Operations]: Operations[K] extends Effect.Effect<infer A, infer E, infer R>
+    ? Effect.Effect<A, E, R | Self>
+    : Operations[K] extends Stream.Stream<infer A, infer E, infer R> ? Stream.Stream<A, E, R | Self>
+    : Operations[K] extends (...args: infer Args) => Effect.Effect<infer A, infer E, infer R>
+      ? (...args: Args) => Effect.Effect<A, E, R | Self>
+    : never
+}
+
+/**
+ * The tag of an operator's view: its operations on the one in context.
+ *
+ * @category models
+ */
+export interface OperatorClass<in out Self, in out Id extends string>
+  extends Context.ServiceClass<Self, Id, Operator>, Accessors<Self, Operator>
+{}
+
+/**
+ * The layers of a registry that is provided as `Provided`.
+ *
+ * @category models
+ */
+export interface Layers<in out Provided, in out Resource, in out E> {
   /**
-   * A registry that lives as long as the layer's scope.
+   * A registry that lives as long as the layer's scope. Fails with `InvalidOptions` when an option has no meaning.
    */
   readonly layer: <R = never>(
     options: SessionRegistryOptions<Resource, E, R>
-  ) => Layer.Layer<Self, InvalidOptions, Exclude<R, Scope.Scope>>
+  ) => Layer.Layer<Provided, InvalidOptions, Exclude<R, Scope.Scope>>
   /**
    * A registry whose options come from the configuration, and from `options` where that is silent. The variables are
    * named after the options: `MCP_REGISTRY_CAPACITY`, `MCP_REGISTRY_IDLE_TIME_TO_LIVE`, …; README has the table.
@@ -324,8 +354,63 @@ export interface TagClass<in out Self, in out Id extends string, in out Resource
    */
   readonly layerConfig: <R = never>(
     options: Configurable<SessionRegistryOptions<Resource, E, R>>
-  ) => Layer.Layer<Self, InvalidOptions | Config.ConfigError, Exclude<R, Scope.Scope>>
+  ) => Layer.Layer<Provided, InvalidOptions | Config.ConfigError, Exclude<R, Scope.Scope>>
 }
+
+/**
+ * A registry's tag: the operations of {@link Service} on the registry in context, and the layers that make one.
+ *
+ * @category models
+ */
+export interface TagClass<in out Self, in out Id extends string, in out Resource, in out E>
+  extends
+    Context.ServiceClass<Self, Id, Service<Resource, E>>,
+    Accessors<Self, Service<Resource, E>>,
+    Layers<Self, Resource, E>
+{}
+
+/**
+ * Makes the tag of an operator's view, for an application in which there are several: two `McpHttp` layers, say, of which
+ * each is told by its option `sessions` which tag to provide.
+ *
+ * **Example** (Two endpoints in one application)
+ *
+ * ```ts
+ * class Public extends SessionRegistry.Operator<Public>()("app/Public") {}
+ * class Internal extends SessionRegistry.Operator<Internal>()("app/Internal") {}
+ *
+ * const total = Effect.zipWith(Public.size, Internal.size, (a, b) => a + b)
+ * ```
+ *
+ * @category constructors
+ */
+export const Operator = <Self>() => <const Id extends string>(id: Id): OperatorClass<Self, Id> => {
+  class View extends Context.Service<Self, Operator>()(id) {}
+  return Object.assign(View, operations(View))
+}
+
+/**
+ * What an operator may have of a registry.
+ *
+ * @internal
+ */
+export const operatorOf = (registry: Operator): Operator => {
+  const { clear, entries, events, peek, size, stats, terminate, terminateAll } = registry
+  return { clear, entries, events, peek, size, stats, terminate, terminateAll }
+}
+
+const operations = <Self>(
+  tag: Pick<Context.Service<Self, Operator>, "use" | "useSync">
+): Accessors<Self, Operator> => ({
+  peek: (id, owner) => tag.use((registry) => registry.peek(id, owner)),
+  terminate: (id, owner) => tag.use((registry) => registry.terminate(id, owner)),
+  terminateAll: (owner) => tag.use((registry) => registry.terminateAll(owner)),
+  clear: tag.use((registry) => registry.clear),
+  size: tag.use((registry) => registry.size),
+  stats: tag.use((registry) => registry.stats),
+  entries: tag.use((registry) => registry.entries),
+  events: Stream.unwrap(tag.useSync((registry) => registry.events))
+})
 
 /**
  * Makes the tag of a registry of any type of resource.
@@ -341,30 +426,27 @@ export interface TagClass<in out Self, in out Id extends string, in out Resource
  * @category constructors
  */
 export const Tag =
-  <Self, Resource, E = never>() => <const Id extends string>(name: Id): TagClass<Self, Id, Resource, E> => {
-    class Registry extends Context.Service<Self, Service<Resource, E>>()(name) {
-      static readonly create = (owner: SessionOwner, options?: CreateOptions) =>
-        Registry.use((registry) => registry.create(owner, options))
-      static readonly get = (id: string, owner: SessionOwner) => Registry.use((registry) => registry.get(id, owner))
-      static readonly peek = (id: string, owner: SessionOwner) => Registry.use((registry) => registry.peek(id, owner))
-      static readonly terminate = (id: string, owner: SessionOwner) =>
-        Registry.use((registry) => registry.terminate(id, owner))
-      static readonly terminateAll = (owner: SessionOwner) => Registry.use((registry) => registry.terminateAll(owner))
-      static readonly clear = Registry.use((registry) => registry.clear)
-      static readonly size = Registry.use((registry) => registry.size)
-      static readonly stats = Registry.use((registry) => registry.stats)
-      static readonly entries = Registry.use((registry) => registry.entries)
-      static readonly events = Stream.unwrap(Registry.useSync((registry) => registry.events))
-      static readonly layer = <R = never>(options: SessionRegistryOptions<Resource, E, R>) =>
-        Layer.effect(Registry, make(options, "layer"))
-      static readonly layerConfig = <R = never>(options: Configurable<SessionRegistryOptions<Resource, E, R>>) =>
-        Layer.effect(
-          Registry,
-          Effect.flatMap(declared.configured(options), (configured) => make(configured, "layerConfig"))
-        )
-    }
-    return Registry
+  <Self, Resource, E = never>() => <const Id extends string>(id: Id): TagClass<Self, Id, Resource, E> => {
+    class Registry extends Context.Service<Self, Service<Resource, E>>()(id) {}
+    return Object.assign(Registry, operations<Self>(Registry), {
+      create: (owner: SessionOwner, names?: CreateOptions) => Registry.use((registry) => registry.create(owner, names)),
+      get: (sessionId: string, owner: SessionOwner) => Registry.use((registry) => registry.get(sessionId, owner)),
+      ...layers<Self, Resource, E>((registry) => Context.make(Registry, registry))
+    })
   }
+
+const layers = <Provided, Resource, E>(
+  provide: (registry: Service<Resource, E>) => Context.Context<Provided>
+): Layers<Provided, Resource, E> => ({
+  layer: (options) => Layer.effectContext(Effect.map(make(options, "layer"), provide)),
+  layerConfig: (options) =>
+    Layer.effectContext(
+      Effect.flatMap(
+        declared.configured(options),
+        (configured) => Effect.map(make(configured, "layerConfig"), provide)
+      )
+    )
+})
 
 // -----------------------------------------------------------------------------
 // Constructors
@@ -378,20 +460,23 @@ interface Registration {
   readonly createdAt: number
   readonly clientId: string | undefined
   readonly tenantId: string | undefined
-  lastActivityAt: number
+  /** A moment of the engine's `time`. */
+  activeAt: number
   hasEnded: boolean
   // Made when somebody waits for them.
   retired: Deferred.Deferred<EndReason> | undefined
   ended: Deferred.Deferred<EndReason> | undefined
 }
 
-const make = Effect.fnUntraced(function*<Resource, E, R>(
+/**
+ * @internal
+ */
+export const make = Effect.fnUntraced(function*<Resource, E, R>(
   input: SessionRegistryOptions<Resource, E, R>,
   method: "layer" | "layerConfig"
 ) {
   const { capacityPerOwner = Infinity, ...rest } = yield* Effect.fromResult(declared.parse(input, method))
   const options = { ...rest, capacityPerOwner }
-  const clock = yield* Clock.Clock
   const events = yield* Events.make<SessionRegistryEvent>()
   const counts = {
     created: 0,
@@ -402,30 +487,27 @@ const make = Effect.fnUntraced(function*<Resource, E, R>(
     failures: 0,
     closeFailures: 0
   }
-  /** Current sessions that are open. */
-  let size = 0
   /** How many sessions of an owner take a place. */
   const shares = new Map<SessionKey, number>()
 
   const engine = yield* Leased.make<Registration, Resource, E | OpenTimeout | RegistryClosed, R>({
     ...options,
-    open: (slot) => input.open(toInfo(slot)),
+    open: (slot): ReturnType<typeof input.open> => input.open(toInfo(engine.time, slot)),
     openTimedOut: () => new OpenTimeout({ after: Duration.millis(options.openTimeout) }),
     shutDown: () => new RegistryClosed(),
+    labels,
     onOpened: (slot) => {
       counts.created++
-      if (slot.retired === undefined) size++
       events.emit(SessionRegistryEvent.Created(labels(slot)))
     },
     onOpenFailed: (slot, cause) => {
-      if (engine.isShutDown) return
+      if (Leased.isShutDown(engine)) return
       counts.failures++
       const timeout = Option.exists(Cause.findErrorOption(cause), (error) => error instanceof OpenTimeout)
       events.emit(SessionRegistryEvent.CreateFailed({ ...labels(slot), reason: timeout ? "timeout" : "failed" }))
     },
     onRetired: (slot) => {
       const reason = endReason(slot)
-      if (slot.phase === "open") size--
       if (reason === "expired") counts.expirations++
       else if (reason === "terminated") counts.terminations++
       else counts.retirements++
@@ -441,22 +523,19 @@ const make = Effect.fnUntraced(function*<Resource, E, R>(
     },
     onClosed: (slot, lived) =>
       events.emit(SessionRegistryEvent.Closed({ ...labels(slot), reason: endReason(slot), lived })),
-    onCloseFailed: (slot, cause) => {
+    onCloseFailed: (slot, reason) => {
       counts.closeFailures++
-      const reason = Option.isSome(cause) ? "failed" : "timeout"
       events.emit(SessionRegistryEvent.CloseFailed({ ...labels(slot), reason }))
-      engine.starter.start(logCloseFailure(slot, cause, options.closeTimeout))
-    },
-    onRoom: () => undefined
+    }
   })
 
   // Runs before the engine's own shutdown.
-  yield* Effect.addFinalizer(() => Effect.sync(() => void (engine.isShutDown = true)))
+  yield* Effect.addFinalizer(() => Effect.sync(() => Leased.beginShutdown(engine)))
 
   // --- Telling the holders ---
 
   const tell = (waiting: Deferred.Deferred<EndReason> | undefined, reason: EndReason): void => {
-    if (waiting !== undefined) engine.starter.start(Effect.asVoid(Deferred.succeed(waiting, reason)))
+    if (waiting !== undefined) Leased.start(engine, Effect.asVoid(Deferred.succeed(waiting, reason)))
   }
 
   const tellEnded = (slot: Slot<Resource, E>): void => {
@@ -467,7 +546,7 @@ const make = Effect.fnUntraced(function*<Resource, E, R>(
 
   const toSession = (slot: Slot<Resource, E>, resource: Resource): RegisteredSession<Resource> =>
     Object.freeze({
-      ...toInfo(slot),
+      ...toInfo(engine.time, slot),
       resource,
       retired: Effect.suspend(() =>
         slot.retired === undefined
@@ -487,21 +566,21 @@ const make = Effect.fnUntraced(function*<Resource, E, R>(
     owner: SessionOwner,
     { clientId, tenantId }: CreateOptions
   ): Slot<Resource, E> | RegistryFull | RegistryClosed =>
-    engine.starter.atomically(() => {
-      if (engine.isShutDown) return new RegistryClosed()
+    Leased.atomically(engine, () => {
+      if (Leased.isShutDown(engine)) return new RegistryClosed()
       Leased.expire(engine)
       const share = shares.get(owner.key) ?? 0
       // Their own share first: when both are full, no other's leaving will help.
       if (share >= options.capacityPerOwner) return refuse(owner, "owner", options.capacityPerOwner)
       if (!Leased.hasRoom(engine)) return refuse(owner, "registry", options.capacity)
       shares.set(owner.key, share + 1)
-      const now = clock.currentTimeMillisUnsafe()
+      const now = engine.time.now()
       return Leased.admit(engine, mint(), {
         owner: owner.key,
-        createdAt: now,
+        createdAt: engine.time.onWall(now),
         clientId,
         tenantId,
-        lastActivityAt: now,
+        activeAt: now,
         hasEnded: false,
         retired: undefined,
         ended: undefined
@@ -537,25 +616,25 @@ const make = Effect.fnUntraced(function*<Resource, E, R>(
   // Nothing of the session is touched before its owner is known, and nothing at all if it is another.
   const find = (id: string, owner: SessionOwner): Slot<Resource, E> | undefined => {
     if (typeof id !== "string" || id.length !== idLength) return undefined
-    const slot = engine.current.get(id)
+    const slot = Leased.find(engine, id)
     return slot !== undefined && slot.phase === "open" && slot.info.owner === owner.key ? slot : undefined
   }
 
   const notFound = (): SessionNotFound | RegistryClosed =>
-    engine.isShutDown ? new RegistryClosed() : new SessionNotFound()
+    Leased.isShutDown(engine) ? new RegistryClosed() : new SessionNotFound()
 
   const letGo = (slot: Slot<Resource, E>): Effect.Effect<void> | undefined => {
-    slot.info.lastActivityAt = clock.currentTimeMillisUnsafe()
+    slot.info.activeAt = engine.time.now()
     return Leased.release(engine, slot)
   }
 
   const get: Service<Resource, E>["get"] = (id, owner) =>
     Effect.uninterruptibleMask(() => {
       const slot = find(id, owner)
-      if (engine.isShutDown || slot === undefined || Leased.lease(engine, id) === undefined) {
+      if (Leased.isShutDown(engine) || slot === undefined || Leased.lease(engine, id) === undefined) {
         return Effect.fail(notFound())
       }
-      slot.info.lastActivityAt = clock.currentTimeMillisUnsafe()
+      slot.info.activeAt = engine.time.now()
       const session = toSession(slot, slot.session!.value)
       const scope = Context.getUnsafe(Fiber.getCurrent()!.context, Scope.Scope)
       return Effect.as(Scope.addFinalizerExit(scope, () => letGo(slot) ?? Effect.void), session)
@@ -570,13 +649,13 @@ const make = Effect.fnUntraced(function*<Resource, E, R>(
     Effect.suspend(() => {
       Leased.expire(engine)
       const slot = find(id, owner)
-      return engine.isShutDown || slot === undefined ? Effect.fail(notFound()) : Effect.succeed(f(slot))
+      return Leased.isShutDown(engine) || slot === undefined ? Effect.fail(notFound()) : Effect.succeed(f(slot))
     })
 
   // --- Going ---
 
   const terminate = (slot: Slot<Resource, E>): boolean =>
-    engine.starter.atomically(() => {
+    Leased.atomically(engine, () => {
       const isFirst = Leased.end(engine, slot, "invalidated")
       // Its close may have to wait for a place. Its holders need not.
       if (slot.session !== undefined) tellEnded(slot)
@@ -587,38 +666,37 @@ const make = Effect.fnUntraced(function*<Resource, E, R>(
   const terminateWhere = (f: (slot: Slot<Resource, E>) => boolean): Effect.Effect<number> =>
     Effect.sync(() => {
       Leased.expire(engine)
-      return Array.from(engine.slots.values()).filter((slot) => f(slot) && terminate(slot)).length
+      return Leased.all(engine).filter((slot) => f(slot) && terminate(slot)).length
     })
 
   return {
     create,
     get,
-    peek: (id, owner) => look(id, owner, toInfo),
+    peek: (id, owner) => look(id, owner, (slot) => toInfo(engine.time, slot)),
     terminate: (id, owner) => Effect.asVoid(look(id, owner, terminate)),
     terminateAll: (owner) => terminateWhere((slot) => slot.info.owner === owner.key),
     clear: terminateWhere(() => true),
     size: Effect.sync(() => {
       Leased.expire(engine)
-      return size
+      return Leased.size(engine)
     }),
     entries: Effect.sync(() => {
       Leased.expire(engine)
-      return Leased.inOrder(engine).map(toEntry)
+      return Leased.inOrder(engine).map((slot) => toEntry(engine.time, slot))
     }),
     stats: Effect.sync((): SessionRegistryStats => {
       Leased.expire(engine)
+      const { leased, ...census } = Leased.census(engine)
       return {
         ...counts,
-        size,
+        ...census,
+        size: Leased.size(engine),
         capacity: options.capacity,
         capacityPerOwner: options.capacityPerOwner,
         idleTimeToLive: Duration.millis(options.idleTimeToLive),
-        held: size - engine.idle.size,
-        idle: engine.idle.size,
-        opening: engine.current.size - size,
-        draining: Leased.live(engine) - engine.current.size,
-        closing: engine.closing,
-        owners: shares.size
+        held: leased,
+        owners: shares.size,
+        eventsLost: events.lost()
       }
     }),
     events: events.stream
@@ -637,19 +715,19 @@ const mint = (): string => randomBytes(24).toString("base64url")
 
 type AnySlot = Pick<Leased.Slot<Registration, unknown, unknown>, "key" | "info" | "leases" | "retired">
 
-const toInfo = ({ info, key }: AnySlot): SessionInfo =>
+const toInfo = (time: Time.Time, { info, key }: AnySlot): SessionInfo =>
   Object.freeze({
     id: key,
     owner: info.owner,
     createdAt: info.createdAt,
-    lastActivityAt: info.lastActivityAt,
+    lastActivityAt: time.onWall(info.activeAt),
     ...(info.clientId === undefined ? {} : { clientId: info.clientId }),
     ...(info.tenantId === undefined ? {} : { tenantId: info.tenantId })
   })
 
-const toEntry = (slot: AnySlot): SessionRegistryEntry =>
+const toEntry = (time: Time.Time, slot: AnySlot): SessionRegistryEntry =>
   Object.freeze({
-    ...toInfo(slot),
+    ...toInfo(time, slot),
     state: slot.leases > 0 ? "held" : "idle",
     holders: slot.leases
   })
@@ -668,24 +746,27 @@ const endReason = ({ retired }: AnySlot): EndReason => {
   }
 }
 
-const logCloseFailure = (
-  slot: AnySlot,
-  cause: Option.Option<Cause.Cause<unknown>>,
-  closeTimeout: number
-): Effect.Effect<void> => {
-  const scrub = Scrub.make()
-  scrub.add(slot.key)
-  return (Option.isSome(cause)
-    ? Effect.logWarning("A session's finalizer failed", scrub(Cause.pretty(cause.value)))
-    : Effect.logWarning(`A session took longer than ${closeTimeout} ms to close and was left to itself`)).pipe(
-      Effect.annotateLogs(labels(slot))
-    )
-}
+/**
+ * What the default {@link SessionRegistry} tag needs to create sessions and to get what belongs to them: a registry of the
+ * application's own. Its `layer` provides it, `McpHttp`'s layers do not: their sessions begin with a request.
+ *
+ * @category services
+ */
+export class CreatesSessions
+  extends Tag<CreatesSessions, unknown>()("effect-mcp-sessions/SessionRegistry/CreatesSessions")
+{}
+
+const defaultLayers = layers<SessionRegistry | CreatesSessions, unknown, never>((registry) =>
+  Context.make(SessionRegistry, registry).pipe(Context.add(CreatesSessions, registry))
+)
 
 /**
- * The registry of a server's sessions. `McpHttp`'s layers provide it over the sessions they host, so that an operator can
- * list, count and terminate them, whatever belongs to each: hence the opaque resource. For a resource of your own, make a
- * tag with {@link Tag}.
+ * The registry of a server's sessions, as its operator sees it: {@link Operator}. `McpHttp`'s layers provide it over the
+ * sessions that they host.
+ *
+ * Its own {@link SessionRegistry.layer} provides a registry of the application's sessions, which {@link
+ * SessionRegistry.create} and {@link SessionRegistry.get} need; without it they do not compile. For a resource with a type
+ * make a tag with {@link Tag}, for several views in one application with {@link Operator}.
  *
  * **Example** (Log a user out)
  *
@@ -695,6 +776,27 @@ const logCloseFailure = (
  *
  * @category services
  */
-export class SessionRegistry extends Tag<SessionRegistry, unknown>()("effect-mcp-sessions/SessionRegistry") {
+export class SessionRegistry extends Operator<SessionRegistry>()("effect-mcp-sessions/SessionRegistry") {
+  /** Makes the tag of a registry of any type of resource: {@link Tag}. */
   static readonly Tag = Tag
+  /** Makes the tag of an operator's view: {@link Operator}. */
+  static readonly Operator = Operator
+  /**
+   * A new session of the owner, as {@link Service.create} makes it. Needs a registry of the application's own.
+   */
+  static readonly create = CreatesSessions.create
+  /**
+   * The owner's session of that id, held until the current scope closes, as {@link Service.get} does. Needs a registry of
+   * the application's own.
+   */
+  static readonly get = CreatesSessions.get
+  /**
+   * A registry that lives as long as the layer's scope. Fails with `InvalidOptions` when an option has no meaning.
+   */
+  static readonly layer = defaultLayers.layer
+  /**
+   * A registry whose options come from the configuration, and from `options` where that is silent: see
+   * {@link Layers.layerConfig}.
+   */
+  static readonly layerConfig = defaultLayers.layerConfig
 }

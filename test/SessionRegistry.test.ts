@@ -15,7 +15,10 @@ import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
 import * as TestClock from "effect/testing/TestClock"
 import { Credentials, Identity, type SessionInfo, SessionRegistry } from "effect-mcp-sessions"
+import * as McpHttp from "effect-mcp-sessions/McpHttp"
+import { operatorOf } from "effect-mcp-sessions/SessionRegistry"
 import { inspect } from "node:util"
+import { makeLog, makeServer, web } from "./support/mcpHttp.ts"
 import {
   alice,
   bob,
@@ -31,6 +34,7 @@ import {
   start,
   touch
 } from "./support/registry.ts"
+import { makeWall } from "./support/wall.ts"
 
 /** Whether the caller can still use the session. */
 const has = (registry: RegistryService, id: string, owner = alice) =>
@@ -55,6 +59,70 @@ describe("SessionRegistry", () => {
       assert.strictEqual(yield* SessionRegistry.terminateAll(alice), 1)
       assert.strictEqual(yield* SessionRegistry.clear, 1)
     }).pipe(Effect.provide(SessionRegistry.layer({ open: (info) => Effect.succeed(`resource of ${info.owner}`) }))))
+
+  describe("an operator's view", () => {
+    it.effect("lists, counts and ends sessions, and has neither create nor get", () =>
+      Effect.gen(function*() {
+        const { registry } = yield* start()
+        const view = operatorOf(registry)
+        const { id } = yield* registry.create(alice)
+        yield* registry.create(bob)
+        assert.strictEqual(yield* view.size, 2)
+        assert.deepStrictEqual(yield* view.stats, yield* registry.stats)
+        assert.deepStrictEqual(yield* view.entries, yield* registry.entries)
+        assert.strictEqual((yield* view.peek(id, alice)).id, id)
+        yield* view.terminate(id, alice)
+        assert.strictEqual(yield* view.terminateAll(bob), 1)
+        assert.strictEqual(yield* view.clear, 0)
+        assert.strictEqual(yield* registry.size, 0)
+        assert.doesNotHaveAnyKeys(view, ["create", "get"])
+      }))
+
+    it.effect("is what McpHttp provides under the default tag", () =>
+      Effect.gen(function*() {
+        for (const app of [McpHttp.layer({ server: makeServer(makeLog()) }), McpHttp.guard()]) {
+          const { registry } = yield* web(app)
+          assert.strictEqual(yield* Effect.provideService(SessionRegistry.size, SessionRegistry, registry), 0)
+          assert.doesNotHaveAnyKeys(registry, ["create", "get"])
+        }
+      }))
+
+    it.effect("has a tag of its own where an application has several", () =>
+      Effect.gen(function*() {
+        class Public extends SessionRegistry.Operator<Public>()("test/Public") {}
+        class Internal extends SessionRegistry.Operator<Internal>()("test/Internal") {}
+        const { registry: one } = yield* start()
+        const { registry: other } = yield* start()
+        yield* one.create(alice)
+        yield* settle
+        const events = yield* fork(
+          Stream.runCollect(Stream.take(Public.events, 1)).pipe(
+            Effect.provideService(Public, operatorOf(one))
+          )
+        )
+        yield* settle
+        const counted = Effect.gen(function*() {
+          assert.strictEqual(yield* Public.clear, 1)
+          return [yield* Public.size, (yield* Public.stats).terminations, yield* Internal.size]
+        })
+        const views = Context.make(Public, operatorOf(one)).pipe(Context.add(Internal, operatorOf(other)))
+        assert.deepStrictEqual(yield* Effect.provideContext(counted, views), [0, 1, 0])
+        assert.deepStrictEqual((yield* Fiber.join(events)).map(({ _tag }) => _tag), ["Ended"])
+      }))
+
+    it("does not type-check with create or get", () => {
+      const hosted = Layer.succeed(SessionRegistry, {} as SessionRegistry["Service"])
+      const provide = <A, E>(effect: Effect.Effect<A, E, SessionRegistry | Scope.Scope>) =>
+        Effect.provide(effect, hosted)
+      provide(SessionRegistry.size)
+      // @ts-expect-error Sessions of McpHttp begin with a request
+      provide(SessionRegistry.create(alice))
+      // @ts-expect-error What belongs to them is its own affair
+      provide(SessionRegistry.get("id", alice))
+      // @ts-expect-error Nor has the service one
+      void Effect.map(SessionRegistry, (registry) => registry.create(alice))
+    })
+  })
 
   describe("create", () => {
     it.effect("opens the resource and answers with a session that is usable at once", () =>
@@ -572,7 +640,7 @@ describe("SessionRegistry", () => {
         // A clock that jumps without waking who sleeps: the sweep never comes
         let now = 0
         const clock = yield* Clock.Clock
-        const jumping: Clock.Clock = { ...clock, currentTimeMillisUnsafe: () => now }
+        const jumping: Clock.Clock = { ...clock, monotonicTimeNanosUnsafe: () => BigInt(now) * 1_000_000n }
         const { backend, registry } = yield* start({ idleTimeToLive: 100 }).pipe(
           Effect.provideService(Clock.Clock, jumping)
         )
@@ -762,6 +830,24 @@ describe("SessionRegistry", () => {
         assert.strictEqual(yield* registry.size, 0)
       }))
 
+    it.effect("is over within its bounds and a success, whatever an open ignores and a finalizer throws", () =>
+      Effect.gen(function*() {
+        const { backend, registry } = yield* start({
+          closeTimeout: 100,
+          backend: {
+            after: ({ info }) => info.owner === "alice" ? Effect.uninterruptible(Effect.sleep("1 hour")) : Effect.void,
+            close: () => Effect.die(new Error("sk-live-SECRET"))
+          }
+        })
+        yield* registry.create(bob)
+        yield* fork(Effect.exit(registry.create(alice)))
+        const closing = yield* fork(registry.close)
+        yield* TestClock.adjust(200)
+        assert.deepStrictEqual(closing.pollUnsafe(), Exit.void)
+        yield* TestClock.adjust("1 hour")
+        assert.sameMembers(backend.closed, ["alice1", "bob1"])
+      }))
+
     it.effect("ends a create in progress with RegistryClosed", () =>
       Effect.gen(function*() {
         const { backend, registry } = yield* start({ backend: { after: () => Effect.never } })
@@ -799,7 +885,8 @@ describe("SessionRegistry", () => {
           terminations: 0,
           retirements: 0,
           failures: 0,
-          closeFailures: 0
+          closeFailures: 0,
+          eventsLost: 0
         })
         yield* TestClock.adjust(101)
         assert.deepInclude(yield* registry.stats, { size: 1, held: 1, idle: 0, owners: 1, expirations: 2 })
@@ -869,6 +956,69 @@ describe("SessionRegistry", () => {
           "Ended alice: shutdown",
           "Closed alice: shutdown"
         ])
+      }))
+
+    it.effect("a close that fails is logged without what its finalizer says", () =>
+      Effect.gen(function*() {
+        const written: Array<string> = []
+        const logger = Logger.make<unknown, void>(({ cause, fiber, message }) => {
+          written.push(inspect([message, Cause.pretty(cause), fiber.getRef(References.CurrentLogAnnotations)]))
+        })
+        const token = "sk-live-SECRET"
+        const rethrown = new TypeError(`Bearer ${token}\nis not accepted`)
+        rethrown.message = "the text of another error"
+        const backend = makeBackend({
+          close: ({ info }) => Effect.die(info.clientId === "throws" ? new Error(`Bearer ${token}`) : rethrown)
+        })
+        yield* Effect.gen(function*() {
+          const registry = yield* openRegistry({ open: backend.open })
+          for (const clientId of ["throws", "rethrows"]) yield* registry.create(alice, { clientId })
+          yield* registry.clear
+          yield* settle
+        }).pipe(Effect.provide(Logger.layer([logger])))
+        const text = written.join("\n")
+        assert.strictEqual(text.match(/finalizer failed/g)?.length, 2)
+        assert.match(text, /at .*SessionRegistry\.test\.ts:\d+/, "where it was thrown")
+        assert.include(text, "TypeError")
+        assert.notInclude(text, token)
+      }))
+
+    it.effect("events that a slow reader loses are counted", () =>
+      Effect.gen(function*() {
+        const { registry } = yield* start({ capacityPerOwner: 1_000 })
+        const gate = yield* Deferred.make<void>()
+        let read = 0
+        yield* Effect.forkScoped(
+          Stream.runForEach(registry.events, () => Effect.andThen(Effect.sync(() => read++), Deferred.await(gate))),
+          { startImmediately: true }
+        )
+        for (let i = 0; i < 700; i++) yield* registry.create(alice)
+        yield* registry.clear
+        yield* settle
+        yield* Deferred.succeed(gate, undefined)
+        yield* settle
+        assert.isAbove((yield* registry.stats).eventsLost, 0)
+        assert.strictEqual((yield* registry.stats).eventsLost, 2_100 - read)
+      }))
+
+    it.effect("times are those of the wall clock as it is set now, and durations are not", () =>
+      Effect.gen(function*() {
+        const wall = yield* makeWall
+        const { backend, registry } = yield* wall.on(start({ idleTimeToLive: 100 }))
+        yield* TestClock.adjust(1_000)
+        const { createdAt, id } = yield* registry.create(alice)
+        assert.strictEqual(createdAt, 1_000)
+        yield* TestClock.adjust(50)
+        yield* wall.jump(3_600_000)
+        yield* touch(registry, id, alice)
+        const info = yield* registry.peek(id, alice)
+        assert.deepStrictEqual([info.createdAt, info.lastActivityAt], [1_000, 3_601_050])
+        yield* wall.jump(-7_200_000)
+        assert.strictEqual((yield* registry.peek(id, alice)).lastActivityAt, -3_598_950)
+        yield* TestClock.adjust(100)
+        assert.deepStrictEqual(backend.closed, [])
+        yield* TestClock.adjust(1)
+        assert.deepStrictEqual(backend.closed, ["alice1"])
       }))
 
     it.effect("no id is whole in what is logged, traced or said, and what is said of it can't be used", () =>

@@ -193,7 +193,7 @@ const http = <R>(
         for (const secret of Secrets.ofRecord(options.headers)) scrub.add(secret)
       }
       return Effect.map(headersOf(options, identity, handle, scrub), (headers) => {
-        const { attach, fetch } = Http.make({
+        const { attach, fetch, streamFailure } = Http.make({
           fetch: holding(options.fetch ?? globalFetch, scrub),
           headers,
           isStreamSession
@@ -202,6 +202,7 @@ const http = <R>(
         return {
           transport,
           attach,
+          ...(isStreamSession ? { failure: streamFailure } : {}),
           sessionful: isStreamSession,
           terminate: async () => transport.terminateSession?.()
         }

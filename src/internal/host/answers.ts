@@ -4,6 +4,7 @@
  * There is one answer for a session that the caller does not have, whatever the reason: a caller can't tell one from
  * another, byte for byte.
  */
+import type { JSONRPCErrorResponse, RequestId } from "@modelcontextprotocol/sdk/types.js"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
@@ -40,11 +41,19 @@ export const sessionRequired = refused(400, -32000, "Bad Request: Mcp-Session-Id
 
 export const initializeAlone = refused(400, -32600, "Invalid Request: initialize must be a request of its own")
 
-export const initializeMalformed = refused(400, -32602, "Invalid params: this is no initialize request")
+export const initializeMalformed = refused(400, -32602, "Invalid params: not a valid initialize request")
 
 export const notJson = refused(400, -32700, "Parse error: Invalid JSON")
 
 export const requestIdInUse = refused(400, -32600, "Invalid Request: a request with this id is still being answered")
+
+export const batchEmpty = refused(400, -32600, "Invalid Request: a batch must have a message in it")
+
+export const batchTooLarge = (limit: number): Refused =>
+  refused(400, -32600, `Invalid Request: a batch must not have more than ${limit} messages`)
+
+export const tooDeep = (limit: number): Refused =>
+  refused(400, -32600, `Invalid Request: nested more than ${limit} deep`)
 
 export const notAcceptable = (types: string): Refused =>
   refused(406, -32000, `Not Acceptable: Client must accept ${types}`)
@@ -61,6 +70,8 @@ export const tooLarge = (limit: number): Refused =>
 export const unsupportedVersion = (supported: ReadonlyArray<string>): Refused =>
   refused(400, -32000, `Bad Request: Unsupported protocol version (supported versions: ${supported.join(", ")})`)
 
+export const hostMalformed = refused(400, -32000, "Bad Request: the Host header is not a host")
+
 export const hostForbidden = refused(403, -32000, "Forbidden: this Host is not allowed")
 
 export const originForbidden = refused(403, -32000, "Forbidden: this Origin is not allowed")
@@ -71,6 +82,21 @@ export const methodNotAllowed = (allow: string): Refused => refused(405, -32000,
 export const unavailable = refused(503, -32603, "Service Unavailable", { "retry-after": "10" })
 
 export const terminated = HttpServerResponse.empty({ status: 204 })
+
+/**
+ * The response to a request that was started, and that nobody will answer: its session has ended, or the server shuts
+ * down. Never 404, which says that it was not started and may be sent again.
+ */
+export const abandoned = (id: RequestId, isShuttingDown: boolean): JSONRPCErrorResponse => ({
+  jsonrpc: "2.0",
+  id,
+  error: {
+    code: -32000,
+    message: isShuttingDown
+      ? "The server shut down before the request was answered. It may have run."
+      : "The session ended before the request was answered. It may have run."
+  }
+})
 
 /**
  * The answer to a failure: its own if it has one.

@@ -3,10 +3,8 @@
  * requests in, begins and terminates sessions, and has an answer to every failure.
  */
 import * as Cause from "effect/Cause"
-import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import type { HttpServerRequest } from "effect/http/HttpServerRequest"
@@ -15,17 +13,14 @@ import type { HttpServerResponse } from "effect/http/HttpServerResponse"
 import type { Identity } from "../../Identity.ts"
 import { IdentityResolver } from "../../IdentityResolver.ts"
 import type { endpoint, EndpointOptions } from "../../McpHttpOptions.ts"
-import {
-  type RegisteredSession,
-  type Service,
-  SessionRegistry,
-  type SessionRegistryOptions
-} from "../../SessionRegistry.ts"
+import { make as makeRegistry, type RegisteredSession, type SessionRegistryOptions } from "../../SessionRegistry.ts"
 import type { OpenTimeout, RegistryClosed, RegistryFull, SessionNotFound } from "../../SessionRegistryError.ts"
 import type * as Options from "../options.ts"
 import * as Answers from "./answers.ts"
+import * as Cors from "./cors.ts"
 import * as Listener from "./listener.ts"
 import * as Requests from "./requests.ts"
+import * as Strays from "./strays.ts"
 
 /**
  * Opens the registry of an endpoint's sessions. It shuts down with the current scope, or as soon as the HTTP server does
@@ -37,7 +32,20 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
 ) {
   const resolver = yield* IdentityResolver
   const scope = yield* Scope.fork(yield* Effect.scope)
-  const registry = yield* openRegistry(options, open, scope)
+  const { capacity, capacityPerOwner, closeTimeout, drainTimeout, idleTimeToLive, maxLifetime, openTimeout } = options
+  const registry = yield* Scope.provide(
+    makeRegistry({
+      open,
+      capacity,
+      capacityPerOwner,
+      closeTimeout,
+      drainTimeout,
+      idleTimeToLive,
+      maxLifetime,
+      openTimeout
+    }, "layer"),
+    scope
+  )
   const holding = yield* Listener.make(Scope.close(scope, Exit.void))
 
   /**
@@ -73,39 +81,6 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
   return { resolve: resolver.resolve, registry, holding, begin, terminate }
 })
 
-const openRegistry = Effect.fnUntraced(function*<Resource, R>(
-  options: EndpointOptions,
-  open: SessionRegistryOptions<Resource, Answers.Refused, R>["open"],
-  scope: Scope.Scope
-) {
-  class Sessions
-    extends SessionRegistry.Tag<Sessions, Resource, Answers.Refused>()("effect-mcp-sessions/McpHttp/Sessions")
-  {}
-  const { capacity, capacityPerOwner, closeTimeout, drainTimeout, idleTimeToLive, maxLifetime, openTimeout } = options
-  const context = yield* Layer.buildWithScope(
-    Sessions.layer({
-      open,
-      capacity,
-      capacityPerOwner,
-      closeTimeout,
-      drainTimeout,
-      idleTimeToLive,
-      maxLifetime,
-      openTimeout
-    }),
-    scope
-  )
-  return Context.get(context, Sessions)
-})
-
-/**
- * The same for everybody else: whose sessions begin with a request, and not otherwise.
- */
-export const provided = <Resource>(registry: Service<Resource, Answers.Refused>): SessionRegistry["Service"] => ({
-  ...registry,
-  create: () => Effect.die(new Error("McpHttp: a session begins with an initialize request, not with create"))
-})
-
 /**
  * Every failure has an answer. A defect's is 503: clients of MCP take a 500 for the server's last word.
  */
@@ -119,12 +94,32 @@ export const answering = <E extends Respondable, R>(
     return Effect.as(Effect.logError("An MCP request could not be answered", cause), Answers.unavailable.response)
   })
 
+/**
+ * Takes a request upon an endpoint: whatever the answer, web pages of allowed origins can read it.
+ */
+export const serving = <E extends Respondable, R>(
+  { cors }: ReturnType<typeof toSettings>,
+  request: HttpServerRequest,
+  answer: Effect.Effect<HttpServerResponse, E, R>
+): Effect.Effect<HttpServerResponse, never, R | HttpServerRequest> =>
+  Effect.suspend(() => {
+    Strays.take(request)
+    return cors(request, answering(answer))
+  })
+
 /** What serves an endpoint with these options. */
 export const toSettings = (
   { allowTermination, allowedHosts, allowedOrigins, maxBodyBytes, path }: Options.Parsed<typeof endpoint.declaration>
-) => ({
-  path,
-  allowTermination,
-  gate: Requests.gate({ allowedHosts, allowedOrigins }),
-  readText: Requests.textReader(maxBodyBytes)
-})
+) => {
+  const methods = allowTermination ? ["GET", "POST", "DELETE"] : ["GET", "POST"]
+  const gate = Requests.gate({ allowedHosts, allowedOrigins })
+  return {
+    path,
+    allowTermination,
+    /** What clients may use, whichever of it the server has. */
+    methods,
+    gate,
+    cors: Cors.make({ isAllowed: (request) => gate(request) === undefined, methods }),
+    readText: Requests.textReader(maxBodyBytes)
+  }
+}

@@ -13,7 +13,7 @@ import * as HttpRouter from "effect/http/HttpRouter"
 import type { HttpServerRequest } from "effect/http/HttpServerRequest"
 import type { Identity, SessionKey } from "../../Identity.ts"
 import * as Declared from "../../McpHttpOptions.ts"
-import type { RegisteredSession, SessionInfo } from "../../SessionRegistry.ts"
+import { operatorOf, type RegisteredSession, type SessionInfo } from "../../SessionRegistry.ts"
 import * as Scrub from "../scrub.ts"
 import * as Answers from "./answers.ts"
 import * as Endpoint from "./endpoint.ts"
@@ -100,10 +100,10 @@ export const make = Effect.fnUntraced(function*<E, R>(
     return yield* hosted.handle(request, request.method === "GET" ? undefined : yield* readBody(request))
   })
 
-  const methodNotAllowed = Answers.methodNotAllowed(settings.allow.join(", "))
+  const methodNotAllowed = Answers.methodNotAllowed(settings.methods.join(", "))
 
   const serve = Effect.fnUntraced(function*(request: HttpServerRequest) {
-    const refusal = settings.gate(request) ?? (settings.allow.includes(request.method) ? undefined : methodNotAllowed)
+    const refusal = settings.gate(request) ?? (settings.methods.includes(request.method) ? undefined : methodNotAllowed)
     if (refusal !== undefined) return yield* refusal
     const identity = yield* endpoint.resolve(request)
     const id = Requests.sessionId(request)
@@ -113,9 +113,9 @@ export const make = Effect.fnUntraced(function*<E, R>(
     return yield* id === undefined ? initialize(request, identity) : proceed(request, id, identity)
   })
 
-  yield* router.add("*", settings.path, (request) => Endpoint.answering(serve(request)))
+  yield* router.add("*", settings.path, (request) => Endpoint.serving(settings, request, serve(request)))
 
-  return Endpoint.provided(endpoint.registry)
+  return operatorOf(endpoint.registry)
 })
 
 // -----------------------------------------------------------------------------
@@ -190,7 +190,6 @@ const parse = Effect.fnUntraced(function*<E, R>(options: Declared.LayerOptions<E
   const settings = Endpoint.toSettings(parsed)
   return {
     ...settings,
-    allow: ["GET", "POST", ...(settings.allowTermination ? ["DELETE"] : [])],
     enableJsonResponse: parsed.response === "json",
     retryInterval: parsed.retryInterval
   }

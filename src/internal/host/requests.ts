@@ -1,7 +1,7 @@
 /**
  * What an MCP endpoint reads of a request before it looks for a session.
  */
-import { SUPPORTED_PROTOCOL_VERSIONS } from "@modelcontextprotocol/sdk/types.js"
+import { type RequestId, SUPPORTED_PROTOCOL_VERSIONS } from "@modelcontextprotocol/sdk/types.js"
 import * as ByteSize from "effect/ByteSize"
 import * as Effect from "effect/Effect"
 import * as Predicate from "effect/Predicate"
@@ -32,6 +32,7 @@ export const gate = (options: {
   })
   return (request) => {
     const host = hostOf(request)
+    if (host !== undefined && !isHost(host)) return Answers.hostMalformed
     if (host === undefined || !isHostAllowed(host.toLowerCase())) return Answers.hostForbidden
     const origin = request.headers["origin"]
     return origin === undefined || isOriginAllowed(origin.toLowerCase()) ? undefined : Answers.originForbidden
@@ -48,6 +49,9 @@ const allows = (
   const listed = new Set(list.map((value) => value.toLowerCase()))
   return (value) => listed.has(value) || (shorten !== undefined && listed.has(shorten(value)))
 }
+
+// A name or an address, and a port. With anything else it is no URL's, as with the credentials that some put before it.
+const isHost = (host: string): boolean => /^(?:\[[\da-f:.]+\]|[\w.~!$&'()*+,;=%-]+)(?::\d*)?$/i.test(host)
 
 const loopback = /^(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])$/
 
@@ -102,8 +106,70 @@ export const textReader = (limit: number): (request: Request) => Effect.Effect<s
     )
 }
 
+/**
+ * What the body of a POST says: a message, or a batch of 1 to 100, as many as the SDK's servers take.
+ */
 export const parse = (text: string): Effect.Effect<unknown, Answers.Refused> =>
-  Effect.try({ try: (): unknown => JSON.parse(text), catch: () => Answers.notJson })
+  Effect.suspend((): Effect.Effect<unknown, Answers.Refused> => {
+    if (isNestedDeeper(text, maxDepth)) return tooDeep
+    return Effect.flatMap(
+      Effect.try({ try: (): unknown => JSON.parse(text), catch: () => Answers.notJson }),
+      (body) => {
+        if (!Array.isArray(body) || (body.length > 0 && body.length <= maxBatch)) return Effect.succeed(body)
+        return body.length === 0 ? Answers.batchEmpty : batchTooLarge
+      }
+    )
+  })
+
+const maxBatch = 100
+
+const batchTooLarge = Answers.batchTooLarge(maxBatch)
+
+// JSON.parse does not mind, but what looks at the result does so by recursion: validation, a tool, JSON.stringify.
+const maxDepth = 256
+
+const tooDeep = Answers.tooDeep(maxDepth)
+
+/**
+ * Whether there are arrays and objects within one another to more than a depth in a JSON text. Looks at each character once.
+ */
+const isNestedDeeper = (text: string, limit: number): boolean => {
+  let depth = 0
+  let isString = false
+  for (let i = 0; i < text.length; i++) {
+    switch (text.charCodeAt(i)) {
+      case 0x5c: // \
+        i++
+        break
+      case 0x22: // "
+        isString = !isString
+        break
+      case 0x5b: // [
+      case 0x7b: // {
+        if (!isString && ++depth > limit) return true
+        break
+      case 0x5d: // ]
+      case 0x7d: // }
+        if (!isString) depth--
+        break
+    }
+  }
+  return false
+}
+
+/**
+ * The ids of the requests in a body.
+ */
+export const requestIds = (body: unknown): ReadonlyArray<RequestId> =>
+  (Array.isArray(body) ? body : [body]).flatMap((message: unknown) =>
+    hasId(message) && Predicate.hasProperty(message, "method") ? [message.id] : []
+  )
+
+export const isResponse = (message: unknown): message is { readonly id: RequestId } =>
+  hasId(message) && !Predicate.hasProperty(message, "method")
+
+const hasId = (message: unknown): message is { readonly id: RequestId } =>
+  Predicate.hasProperty(message, "id") && (typeof message.id === "string" || typeof message.id === "number")
 
 export const isInitialize = (message: unknown): boolean =>
   Predicate.hasProperty(message, "method") && message.method === "initialize"
