@@ -63,7 +63,9 @@ export interface ServerLike<in T> {
 }
 
 /**
- * A record, or one that depends on the identity, and may take an Effect to find out.
+ * A record, or one that depends on the identity, and may take an Effect to find out. That may fail with any error: then
+ * nothing is sent, and the open or the call fails with the reason `PreparationFailed`, which has the error as its `cause`.
+ * A `McpSessionError` comes through as it is.
  *
  * @category models
  */
@@ -71,7 +73,7 @@ export type PerIdentity<R = never> =
   | Readonly<Record<string, string>>
   | ((
     identity: Identity
-  ) => Readonly<Record<string, string>> | Effect.Effect<Readonly<Record<string, string>>, McpSessionError, R>)
+  ) => Readonly<Record<string, string>> | Effect.Effect<Readonly<Record<string, string>>, unknown, R>)
 
 /**
  * What every connector takes.

@@ -191,9 +191,11 @@ describe("Scrub", () => {
   })
 })
 
-describe("Secrets", () => {
-  const named = (name: string, value: string) => Secrets.ofRecord({ [name]: value })
+const named = (name: string, value: string) => Secrets.ofRecord({ [name]: value })
 
+const ofSome = (credentials: Credentials) => Secrets.ofCredentials(Option.some(credentials))
+
+describe("Secrets", () => {
   it("are no plain words, settings, paths, hosts and versions", () => {
     for (
       const [name, value] of Object.entries({
@@ -267,8 +269,7 @@ describe("Secrets", () => {
   })
 
   it("are a credential's header, its token and the password in it", () => {
-    const of = (credentials: Credentials) => Secrets.ofCredentials(Option.some(credentials))
-    assert.deepStrictEqual(of(Credentials.bearer("abc")), ["Bearer abc", "abc"])
+    assert.deepStrictEqual(ofSome(Credentials.bearer("abc")), ["Bearer abc", "abc"])
     const token = btoa("alice:word")
     const basic = new Credentials({
       scheme: "basic",
@@ -276,7 +277,7 @@ describe("Secrets", () => {
       header: Redacted.make(`Basic ${token}`),
       name: "authorization"
     })
-    assert.deepStrictEqual(of(basic), [`Basic ${token}`, token, "alice:word", "word"])
+    assert.deepStrictEqual(ofSome(basic), [`Basic ${token}`, token, "alice:word", "word"])
     assert.deepStrictEqual(Secrets.ofCredentials(Option.none()), [])
   })
 })

@@ -12,6 +12,7 @@ import type {
   ElicitResult,
   Root
 } from "@modelcontextprotocol/sdk/types.js"
+import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
@@ -30,11 +31,12 @@ import type {
 } from "../../Connector.ts"
 import { Identity } from "../../Identity.ts"
 import type { McpSession } from "../../McpSession.ts"
-import type { McpSessionError } from "../../McpSessionError.ts"
+import { McpSessionError, PreparationFailed } from "../../McpSessionError.ts"
 import * as Scrub from "../scrub.ts"
 import * as Secrets from "../secrets.ts"
 import * as Http from "./fetch.ts"
 import type { ClientLike, MessageLike, TransportLike } from "./sdk.ts"
+import * as ConnectorOptions from "./options.ts"
 import type { OpenOptions, OpenTransport } from "./session.ts"
 import * as Stdio from "./stdio.ts"
 
@@ -42,6 +44,9 @@ import * as Stdio from "./stdio.ts"
  * A generation of the SDK, with clients `C`, server transports `T` and options of its own `N`.
  */
 export interface Sdk<C extends ClientLike, T, N> {
+  /** Its module, as errors call it. */
+  readonly module: string
+  readonly options: { readonly [K in TransportKind]: ConnectorOptions.Declared }
   readonly stdio: {
     readonly readBuffer: () => Stdio.ReadBufferLike
     readonly serialize: (message: never) => string
@@ -87,23 +92,28 @@ export const make = <C extends ClientLike, T, N = unknown>(sdk: Sdk<C, T, N>) =>
   stdio: <O extends StdioOptions<unknown> & N>(
     options: Only<O, StdioOptions & N>
   ): Connector<Services<O>, C> => {
+    ConnectorOptions.check(sdk.options.stdio, "stdio", options)
     const read = options as StdioOptions<Services<O>>
     return connector(read, stdio(read, sdk.stdio), sdk.opener("stdio", options, options))
   },
   http: <O extends HttpOptions<unknown> & N>(
     options: Only<O, HttpOptions & N>
   ): Connector<Services<O>, C> => {
+    ConnectorOptions.check(sdk.options.http, "http", options)
     const read = options as HttpOptions<Services<O>>
     return connector(read, http(read, false, sdk.http), sdk.opener("http", options, options))
   },
   sse: <O extends HttpOptions<unknown>>(options: Only<O, HttpOptions>): Connector<Services<O>, C> => {
+    ConnectorOptions.check(sdk.options.sse, "sse", options)
     const read = options as HttpOptions<Services<O>>
     return connector(read, http(read, true, sdk.sse), sdk.opener("sse", options, undefined))
   },
   inProcess: <R = never, O extends Options<unknown> = Options>(
-    server: (identity: Identity) => Effect.Effect<ServerLike<T>, McpSessionError, R | Scope.Scope>,
+    server: (identity: Identity) => Effect.Effect<ServerLike<T>, unknown, R | Scope.Scope>,
     options?: Only<O, Options>
   ): Connector<R | Services<O>, C> => {
+    ConnectorOptions.checkServer(sdk.module, server)
+    if (options !== undefined) ConnectorOptions.check(sdk.options.inProcess, "inProcess", options)
     const read: Options<Services<O>> = options as Options<Services<O>> | undefined ?? {}
     return connector(read, inProcess(read, server, sdk.pair), sdk.opener("inProcess", read, undefined))
   }
@@ -117,7 +127,12 @@ const connector = <RT, R, C>(
 (identity, handle) =>
   Effect.suspend(() => {
     const planned = plan(identity, handle)
-    return Effect.flatMap(handlers(options, planned), (handlers) => open(planned, handlers))
+    return Effect.flatMap(handlers(options, planned), (handlers) => open(planned, handlers)).pipe(
+      // Once, however often a generation has tried. The message has no secrets in it.
+      Effect.tapError((error) =>
+        Effect.annotateLogs(Effect.logWarning(error.message), { server: planned.server, session: identity.key })
+      )
+    )
   })
 
 /**
@@ -162,8 +177,9 @@ const stdio = <R>(
     Effect.gen(function*() {
       const runFork = Effect.runForkWith(yield* Effect.context<never>())
       const logged = Effect.annotateLogs({ server: options.name ?? server, session: identity.key })
-      const env = yield* perIdentity(options.env, identity)
+      const env = yield* prepared("env", options.name ?? server, perIdentity("env", options.env, identity))
       for (const secret of [...Secrets.ofRecord(env), ...Secrets.ofArguments(options.args ?? [])]) scrub.add(secret)
+      const lastLines: Array<string> = []
       const transport = yield* Stdio.make({
         command: options.command,
         args: options.args ?? [],
@@ -171,9 +187,21 @@ const stdio = <R>(
         cwd: options.cwd,
         readBuffer: sdk.readBuffer(),
         serialize: sdk.serialize as (message: MessageLike) => string,
-        onStderr: (line) => runFork(logged(Effect.logDebug(scrubLine(scrub, line))))
+        onStderr: (line) => {
+          const scrubbed = scrubLine(scrub, line)
+          lastLines.push(scrubbed.slice(0, 500))
+          if (lastLines.length > 10) lastLines.shift()
+          runFork(logged(Effect.logDebug(scrubbed)))
+        }
       })
-      return { transport, pid: transport.pid }
+      return {
+        transport,
+        pid: transport.pid,
+        ending: () => {
+          const ending = transport.ending()
+          return ending === undefined || lastLines.length === 0 ? ending : { ...ending, stderr: lastLines.join("\n") }
+        }
+      }
     }))
 }
 
@@ -192,7 +220,7 @@ const http = <R>(
       if (typeof options.headers === "object") {
         for (const secret of Secrets.ofRecord(options.headers)) scrub.add(secret)
       }
-      return Effect.map(headersOf(options, identity, handle, scrub), (headers) => {
+      return Effect.map(headersOf(options, options.name ?? url.host, identity, handle, scrub), (headers) => {
         const { attach, fetch, streamFailure } = Http.make({
           fetch: holding(options.fetch ?? globalFetch, scrub),
           headers,
@@ -215,13 +243,13 @@ const http = <R>(
  */
 const inProcess = <R, T>(
   options: Options<unknown>,
-  server: (identity: Identity) => Effect.Effect<ServerLike<T>, McpSessionError, R | Scope.Scope>,
+  server: (identity: Identity) => Effect.Effect<ServerLike<T>, unknown, R | Scope.Scope>,
   pair: () => readonly [TransportLike, T]
 ) =>
 (identity: Identity, handle: SessionHandle): Plan<R> =>
   makePlan(options, "in-process", identity, handle, () =>
     Effect.gen(function*() {
-      const instance = yield* server(identity)
+      const instance = yield* prepared("server", options.name ?? "in-process", Effect.suspend(() => server(identity)))
       const [transport, theirs] = pair()
       yield* Effect.tryPromise({ try: () => instance.connect(theirs), catch: (error) => error })
       return { transport }
@@ -281,19 +309,52 @@ const unanswered = new Error("The client could not answer this request")
 // Identities
 // -----------------------------------------------------------------------------
 
+/**
+ * What `record` gives for `identity`. Dies with what it throws, and when that is no record of texts that can be sent.
+ */
 const perIdentity = <R>(
+  option: "headers" | "env",
   record: PerIdentity<R> | undefined,
   identity: Identity
-): Effect.Effect<Readonly<Record<string, string>>, McpSessionError, R> => {
-  const found = typeof record === "function" ? record(identity) : record ?? {}
-  return Effect.isEffect(found) ? found : Effect.succeed(found)
+): Effect.Effect<Readonly<Record<string, string>>, unknown, R> =>
+  Effect.suspend(() => {
+    const found: unknown = typeof record === "function" ? record(identity) : record ?? {}
+    return Effect.isEffect(found)
+      ? Effect.flatMap(found as Effect.Effect<unknown, unknown, R>, (value) => checked(option, value))
+      : checked(option, found)
+  })
+
+const checked = (option: "headers" | "env", value: unknown): Effect.Effect<Readonly<Record<string, string>>> => {
+  const issue = option === "env" ? ConnectorOptions.issueOfEnv(value) : ConnectorOptions.issueOfHeaders(value)
+  return issue === undefined
+    ? Effect.succeed(value as Readonly<Record<string, string>>)
+    : Effect.die(new TypeError(`${option} ${issue}`))
 }
+
+/**
+ * Whatever goes wrong before a request is sent is one reason, and says that it was not. An error of the library's own
+ * comes through as it is.
+ */
+const prepared = <A, R>(
+  option: PreparationFailed["option"],
+  server: string,
+  effect: Effect.Effect<A, unknown, R>
+): Effect.Effect<A, McpSessionError, R> =>
+  Effect.catchCause(effect, (cause) => {
+    if (Cause.hasInterruptsOnly(cause)) return Effect.failCause(cause as Cause.Cause<never>)
+    const error = Cause.squash(cause)
+    if (error instanceof McpSessionError) return Effect.fail(error)
+    const reason = new PreparationFailed({ option, cause: Redacted.make(error), requestSent: false })
+    // Whoever asked knows for what: see `reasonOf`
+    return Effect.fail(new McpSessionError({ reason, method: "connect", server }))
+  })
 
 /**
  * The headers of the coming request, with the newest credentials in the identity.
  */
 const headersOf = <R>(
   options: HttpOptions<R>,
+  server: string,
   identity: Identity,
   handle: SessionHandle,
   scrub: Scrub.Scrub
@@ -312,11 +373,11 @@ const headersOf = <R>(
         for (const release of before) release()
       }
       const { credentials } = current
-      const own = yield* perIdentity(options.headers, current)
+      const own = yield* perIdentity("headers", options.headers, current)
       if (options.forwardCredentials !== true || Option.isNone(credentials)) return own
       return { ...own, [credentials.value.name]: Redacted.value(credentials.value.header) }
     })
-    return () => runPromise(headers)
+    return () => runPromise(prepared("headers", server, headers))
   })
 
 /**
