@@ -31,6 +31,8 @@ export interface EndpointOptions extends Omit<SessionRegistryOptions<never, neve
   readonly allowedHosts?: ReadonlyArray<string> | "*" | undefined
   /** The most that a request's body may have, in bytes: by default 4 MiB. */
   readonly maxBodyBytes?: number | undefined
+  /** How long a request's body may take to arrive, else 408: by default 30 seconds. */
+  readonly bodyTimeout?: Duration.Input | undefined
   /** Whether an owner may end a session with DELETE, by default true. If not, that answers 405. */
   readonly allowTermination?: boolean | undefined
 }
@@ -61,6 +63,14 @@ export interface LayerOptions<E, R> extends EndpointOptions {
   readonly eventStore?: ((info: SessionInfo) => EventStore) | undefined
   /** How long a client is told to wait before it resumes a stream. By default that is its own choice. */
   readonly retryInterval?: Duration.Input | undefined
+  /**
+   * How long a client may listen on one stream: by default 5 minutes, after which its stream ends and it comes back by
+   * itself. A client that has vanished holds its session for so long at most. What answers a call lives until the call
+   * ends.
+   */
+  readonly streamTimeToLive?: Duration.Input | undefined
+  /** How many requests of one session may be in flight, else 429: by default 100. */
+  readonly maxConcurrentRequests?: number | undefined
 }
 
 /**

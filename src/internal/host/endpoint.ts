@@ -4,6 +4,7 @@
  */
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
@@ -27,6 +28,15 @@ import type * as Options from "../options.ts"
 import * as Answers from "./answers.ts"
 import * as Listener from "./listener.ts"
 import * as Requests from "./requests.ts"
+import * as Socket from "./socket.ts"
+
+/**
+ * A hold on a session that several share: it is given up when all of them have released it.
+ */
+export interface Lease {
+  readonly retain: () => void
+  readonly release: () => void
+}
 
 /**
  * Opens the registry of an endpoint's sessions. It shuts down with the current scope, or as soon as the HTTP server does
@@ -39,7 +49,37 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
   const resolver = yield* IdentityResolver
   const scope = yield* Scope.fork(yield* Effect.scope)
   const registry = yield* openRegistry(options, open, scope)
-  const holding = yield* Listener.make(Scope.close(scope, Exit.void))
+  const listening = yield* Listener.make(Scope.close(scope, Exit.void))
+  const closing = Deferred.makeUnsafe<never, Answers.Refused>()
+  // Runs before the registry shuts down
+  yield* Scope.addFinalizer(scope, Deferred.fail(closing, Answers.unavailable))
+  const services = yield* Effect.context<never>()
+
+  /** Counts a request until the current scope closes, and finds out if its client vanishes. */
+  const holding = (request: HttpServerRequest): Effect.Effect<void, never, Scope.Scope> => {
+    Socket.keepAlive(request)
+    return listening(request)
+  }
+
+  /** The caller's session, held until the current scope has closed and nobody retains the lease. */
+  const hold = (id: string, identity: Identity) =>
+    Effect.suspend(() => {
+      const held = Scope.makeUnsafe()
+      let holders = 1
+      const lease: Lease = {
+        retain: () => void holders++,
+        release: () => {
+          if (--holders === 0) Effect.runForkWith(services)(Scope.close(held, Exit.void))
+        }
+      }
+      return Effect.andThen(
+        Effect.addFinalizer(() => --holders === 0 ? Scope.close(held, Exit.void) : Effect.void),
+        Effect.map(
+          Effect.provideService(registry.get(id, identity), Scope.Scope, held),
+          (session) => ({ session, lease })
+        )
+      )
+    })
 
   /**
    * A new session of the caller, held for as long as `initialize` and the current scope need it. If that fails the
@@ -47,7 +87,7 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
    */
   const begin = <E, R2>(
     identity: Identity,
-    initialize: (session: RegisteredSession<Resource>) => Effect.Effect<HttpServerResponse, E, R2>
+    initialize: (session: RegisteredSession<Resource>, lease: Lease) => Effect.Effect<HttpServerResponse, E, R2>
   ): Effect.Effect<
     HttpServerResponse,
     E | Answers.Refused | RegistryFull | OpenTimeout | RegistryClosed | SessionNotFound,
@@ -57,7 +97,7 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
       Effect.flatMap(
         restore(registry.create(identity)),
         (session) =>
-          restore(Effect.andThen(registry.get(session.id, identity), Effect.suspend(() => initialize(session)))).pipe(
+          restore(Effect.flatMap(hold(session.id, identity), ({ lease }) => initialize(session, lease))).pipe(
             Effect.onError(() => Effect.ignore(registry.terminate(session.id, identity)))
           )
       )
@@ -71,7 +111,17 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
     return Answers.terminated
   })
 
-  return { resolve: resolver.resolve, registry, holding, begin, terminate }
+  return {
+    resolve: resolver.resolve,
+    registry,
+    holding,
+    hold,
+    begin,
+    terminate,
+    isClosing: () => Deferred.isDoneUnsafe(closing),
+    /** Fails with the answer to a request that came too late. */
+    closing: Deferred.await(closing)
+  }
 })
 
 const openRegistry = Effect.fnUntraced(function*<Resource, R>(
@@ -129,6 +179,7 @@ export const endpointOptions = [
   "allowedOrigins",
   "allowedHosts",
   "maxBodyBytes",
+  "bodyTimeout",
   "allowTermination",
   "capacity",
   "capacityPerOwner",
@@ -153,7 +204,10 @@ export const parse = Effect.fnUntraced(function*(read: Options.Reader, options: 
     path,
     allowTermination,
     gate: Requests.gate({ allowedHosts, allowedOrigins }),
-    readText: Requests.textReader(yield* read.count("maxBodyBytes", 4 * 1024 * 1024))
+    readText: Requests.textReader(
+      yield* read.count("maxBodyBytes", 4 * 1024 * 1024),
+      yield* read.millis("bodyTimeout", "30 seconds", { least: "positive" })
+    )
   }
 })
 

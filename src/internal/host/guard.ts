@@ -88,7 +88,9 @@ export const make = Effect.fnUntraced(function*(options: EndpointOptions) {
     // It is being initialized: its client has not heard of it
     if (resource.id === undefined) return yield* Answers.notFound
     const named = request.modify({ headers: Headers.set(request.headers, header, resource.id) })
-    const handed = request.method === "POST" ? withText(named, yield* settings.readText(named)) : named
+    const handed = request.method === "POST"
+      ? withText(named, yield* settings.readText(named, Effect.andThen(ended, Answers.notFound)))
+      : named
     const response = yield* Effect.raceFirst(
       Effect.provideService(handler, HttpServerRequest.HttpServerRequest, handed),
       Effect.andThen(ended, Answers.notFound)
@@ -118,7 +120,7 @@ export const make = Effect.fnUntraced(function*(options: EndpointOptions) {
       return yield* Effect.provideService(handler, HttpServerRequest.HttpServerRequest, anonymous)
     }
     yield* endpoint.holding(request)
-    const text = yield* settings.readText(anonymous)
+    const text = yield* settings.readText(anonymous, endpoint.closing)
     const handed = Effect.provideService(handler, HttpServerRequest.HttpServerRequest, withText(anonymous, text))
     return yield* beginsSession(text) ? initialize(handed, identity) : withoutSession(handed)
   })

@@ -8,6 +8,7 @@ import * as Predicate from "effect/Predicate"
 import type { HttpServerError } from "effect/http/HttpServerError"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as Answers from "./answers.ts"
+import * as Socket from "./socket.ts"
 
 type Request = HttpServerRequest.HttpServerRequest
 
@@ -31,6 +32,10 @@ export const gate = (options: {
     return host !== undefined && loopback.test(withoutPort(host))
   })
   return (request) => {
+    if (Socket.isUpgrade(request)) {
+      Socket.abandon(request)
+      return Answers.upgradeRefused
+    }
     const host = hostOf(request)
     if (host === undefined || !isHostAllowed(host.toLowerCase())) return Answers.hostForbidden
     const origin = request.headers["origin"]
@@ -88,22 +93,58 @@ export const mediaTypeIssue = ({ headers }: Request): Answers.Refused | undefine
 const notAcceptable = Answers.notAcceptable("both application/json and text/event-stream")
 
 /**
- * Reads the body of a POST. Fails with the answer to one that is too large.
+ * What is wrong with a GET's `Accept`.
  */
-export const textReader = (limit: number): (request: Request) => Effect.Effect<string, Answers.Refused> => {
+export const streamIssue = ({ headers }: Request): Answers.Refused | undefined =>
+  headers["accept"]?.toLowerCase().includes("text/event-stream") === true ? undefined : notAStream
+
+const notAStream = Answers.notAcceptable("text/event-stream")
+
+/**
+ * Reads the body of a POST. Fails with the answer to one that is too large, takes longer than `timeout` milliseconds, or
+ * is not there when `until` fails.
+ */
+export const textReader = (
+  limit: number,
+  timeout: number
+): (request: Request, until: Effect.Effect<never, Answers.Refused>) => Effect.Effect<string, Answers.Refused> => {
   const tooLarge = Answers.tooLarge(limit)
   const size = ByteSize.bytes(limit)
-  return (request) =>
-    request.text.pipe(
+  const tooSlow = Effect.andThen(Effect.sleep(timeout), Answers.tooSlow)
+  return (request, until) => {
+    if (Number(request.headers["content-length"]) > limit) return tooLarge
+    const text = request.text.pipe(
       Effect.provideService(HttpServerRequest.MaxBodySize, size),
       Effect.mapError(({ reason }: HttpServerError) =>
         reason._tag === "RequestParseError" && reason.reason === "BodyTooLarge" ? tooLarge : Answers.notJson
       )
     )
+    return Effect.raceAllFirst([text, tooSlow, Effect.mapError(until, Answers.closing)])
+  }
 }
 
+/**
+ * The messages of a body: one, or a batch.
+ */
 export const parse = (text: string): Effect.Effect<unknown, Answers.Refused> =>
-  Effect.try({ try: (): unknown => JSON.parse(text), catch: () => Answers.notJson })
+  Effect.flatMap(
+    Effect.try({ try: (): unknown => JSON.parse(text), catch: () => Answers.notJson }),
+    (body) => {
+      if (!Array.isArray(body)) return isMessage(body) ? Effect.succeed(body) : Answers.malformed
+      if (body.length === 0) return Answers.batchEmpty
+      if (body.length > maxBatch) return batchTooLarge
+      return body.every(isMessage) ? Effect.succeed(body) : Answers.malformed
+    }
+  )
+
+// As the SDK has it.
+const maxBatch = 100
+
+const batchTooLarge = Answers.batchTooLarge(maxBatch)
+
+const isMessage = (message: unknown): boolean =>
+  Predicate.hasProperty(message, "jsonrpc") && message.jsonrpc === "2.0" &&
+  (Predicate.hasProperty(message, "method") || Predicate.hasProperty(message, "id"))
 
 export const isInitialize = (message: unknown): boolean =>
   Predicate.hasProperty(message, "method") && message.method === "initialize"
