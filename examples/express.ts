@@ -51,6 +51,9 @@ app.post("/tools/:name", express.json(), async (request, response) => {
   response.status(answer.status).set(Object.fromEntries(answer.headers)).send(await answer.text())
 })
 
+// Builds the pool now: wrong options stop the start, and do not fail each request
+await runtime.context()
+
 // --- Try it ---
 
 const server = app.listen(0, "127.0.0.1")

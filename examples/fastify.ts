@@ -47,6 +47,9 @@ app.post<{ Params: { name: string }; Body: Record<string, unknown> }>(
 // Closes the sessions, and waits until their child processes are gone
 app.addHook("onClose", () => runtime.dispose())
 
+// Builds the pool now: wrong options stop the start, and do not fail each request
+await runtime.context()
+
 // --- Try it ---
 
 const url = await app.listen({ host: "127.0.0.1", port: 0 })

@@ -29,6 +29,40 @@ import { createServer } from "node:http"
 import { createRequire } from "node:module"
 import { fileURLToPath } from "node:url"
 
+/**
+ * What a caller is told. The upstream's own error is handed on as it is: `code` and `data` are what clients act on. The
+ * text of all others is for whoever runs the gateway: it goes into the log, and the caller gets another.
+ */
+const toCaller = (error: McpSessionError | SessionPoolError): Effect.Effect<never, Error> => {
+  if (error._tag === "McpSessionError" && error.reason._tag === "ProtocolFailure") {
+    const { code, data, message } = error.reason
+    return Effect.fail(rpcError(code, message, data))
+  }
+  return Effect.andThen(
+    Effect.logWarning("A call was not answered by its upstream", error.message),
+    Effect.fail(rpcError(-32603, told(error)))
+  )
+}
+
+const told = (error: McpSessionError | SessionPoolError): string => {
+  switch (error._tag === "McpSessionError" ? error.reason._tag : error._tag) {
+    case "Unauthorized":
+      return "The upstream server refused your credentials"
+    case "Forbidden":
+      return "The upstream server does not allow you this"
+    case "RequestTimeout":
+    case "ConnectTimeout":
+      return "The upstream server did not answer in time"
+    case "PoolExhausted":
+      return "The gateway is busy: try again later"
+    default:
+      return "The upstream server is not available"
+  }
+}
+
+/** The SDK's server answers with the `code`, `message` and `data` of what a handler throws. */
+const rpcError = (code: number, message: string, data?: unknown) => Object.assign(new Error(message), { code, data })
+
 /** Runs `f` with an upstream session. */
 type Upstream = <A>(
   f: (session: McpSession) => Effect.Effect<A, McpSessionError>
@@ -37,7 +71,9 @@ type Upstream = <A>(
 /** A server that has the tools of the upstream. */
 const forward = (upstream: Upstream) =>
   Effect.map(Effect.context<never>(), (context) => {
-    const run = Effect.runPromiseWith(context)
+    const runPromise = Effect.runPromiseWith(context)
+    const run = <A>(call: ReturnType<typeof upstream<A>>, options: { readonly signal: AbortSignal }) =>
+      runPromise(Effect.catch(call, toCaller), options)
     const server = new Server({ name: "gateway", version: "1.0.0" }, { capabilities: { tools: {} } })
     server.setRequestHandler(
       ListToolsRequestSchema,

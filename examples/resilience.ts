@@ -3,7 +3,7 @@
  *
  * `npx tsx examples/resilience.ts`
  */
-import { Console, Effect, Layer, Schedule } from "effect"
+import { Console, Effect, Layer, Option, Schedule } from "effect"
 import { Identity, McpConnector, type McpSession, SessionPool } from "effect-mcp-sessions"
 import { CircuitBreaker, RateLimiter } from "effect/persistence"
 import { createRequire } from "node:module"
@@ -18,7 +18,7 @@ const down = McpConnector.http({ url: "http://127.0.0.1:1/mcp" })
 // A failed connect leaves nothing in its scope, so it may be tried again there.
 const Pool = SessionPool.layer({
   connect: (identity, handle) =>
-    Effect.retry((identity.key.startsWith("down/") ? down : up)(identity, handle), {
+    Effect.retry((Option.contains(identity.upstream, "down") ? down : up)(identity, handle), {
       schedule: Schedule.exponential("50 millis"),
       times: 2,
       while: (error) => error.reason._tag === "Unreachable"

@@ -1,6 +1,7 @@
 /**
  * What a pool calls to open a session, what it gives along, and the options that all connectors have in common.
  */
+import type { Client } from "@modelcontextprotocol/sdk/client/index.js"
 import type {
   CreateMessageRequestParams,
   CreateMessageResult,
@@ -43,14 +44,24 @@ export interface SessionHandle {
 }
 
 /**
- * Opens a session for an identity; its scope closes it.
+ * Opens a session for an identity; its scope closes it. `R` is what its options need of the pool's layer, `C` the SDK's
+ * client class.
  *
  * @category models
  */
-export type Connector<R = never> = (
+export type Connector<R = never, C = Client> = (
   identity: Identity,
   handle: SessionHandle
-) => Effect.Effect<McpSession, McpSessionError, Scope.Scope | R>
+) => Effect.Effect<McpSession<C>, McpSessionError, Scope.Scope | R>
+
+/**
+ * The SDK's `McpServer` or `Server`, of the generation whose transport is `T`.
+ *
+ * @category models
+ */
+export interface ServerLike<in T> {
+  connect(transport: T): Promise<void>
+}
 
 /**
  * A record, or one that depends on the identity, and may take an Effect to find out.
@@ -68,12 +79,15 @@ export type PerIdentity<R = never> =
  *
  * @category models
  */
-export interface Options<RS = never, RE = never, RR = never> {
+export interface Options<out R = never> {
   /** What errors and logs call the server. By default its host or its command. */
   readonly name?: string | undefined
   /** What the server is told that it talks to. Default: this library. */
   readonly clientInfo?: Implementation | undefined
-  /** How long opening a session may take, 30 seconds by default. */
+  /**
+   * How long opening a session may take, else the open fails with `RequestTimeout`. By default a connector has no such
+   * bound of its own: the pool has one, `SessionPool.layer({ connectTimeout })`, 30 seconds unless it says otherwise.
+   */
   readonly connectTimeout?: Duration.Input | undefined
   /** How long a call may take that says nothing else, 60 seconds by default. */
   readonly requestTimeout?: Duration.Input | undefined
@@ -86,40 +100,40 @@ export interface Options<RS = never, RE = never, RR = never> {
     | ((
       params: CreateMessageRequestParams,
       identity: Identity
-    ) => Effect.Effect<CreateMessageResult | CreateMessageResultWithTools, unknown, RS>)
+    ) => Effect.Effect<CreateMessageResult | CreateMessageResultWithTools, unknown, R>)
     | undefined
   /** The same for `elicitation/create`, in form mode. */
   readonly elicitation?:
-    | ((params: ElicitRequestFormParams, identity: Identity) => Effect.Effect<ElicitResult, unknown, RE>)
+    | ((params: ElicitRequestFormParams, identity: Identity) => Effect.Effect<ElicitResult, unknown, R>)
     | undefined
   /** The same for `roots/list`. */
-  readonly roots?: ((identity: Identity) => Effect.Effect<ReadonlyArray<Root>, unknown, RR>) | undefined
+  readonly roots?: ((identity: Identity) => Effect.Effect<ReadonlyArray<Root>, unknown, R>) | undefined
 }
 
 /**
  * @category models
  */
-export interface StdioOptions<RV = never, RS = never, RE = never, RR = never> extends Options<RS, RE, RR> {
+export interface StdioOptions<out R = never> extends Options<R> {
   readonly command: string
   readonly args?: ReadonlyArray<string> | undefined
   /**
    * Added to the six variables that the SDK deems safe to pass on (HOME, LOGNAME, PATH, SHELL, TERM, USER). The rest of
    * this process' environment stays here.
    */
-  readonly env?: PerIdentity<RV> | undefined
+  readonly env?: PerIdentity<R> | undefined
   readonly cwd?: string | undefined
 }
 
 /**
  * @category models
  */
-export interface HttpOptions<RV = never, RS = never, RE = never, RR = never> extends Options<RS, RE, RR> {
+export interface HttpOptions<out R = never> extends Options<R> {
   readonly url: string | URL
   /**
    * Asked for before each request, with the newest credentials in the identity: what it returns may change from one to
    * the next.
    */
-  readonly headers?: PerIdentity<RV> | undefined
+  readonly headers?: PerIdentity<R> | undefined
   /**
    * Sends the identity's credentials on, in the header they came in and as they came: the newest that were presented
    * for this identity, on each request. The session stays the same. Default: false.
@@ -128,3 +142,21 @@ export interface HttpOptions<RV = never, RS = never, RE = never, RR = never> ext
   /** Default: the global `fetch`. */
   readonly fetch?: FetchLike | undefined
 }
+
+/**
+ * The services that the functions among a connector's options need: each asks for its own, and the pool's layer for all.
+ *
+ * @category models
+ */
+export type Services<O> = ServicesOf<O[keyof O]>
+
+type ServicesOf<F> = F extends (...args: never) => infer A
+  ? A extends Effect.Effect<infer _A, unknown, infer R> ? R : never
+  : never
+
+/**
+ * Nothing but the options in `Known`: where options are captured as they are, the compiler would not name a misspelt one.
+ *
+ * @category models
+ */
+export type Only<O, Known> = O & { readonly [K in Exclude<keyof O, keyof Known>]: never }

@@ -5,11 +5,14 @@
  * (always `Redacted`), and whether it is the one that anonymous callers share. Two identities with equal keys own the
  * same session: pool and registry compare keys only.
  */
+import type * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
+import { expiryOf } from "./internal/jwt.ts"
+import * as Keys from "./internal/keys.ts"
 import { respond } from "./internal/problem.ts"
 
 /**
@@ -17,14 +20,31 @@ import { respond } from "./internal/problem.ts"
  *
  * @category models
  */
-export const SessionKey = Schema.String.check(Schema.isPattern(/^[\x21-\x7e]{1,256}$/)).pipe(
-  Schema.brand("SessionKey")
-)
+export const SessionKey = Schema.String.check(Schema.isPattern(Keys.sessionKey)).pipe(Schema.brand("SessionKey"))
 
 /**
+ * The name of a session's owner: a string that {@link SessionKey} has accepted, in no other way different from it.
+ *
  * @category models
  */
 export type SessionKey = typeof SessionKey.Type
+
+/**
+ * A {@link SessionKey} that a principal may have: any but those that begin with `~`, a name and `/`, as in
+ * `~weather/alice`. Those are what {@link Identity.at} makes, so that nobody's key is somebody else's at an upstream.
+ *
+ * Keys that come from outside are decoded with this one.
+ *
+ * @category models
+ */
+export const PrincipalKey = SessionKey.check(Schema.isPattern(Keys.principalKey))
+
+/**
+ * The name of an upstream, as {@link Identity.at} takes it: 1 to 128 characters of visible ASCII, and no `/`.
+ *
+ * @category models
+ */
+export const UpstreamName = Schema.String.check(Schema.isPattern(Keys.upstreamName))
 
 /**
  * How a header carries a credential: `bearer` (RFC 6750), `basic` (RFC 7617), or `raw`, the header's whole value.
@@ -34,6 +54,8 @@ export type SessionKey = typeof SessionKey.Type
 export const CredentialScheme = Schema.Literals(["bearer", "basic", "raw"])
 
 /**
+ * How a header carries a credential: `"bearer"`, `"basic"` or `"raw"`.
+ *
  * @category models
  */
 export type CredentialScheme = typeof CredentialScheme.Type
@@ -41,28 +63,49 @@ export type CredentialScheme = typeof CredentialScheme.Type
 /**
  * What a caller presented to prove who it is.
  *
- * `token` is the credential itself, `header` the full value as it was received (so that it can be forwarded as it
- * came), `name` the lower-case name of the header that it came in.
- *
  * @category models
  */
 export class Credentials extends Schema.Class<Credentials>("effect-mcp-sessions/Credentials")({
+  /** How the header carries them. */
   scheme: CredentialScheme,
+  /** The credential itself. */
   token: Schema.Redacted(Schema.String),
+  /** The header's full value as it was received, so that it can be forwarded as it came. */
   header: Schema.Redacted(Schema.String),
-  name: Schema.String
+  /** The lower-case name of the header that they came in. */
+  name: Schema.String,
+  /** When they expire, in milliseconds since the epoch, if whoever made them knows. See {@link Credentials.expiry}. */
+  expiresAt: Schema.optional(Schema.Finite)
 }) {
+  #expiry: Option.Option<number> | undefined
+
   /**
-   * A bearer token, as if it had come in `Authorization: Bearer …`.
+   * A bearer token, as if it had come in `Authorization: Bearer …`. `expiresAt` is in milliseconds since the epoch.
    */
-  static bearer(token: string | Redacted.Redacted): Credentials {
+  static bearer(
+    token: string | Redacted.Redacted,
+    options?: { readonly expiresAt?: number | undefined }
+  ): Credentials {
     const value = Redacted.isRedacted(token) ? Redacted.value(token) : token
     return new Credentials({
       scheme: "bearer",
       token: Redacted.make(value),
       header: Redacted.make(`Bearer ${value}`),
-      name: "authorization"
+      name: "authorization",
+      expiresAt: options?.expiresAt
     })
+  }
+
+  /**
+   * When they say that they expire, in milliseconds since the epoch: `expiresAt`, else the `exp` of a token that is a
+   * JWT. Nobody has verified that, so it decides nothing but which credentials of one key are kept: see
+   * {@link Identity.newest}.
+   */
+  get expiry(): Option.Option<number> {
+    return this.#expiry ??= Option.orElse(
+      Option.fromUndefinedOr(this.expiresAt),
+      () => expiryOf(Redacted.value(this.token))
+    )
   }
 }
 
@@ -71,50 +114,125 @@ export class Credentials extends Schema.Class<Credentials>("effect-mcp-sessions/
  *
  * @category models
  */
-export class Identity extends Schema.Class<Identity>("effect-mcp-sessions/Identity")({
-  key: SessionKey,
-  credentials: Schema.Option(Credentials),
-  shared: Schema.Boolean
-}) {
+export class Identity extends Schema.Class<Identity>("effect-mcp-sessions/Identity")(
+  Schema.Struct({
+    /** The name of the owner, and what pool and registry know it by. At an upstream it is `~<upstream>/<principal>`. */
+    key: SessionKey,
+    /** What was presented, to be sent on. They are no part of who the owner is. */
+    credentials: Schema.Option(Credentials),
+    /** Whether this is the identity that all anonymous callers have in common. */
+    shared: Schema.Boolean,
+    /** The upstream that {@link Identity.at} chose. None by default. */
+    upstream: Schema.Option(UpstreamName).pipe(Schema.withConstructorDefault(Effect.succeedNone)),
+    /** Whether somebody has verified that the caller is who the key says. False by default, as a header proves nothing. */
+    verified: Schema.Boolean.pipe(Schema.withConstructorDefault(Effect.succeed(false)))
+  }).check(Schema.makeFilter(
+    ({ key, upstream }) => Keys.isOf(key, Option.getOrUndefined(upstream)),
+    { expected: "a key that is ~<upstream>/<principal> if there is an upstream, and only then" }
+  ))
+) {
   /**
-   * An identity known by its key alone, such as a tenant or a user id.
+   * An identity known by its key alone, such as a tenant or a user id. `verified` says that somebody has verified it, by
+   * default false.
    *
-   * Throws {@link InvalidIdentity} when `key` is not a {@link SessionKey}: for keys that come from outside, decode them
-   * with the `SessionKey` schema first, or let `IdentityResolver.layerIdentify` do it.
+   * Throws {@link InvalidIdentity} when `key` is not a {@link PrincipalKey}: keys that come from outside are decoded with
+   * that schema first, or come by way of `IdentityResolver.layerIdentify`, which fails with a typed error instead.
    */
-  static fromKey(key: string, options?: { readonly credentials?: Credentials | undefined }): Identity {
-    return make("fromKey", key, Option.fromUndefinedOr(options?.credentials), false)
+  static fromKey(
+    key: string,
+    options?: { readonly credentials?: Credentials | undefined; readonly verified?: boolean | undefined }
+  ): Identity {
+    return fromPrincipal("fromKey", key, {
+      credentials: Option.fromUndefinedOr(options?.credentials),
+      shared: false,
+      verified: options?.verified ?? false
+    })
   }
 
   /**
    * The identity that all anonymous callers have in common. The default key is `"shared"`.
+   *
+   * Throws {@link InvalidIdentity} when `key` is not a {@link PrincipalKey}.
    */
   static shared(key = "shared"): Identity {
-    return make("shared", key, Option.none(), true)
+    return fromPrincipal("shared", key, { credentials: Option.none(), shared: true, verified: false })
   }
 
   /**
-   * The same principal at another upstream: the key becomes `"<name>/<key>"`, the rest stays. This is how one pool
-   * serves many servers.
+   * Which of two identities with one key is kept: the one that is known, or the one that comes.
    *
-   * Throws {@link InvalidIdentity} when `name` is empty or has a `/` in it (two principals could end up with one key),
-   * or when the result is not a {@link SessionKey}.
+   * The newest credentials are, for a token is rotated while a session lives. But requests overtake one another, so
+   * credentials that say when they expire are not replaced by some that expire sooner, nor any by some that are expired
+   * already, unless they are expired themselves and for longer. `comes` is kept where it says so:
+   *
+   * | known ↓, comes →      | none  | expires later or at once | expires sooner | has expired | says nothing |
+   * |-----------------------|-------|--------------------------|----------------|-------------|--------------|
+   * | none                  | known | comes                    | comes          | comes       | comes        |
+   * | says when it expires  | known | comes                    | known          | known       | comes        |
+   * | has expired           | known | comes                    |                | the later   | comes        |
+   * | says nothing          | known | comes                    | comes          | known       | comes        |
+   *
+   * `clock` tells what has expired, and is asked for nothing else.
+   */
+  static newest(known: Identity, comes: Identity, clock: Pick<Clock.Clock, "currentTimeMillisUnsafe">): Identity {
+    if (comes === known || Option.isNone(comes.credentials)) return known
+    if (Option.isNone(known.credentials) || comes.credentials.value === known.credentials.value) return comes
+    const comesAt = comes.credentials.value.expiry
+    if (Option.isNone(comesAt)) return comes
+    const knownUntil = known.credentials.value.expiry
+    const least = Option.isSome(knownUntil) ? knownUntil.value : clock.currentTimeMillisUnsafe()
+    return comesAt.value >= least ? comes : known
+  }
+
+  /**
+   * The key without the upstream: the principal's own.
+   */
+  get principal(): SessionKey {
+    return Option.isNone(this.upstream)
+      ? this.key
+      : this.key.slice(Keys.prefix(this.upstream.value).length) as SessionKey
+  }
+
+  /**
+   * The same principal at another upstream, which replaces the present one if there is one: one pool serves many servers.
+   * `upstream` is `name`, the key becomes `~<name>/<principal>`, the rest stays.
+   *
+   * Throws {@link InvalidIdentity} when `name` is not an {@link UpstreamName}, or the key would have more than 256
+   * characters.
    */
   at(name: string): Identity {
-    if (name === "" || name.includes("/")) {
-      throw new InvalidIdentity({ issue: "the name given to at() must not be empty or contain \"/\"", method: "at" })
+    if (!Keys.upstreamName.test(name)) {
+      throw new InvalidIdentity({
+        issue: "the name of an upstream must be 1 to 128 characters of visible ASCII without \"/\"",
+        method: "at"
+      })
     }
-    return make("at", `${name}/${this.key}`, this.credentials, this.shared)
+    const key = Keys.prefix(name) + this.principal
+    if (!isSessionKey(key)) {
+      throw new InvalidIdentity({
+        issue: "the upstream's name and the key have more than 254 characters",
+        method: "at"
+      })
+    }
+    return makeIdentity({ ...this, key, upstream: Option.some(name) })
   }
 }
 
-const isSessionKey = Schema.is(SessionKey)
+// Not `Schema.is`, which costs as much as the rest of making an identity
+const isSessionKey = (key: string): key is SessionKey => Keys.sessionKey.test(key)
+const isPrincipalKey = (key: string): key is SessionKey => Keys.principalKey.test(key)
 
-const make = (method: string, key: string, credentials: Option.Option<Credentials>, shared: boolean): Identity => {
-  if (!isSessionKey(key)) {
-    throw new InvalidIdentity({ issue: "a session key must be 1 to 256 characters of visible ASCII", method })
-  }
-  return new Identity({ key, credentials, shared }, { disableChecks: true })
+type Fields = Pick<Identity, "key" | "credentials" | "shared" | "upstream" | "verified">
+
+const makeIdentity = (fields: Fields): Identity => new Identity(fields, { disableChecks: true })
+
+const fromPrincipal = (
+  method: string,
+  key: string,
+  fields: Pick<Fields, "credentials" | "shared" | "verified">
+): Identity => {
+  if (!isPrincipalKey(key)) throw new InvalidIdentity({ issue: Keys.issueOf(key), method })
+  return makeIdentity({ ...fields, key, upstream: Option.none() })
 }
 
 // -----------------------------------------------------------------------------
@@ -196,7 +314,7 @@ export class InvalidIdentity extends Schema.TaggedError<InvalidIdentity>()("Inva
   override get message(): string {
     return this.method === "identify"
       ? `identify: ${this.issue}. Return a session key, { key, auth?, shared? } or an Identity.`
-      : `Identity.${this.method}: ${this.issue}. Decode keys that come from outside with the SessionKey schema first.`
+      : `Identity.${this.method}: ${this.issue}. Decode keys that come from outside with the PrincipalKey schema first.`
   }
 
   [HttpServerRespondable.symbol]() {

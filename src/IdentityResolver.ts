@@ -4,10 +4,9 @@
  * The resolver reads one header, takes exactly one credential out of it, and names its owner by a keyed digest, so that
  * keys can be logged. Whatever can't be read is an error: it never becomes the session that anonymous callers share.
  */
-import * as Config from "effect/Config"
+import type * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import * as Formatter from "effect/Formatter"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
@@ -15,7 +14,7 @@ import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Tracer from "effect/Tracer"
-import * as Headers from "effect/http/Headers"
+import type * as Headers from "effect/http/Headers"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import { createHmac, randomBytes } from "node:crypto"
 import {
@@ -26,10 +25,12 @@ import {
   InvalidIdentity,
   MalformedCredentials,
   MissingCredentials,
-  SessionKey
+  PrincipalKey
 } from "./Identity.ts"
+import * as RequestHeaders from "./internal/headers.ts"
+import * as Keys from "./internal/keys.ts"
 import * as Options from "./internal/options.ts"
-import { InvalidOptions } from "./InvalidOptions.ts"
+import type { InvalidOptions } from "./InvalidOptions.ts"
 
 /**
  * What a request without credentials is taken for: `optional`, the shared identity; `required`, an error; `disabled`,
@@ -108,6 +109,8 @@ export interface IdentifiedAuth {
   readonly token?: string | Redacted.Redacted | undefined
   /** The whole value to send in `authorization`. The default is `Bearer …`, `Basic …`, or the token alone. */
   readonly header?: string | Redacted.Redacted | undefined
+  /** When they expire, in milliseconds since the epoch. The default is what the token says, if it is a JWT. */
+  readonly expiresAt?: number | undefined
 }
 
 /**
@@ -156,20 +159,22 @@ export class IdentityResolver extends Context.Service<IdentityResolver, {
    * tokens have equal keys.
    *
    * Fails with `InvalidOptions` when an option is none of what its type says, the header no name of a header, the shared
-   * key no `SessionKey`, or the secret empty.
+   * key no `PrincipalKey`, or the secret empty.
    */
   static readonly layer = (options: IdentityResolverOptions = {}): Layer.Layer<IdentityResolver, InvalidOptions> =>
-    Layer.effect(IdentityResolver, Effect.map(validate(options), make))
+    Layer.effect(IdentityResolver, Effect.map(Effect.suspend(() => Effect.fromResult(declared.parse(options))), make))
 
   /**
    * {@link IdentityResolver.layer} with options from the configuration: `MCP_AUTH_MODE`, `MCP_AUTH_HEADER`,
-   * `MCP_AUTH_SCHEME`, `MCP_SHARED_KEY` and `MCP_KEY_SECRET`. The defaults are those of `layer`; an empty environment
+   * `MCP_AUTH_SCHEME`, `MCP_AUTH_SHARED_KEY` and `MCP_AUTH_KEY_SECRET`. The defaults are those of `layer`; an empty environment
    * variable counts as none. What `layer` would refuse is a `ConfigError`.
    */
   static readonly layerConfig: Layer.Layer<IdentityResolver, Config.ConfigError> = Layer.effect(
     IdentityResolver,
     // Suspended, because what it refers to is declared after this class
-    Effect.suspend(() => Effect.map(settingsConfig, make))
+    Effect.suspend(() =>
+      Effect.flatMap(declared.config, (options) => Effect.map(Effect.fromResult(declared.parse(options)), make))
+    ).pipe(Effect.catchTag("InvalidOptions", Effect.die))
   )
 
   /**
@@ -211,62 +216,43 @@ export class IdentityResolver extends Context.Service<IdentityResolver, {
 // Options
 // -----------------------------------------------------------------------------
 
-interface Settings {
-  readonly mode: AuthMode
-  readonly header: string
-  readonly scheme: CredentialScheme
-  readonly sharedKey: SessionKey
-  readonly keySecret: Redacted.Redacted | undefined
-}
-
 // A token of RFC 9110 section 5.6.2
 const HeaderName = Schema.String.check(Schema.isPattern(/^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/))
 
 const KeySecret = Schema.Redacted(Schema.NonEmptyString)
 
-const defaultSharedKey = SessionKey.make("shared")
-
-const isAuthMode = Schema.is(AuthMode)
 const isCredentialScheme = Schema.is(CredentialScheme)
-const isHeaderName = Schema.is(HeaderName)
 const isIdentity = Schema.is(Identity)
-const isKeySecret = Schema.is(KeySecret)
-const isSessionKey = Schema.is(SessionKey)
+const isPrincipalKey = Schema.is(PrincipalKey)
 
-const validate = Effect.fnUntraced(function*(
-  options: IdentityResolverOptions
-): Effect.fn.Return<Settings, InvalidOptions> {
-  // A misspelt option would leave the door open: it is refused, not ignored.
-  yield* Options.reader("IdentityResolver", options, ["mode", "header", "scheme", "sharedKey", "keySecret"])
-  const { header = "authorization", keySecret, mode = "optional", scheme = "bearer", sharedKey = "shared" } = options
-  if (!isAuthMode(mode)) {
-    return yield* invalid("mode", `"optional", "required" or "disabled", got ${Formatter.format(mode)}`)
+/**
+ * @internal
+ */
+export const declared = Options.declare<IdentityResolverOptions>()(
+  { module: "IdentityResolver", variables: "MCP_AUTH" },
+  {
+    mode: Options.withDefault(
+      Options.schema(AuthMode, "\"optional\", \"required\" or \"disabled\""),
+      "optional"
+    ),
+    header: Options.withDefault(Options.schema(HeaderName, "the name of an HTTP header"), "authorization"),
+    scheme: Options.withDefault(
+      Options.schema(CredentialScheme, "\"bearer\", \"basic\" or \"raw\""),
+      "bearer"
+    ),
+    sharedKey: Options.withDefault(
+      Options.schema(PrincipalKey, "a key that a principal may have, 1 to 256 characters of visible ASCII"),
+      "shared",
+      { aliases: ["MCP_SHARED_KEY"] }
+    ),
+    keySecret: Options.optional(
+      Options.schema(KeySecret, "a Redacted string that is not empty", { isSecret: true }),
+      { aliases: ["MCP_KEY_SECRET"], shown: "random for the process" }
+    )
   }
-  if (!isHeaderName(header)) {
-    return yield* invalid("header", `the name of an HTTP header, got ${Formatter.format(header)}`)
-  }
-  if (!isCredentialScheme(scheme)) {
-    return yield* invalid("scheme", `"bearer", "basic" or "raw", got ${Formatter.format(scheme)}`)
-  }
-  if (!isSessionKey(sharedKey)) {
-    return yield* invalid("sharedKey", `1 to 256 characters of visible ASCII, got ${Formatter.format(sharedKey)}`)
-  }
-  if (keySecret !== undefined && !isKeySecret(keySecret)) {
-    return yield* invalid("keySecret", "a Redacted string that is not empty")
-  }
-  return { mode, header, scheme, sharedKey, keySecret }
-})
+)
 
-const invalid = (option: string, rule: string) =>
-  new InvalidOptions({ module: "IdentityResolver", option, issue: `must be ${rule}` })
-
-const settingsConfig: Config.Config<Settings> = Config.all({
-  mode: Config.schema(AuthMode, "MCP_AUTH_MODE").pipe(Config.withDefault("optional")),
-  header: Config.schema(HeaderName, "MCP_AUTH_HEADER").pipe(Config.withDefault("authorization")),
-  scheme: Config.schema(CredentialScheme, "MCP_AUTH_SCHEME").pipe(Config.withDefault("bearer")),
-  sharedKey: Config.schema(SessionKey, "MCP_SHARED_KEY").pipe(Config.withDefault(defaultSharedKey)),
-  keySecret: Config.schema(KeySecret, "MCP_KEY_SECRET").pipe(Config.withDefault(undefined))
-})
+type Settings = Options.Parsed<typeof declared.declaration>
 
 // -----------------------------------------------------------------------------
 // The resolver of headers
@@ -301,7 +287,7 @@ const make = (settings: Settings): IdentityResolver["Service"] => {
   return IdentityResolver.of({
     resolve: (request) =>
       Effect.suspend((): Effect.Effect<Identity, MissingCredentials | MalformedCredentials> => {
-        const values = readHeader(request, name)
+        const values = RequestHeaders.valuesIn(request, name)
         if (values === undefined) {
           return malformed("the request has no headers that can be read")
         }
@@ -331,12 +317,19 @@ const digestUnder = (keySecret: Redacted.Redacted | undefined): (token: string) 
   return (token) => createHmac("sha256", secret).update(token).digest("base64url")
 }
 
-const makeCredentials = (scheme: CredentialScheme, token: string, header: string, name: string): Credentials =>
+const makeCredentials = (
+  scheme: CredentialScheme,
+  token: string,
+  header: string,
+  name: string,
+  expiresAt?: number
+): Credentials =>
   new Credentials({
     scheme,
     token: Redacted.make(token, { label: "token" }),
     header: Redacted.make(header, { label: "header" }),
-    name
+    name,
+    expiresAt
   })
 
 /**
@@ -359,88 +352,6 @@ const makeMemo = () => {
     }
   }
 }
-
-// -----------------------------------------------------------------------------
-// Reading the header
-// -----------------------------------------------------------------------------
-
-const isIdentityHeaders = (u: unknown): u is IdentityHeaders =>
-  Headers.isHeaders(u) || (Predicate.isIterable(u) && Predicate.hasProperty(u, "get"))
-
-/**
- * All values of the header in the request, of whatever type they are, or `undefined` when there is no reading it.
- */
-const readHeader = (request: unknown, name: string): ReadonlyArray<unknown> | undefined => {
-  // A getter, proxy or iterator that throws can't be read either
-  try {
-    const values = isIdentityHeaders(request)
-      ? valuesOf(request, name)
-      : Predicate.hasProperty(request, "headers")
-      ? valuesOf(request.headers, name)
-      : undefined
-    const raw = rawValuesOf(request, name)
-    // The value is never taken from here, but two of them are refused
-    return values !== undefined && raw.length > 1 ? raw : values
-  } catch {
-    return undefined
-  }
-}
-
-const valuesOf = (headers: unknown, name: string): ReadonlyArray<unknown> | undefined => {
-  if (!Predicate.isObjectOrArray(headers)) {
-    return undefined
-  }
-  const values: Array<unknown> = []
-  const add = (key: string, value: unknown) => {
-    if (isName(key, name) && value !== undefined) {
-      values.push(...(Array.isArray(value) ? value : [value]))
-    }
-  }
-  if (Predicate.isIterable(headers)) {
-    for (const entry of headers) {
-      if (!Array.isArray(entry) || typeof entry[0] !== "string") {
-        return undefined
-      }
-      add(entry[0], entry[1])
-    }
-    return values
-  }
-  // An instance of some class may well have headers, and in a way that is not known here: never take it for none
-  const prototype = Object.getPrototypeOf(headers)
-  if (prototype !== null && Object.getPrototypeOf(prototype) !== null) {
-    return undefined
-  }
-  // Own properties only: there is a header named "constructor" when somebody sends it
-  for (const key of Object.keys(headers)) {
-    add(key, headers[key])
-  }
-  return values
-}
-
-/**
- * The header's values as Node received them. Of a repeated `authorization`, its `headers` keep the first and drop the
- * rest.
- */
-const rawValuesOf = (request: unknown, name: string): ReadonlyArray<unknown> => {
-  const values: Array<unknown> = []
-  for (const message of [request, property(request, "raw"), property(request, "source")]) {
-    const rawHeaders = property(message, "rawHeaders")
-    if (Array.isArray(rawHeaders)) {
-      for (let i = 0; i < rawHeaders.length; i += 2) {
-        if (isName(rawHeaders[i], name)) {
-          values.push(rawHeaders[i + 1])
-        }
-      }
-      return values
-    }
-  }
-  return values
-}
-
-const property = (u: unknown, name: string): unknown => Predicate.hasProperty(u, name) ? u[name] : undefined
-
-const isName = (u: unknown, name: string): boolean =>
-  typeof u === "string" && u.length === name.length && u.toLowerCase() === name
 
 // -----------------------------------------------------------------------------
 // Parsing its value, each step linear in its length
@@ -506,14 +417,20 @@ const trimOws = (value: string): string => {
 // Checking what a custom function answers
 // -----------------------------------------------------------------------------
 
+const isIdentityHeaders = (request: IdentityRequest | IdentityHeaders): request is IdentityHeaders =>
+  RequestHeaders.isHeaders(request)
+
 const refuse = (issue: string): Effect.Effect<never, InvalidIdentity> => Effect.fail(new InvalidIdentity({ issue }))
 
 const toIdentity = (identified: unknown): Effect.Effect<Identity, InvalidIdentity> => {
   if (isIdentity(identified)) {
-    return checkKey(identified.key, identified.credentials, identified.shared)
+    // Whoever has made it without its checks may have given it the key of another
+    return Option.isSome(Identity.makeOption({ ...identified }))
+      ? checkToken(identified)
+      : refuse("the Identity is not one that its constructor would make")
   }
   if (typeof identified === "string") {
-    return checkKey(identified, Option.none(), false)
+    return fromKey(identified, Option.none(), false)
   }
   if (!Predicate.isObject(identified)) {
     return refuse("its result is neither a session key nor an object with one")
@@ -523,7 +440,7 @@ const toIdentity = (identified: unknown): Effect.Effect<Identity, InvalidIdentit
     return refuse("`shared` is not a boolean")
   }
   if (auth === undefined || auth === null) {
-    return checkKey(key, Option.none(), shared)
+    return fromKey(key, Option.none(), shared)
   }
   if (!Predicate.isObject(auth)) {
     return refuse("`auth` is not an object")
@@ -540,33 +457,37 @@ const toIdentity = (identified: unknown): Effect.Effect<Identity, InvalidIdentit
   if (typeof header !== "string") {
     return refuse("`auth.header` is not a string")
   }
-  if (token === "") {
-    return header === "" ? checkKey(key, Option.none(), shared) : refuse("`auth.header` has no `auth.token` beside it")
+  const { expiresAt } = auth
+  if (expiresAt !== undefined && (typeof expiresAt !== "number" || !Number.isFinite(expiresAt))) {
+    return refuse("`auth.expiresAt` is not a number of milliseconds since the epoch")
   }
-  return checkKey(
+  if (token === "") {
+    return header === "" ? fromKey(key, Option.none(), shared) : refuse("`auth.header` has no `auth.token` beside it")
+  }
+  return fromKey(
     key,
-    Option.some(makeCredentials(scheme, token, header || defaultHeader(scheme, token), "authorization")),
+    Option.some(makeCredentials(scheme, token, header || defaultHeader(scheme, token), "authorization", expiresAt)),
     shared
   )
 }
 
-const checkKey = (
+const fromKey = (
   key: unknown,
   credentials: Option.Option<Credentials>,
   shared: boolean
-): Effect.Effect<Identity, InvalidIdentity> => {
-  if (!isSessionKey(key)) {
-    return refuse("the session key is not 1 to 256 characters of visible ASCII")
-  }
-  if (Option.isSome(credentials)) {
-    const token = Redacted.value(credentials.value.token)
+): Effect.Effect<Identity, InvalidIdentity> =>
+  isPrincipalKey(key) ? checkToken(new Identity({ key, credentials, shared })) : refuse(Keys.issueOf(key))
+
+const checkToken = (identity: Identity): Effect.Effect<Identity, InvalidIdentity> => {
+  if (Option.isSome(identity.credentials)) {
+    const token = Redacted.value(identity.credentials.value.token)
     const base64 = Buffer.from(token).toString("base64").replace(/=+$/, "")
     const forms = [token, base64, base64.replaceAll("+", "-").replaceAll("/", "_")]
-    if (token.length >= 8 && forms.some((form) => key.includes(form))) {
+    if (token.length >= 8 && forms.some((form) => identity.key.includes(form))) {
       return refuse("the session key has the token in it, and keys are logged")
     }
   }
-  return Effect.succeed(new Identity({ key, credentials, shared }))
+  return Effect.succeed(identity)
 }
 
 const reveal = (u: unknown): unknown => Redacted.isRedacted(u) ? Redacted.value(u) : u

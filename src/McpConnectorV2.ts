@@ -17,6 +17,7 @@
 import {
   Client,
   type DiscoverResult,
+  type Implementation,
   InMemoryTransport,
   type PriorDiscovery,
   ReadBuffer,
@@ -30,24 +31,25 @@ import { getDefaultEnvironment } from "@modelcontextprotocol/client/stdio"
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import type * as Scope from "effect/Scope"
 import type * as Connectors from "./Connector.ts"
 import type { Identity } from "./Identity.ts"
 import { noTimeout } from "./internal/client/sdk.ts"
 import * as Connecting from "./internal/client/connector.ts"
 import * as OpenSession from "./internal/client/session.ts"
-import type { McpSession } from "./McpSession.ts"
-import type { McpSessionError } from "./McpSessionError.ts"
 
 /**
  * Opens a session for an identity; its scope closes it.
  *
  * @category models
  */
-export type Connector<R = never> = (
-  identity: Identity,
-  handle: Connectors.SessionHandle
-) => Effect.Effect<McpSession<Client>, McpSessionError, Scope.Scope | R>
+export type Connector<R = never> = Connectors.Connector<R, Client>
+
+/**
+ * The SDK's `McpServer` or `Server`.
+ *
+ * @category models
+ */
+export type ServerLike = Connectors.ServerLike<Transport>
 
 /**
  * How the protocol version is agreed on.
@@ -71,18 +73,35 @@ export interface Negotiation {
 }
 
 /**
+ * The options of {@link stdio}.
+ *
  * @category models
  */
-export type StdioOptions<RV = never, RS = never, RE = never, RR = never> =
-  & Connectors.StdioOptions<RV, RS, RE, RR>
-  & Negotiation
+export interface StdioOptions<out R = never> extends Connectors.StdioOptions<R>, Negotiation {}
 
 /**
+ * The options of {@link http}.
+ *
  * @category models
  */
-export type HttpOptions<RV = never, RS = never, RE = never, RR = never> =
-  & Connectors.HttpOptions<RV, RS, RE, RR>
-  & Negotiation
+export interface HttpOptions<out R = never> extends Connectors.HttpOptions<R>, Negotiation {}
+
+const connectors = Connecting.make<Client, Transport, Negotiation>({
+  stdio: { readBuffer: () => new ReadBuffer(), serialize: serializeMessage, environment: getDefaultEnvironment },
+  http: (url, init) => new StreamableHTTPClientTransport(url, init),
+  sse: (url, init) => new SSEClientTransport(url, init),
+  pair: () => {
+    const [ours, theirs] = InMemoryTransport.createLinkedPair()
+    return [ours as Transport, theirs]
+  },
+  // The SDK's SSE and in-memory transports are of the older kind
+  opener: (transport, options, negotiation = { versionNegotiation: "legacy" }) =>
+    opener(
+      options.clientInfo ?? Connecting.clientInfo,
+      negotiation.versionNegotiation ?? "auto",
+      transport === "stdio" ? Duration.toMillis(negotiation.probeTimeout ?? "10 seconds") : undefined
+    )
+})
 
 /**
  * Starts a server as a child process and talks to it over its pipes. See `McpConnector.stdio`.
@@ -92,47 +111,21 @@ export type HttpOptions<RV = never, RS = never, RE = never, RR = never> =
  *
  * @category constructors
  */
-export const stdio = <RV = never, RS = never, RE = never, RR = never>(
-  options: StdioOptions<RV, RS, RE, RR>
-): Connector<RV | RS | RE | RR> => {
-  const plan = Connecting.stdio(options, {
-    readBuffer: () => new ReadBuffer(),
-    serialize: serializeMessage,
-    environment: getDefaultEnvironment
-  })
-  return connector(options, plan, {
-    probeTimeout: Duration.toMillis(options.probeTimeout ?? "10 seconds"),
-    isChild: true
-  })
-}
+export const stdio = connectors.stdio
 
 /**
  * Talks to a server over Streamable HTTP. See `McpConnector.http`.
  *
  * @category constructors
  */
-export const http = <RV = never, RS = never, RE = never, RR = never>(
-  options: HttpOptions<RV, RS, RE, RR>
-): Connector<RV | RS | RE | RR> =>
-  connector(
-    options,
-    Connecting.http(options, false, (url, init) => new StreamableHTTPClientTransport(url, init)),
-    { probeTimeout: noTimeout, isChild: false }
-  )
+export const http = connectors.http
 
 /**
  * Talks to a server over HTTP with server-sent events. See `McpConnector.sse`. Such a server is of the older kind.
  *
  * @category constructors
  */
-export const sse = <RV = never, RS = never, RE = never, RR = never>(
-  options: Connectors.HttpOptions<RV, RS, RE, RR>
-): Connector<RV | RS | RE | RR> =>
-  connector(
-    { ...options, versionNegotiation: "legacy" },
-    Connecting.http(options, true, (url, init) => new SSEClientTransport(url, init)),
-    { probeTimeout: noTimeout, isChild: false }
-  )
+export const sse = connectors.sse
 
 /**
  * An SDK server in this process, one for each session. See `McpConnector.inProcess`. The SDK's in-memory transport is of
@@ -140,55 +133,35 @@ export const sse = <RV = never, RS = never, RE = never, RR = never>(
  *
  * @category constructors
  */
-export const inProcess = <RV = never, RS = never, RE = never, RR = never>(
-  server: (identity: Identity) => Effect.Effect<ServerLike, McpSessionError, RV | Scope.Scope>,
-  options: Connectors.Options<RS, RE, RR> = {}
-): Connector<RV | RS | RE | RR> =>
-  connector(
-    { ...options, versionNegotiation: "legacy" },
-    Connecting.inProcess(options, server, () => {
-      const [ours, theirs] = InMemoryTransport.createLinkedPair()
-      return [ours as Transport, theirs]
-    }),
-    { probeTimeout: noTimeout, isChild: false }
-  )
+export const inProcess = connectors.inProcess
+
+// -----------------------------------------------------------------------------
+// Version negotiation
+// -----------------------------------------------------------------------------
 
 /**
- * The SDK's `McpServer` or `Server`.
- *
- * @category models
+ * `probeTimeout` is given for a child process, which may exit on the probe or be silent.
  */
-export interface ServerLike {
-  connect(transport: Transport): Promise<void>
-}
-
-// -----------------------------------------------------------------------------
-// Internals
-// -----------------------------------------------------------------------------
-
-const connector = <RT, RS, RE, RR>(
-  options: Connectors.Options<RS, RE, RR> & Negotiation,
-  makePlan: (identity: Identity, handle: Connectors.SessionHandle) => Connecting.Plan<RT>,
-  { isChild, probeTimeout }: { readonly probeTimeout: number; readonly isChild: boolean }
-): Connector<RT | RS | RE | RR> => {
-  const mode = options.versionNegotiation ?? "auto"
+const opener = (
+  clientInfo: Implementation,
+  mode: VersionNegotiationMode,
+  probeTimeout: number | undefined
+): Connecting.Opener<Client> => {
   const verdicts = makeVerdicts()
 
-  return Effect.fnUntraced(function*(identity, handle) {
-    const plan = makePlan(identity, handle)
-    const { capabilities, elicitation, roots, sampling } = yield* Connecting.handlers(options, plan)
+  return Effect.fnUntraced(function*(plan, { capabilities, elicitation, roots, sampling }) {
     let exitedOnProbe = false
 
     const open = (prior: PriorDiscovery | undefined) =>
       OpenSession.open({
         ...plan,
         client: () => {
-          const client = new Client(options.clientInfo ?? Connecting.clientInfo, {
+          const client = new Client(clientInfo, {
             capabilities,
-            versionNegotiation: { mode, probe: { timeoutMs: probeTimeout } },
+            versionNegotiation: { mode, probe: { timeoutMs: probeTimeout ?? noTimeout } },
             // Lists are cut off at 64 pages by whoever of us comes first
             listMaxPages: 64,
-            cachePartition: identity.key
+            cachePartition: plan.identity.key
           })
           if (sampling !== undefined) {
             client.setRequestHandler("sampling/createMessage", ({ params }, { mcpReq }) =>
@@ -207,26 +180,23 @@ const connector = <RT, RS, RE, RR>(
         connect: (client, wire, callOptions) =>
           client.connect(wire as Transport, prior === undefined ? callOptions : { ...callOptions, prior }).catch(
             (error: unknown) => {
-              exitedOnProbe = isChild && prior === undefined && wire.closed && isFailedNegotiation(error)
+              exitedOnProbe = probeTimeout !== undefined && prior === undefined && wire.closed &&
+                isFailedNegotiation(error)
               throw error
             }
           )
       })
 
-    const session = yield* open(mode === "auto" ? yield* verdicts.recall(identity) : undefined).pipe(
+    const session = yield* open(mode === "auto" ? yield* verdicts.recall(plan.identity) : undefined).pipe(
       Effect.catchIf(() => mode === "auto" && exitedOnProbe, () => open({ kind: "legacy" }))
     )
-    if (mode === "auto") yield* verdicts.learn(identity, session.client)
+    if (mode === "auto") yield* verdicts.learn(plan.identity, session.client)
     return session
   })
 }
 
 const isFailedNegotiation = (error: unknown): boolean =>
   error instanceof Error && "code" in error && error.code === "ERA_NEGOTIATION_FAILED"
-
-// -----------------------------------------------------------------------------
-// What is known of a server
-// -----------------------------------------------------------------------------
 
 /**
  * 2026-07-28, server/discover: the era is a property of the server, and clients SHOULD cache it; what the server says of

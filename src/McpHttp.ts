@@ -27,8 +27,11 @@
  * What is wrong with the session is told before what is wrong with the body.
  */
 import type { EventStore } from "@modelcontextprotocol/sdk/server/webStandardStreamableHttp.js"
+import type * as Config from "effect/Config"
+import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Option from "effect/Option"
+import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import type * as HttpRouter from "effect/http/HttpRouter"
 import type { Identity } from "./Identity.ts"
@@ -37,8 +40,9 @@ import * as Callers from "./internal/host/callers.ts"
 import * as MemoryEventStore from "./internal/host/eventStore.ts"
 import * as HostGuard from "./internal/host/guard.ts"
 import * as HostLayer from "./internal/host/layer.ts"
-import type { InvalidOptions } from "./InvalidOptions.ts"
-import type { EndpointOptions, LayerOptions } from "./McpHttpOptions.ts"
+import type { Configurable, InvalidOptions } from "./InvalidOptions.ts"
+import * as Declared from "./McpHttpOptions.ts"
+import type { EndpointOptions, LayerOptions, MemoryEventStoreOptions } from "./McpHttpOptions.ts"
 import { SessionRegistry } from "./SessionRegistry.ts"
 
 export type * from "./McpHttpOptions.ts"
@@ -73,7 +77,30 @@ export const layer = <E = never, R = never>(
   SessionRegistry,
   InvalidOptions,
   HttpRouter.HttpRouter | IdentityResolver | Exclude<R, Scope.Scope>
-> => Layer.effect(SessionRegistry, HostLayer.make(options))
+> => Layer.effect(SessionRegistry, HostLayer.make(options, "layer"))
+
+/**
+ * {@link layer} with options from the configuration, and from `options` where that is silent. The variables are named
+ * after the options: `MCP_REGISTRY_PATH`, `MCP_REGISTRY_CAPACITY`, …; README has the table. Lists have commas.
+ *
+ * An option may be a `Config` of your own, which is read in place of its variable; and so may all of them at once, and
+ * then no variable of the library is read.
+ *
+ * Fails with `ConfigError` when a variable can't be read, and with `InvalidOptions` when what it says has no meaning.
+ *
+ * @category layers
+ */
+export const layerConfig = <E = never, R = never>(
+  options: Configurable<LayerOptions<E, R>>
+): Layer.Layer<
+  SessionRegistry,
+  InvalidOptions | Config.ConfigError,
+  HttpRouter.HttpRouter | IdentityResolver | Exclude<R, Scope.Scope>
+> =>
+  Layer.effect(
+    SessionRegistry,
+    Effect.flatMap(Declared.layer.configured(options), (configured) => HostLayer.make(configured, "layerConfig"))
+  )
 
 /**
  * Gives the sessions of Effect's own `McpServer.layerHttp` owners, an end, and a cap: as middleware of the router in
@@ -102,7 +129,24 @@ export const layer = <E = never, R = never>(
 export const guard = (
   options: EndpointOptions = {}
 ): Layer.Layer<SessionRegistry, InvalidOptions, HttpRouter.HttpRouter | IdentityResolver> =>
-  Layer.effect(SessionRegistry, HostGuard.make(options))
+  Layer.effect(SessionRegistry, HostGuard.make(options, "guard"))
+
+/**
+ * {@link guard} with options from the configuration, as {@link layerConfig} reads them.
+ *
+ * @category layers
+ */
+export const guardConfig = (
+  options: Configurable<EndpointOptions> = {}
+): Layer.Layer<
+  SessionRegistry,
+  InvalidOptions | Config.ConfigError,
+  HttpRouter.HttpRouter | IdentityResolver
+> =>
+  Layer.effect(
+    SessionRegistry,
+    Effect.flatMap(Declared.endpoint.configured(options), (configured) => HostGuard.make(configured, "guardConfig"))
+  )
 
 // -----------------------------------------------------------------------------
 // Event stores
@@ -119,10 +163,8 @@ export const guard = (
  *
  * @category constructors
  */
-export const memoryEventStore = (
-  options: { readonly capacity?: number | undefined; readonly maxBytes?: number | undefined } = {}
-): () => EventStore => {
-  const limits = MemoryEventStore.parse(options)
+export const memoryEventStore = (options: MemoryEventStoreOptions = {}): () => EventStore => {
+  const limits = Result.getOrThrow(Declared.memoryEventStore.parse(options, "memoryEventStore"))
   return () => MemoryEventStore.make(limits)
 }
 

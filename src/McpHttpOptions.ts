@@ -3,11 +3,15 @@
  */
 import type { EventStore } from "@modelcontextprotocol/sdk/server/webStandardStreamableHttp.js"
 import type { Transport } from "@modelcontextprotocol/sdk/shared/transport.js"
+import * as Config from "effect/Config"
 import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Schema from "effect/Schema"
 import type * as HttpRouter from "effect/http/HttpRouter"
 import type { Identity } from "./Identity.ts"
-import type { SessionInfo, SessionRegistryOptions } from "./SessionRegistry.ts"
+import * as Options from "./internal/options.ts"
+import { declared as registry, type SessionInfo, type SessionRegistryOptions } from "./SessionRegistry.ts"
 
 /**
  * What both layers take. Durations are `Duration.Input`; a number is milliseconds.
@@ -74,6 +78,18 @@ export interface LayerOptions<E, R> extends EndpointOptions {
 }
 
 /**
+ * What `McpHttp.memoryEventStore` takes.
+ *
+ * @category models
+ */
+export interface MemoryEventStoreOptions {
+  /** How many events are kept of a session: by default 256. */
+  readonly capacity?: number | undefined
+  /** How many bytes they may take, as JSON: by default 4 MiB. */
+  readonly maxBytes?: number | undefined
+}
+
+/**
  * Whose session it is.
  *
  * @category models
@@ -94,3 +110,64 @@ export interface ServerLike {
   /** Ends the connection. */
   close(): Promise<void>
 }
+
+// -----------------------------------------------------------------------------
+// Declarations
+// -----------------------------------------------------------------------------
+
+const allowList = Options.custom<ReadonlyArray<string> | "*", ReadonlyArray<string> | "*">({
+  rule: "a list of strings, or \"*\"",
+  read: Option.liftPredicate((value): value is ReadonlyArray<string> | "*" =>
+    value === "*" || (Array.isArray(value) && value.every((entry) => typeof entry === "string"))
+  ),
+  // With commas between them
+  config: (variable) =>
+    Config.map(
+      Config.String(variable),
+      (list) => list.trim() === "*" ? "*" : list.split(",").map((entry) => entry.trim())
+    )
+})
+
+const path = Options.custom<HttpRouter.PathInput, HttpRouter.PathInput>({
+  rule: "a path that begins with a slash",
+  read: Option.liftPredicate((value): value is HttpRouter.PathInput =>
+    typeof value === "string" && value.startsWith("/")
+  ),
+  config: Config.String
+})
+
+const { open: _, ...registryOptions } = registry.declaration
+
+/**
+ * @internal
+ */
+export const endpoint = Options.declare<EndpointOptions>()({ module: "McpHttp", variables: "MCP_REGISTRY" }, {
+  path: Options.withDefault(path, "/mcp"),
+  allowedOrigins: Options.optional(allowList, { shown: "this machine" }),
+  allowedHosts: Options.optional(allowList, { shown: "this machine" }),
+  maxBodyBytes: Options.withDefault(Options.count, 4 * 1024 * 1024, { shown: "4 MiB" }),
+  bodyTimeout: Options.withDefault(Options.timeout, "30 seconds"),
+  allowTermination: Options.withDefault(Options.boolean, true),
+  ...registryOptions
+})
+
+/**
+ * @internal
+ */
+export const layer = Options.declare<LayerOptions<never, never>>()({ module: "McpHttp", variables: "MCP_REGISTRY" }, {
+  server: Options.required(Options.fn),
+  response: Options.withDefault(Options.schema(Schema.Literals(["sse", "json"]), "\"sse\" or \"json\""), "sse"),
+  eventStore: Options.optional(Options.fn),
+  retryInterval: Options.optional(Options.patience, { shown: "the client's" }),
+  streamTimeToLive: Options.withDefault(Options.timeToLive, "5 minutes"),
+  maxConcurrentRequests: Options.withDefault(Options.count, 100),
+  ...endpoint.declaration
+})
+
+/**
+ * @internal
+ */
+export const memoryEventStore = Options.declare<MemoryEventStoreOptions>()({ module: "McpHttp" }, {
+  capacity: Options.withDefault(Options.count, 256),
+  maxBytes: Options.withDefault(Options.count, 4 * 1024 * 1024, { shown: "4 MiB" })
+})

@@ -18,6 +18,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
@@ -116,8 +117,7 @@ export class McpServers extends Context.Service<McpServers, {
     identity: Identity,
     handle: SessionHandle
   ): Effect.Effect<McpSession, McpSessionError | UnknownServer, Scope.Scope | McpServers> {
-    const slash = identity.key.indexOf("/")
-    const name = slash === -1 ? "" : identity.key.slice(0, slash)
+    const name = Option.getOrElse(identity.upstream, () => "")
     return McpServers.use((servers) =>
       Effect.flatMap(servers.connector(name), (connector) => connector(identity, handle))
     )
@@ -143,12 +143,16 @@ const fromConfigs = (
 
 const toConnector = (
   name: string,
-  config: McpJson.ServerConfig,
+  server: McpJson.ServerConfig,
   { forwardCredentials, ...options }: McpServersOptions
 ): McpConnector.Connector => {
-  if (config.type === "stdio") return McpConnector.stdio({ ...options, ...config, name })
+  if (server.type === "stdio") {
+    const { type: _, ...config } = server
+    return McpConnector.stdio({ ...options, ...config, name })
+  }
+  const { type, ...config } = server
   const http = { ...options, ...config, name, forwardCredentials: forwardCredentials?.(name) }
-  return config.type === "sse" ? McpConnector.sse(http) : McpConnector.http(http)
+  return type === "sse" ? McpConnector.sse(http) : McpConnector.http(http)
 }
 
 // -----------------------------------------------------------------------------
@@ -216,7 +220,7 @@ export class McpServersError extends Schema.TaggedError<McpServersError>()("McpS
  * @category errors
  */
 export class UnknownServer extends Schema.TaggedError<UnknownServer>()("UnknownServer", {
-  /** The name that was given to `identity.at(name)`; empty if the identity's key has no `/` in it. */
+  /** The name that was given to `identity.at(name)`; empty if it was not called. */
   name: Schema.String,
   /** The names that there are, in the order of the file. */
   known: Schema.Array(Schema.String)

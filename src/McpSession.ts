@@ -31,6 +31,7 @@ import type * as Effect from "effect/Effect"
 import * as Predicate from "effect/Predicate"
 import type * as Stream from "effect/Stream"
 import type { Identity } from "./Identity.ts"
+import type { TypeId } from "./internal/sent.ts"
 import type { McpSessionError } from "./McpSessionError.ts"
 
 export * from "./McpSessionError.ts"
@@ -53,7 +54,10 @@ export interface CallOptions {
  */
 export interface ProgressOptions extends CallOptions {
   /**
-   * Called with each progress notification of this call, in order. The call ends when the last one has been handled.
+   * Called with each progress notification of this call, in order, one after the other; whoever takes longer than they
+   * come loses the oldest (256 are kept). The call ends when the last one has been handled, but no later than its
+   * `timeout`: then, or when the call fails or is interrupted, the handler is interrupted, and an answer that has come is
+   * returned. A defect of the handler is the call's, once it is answered.
    */
   readonly onProgress?: ((progress: Progress) => Effect.Effect<void>) | undefined
 }
@@ -79,6 +83,8 @@ export interface SdkRequestOptions {
  * @category models
  */
 export interface McpSession<out C = Client> {
+  /** Made by a connector of this library, and what its pool knows of its requests. */
+  readonly [TypeId]: unknown
   readonly identity: Identity
   readonly serverInfo: Implementation
   readonly capabilities: ServerCapabilities
@@ -89,8 +95,6 @@ export interface McpSession<out C = Client> {
   readonly client: C
   /** The server's process, if this session started it. */
   readonly pid?: number | undefined
-  /** How many requests have ended that the server may have run: all but those it refused or never got. */
-  readonly accepted: number
 
   /**
    * Calls a tool. A result with `isError` is a value: the tool has answered.
@@ -160,16 +164,7 @@ export const McpSession: {
    * one. Takes anything, tells by its tags.
    */
   readonly isSessionExpired: (error: unknown) => boolean
-  /**
-   * The `accepted` of a session, and nothing of what is no such session.
-   */
-  readonly acceptedBy: (session: unknown) => number | undefined
 } = {
-  // A session of any other type is not looked into: it may be what its author likes.
-  acceptedBy: (session) =>
-    typeof session === "object" && session !== null && "accepted" in session && typeof session.accepted === "number"
-      ? session.accepted
-      : undefined,
   isSessionExpired: (error) =>
     Predicate.isTagged(error, "McpSessionError") && Predicate.hasProperty(error, "reason") &&
     Predicate.isTagged(error.reason, "SessionExpired")

@@ -11,7 +11,7 @@
  */
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
-import * as Config from "effect/Config"
+import type * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
@@ -20,7 +20,6 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
-import * as Record from "effect/Record"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { SessionHandle } from "./Connector.ts"
@@ -31,8 +30,9 @@ import * as Failures from "./internal/lease/failures.ts"
 import * as Leased from "./internal/lease/leased.ts"
 import * as Options from "./internal/options.ts"
 import * as Waiting from "./internal/lease/waiting.ts"
-import { type InvalidOptions } from "./InvalidOptions.ts"
-import { McpSession, type McpSessionError } from "./McpSession.ts"
+import * as Sent from "./internal/sent.ts"
+import { type Configurable, type InvalidOptions } from "./InvalidOptions.ts"
+import type { McpSession, McpSessionError } from "./McpSession.ts"
 import { ConnectTimeout, PoolClosed, PoolExhausted, type SessionPoolError } from "./SessionPoolError.ts"
 
 export type { SessionHandle } from "./Connector.ts"
@@ -84,6 +84,29 @@ export interface SessionPoolOptions<Session, E, R, RC = R> {
   /** How long a failed connect answers further gets of its identity: by default 0, not at all. */
   readonly failureTimeToLive?: Duration.Input | undefined
 }
+
+/**
+ * @internal
+ */
+export const declared = Options.declare<SessionPoolOptions<never, never, never>>()(
+  { module: "SessionPool", variables: "MCP_POOL" },
+  {
+    connect: Options.required(Options.fn),
+    capacity: Options.withDefault(Options.count, 10, { aliases: ["MCP_SESSION_MAX"] }),
+    idleTimeToLive: Options.withDefault(Options.timeToLive, "5 minutes", { aliases: ["MCP_SESSION_TTL_MS"] }),
+    maxLifetime: Options.withDefault(Options.timeToLive, "Infinity", { aliases: ["MCP_SESSION_MAX_LIFETIME_MS"] }),
+    connectTimeout: Options.withDefault(Options.timeout, "30 seconds", { aliases: ["MCP_SESSION_CONNECT_TIMEOUT_MS"] }),
+    acquireTimeout: Options.withDefault(Options.patience, "30 seconds", {
+      aliases: ["MCP_SESSION_ACQUIRE_TIMEOUT_MS"]
+    }),
+    closeTimeout: Options.withDefault(Options.timeout, "10 seconds", { aliases: ["MCP_SESSION_CLOSE_TIMEOUT_MS"] }),
+    drainTimeout: Options.withDefault(Options.patience, 0, { aliases: ["MCP_SESSION_DRAIN_TIMEOUT_MS"] }),
+    check: Options.optional(Options.fn),
+    checkAfter: Options.withDefault(Options.span, "1 minute", { aliases: ["MCP_SESSION_CHECK_AFTER_MS"] }),
+    checkTimeout: Options.withDefault(Options.timeout, "5 seconds", { aliases: ["MCP_SESSION_CHECK_TIMEOUT_MS"] }),
+    failureTimeToLive: Options.withDefault(Options.span, 0, { aliases: ["MCP_SESSION_FAILURE_TTL_MS"] })
+  }
+)
 
 /**
  * Why a session was retired: `evicted` for another identity, `expired` in idleness, past its `lifetime`, `invalidated` by
@@ -188,8 +211,9 @@ export interface Service<in out Session, in out E> {
   /**
    * Runs `f` with the session of the identity, leased for as long as `f` runs. The fast path.
    *
-   * If an MCP session that was in use before turns out to be forgotten by its server (`SessionExpired`), `f` is run once
-   * more with a fresh one, provided that the server has accepted nothing else in the meantime.
+   * If an MCP session that was in use before turns out to be forgotten by its server, and `f` fails with its
+   * `SessionExpired`, `f` is run once more, from its start, with a fresh one: provided that nothing may have run of what
+   * was sent on the session meanwhile, by anybody, also inside of `request` and through `client`.
    */
   readonly withSession: <A, E2, R2>(
     identity: Identity,
@@ -240,13 +264,17 @@ export interface TagClass<in out Self, in out Id extends string, in out Session,
     options: SessionPoolOptions<Session, E, R, RC>
   ) => Layer.Layer<Self, InvalidOptions, Exclude<R | RC, Scope.Scope>>
   /**
-   * A pool whose options come from the configuration, and from `options` where that is silent: `MCP_SESSION_MAX`, and in
-   * milliseconds `MCP_SESSION_TTL_MS`, `MCP_SESSION_MAX_LIFETIME_MS`, `MCP_SESSION_CONNECT_TIMEOUT_MS`,
-   * `MCP_SESSION_ACQUIRE_TIMEOUT_MS`, `MCP_SESSION_CLOSE_TIMEOUT_MS`, `MCP_SESSION_DRAIN_TIMEOUT_MS`,
-   * `MCP_SESSION_CHECK_AFTER_MS`, `MCP_SESSION_CHECK_TIMEOUT_MS` and `MCP_SESSION_FAILURE_TTL_MS`.
+   * A pool whose options come from the configuration, and from `options` where that is silent. The variables are named
+   * after the options: `MCP_POOL_CAPACITY`, `MCP_POOL_IDLE_TIME_TO_LIVE`, …; README has the table. Durations are written
+   * as `"5 minutes"`, and a plain number is milliseconds.
+   *
+   * An option may be a `Config` of your own, which is read in place of its variable; and so may all of them at once, and
+   * then no variable of the library is read.
+   *
+   * Fails with `ConfigError` when a variable can't be read, and with `InvalidOptions` when what it says has no meaning.
    */
   readonly layerConfig: <R = never, RC = never>(
-    options: SessionPoolOptions<Session, E, R, RC>
+    options: Configurable<SessionPoolOptions<Session, E, R, RC>>
   ) => Layer.Layer<Self, InvalidOptions | Config.ConfigError, Exclude<R | RC, Scope.Scope>>
 }
 
@@ -278,9 +306,14 @@ export const Tag =
       static readonly entries = Pool.use((pool) => pool.entries)
       static readonly events = Stream.unwrap(Pool.useSync((pool) => pool.events))
       static readonly layer = <R = never, RC = never>(options: SessionPoolOptions<Session, E, R, RC>) =>
-        Layer.effect(Pool, make(options))
-      static readonly layerConfig = <R = never, RC = never>(options: SessionPoolOptions<Session, E, R, RC>) =>
-        Layer.effect(Pool, Effect.flatMap(configured(options), make))
+        Layer.effect(Pool, make(options, "layer"))
+      static readonly layerConfig = <R = never, RC = never>(
+        options: Configurable<SessionPoolOptions<Session, E, R, RC>>
+      ) =>
+        Layer.effect(
+          Pool,
+          Effect.flatMap(declared.configured(options), (configured) => make(configured, "layerConfig"))
+        )
     }
     return Pool
   }
@@ -293,8 +326,12 @@ type Slot<Session, E> = Leased.Slot<Identity, Session, E | SessionPoolError>
 
 type Caller<Session, E> = Waiting.Caller<Identity, Session, E | SessionPoolError>
 
-const make = Effect.fnUntraced(function*<Session, E, R, RC>(input: SessionPoolOptions<Session, E, R, RC>) {
-  const options = yield* parse(input)
+const make = Effect.fnUntraced(function*<Session, E, R, RC>(
+  input: SessionPoolOptions<Session, E, R, RC>,
+  method: "layer" | "layerConfig"
+) {
+  const { connectTimeout: openTimeout, ...rest } = yield* Effect.fromResult(declared.parse(input, method))
+  const options = { ...rest, openTimeout }
   const clock = yield* Clock.Clock
   const context = yield* Effect.context<RC>()
   const events = yield* Events.make<SessionPoolEvent>()
@@ -460,20 +497,23 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(input: SessionPoolOp
     })
 
   // A server that has forgotten a session refuses its requests unrun, and the client MUST open another one (2025-11-25,
-  // basic/transports#session-management). So `f` is run once more there, unless the server has accepted anything else of
-  // this session since. A fresh session that is forgotten at once would be forgotten again.
+  // basic/transports#session-management). So `f` is run once more there, unless anything else may have run that has left
+  // on this session since, whoever sent it. A fresh session that is forgotten at once would be forgotten again.
   const use = <A, E2, R2>(
     caller: Caller<Session, E>,
     identity: Identity,
     session: Session,
     f: (session: Session) => Effect.Effect<A, E2, R2>
   ): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
-    const accepted = McpSession.acceptedBy(session)
+    const sent = Sent.of(session)
     const isFresh = caller.slot!.uses === 1
-    if (accepted === undefined || isFresh) return f(session)
+    if (sent === undefined || isFresh) return f(session)
+    const before = sent.last
     return Effect.catchIf(
       f(session),
-      (error) => McpSession.isSessionExpired(error) && McpSession.acceptedBy(session) === accepted,
+      (error) =>
+        typeof error === "object" && error !== null && sent.expirations.has(error) &&
+        !Sent.mayHaveRunSince(sent, before),
       () => {
         Leased.retire(engine, caller.slot!, "died")
         return Effect.andThen(
@@ -583,57 +623,6 @@ const withoutMessage = (reason: Cause.Reason<unknown>): string => {
   const { message, name, stack = "" } = error
   return name + stack.slice(stack.lastIndexOf(message) + message.length)
 }
-
-const knownOptions = [
-  "connect",
-  "capacity",
-  "idleTimeToLive",
-  "maxLifetime",
-  "connectTimeout",
-  "acquireTimeout",
-  "closeTimeout",
-  "drainTimeout",
-  "check",
-  "checkAfter",
-  "checkTimeout",
-  "failureTimeToLive"
-] as const satisfies ReadonlyArray<keyof SessionPoolOptions<unknown, unknown, unknown>>
-
-const parse = Effect.fnUntraced(function*(input: unknown) {
-  const read = yield* Options.reader("SessionPool", input, knownOptions)
-  yield* read.fn("connect")
-  yield* read.optionalFn("check")
-  return {
-    capacity: yield* read.count("capacity", 10),
-    idleTimeToLive: yield* read.millis("idleTimeToLive", "5 minutes", { least: "positive", infinite: true }),
-    maxLifetime: yield* read.millis("maxLifetime", Duration.infinity, { least: "positive", infinite: true }),
-    openTimeout: yield* read.millis("connectTimeout", "30 seconds", { least: "positive" }),
-    acquireTimeout: yield* read.millis("acquireTimeout", "30 seconds", { least: "zero" }),
-    closeTimeout: yield* read.millis("closeTimeout", "10 seconds", { least: "positive" }),
-    drainTimeout: yield* read.millis("drainTimeout", 0, { least: "zero" }),
-    checkAfter: yield* read.millis("checkAfter", "1 minute", { least: "zero", infinite: true }),
-    checkTimeout: yield* read.millis("checkTimeout", "5 seconds", { least: "positive" }),
-    failureTimeToLive: yield* read.millis("failureTimeToLive", 0, { least: "zero", infinite: true })
-  }
-})
-
-const config = Config.all({
-  capacity: Config.option(Config.Number("MCP_SESSION_MAX")),
-  idleTimeToLive: Config.option(Config.Number("MCP_SESSION_TTL_MS")),
-  maxLifetime: Config.option(Config.Number("MCP_SESSION_MAX_LIFETIME_MS")),
-  connectTimeout: Config.option(Config.Number("MCP_SESSION_CONNECT_TIMEOUT_MS")),
-  acquireTimeout: Config.option(Config.Number("MCP_SESSION_ACQUIRE_TIMEOUT_MS")),
-  closeTimeout: Config.option(Config.Number("MCP_SESSION_CLOSE_TIMEOUT_MS")),
-  drainTimeout: Config.option(Config.Number("MCP_SESSION_DRAIN_TIMEOUT_MS")),
-  checkAfter: Config.option(Config.Number("MCP_SESSION_CHECK_AFTER_MS")),
-  checkTimeout: Config.option(Config.Number("MCP_SESSION_CHECK_TIMEOUT_MS")),
-  failureTimeToLive: Config.option(Config.Number("MCP_SESSION_FAILURE_TTL_MS"))
-})
-
-const configured = <Session, E, R, RC>(
-  options: SessionPoolOptions<Session, E, R, RC>
-): Effect.Effect<SessionPoolOptions<Session, E, R, RC>, Config.ConfigError> =>
-  Effect.map(config, (values) => ({ ...options, ...Record.getSomes(values) }))
 
 /**
  * The pool of MCP client sessions. For any other type of session make a tag with {@link Tag}.

@@ -13,7 +13,7 @@
  */
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
-import * as Config from "effect/Config"
+import type * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
 import * as Deferred from "effect/Deferred"
@@ -23,7 +23,6 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
-import * as Record from "effect/Record"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { randomBytes } from "node:crypto"
@@ -32,7 +31,7 @@ import * as Events from "./internal/lease/events.ts"
 import * as Leased from "./internal/lease/leased.ts"
 import * as Options from "./internal/options.ts"
 import * as Scrub from "./internal/scrub.ts"
-import type { InvalidOptions } from "./InvalidOptions.ts"
+import type { Configurable, InvalidOptions } from "./InvalidOptions.ts"
 import { OpenTimeout, RegistryClosed, RegistryFull, SessionNotFound } from "./SessionRegistryError.ts"
 
 export * from "./SessionRegistryError.ts"
@@ -137,6 +136,23 @@ export interface SessionRegistryOptions<Resource, E, R> {
 }
 
 /**
+ * @internal
+ */
+export const declared = Options.declare<SessionRegistryOptions<never, never, never>>()(
+  { module: "SessionRegistry", variables: "MCP_REGISTRY" },
+  {
+    open: Options.required(Options.fn),
+    capacity: Options.withDefault(Options.count, 10_000, { aliases: ["MCP_SESSION_CAPACITY"] }),
+    capacityPerOwner: Options.optional(Options.count, { aliases: ["MCP_SESSION_CAPACITY_PER_OWNER"] }),
+    idleTimeToLive: Options.withDefault(Options.timeToLive, "30 minutes", { aliases: ["MCP_SESSION_IDLE_MS"] }),
+    maxLifetime: Options.withDefault(Options.timeToLive, "Infinity"),
+    openTimeout: Options.withDefault(Options.timeout, "30 seconds"),
+    closeTimeout: Options.withDefault(Options.timeout, "10 seconds"),
+    drainTimeout: Options.withDefault(Options.patience, 0)
+  }
+)
+
+/**
  * A snapshot of the registry's numbers. Counts of what happened only grow; the others are of this moment.
  *
  * @category models
@@ -215,32 +231,23 @@ export const SessionRegistryEvent = Data.taggedEnum<SessionRegistryEvent>()
 // -----------------------------------------------------------------------------
 
 /**
- * The operations of a registry, of sessions that `open` may fail to open with `E`.
+ * What an operator can do with the sessions of a registry, whatever belongs to each: list, count and end them. A registry
+ * that hosts sessions for others, as those of `McpHttp` do, provides this and no more: how its sessions begin, and what
+ * belongs to them, is its own affair.
  *
  * @category models
  */
-export interface Service<out Resource, out E> {
-  /**
-   * A new session of the owner, under a new id. Nobody holds it when this ends: its idle time begins.
-   */
-  readonly create: (
-    owner: SessionOwner,
-    options?: CreateOptions
-  ) => Effect.Effect<RegisteredSession<Resource>, E | RegistryFull | OpenTimeout | RegistryClosed>
-  /**
-   * The owner's session of that id, held until the current scope closes. For as long it does not expire, and its last
-   * activity is when the scope closes.
-   */
-  readonly get: (
-    id: string,
-    owner: SessionOwner
-  ) => Effect.Effect<RegisteredSession<Resource>, SessionNotFound | RegistryClosed, Scope.Scope>
+export interface Operator {
   /**
    * What is known of the owner's session of that id. Looking is no activity.
+   *
+   * Fails with `SessionNotFound` when the owner has no such session, and with `RegistryClosed` after shutdown.
    */
   readonly peek: (id: string, owner: SessionOwner) => Effect.Effect<SessionInfo, SessionNotFound | RegistryClosed>
   /**
    * Ends the owner's session of that id at once, also while it is held. Does not wait for it to be closed.
+   *
+   * Fails with `SessionNotFound` when the owner has no such session, and with `RegistryClosed` after shutdown.
    */
   readonly terminate: (id: string, owner: SessionOwner) => Effect.Effect<void, SessionNotFound | RegistryClosed>
   /**
@@ -252,9 +259,12 @@ export interface Service<out Resource, out E> {
    */
   readonly clear: Effect.Effect<number>
   /**
-   * How many sessions take requests.
+   * How many sessions take requests: held and idle. The expired are none.
    */
   readonly size: Effect.Effect<number>
+  /**
+   * The registry's numbers of this moment.
+   */
   readonly stats: Effect.Effect<SessionRegistryStats>
   /**
    * The sessions that take requests, the least recently used first.
@@ -267,43 +277,138 @@ export interface Service<out Resource, out E> {
 }
 
 /**
+ * The operations of a registry, of sessions that `open` may fail to open with `E`.
+ *
+ * @category models
+ */
+export interface Service<out Resource, out E> extends Operator {
+  /**
+   * A new session of the owner, under a new id. Nobody holds it when this ends: its idle time begins.
+   *
+   * Fails with `RegistryFull` when there is no room for another session, or another of this owner; with `OpenTimeout` when
+   * its `open` takes longer than `openTimeout`; with the error of its `open`; and with `RegistryClosed` after shutdown.
+   */
+  readonly create: (
+    owner: SessionOwner,
+    options?: CreateOptions
+  ) => Effect.Effect<RegisteredSession<Resource>, E | RegistryFull | OpenTimeout | RegistryClosed>
+  /**
+   * The owner's session of that id, held until the current scope closes. For as long it does not expire, and its last
+   * activity is when the scope closes.
+   *
+   * Fails with `SessionNotFound` when the owner has no such session, and with `RegistryClosed` after shutdown. Then nothing
+   * has happened to the session.
+   */
+  readonly get: (
+    id: string,
+    owner: SessionOwner
+  ) => Effect.Effect<RegisteredSession<Resource>, SessionNotFound | RegistryClosed, Scope.Scope>
+}
+
+/**
+ * The operations of a service as members of its tag, each on the service in context.
+ *
+ * @category models
+ */
+export type Accessors<Self, Operations> = {
+  readonly [K in keyof Operations]: Operations[K] extends Effect.Effect<infer A, infer E, infer R>
+    ? Effect.Effect<A, E, R | Self>
+    : Operations[K] extends Stream.Stream<infer A, infer E, infer R> ? Stream.Stream<A, E, R | Self>
+    : Operations[K] extends (...args: infer Args) => Effect.Effect<infer A, infer E, infer R>
+      ? (...args: Args) => Effect.Effect<A, E, R | Self>
+    : never
+}
+
+/**
+ * The tag of an operator's view: its operations on the one in context.
+ *
+ * @category models
+ */
+export interface OperatorClass<in out Self, in out Id extends string>
+  extends Context.ServiceClass<Self, Id, Operator>, Accessors<Self, Operator>
+{}
+
+/**
+ * The layers of a registry that is provided as `Provided`.
+ *
+ * @category models
+ */
+export interface Layers<in out Provided, in out Resource, in out E> {
+  /**
+   * A registry that lives as long as the layer's scope. Fails with `InvalidOptions` when an option has no meaning.
+   */
+  readonly layer: <R = never>(
+    options: SessionRegistryOptions<Resource, E, R>
+  ) => Layer.Layer<Provided, InvalidOptions, Exclude<R, Scope.Scope>>
+  /**
+   * A registry whose options come from the configuration, and from `options` where that is silent. The variables are
+   * named after the options: `MCP_REGISTRY_CAPACITY`, `MCP_REGISTRY_IDLE_TIME_TO_LIVE`, …; README has the table.
+   * Durations are written as `"30 minutes"`, and a plain number is milliseconds.
+   *
+   * An option may be a `Config` of your own, which is read in place of its variable; and so may all of them at once, and
+   * then no variable of the library is read.
+   *
+   * Fails with `ConfigError` when a variable can't be read, and with `InvalidOptions` when what it says has no meaning.
+   */
+  readonly layerConfig: <R = never>(
+    options: Configurable<SessionRegistryOptions<Resource, E, R>>
+  ) => Layer.Layer<Provided, InvalidOptions | Config.ConfigError, Exclude<R, Scope.Scope>>
+}
+
+/**
  * A registry's tag: the operations of {@link Service} on the registry in context, and the layers that make one.
  *
  * @category models
  */
 export interface TagClass<in out Self, in out Id extends string, in out Resource, in out E>
-  extends Context.ServiceClass<Self, Id, Service<Resource, E>>
-{
-  readonly create: (
-    owner: SessionOwner,
-    options?: CreateOptions
-  ) => Effect.Effect<RegisteredSession<Resource>, E | RegistryFull | OpenTimeout | RegistryClosed, Self>
-  readonly get: (
-    id: string,
-    owner: SessionOwner
-  ) => Effect.Effect<RegisteredSession<Resource>, SessionNotFound | RegistryClosed, Scope.Scope | Self>
-  readonly peek: (id: string, owner: SessionOwner) => Effect.Effect<SessionInfo, SessionNotFound | RegistryClosed, Self>
-  readonly terminate: (id: string, owner: SessionOwner) => Effect.Effect<void, SessionNotFound | RegistryClosed, Self>
-  readonly terminateAll: (owner: SessionOwner) => Effect.Effect<number, never, Self>
-  readonly clear: Effect.Effect<number, never, Self>
-  readonly size: Effect.Effect<number, never, Self>
-  readonly stats: Effect.Effect<SessionRegistryStats, never, Self>
-  readonly entries: Effect.Effect<ReadonlyArray<SessionRegistryEntry>, never, Self>
-  readonly events: Stream.Stream<SessionRegistryEvent, never, Self>
-  /**
-   * A registry that lives as long as the layer's scope.
-   */
-  readonly layer: <R = never>(
-    options: SessionRegistryOptions<Resource, E, R>
-  ) => Layer.Layer<Self, InvalidOptions, Exclude<R, Scope.Scope>>
-  /**
-   * A registry whose options come from the configuration, and from `options` where that is silent:
-   * `MCP_SESSION_IDLE_MS`, `MCP_SESSION_CAPACITY` and `MCP_SESSION_CAPACITY_PER_OWNER`.
-   */
-  readonly layerConfig: <R = never>(
-    options: SessionRegistryOptions<Resource, E, R>
-  ) => Layer.Layer<Self, InvalidOptions | Config.ConfigError, Exclude<R, Scope.Scope>>
+  extends
+    Context.ServiceClass<Self, Id, Service<Resource, E>>,
+    Accessors<Self, Service<Resource, E>>,
+    Layers<Self, Resource, E>
+{}
+
+/**
+ * Makes the tag of an operator's view, for an application in which there are several: two `McpHttp` layers, say, of which
+ * each is told by its option `sessions` which tag to provide.
+ *
+ * **Example** (Two endpoints in one application)
+ *
+ * ```ts
+ * class Public extends SessionRegistry.Operator<Public>()("app/Public") {}
+ * class Internal extends SessionRegistry.Operator<Internal>()("app/Internal") {}
+ *
+ * const total = Effect.zipWith(Public.size, Internal.size, (a, b) => a + b)
+ * ```
+ *
+ * @category constructors
+ */
+export const Operator = <Self>() => <const Id extends string>(id: Id): OperatorClass<Self, Id> => {
+  class View extends Context.Service<Self, Operator>()(id) {}
+  return Object.assign(View, operations(View))
 }
+
+/**
+ * What an operator may have of a registry.
+ *
+ * @internal
+ */
+export const operatorOf = (registry: Operator): Operator => {
+  const { clear, entries, events, peek, size, stats, terminate, terminateAll } = registry
+  return { clear, entries, events, peek, size, stats, terminate, terminateAll }
+}
+
+const operations = <Self>(
+  tag: Pick<Context.Service<Self, Operator>, "use" | "useSync">
+): Accessors<Self, Operator> => ({
+  peek: (id, owner) => tag.use((registry) => registry.peek(id, owner)),
+  terminate: (id, owner) => tag.use((registry) => registry.terminate(id, owner)),
+  terminateAll: (owner) => tag.use((registry) => registry.terminateAll(owner)),
+  clear: tag.use((registry) => registry.clear),
+  size: tag.use((registry) => registry.size),
+  stats: tag.use((registry) => registry.stats),
+  entries: tag.use((registry) => registry.entries),
+  events: Stream.unwrap(tag.useSync((registry) => registry.events))
+})
 
 /**
  * Makes the tag of a registry of any type of resource.
@@ -319,27 +424,27 @@ export interface TagClass<in out Self, in out Id extends string, in out Resource
  * @category constructors
  */
 export const Tag =
-  <Self, Resource, E = never>() => <const Id extends string>(name: Id): TagClass<Self, Id, Resource, E> => {
-    class Registry extends Context.Service<Self, Service<Resource, E>>()(name) {
-      static readonly create = (owner: SessionOwner, options?: CreateOptions) =>
-        Registry.use((registry) => registry.create(owner, options))
-      static readonly get = (id: string, owner: SessionOwner) => Registry.use((registry) => registry.get(id, owner))
-      static readonly peek = (id: string, owner: SessionOwner) => Registry.use((registry) => registry.peek(id, owner))
-      static readonly terminate = (id: string, owner: SessionOwner) =>
-        Registry.use((registry) => registry.terminate(id, owner))
-      static readonly terminateAll = (owner: SessionOwner) => Registry.use((registry) => registry.terminateAll(owner))
-      static readonly clear = Registry.use((registry) => registry.clear)
-      static readonly size = Registry.use((registry) => registry.size)
-      static readonly stats = Registry.use((registry) => registry.stats)
-      static readonly entries = Registry.use((registry) => registry.entries)
-      static readonly events = Stream.unwrap(Registry.useSync((registry) => registry.events))
-      static readonly layer = <R = never>(options: SessionRegistryOptions<Resource, E, R>) =>
-        Layer.effect(Registry, make(options))
-      static readonly layerConfig = <R = never>(options: SessionRegistryOptions<Resource, E, R>) =>
-        Layer.effect(Registry, Effect.flatMap(configured(options), make))
-    }
-    return Registry
+  <Self, Resource, E = never>() => <const Id extends string>(id: Id): TagClass<Self, Id, Resource, E> => {
+    class Registry extends Context.Service<Self, Service<Resource, E>>()(id) {}
+    return Object.assign(Registry, operations<Self>(Registry), {
+      create: (owner: SessionOwner, names?: CreateOptions) => Registry.use((registry) => registry.create(owner, names)),
+      get: (sessionId: string, owner: SessionOwner) => Registry.use((registry) => registry.get(sessionId, owner)),
+      ...layers<Self, Resource, E>((registry) => Context.make(Registry, registry))
+    })
   }
+
+const layers = <Provided, Resource, E>(
+  provide: (registry: Service<Resource, E>) => Context.Context<Provided>
+): Layers<Provided, Resource, E> => ({
+  layer: (options) => Layer.effectContext(Effect.map(make(options, "layer"), provide)),
+  layerConfig: (options) =>
+    Layer.effectContext(
+      Effect.flatMap(
+        declared.configured(options),
+        (configured) => Effect.map(make(configured, "layerConfig"), provide)
+      )
+    )
+})
 
 // -----------------------------------------------------------------------------
 // Constructors
@@ -360,8 +465,15 @@ interface Registration {
   ended: Deferred.Deferred<EndReason> | undefined
 }
 
-const make = Effect.fnUntraced(function*<Resource, E, R>(input: SessionRegistryOptions<Resource, E, R>) {
-  const options = yield* parse(input)
+/**
+ * @internal
+ */
+export const make = Effect.fnUntraced(function*<Resource, E, R>(
+  input: SessionRegistryOptions<Resource, E, R>,
+  method: "layer" | "layerConfig"
+) {
+  const { capacityPerOwner = Infinity, ...rest } = yield* Effect.fromResult(declared.parse(input, method))
+  const options = { ...rest, capacityPerOwner }
   const clock = yield* Clock.Clock
   const events = yield* Events.make<SessionRegistryEvent>()
   const counts = {
@@ -653,46 +765,27 @@ const logCloseFailure = (
     )
 }
 
-const knownOptions = [
-  "open",
-  "capacity",
-  "capacityPerOwner",
-  "idleTimeToLive",
-  "maxLifetime",
-  "openTimeout",
-  "closeTimeout",
-  "drainTimeout"
-] as const satisfies ReadonlyArray<keyof SessionRegistryOptions<unknown, unknown, unknown>>
+/**
+ * What the default {@link SessionRegistry} tag needs to create sessions and to get what belongs to them: a registry of the
+ * application's own. Its `layer` provides it, `McpHttp`'s layers do not: their sessions begin with a request.
+ *
+ * @category services
+ */
+export class CreatesSessions
+  extends Tag<CreatesSessions, unknown>()("effect-mcp-sessions/SessionRegistry/CreatesSessions")
+{}
 
-const parse = Effect.fnUntraced(function*(input: unknown) {
-  const read = yield* Options.reader("SessionRegistry", input, knownOptions)
-  yield* read.fn("open")
-  return {
-    capacity: yield* read.count("capacity", 10_000),
-    capacityPerOwner: yield* read.count("capacityPerOwner", Infinity),
-    idleTimeToLive: yield* read.millis("idleTimeToLive", "30 minutes", { least: "positive", infinite: true }),
-    maxLifetime: yield* read.millis("maxLifetime", Duration.infinity, { least: "positive", infinite: true }),
-    openTimeout: yield* read.millis("openTimeout", "30 seconds", { least: "positive" }),
-    closeTimeout: yield* read.millis("closeTimeout", "10 seconds", { least: "positive" }),
-    drainTimeout: yield* read.millis("drainTimeout", 0, { least: "zero" })
-  }
-})
-
-const config = Config.all({
-  idleTimeToLive: Config.option(Config.Number("MCP_SESSION_IDLE_MS")),
-  capacity: Config.option(Config.Number("MCP_SESSION_CAPACITY")),
-  capacityPerOwner: Config.option(Config.Number("MCP_SESSION_CAPACITY_PER_OWNER"))
-})
-
-const configured = <Resource, E, R>(
-  options: SessionRegistryOptions<Resource, E, R>
-): Effect.Effect<SessionRegistryOptions<Resource, E, R>, Config.ConfigError> =>
-  Effect.map(config, (values) => ({ ...options, ...Record.getSomes(values) }))
+const defaultLayers = layers<SessionRegistry | CreatesSessions, unknown, never>((registry) =>
+  Context.make(SessionRegistry, registry).pipe(Context.add(CreatesSessions, registry))
+)
 
 /**
- * The registry of a server's sessions. `McpHttp`'s layers provide it over the sessions they host, so that an operator can
- * list, count and terminate them, whatever belongs to each: hence the opaque resource. For a resource of your own, make a
- * tag with {@link Tag}.
+ * The registry of a server's sessions, as its operator sees it: {@link Operator}. `McpHttp`'s layers provide it over the
+ * sessions that they host.
+ *
+ * Its own {@link SessionRegistry.layer} provides a registry of the application's sessions, which {@link
+ * SessionRegistry.create} and {@link SessionRegistry.get} need; without it they do not compile. For a resource with a type
+ * make a tag with {@link Tag}, for several views in one application with {@link Operator}.
  *
  * **Example** (Log a user out)
  *
@@ -702,6 +795,27 @@ const configured = <Resource, E, R>(
  *
  * @category services
  */
-export class SessionRegistry extends Tag<SessionRegistry, unknown>()("effect-mcp-sessions/SessionRegistry") {
+export class SessionRegistry extends Operator<SessionRegistry>()("effect-mcp-sessions/SessionRegistry") {
+  /** Makes the tag of a registry of any type of resource: {@link Tag}. */
   static readonly Tag = Tag
+  /** Makes the tag of an operator's view: {@link Operator}. */
+  static readonly Operator = Operator
+  /**
+   * A new session of the owner, as {@link Service.create} makes it. Needs a registry of the application's own.
+   */
+  static readonly create = CreatesSessions.create
+  /**
+   * The owner's session of that id, held until the current scope closes, as {@link Service.get} does. Needs a registry of
+   * the application's own.
+   */
+  static readonly get = CreatesSessions.get
+  /**
+   * A registry that lives as long as the layer's scope. Fails with `InvalidOptions` when an option has no meaning.
+   */
+  static readonly layer = defaultLayers.layer
+  /**
+   * A registry whose options come from the configuration, and from `options` where that is silent: see
+   * {@link Layers.layerConfig}.
+   */
+  static readonly layerConfig = defaultLayers.layerConfig
 }

@@ -2,9 +2,16 @@
  * What a registry fails with besides the errors of its `open`.
  */
 import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import { respond } from "./internal/problem.ts"
+
+// The operation that failed.
+const asking = Schema.Literals(["get", "peek", "terminate"]).pipe(Schema.withConstructorDefault(Effect.succeed("get")))
+const operation = Schema.Literals(["create", "get", "peek", "terminate"]).pipe(
+  Schema.withConstructorDefault(Effect.succeed("create"))
+)
 
 /**
  * The caller has no session of this id. Whether there never was one, it has expired or been terminated, or it is someone
@@ -12,9 +19,12 @@ import { respond } from "./internal/problem.ts"
  *
  * @category errors
  */
-export class SessionNotFound extends Schema.TaggedError<SessionNotFound>()("SessionNotFound", {}) {
+export class SessionNotFound
+  extends Schema.TaggedError<SessionNotFound>("effect-mcp-sessions/SessionNotFound")("SessionNotFound", {
+    method: asking
+  })
+{
   readonly module = "SessionRegistry"
-  readonly method = "get"
   readonly reference = "session-not-found"
 
   override get message(): string {
@@ -32,9 +42,10 @@ export class SessionNotFound extends Schema.TaggedError<SessionNotFound>()("Sess
  *
  * @category errors
  */
-export class RegistryFull extends Schema.TaggedError<RegistryFull>()("RegistryFull", {
+export class RegistryFull extends Schema.TaggedError<RegistryFull>("effect-mcp-sessions/RegistryFull")("RegistryFull", {
+  /** What is full: the registry, or the owner's share of it. */
   scope: Schema.Literals(["registry", "owner"]),
-  /** How many sessions fit. */
+  /** How many sessions fit there. */
   capacity: Schema.Number
 }) {
   readonly module = "SessionRegistry"
@@ -59,7 +70,10 @@ export class RegistryFull extends Schema.TaggedError<RegistryFull>()("RegistryFu
  *
  * @category errors
  */
-export class OpenTimeout extends Schema.TaggedError<OpenTimeout>()("OpenTimeout", { after: Schema.Duration }) {
+export class OpenTimeout extends Schema.TaggedError<OpenTimeout>("effect-mcp-sessions/OpenTimeout")("OpenTimeout", {
+  /** The `openTimeout` that has passed. */
+  after: Schema.Duration
+}) {
   readonly module = "SessionRegistry"
   readonly method = "create"
   readonly reference = "open-timeout"
@@ -83,9 +97,12 @@ export class OpenTimeout extends Schema.TaggedError<OpenTimeout>()("OpenTimeout"
  *
  * @category errors
  */
-export class RegistryClosed extends Schema.TaggedError<RegistryClosed>()("RegistryClosed", {}) {
+export class RegistryClosed
+  extends Schema.TaggedError<RegistryClosed>("effect-mcp-sessions/RegistryClosed")("RegistryClosed", {
+    method: operation
+  })
+{
   readonly module = "SessionRegistry"
-  readonly method = "get"
   readonly reference = "registry-closed"
 
   override get message(): string {

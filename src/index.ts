@@ -21,6 +21,7 @@ export {
 } from "./SessionPool.ts"
 export {
   type CreateOptions,
+  CreatesSessions,
   type EndReason,
   OpenTimeout,
   type RegisteredSession,

@@ -1,4 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
+import * as Arbitrary from "effect/Arbitrary"
 import * as Effect from "effect/Effect"
 import * as Equal from "effect/Equal"
 import * as Option from "effect/Option"
@@ -14,6 +15,7 @@ import {
   InvalidOptions,
   MalformedCredentials,
   MissingCredentials,
+  PrincipalKey,
   SessionKey
 } from "effect-mcp-sessions"
 import { inspect } from "node:util"
@@ -24,6 +26,33 @@ const response = (error: HttpServerRespondable.Respondable) =>
 const withToken = (token: string) => Identity.fromKey("user:1", { credentials: Credentials.bearer(token) })
 
 const json = (web: Response) => Effect.promise((): Promise<unknown> => web.json())
+
+const base64url = (text: string) => Buffer.from(text).toString("base64url")
+
+const jwt = (payload: unknown) =>
+  `${base64url("{}")}.${base64url(typeof payload === "string" ? payload : JSON.stringify(payload))}.sig`
+
+/** With credentials that say that they expire then. */
+const expiring = (expiresAt: number | undefined) =>
+  Identity.fromKey("user:1", { credentials: Credentials.bearer(`t${expiresAt}`, { expiresAt }) })
+
+const isPrincipalKey = Schema.is(PrincipalKey)
+
+// Few characters and short, so that what might be taken for one another comes up
+const text = (alphabet: ReadonlyArray<string>) =>
+  Arbitrary.map(
+    Arbitrary.array(Arbitrary.schema(Schema.Literals(alphabet)), { minLength: 1, maxLength: 6 }),
+    (parts) => parts.join("")
+  )
+const principal = text(["~", "/", "a"])
+const upstream = Arbitrary.map(
+  Arbitrary.array(text(["~", "a"]), { maxLength: 1 }),
+  ([name]) => Option.fromUndefinedOr(name)
+)
+const placed = (key: string, name: Option.Option<string>) => {
+  const identity = Identity.fromKey(key)
+  return Option.isSome(name) ? identity.at(name.value) : identity
+}
 
 describe("SessionKey", () => {
   it.each(["a", "tenant:acme", "!~", "x".repeat(256), "__proto__"])("accepts %j", (key) => {
@@ -77,22 +106,80 @@ describe("Identity", () => {
     assert.isFalse(Equal.equals(withToken("a"), withToken("b")))
   })
 
-  it("at prefixes the key and keeps the rest", () => {
+  it("has no upstream and is not verified unless told otherwise", () => {
+    for (const identity of [Identity.fromKey("user:1"), Identity.shared()]) {
+      assert.isTrue(Option.isNone(identity.upstream))
+      assert.isFalse(identity.verified)
+    }
+    assert.isTrue(Identity.fromKey("user:1", { verified: true }).verified)
+    const made = new Identity({ key: SessionKey.make("user:1"), credentials: Option.none(), shared: false })
+    assert.deepStrictEqual(made, Identity.fromKey("user:1"))
+  })
+
+  it("at carries the upstream as data and keeps the rest", () => {
     const credentials = Credentials.bearer("abc")
-    const identity = Identity.fromKey("user:1", { credentials }).at("weather")
-    assert.strictEqual(identity.key, "weather/user:1")
+    const identity = Identity.fromKey("user:1", { credentials, verified: true }).at("weather")
+    assert.deepStrictEqual(identity.upstream, Option.some("weather"))
+    assert.strictEqual(identity.key, "~weather/user:1")
+    assert.strictEqual(identity.principal, "user:1")
     assert.deepStrictEqual(identity.credentials, Option.some(credentials))
+    assert.isTrue(identity.verified)
     assert.isFalse(identity.shared)
     assert.isTrue(Identity.shared().at("weather").shared)
   })
 
-  it("at never gives two principals one key", () => {
-    // Were "/" allowed, fromKey("c").at("a/b") and fromKey("b/c").at("a") would be one
-    assert.throws(() => Identity.fromKey("c").at("a/b"), InvalidIdentity)
-    assert.throws(() => Identity.fromKey("c").at(""), InvalidIdentity)
+  it("at of an identity that is at an upstream already is the same principal at another", () => {
+    const identity = Identity.fromKey("user:1").at("weather").at("files")
+    assert.deepStrictEqual(identity, Identity.fromKey("user:1").at("files"))
+    assert.strictEqual(identity.principal, "user:1")
   })
 
-  it("throws InvalidIdentity for what is no session key, and does not repeat it", () => {
+  it("at takes no name that mcp.json would not", () => {
+    for (const name of ["", "a/b", "/", "a b", "é", "x".repeat(129)]) {
+      assert.throws(() => Identity.fromKey("c").at(name), InvalidIdentity, "the name of an upstream must be")
+    }
+    assert.strictEqual(Identity.fromKey("c").at("x".repeat(128)).key.length, 131)
+  })
+
+  it.prop(
+    "no two principals, and no principal at two upstreams, have one key",
+    [principal, upstream, principal, upstream, Schema.Boolean],
+    ([key, name, random, otherName, isDerived]) => {
+      if (!isPrincipalKey(key)) return
+      const one = placed(key, name)
+      assert.strictEqual(one.principal, key)
+      assert.deepStrictEqual(one.upstream, name)
+      // The key that the first has at its upstream is the likeliest to be taken for it
+      const otherKey = isDerived ? one.key : random
+      if (!isPrincipalKey(otherKey)) return
+      const other = placed(otherKey, otherName)
+      assert.strictEqual(one.key === other.key, key === otherKey && Equal.equals(name, otherName))
+    },
+    { arbitrary: { runs: 1000 } }
+  )
+
+  it.prop("fromKey and shared take a key exactly if PrincipalKey does", [principal], ([key]) => {
+    const isTaken = isPrincipalKey(key)
+    for (const make of [() => Identity.fromKey(key), () => Identity.shared(key)]) {
+      if (isTaken) assert.strictEqual(make().key, key)
+      else assert.throws(make, InvalidIdentity, "call at(name) instead")
+    }
+    const fields = { credentials: Option.none(), shared: false }
+    const construct = () => new Identity({ key: SessionKey.make(key), ...fields })
+    if (isTaken) assert.strictEqual(construct().key, key)
+    else assert.throws(construct)
+  })
+
+  it("the constructor takes no upstream that is not in the key", () => {
+    const fields = { credentials: Option.none(), shared: false }
+    for (const [key, name] of [["~a/b", "c"], ["b", "a"], ["a/b", "a"], ["~a/", "a"], ["~a/~b/c", "a"]] as const) {
+      assert.throws(() => new Identity({ ...fields, key: SessionKey.make(key), upstream: Option.some(name) }))
+    }
+    const made = new Identity({ ...fields, key: SessionKey.make("~a/b"), upstream: Option.some("a") })
+    assert.deepStrictEqual(made, Identity.fromKey("b").at("a"))
+  })
+
+  it("throws InvalidIdentity for what can't be a session key, and does not repeat it", () => {
     for (
       const make of [
         () => Identity.fromKey("SECRET\n"),
@@ -108,6 +195,95 @@ describe("Identity", () => {
         assert.notInclude(inspect(error), "SECRET")
       }
     }
+  })
+})
+
+describe("Identity.newest", () => {
+  const now = 1_000_000
+  const clock = { currentTimeMillisUnsafe: () => now }
+  const identities = {
+    none: Identity.fromKey("user:1"),
+    silent: expiring(undefined),
+    soon: expiring(now + 1000),
+    late: expiring(now + 2000),
+    expired: expiring(now - 1),
+    longExpired: expiring(now - 1000)
+  }
+  type Name = keyof typeof identities
+  const names = Object.keys(identities) as ReadonlyArray<Name>
+
+  // Which of the columns replace the row
+  const replaced: Readonly<Record<Name, ReadonlyArray<Name>>> = {
+    none: ["silent", "soon", "late", "expired", "longExpired"],
+    silent: ["silent", "soon", "late"],
+    soon: ["silent", "soon", "late"],
+    late: ["silent", "late"],
+    expired: ["silent", "soon", "late", "expired"],
+    longExpired: ["silent", "soon", "late", "expired", "longExpired"]
+  }
+
+  it.each(names)("credentials of the kind %s are replaced by newer ones, never by some that expire sooner", (name) => {
+    const known = identities[name]
+    for (const other of names) {
+      // Equal and not the same, as they come with another request
+      const comes = new Identity(identities[other])
+      const kept = Identity.newest(known, comes, clock)
+      assert.strictEqual(kept, replaced[name].includes(other) ? comes : known, `${name}, then ${other}`)
+    }
+  })
+
+  it("asks nobody for the time, and reads no token, when an identity comes again", () => {
+    const untouchable = { currentTimeMillisUnsafe: () => assert.fail("it was asked") }
+    const identity = withToken("not.read.at-all")
+    assert.strictEqual(Identity.newest(identity, identity, untouchable), identity)
+    assert.strictEqual(Identity.newest(identity, identity.at("weather"), untouchable).key, "~weather/user:1")
+  })
+})
+
+describe("Credentials.expiry", () => {
+  it("is expiresAt if it was given, else the exp of a JWT", () => {
+    const token = jwt({ sub: "é", exp: 2000.5 })
+    assert.deepStrictEqual(Credentials.bearer(token).expiry, Option.some(2_000_500))
+    assert.deepStrictEqual(Credentials.bearer(token, { expiresAt: 7 }).expiry, Option.some(7))
+    assert.deepStrictEqual(Credentials.bearer("opaque", { expiresAt: 7 }).expiry, Option.some(7))
+  })
+
+  it("is none of a token that does not say it in a way that can be read", () => {
+    for (
+      const token of [
+        "opaque",
+        "",
+        ".",
+        "..",
+        "a.b.c",
+        "a.b",
+        jwt({}),
+        jwt({ exp: "2000" }),
+        jwt({ exp: null }),
+        jwt("{\"exp\":1e999}"),
+        jwt("{\"exp\":1e308}"),
+        jwt("null"),
+        jwt("[2000]"),
+        jwt("{\"exp\":2000"),
+        jwt("[".repeat(10_000)),
+        `${jwt({ exp: 2000 })}.a.b`,
+        `a.${base64url("{\"exp\":2000}")}`,
+        jwt({ exp: 2000, more: "x".repeat(16_384) })
+      ]
+    ) {
+      assert.deepStrictEqual(Credentials.bearer(token).expiry, Option.none(), token.slice(0, 80))
+    }
+  })
+
+  it.prop("is read from whatever token there is", [Schema.Json, Schema.String], ([payload, token]) => {
+    assert.isTrue(Option.isOption(Credentials.bearer(jwt(payload)).expiry))
+    assert.isTrue(Option.isOption(Credentials.bearer(token).expiry))
+  })
+
+  it("is no part of what makes credentials equal", () => {
+    const [one, other] = [withToken(jwt({ exp: 1 })), withToken(jwt({ exp: 1 }))]
+    assert.isTrue(Option.isSome(Option.getOrThrow(one.credentials).expiry))
+    assert.isTrue(Equal.equals(one, other))
   })
 })
 

@@ -594,7 +594,7 @@ describe("IdentityResolver", () => {
           ["mode", ["REQUIRED", "bogus", "", null, 5, ["required"]]],
           ["scheme", ["Raw", "digest", "", null]],
           ["header", ["", "a b", "x:y", "é", "a\n", null, 5]],
-          ["sharedKey", ["", "a b", "x".repeat(257), null, 5]],
+          ["sharedKey", ["", "a b", "x".repeat(257), "~a/b", null, 5]],
           ["keySecret", ["SECRET", Redacted.make(""), Redacted.make(5), null]]
         ]
         for (const [option, values] of cases) {
@@ -673,7 +673,8 @@ describe("IdentityResolver", () => {
             ["MCP_AUTH_MODE", "REQUIRED"],
             ["MCP_AUTH_SCHEME", "digest"],
             ["MCP_AUTH_HEADER", "a b"],
-            ["MCP_SHARED_KEY", "a b"]
+            ["MCP_SHARED_KEY", "a b"],
+            ["MCP_SHARED_KEY", "~a/b"]
           ] as const
         ) {
           const error = yield* Effect.flip(Layer.build(configured({ [name]: value })))
@@ -707,7 +708,8 @@ describe("IdentityResolver", () => {
             [{ token: "dXNlcjpw", scheme: "basic" }, "basic", "dXNlcjpw", "Basic dXNlcjpw"],
             [{ token: "t", scheme: "bearer", header: "Token t" }, "bearer", "t", "Token t"],
             [{ token: "t", header: Redacted.make("Token t") }, "raw", "t", "Token t"],
-            [{ token: "t", scheme: undefined, header: "" }, "raw", "t", "t"]
+            [{ token: "t", scheme: undefined, header: "" }, "raw", "t", "t"],
+            [{ token: "t", expiresAt: undefined }, "raw", "t", "t"]
           ] as const
         ) {
           const identity = yield* resolveWith(() => Effect.succeed({ key: "user:1", auth }))
@@ -727,6 +729,18 @@ describe("IdentityResolver", () => {
           const identity = yield* resolveWith(() => Effect.succeed({ key: "user:1", auth }))
           assert.deepStrictEqual(identity, Identity.fromKey("user:1"))
         }
+      }))
+
+    it.effect("takes when the credentials expire", () =>
+      Effect.gen(function*() {
+        const identity = yield* resolveWith(() => Effect.succeed({ key: "user:1", auth: { token: "t", expiresAt: 7 } }))
+        assert.deepStrictEqual(Option.getOrThrow(identity.credentials).expiry, Option.some(7))
+      }))
+
+    it.effect("takes an Identity that says that it is verified", () =>
+      Effect.gen(function*() {
+        assert.isTrue((yield* resolveWith(() => Effect.succeed(Identity.fromKey("u", { verified: true })))).verified)
+        assert.isFalse((yield* resolveWith(() => Effect.succeed("u"))).verified)
       }))
 
     it.effect("takes shared", () =>
@@ -767,7 +781,16 @@ describe("IdentityResolver", () => {
             { key, auth: { token: ["SECRET"] } },
             { key, auth: { token: Redacted.make(7) } },
             { key, auth: { token: "SECRET", scheme: "zzz" } },
-            { key, auth: { token: "SECRET", header: 7 } }
+            { key, auth: { token: "SECRET", header: 7 } },
+            { key, auth: { token: "SECRET", expiresAt: "7" } },
+            { key, auth: { token: "SECRET", expiresAt: NaN } },
+            "~weather/SECRET",
+            { key: "~weather/SECRET" },
+            // Made without the checks of its constructor: the key of somebody else
+            new Identity({ ...Identity.fromKey("user:1"), key: Identity.fromKey("SECRET").at("weather").key }, {
+              disableChecks: true
+            }),
+            new Identity({ ...Identity.fromKey("SECRET"), upstream: Option.some("weather") }, { disableChecks: true })
           ]
         ) {
           const error = yield* Effect.flip(resolveWith(() => Effect.succeed(identified as Identified)))
@@ -860,7 +883,7 @@ describe("IdentityResolver", () => {
       ).pipe(Layer.provide(IdentityResolver.layer({ mode: "required" })))
       return Effect.gen(function*() {
         const identity = yield* IdentityResolver.resolve({ headers: { authorization: "Bearer abc" } })
-        assert.match(identity.key, /^tenant\/bearer:/)
+        assert.match(identity.key, /^~tenant\/bearer:/)
         assert.strictEqual(tokenOf(identity), "abc")
         assert.instanceOf(yield* Effect.flip(IdentityResolver.resolve({ headers: {} })), MissingCredentials)
       }).pipe(Effect.provide(layer))

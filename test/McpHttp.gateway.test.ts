@@ -4,8 +4,10 @@ import { CallToolRequestSchema, ListToolsRequestSchema } from "@modelcontextprot
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
 import type * as Scope from "effect/Scope"
 import * as Headers from "effect/http/Headers"
+import { Identity } from "effect-mcp-sessions/Identity"
 import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
 import * as McpConnector from "effect-mcp-sessions/McpConnector"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
@@ -13,7 +15,18 @@ import { SessionPool, type SessionPoolOptions } from "effect-mcp-sessions/Sessio
 import type { McpSession } from "effect-mcp-sessions/McpSession"
 import type { McpSessionError } from "effect-mcp-sessions/McpSessionError"
 import * as Gateway from "../examples/gateway.ts"
-import { begin, call, type Endpoint, initialize, post, request, socket, textOf, web } from "./support/mcpHttp.ts"
+import {
+  begin,
+  call,
+  type Endpoint,
+  initialize,
+  messagesOf,
+  post,
+  request,
+  socket,
+  textOf,
+  web
+} from "./support/mcpHttp.ts"
 
 /** An upstream that remembers: `count` counts the calls of its session, `token` says what the call was made with. */
 const upstream = (log: { opened: number; closed: number }) => () =>
@@ -26,6 +39,9 @@ const upstream = (log: { opened: number; closed: number }) => () =>
         tools: ["count", "token"].map((name) => ({ name, inputSchema: { type: "object" as const } }))
       }))
       server.setRequestHandler(CallToolRequestSchema, ({ params }, { requestInfo }) => {
+        if (params.name === "gone") {
+          throw Object.assign(new Error("No such resource"), { code: -32002, data: { uri: "a://b" } })
+        }
         const text = params.name === "count" ? String(++count) : String(requestInfo?.headers["authorization"])
         return { content: [{ type: "text", text }] }
       })
@@ -44,11 +60,12 @@ const identities = IdentityResolver.layerIdentify(({ headers }) =>
 
 const open = <E>(
   server: McpHttp.LayerOptions<E, SessionPool | Scope.Scope>["server"],
-  options: SessionPoolOptions<McpSession, McpSessionError, Scope.Scope>
+  options: SessionPoolOptions<McpSession, McpSessionError, Scope.Scope>,
+  logger: Layer.Layer<never> = Layer.empty
 ) =>
   Effect.gen(function*() {
     const pool = Context.get(yield* Layer.build(SessionPool.layer(options)), SessionPool)
-    const gateway = McpHttp.layer({ server }).pipe(Layer.provide(Layer.succeed(SessionPool, pool)))
+    const gateway = McpHttp.layer({ server }).pipe(Layer.provide([Layer.succeed(SessionPool, pool), logger]))
     return { ...yield* web(gateway, identities), pool }
   })
 
@@ -103,6 +120,28 @@ describe("a gateway", () => {
       const third = yield* begin(endpoint, "alice-1")
       assert.strictEqual(yield* say(endpoint, "alice-1", third, "count"), "1")
       assert.deepStrictEqual(log, { opened: 3, closed: 1 })
+    }))
+
+  it.live("hands an error of the upstream on as it is, and keeps its own texts for the log", () =>
+    Effect.gen(function*() {
+      const logged: Array<unknown> = []
+      const logger = Logger.layer([Logger.make(({ message }) => void logged.push(message))])
+      const endpoint = yield* open(Gateway.byIdentity, {
+        connect: McpConnector.inProcess(upstream({ opened: 0, closed: 0 })),
+        capacity: 1,
+        acquireTimeout: 0
+      }, logger)
+      const session = yield* begin(endpoint, "alice-1")
+      const answer = (tool: string): Effect.Effect<unknown> =>
+        Effect.flatMap(post(endpoint, call(tool), { as: "alice-1", session }), messagesOf)
+      const gone = { code: -32002, message: "No such resource", data: { uri: "a://b" } }
+      assert.deepStrictEqual(yield* answer("gone"), [{ jsonrpc: "2.0", id: 1, error: gone }])
+      assert.deepStrictEqual(logged, [])
+      // The pool has one place, and it is taken
+      yield* endpoint.pool.get(Identity.fromKey("user:carol"))
+      const busy = { code: -32603, message: "The gateway is busy: try again later" }
+      assert.deepStrictEqual(yield* answer("count"), [{ jsonrpc: "2.0", id: 1, error: busy }])
+      assert.include(JSON.stringify(logged), "capacity")
     }))
 
   it.live("hands the newest credentials on, over one and the same upstream session", () =>

@@ -46,6 +46,14 @@ const failing = (): EventStore => ({
 /** How the answer to a call begins whose session has ended. */
 const abandoned = (id: number) => `{"jsonrpc":"2.0","id":${id},"error":{"code":-32000,`
 
+const say = (endpoint: { readonly log: ReturnType<typeof makeLog> }, session: string, data: unknown) =>
+  Effect.promise(() =>
+    endpoint.log.servers.get(session)!.notification({
+      method: "notifications/message",
+      params: { level: "info", data }
+    })
+  )
+
 const cancel = (requestId: string | number) => ({
   jsonrpc: "2.0",
   method: "notifications/cancelled",
@@ -229,14 +237,6 @@ const suite = (start: typeof web) => {
     }))
 
   describe("a stream to listen on", () => {
-    const say = (endpoint: { readonly log: ReturnType<typeof makeLog> }, session: string, data: unknown) =>
-      Effect.promise(() =>
-        endpoint.log.servers.get(session)!.notification({
-          method: "notifications/message",
-          params: { level: "info", data }
-        })
-      )
-
     it.live("ends when it is old enough, and what is said until the client is back is heard then", () =>
       Effect.gen(function*() {
         const endpoint = yield* open(start, { streamTimeToLive: 150 })
@@ -291,19 +291,12 @@ const suite = (start: typeof web) => {
       Effect.gen(function*() {
         const endpoint = yield* open(start, { eventStore: McpHttp.memoryEventStore() })
         const session = yield* begin(endpoint)
-        const say = (data: number) =>
-          Effect.promise(() =>
-            endpoint.log.servers.get(session)!.notification({
-              method: "notifications/message",
-              params: { level: "info", data }
-            })
-          )
         const stream = yield* request(endpoint, "GET", { session, headers: version })
-        yield* say(1)
+        yield* say(endpoint, session, 1)
         const heard = yield* readUntil(stream, "\"data\":1")
         const id = /^id: (.+)$/m.exec(heard)![1]!
-        yield* say(2)
-        yield* say(3)
+        yield* say(endpoint, session, 2)
+        yield* say(endpoint, session, 3)
         const resumed = yield* request(endpoint, "GET", { session, headers: { ...version, "last-event-id": id } })
         assert.strictEqual(resumed.status, 200)
         const rest = yield* readUntil(resumed, "\"data\":3")

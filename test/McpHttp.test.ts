@@ -23,6 +23,8 @@ import {
 
 const json = { "content-type": "application/json" }
 
+const echoes = (count: number) => Array.from({ length: count }, (_, id) => call("echo", {}, id))
+
 const open = (
   start: typeof web,
   options: Partial<McpHttp.LayerOptions<never, never>> = {},
@@ -329,7 +331,6 @@ const suite = (start: typeof web) => {
       Effect.gen(function*() {
         const endpoint = yield* open(start)
         const session = yield* begin(endpoint)
-        const echoes = (count: number) => Array.from({ length: count }, (_, id) => call("echo", {}, id))
         assert.strictEqual((yield* post(endpoint, [], { session })).status, 400)
         assert.strictEqual((yield* post(endpoint, echoes(101), { session })).status, 400)
         assert.deepStrictEqual(endpoint.log.called, [])

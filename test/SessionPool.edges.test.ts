@@ -8,11 +8,11 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import { TestClock } from "effect/testing"
 import { Identity, IdentityResolver, InvalidOptions, SessionPool } from "effect-mcp-sessions"
+import * as Sent from "../src/internal/sent.ts"
 
 interface Session {
   readonly id: number
-  /** As an `McpSession` tells what its server has accepted. */
-  readonly accepted: number
+  readonly [Sent.TypeId]?: Sent.Sent
 }
 
 class Pool extends SessionPool.Tag<Pool, Session, string>()("test/Pool") {}
@@ -38,7 +38,7 @@ describe("SessionPool, where two things meet", () => {
       connect: (_, handle) =>
         Effect.sync(() => {
           if (++opened === 1) died = handle.retire("died")
-          return { id: opened, accepted: 0 }
+          return { id: opened }
         }),
       check: () => Effect.sleep(50),
       checkAfter: 0
@@ -58,7 +58,7 @@ describe("SessionPool, where two things meet", () => {
     }).pipe(Effect.provide(Pool.layer({
       connect: () =>
         Effect.suspend((): Effect.Effect<Session, string> =>
-          ++attempts === 1 ? Deferred.await(fail) : Effect.succeed({ id: attempts, accepted: 0 })
+          ++attempts === 1 ? Deferred.await(fail) : Effect.succeed({ id: attempts })
         ),
       failureTimeToLive: Duration.infinity
     })))
@@ -72,7 +72,7 @@ describe("SessionPool, where two things meet", () => {
       const unhealthy = yield* Pool.stats
       assert.deepStrictEqual([unhealthy.hits, unhealthy.misses], [0, 2])
     }).pipe(Effect.provide(Pool.layer({
-      connect: () => Effect.sync(() => ({ id: ++opened, accepted: 0 })),
+      connect: () => Effect.sync(() => ({ id: ++opened })),
       check: () => Effect.fail("unwell"),
       checkAfter: 0
     })))
@@ -81,13 +81,15 @@ describe("SessionPool, where two things meet", () => {
   it.effect("a session that its server has forgotten is a hit, also when its call is run again elsewhere", () => {
     let opened = 0
     const expired = { _tag: "McpSessionError", reason: { _tag: "SessionExpired" } } as const
+    const sent = Sent.make()
+    sent.expirations.add(expired)
     return Effect.gen(function*() {
       yield* visit
       const answer = yield* Pool.withSession(alice, ({ id }) => id === 1 ? Effect.fail(expired) : Effect.succeed(id))
       assert.strictEqual(answer, 2)
       const { hits, misses, retirements } = yield* Pool.stats
       assert.deepStrictEqual([hits, misses, retirements], [1, 1, 1])
-    }).pipe(Effect.provide(Pool.layer({ connect: () => Effect.sync(() => ({ id: ++opened, accepted: 0 })) })))
+    }).pipe(Effect.provide(Pool.layer({ connect: () => Effect.sync(() => ({ id: ++opened, [Sent.TypeId]: sent })) })))
   })
 
   it.effect("a connect that returns no Effect is a defect at once, and says so", () =>
@@ -96,7 +98,7 @@ describe("SessionPool, where two things meet", () => {
       assert.isTrue(Exit.hasDies(exit))
       assert.include(String(exit), "connect must return an Effect")
     }).pipe(Effect.provide(Pool.layer({
-      connect: (() => Promise.resolve({ id: 1, accepted: 0 })) as unknown as () => Effect.Effect<Session, string>
+      connect: (() => Promise.resolve({ id: 1 })) as unknown as () => Effect.Effect<Session, string>
     }))))
 
   it.effect("connect and check may need different services", () =>
@@ -106,7 +108,7 @@ describe("SessionPool, where two things meet", () => {
     }).pipe(
       Effect.provide(
         Pool.layer({
-          connect: () => Effect.succeed({ id: 1, accepted: 0 }),
+          connect: () => Effect.succeed({ id: 1 }),
           check: () => ForCheck.use(() => Effect.void),
           checkAfter: 0
         }).pipe(Layer.provide(Layer.succeed(ForCheck, { is: true })))

@@ -490,12 +490,13 @@ describe("Bugs that other pools shipped, and SessionPool does not", () => {
       const { lines } = yield* record(pool)
       yield* visit(pool, a.at("weather"))
       assert.isFalse(yield* pool.invalidate(a))
-      assert.isTrue(yield* pool.invalidate(Identity.fromKey("weather/a")))
+      assert.isFalse(yield* pool.invalidate(Identity.fromKey("weather/a")))
+      assert.isTrue(yield* pool.invalidate(Identity.fromKey("a").at("weather")))
       yield* settle
       assert.deepStrictEqual(lines, [
-        "Opened weather/a",
-        "Retired weather/a: invalidated",
-        "Closed weather/a: invalidated"
+        "Opened ~weather/a",
+        "Retired ~weather/a: invalidated",
+        "Closed ~weather/a: invalidated"
       ])
     }))
 })

@@ -79,42 +79,31 @@ describe("SessionRegistry options", () => {
       assert.strictEqual((yield* registry.stats).closing, 1)
     }))
 
-  const nonsense: ReadonlyArray<readonly [option: string, value: unknown]> = [
-    ["open", undefined],
-    ["open", "open"],
-    ["capacity", 0],
-    ["capacity", -1],
-    ["capacity", 1.5],
-    ["capacity", NaN],
-    ["capacity", Infinity],
-    ["capacity", "10"],
-    ["capacity", null],
-    ["capacityPerOwner", 0],
-    ["capacityPerOwner", Infinity],
-    ["capacityPerOwner", null],
-    ["idleTimeToLive", 0],
-    ["idleTimeToLive", -1],
-    ["idleTimeToLive", NaN],
-    ["idleTimeToLive", null],
-    ["idleTimeToLive", "soon"],
-    ["maxLifetime", 0],
-    ["maxLifetime", NaN],
-    ["openTimeout", 0],
-    ["openTimeout", Duration.infinity],
-    ["closeTimeout", 0],
-    ["closeTimeout", Duration.infinity],
-    ["drainTimeout", -1],
-    ["drainTimeout", Duration.infinity],
-    ["staleTimeout", 1_800_000]
+  const counts = [0, -1, 1.5, Number.NaN, Infinity, "10", null]
+  const endless = [0, -1, Number.NaN, null, "soon", {}]
+  const bounded = [...endless, Duration.infinity]
+  const nonsense: ReadonlyArray<readonly [option: string, values: ReadonlyArray<unknown>]> = [
+    ["open", [undefined, null, "open", {}]],
+    ["capacity", counts],
+    ["capacityPerOwner", counts],
+    ["idleTimeToLive", endless],
+    ["maxLifetime", endless],
+    ["openTimeout", bounded],
+    ["closeTimeout", bounded],
+    ["drainTimeout", [-1, Number.NaN, null, "soon", Duration.infinity]],
+    ["staleTimeout", [1_800_000]]
   ]
-  for (const [option, value] of nonsense) {
-    it.effect(`${option}: ${String(value)} is refused when the layer builds`, () =>
+  it.effect.each(nonsense)(
+    "%s without a meaning is refused when the layer builds",
+    ([option, values]) =>
       Effect.gen(function*() {
-        const error = yield* refusal({ open, [option]: value })
-        assert.instanceOf(error, InvalidOptions)
-        assert.deepInclude(error, { module: "SessionRegistry", option })
-      }))
-  }
+        for (const value of values) {
+          const error = yield* refusal({ open, [option]: value })
+          assert.instanceOf(error, InvalidOptions, String(value))
+          assert.deepInclude(error, { module: "SessionRegistry", method: "layer", option })
+        }
+      })
+  )
 
   it.effect("options that are none are refused", () =>
     Effect.gen(function*() {
@@ -125,6 +114,17 @@ describe("SessionRegistry options", () => {
 
   describe("layerConfig", () => {
     it.effect("reads the variables, which win over the options", () =>
+      Effect.gen(function*() {
+        const stats = yield* configured({ capacity: 1, idleTimeToLive: 1, capacityPerOwner: 1 }, {
+          MCP_REGISTRY_IDLE_TIME_TO_LIVE: "1 minute",
+          MCP_REGISTRY_CAPACITY: "7",
+          MCP_REGISTRY_CAPACITY_PER_OWNER: "3"
+        })
+        assert.strictEqual(Duration.toMillis(stats.idleTimeToLive), 60_000)
+        assert.deepInclude(stats, { capacity: 7, capacityPerOwner: 3 })
+      }))
+
+    it.effect("reads the names of before, in milliseconds", () =>
       Effect.gen(function*() {
         const stats = yield* configured({ capacity: 1, idleTimeToLive: 1, capacityPerOwner: 1 }, {
           MCP_SESSION_IDLE_MS: "60000",
@@ -147,8 +147,8 @@ describe("SessionRegistry options", () => {
         assert.strictEqual(yield* fault({ MCP_SESSION_IDLE_MS: "0" }), "InvalidOptions")
         assert.strictEqual(yield* fault({ MCP_SESSION_IDLE_MS: "-5" }), "InvalidOptions")
         assert.strictEqual(yield* fault({ MCP_SESSION_IDLE_MS: "NaN" }), "InvalidOptions")
-        assert.strictEqual(yield* fault({ MCP_SESSION_CAPACITY: "2.5" }), "InvalidOptions")
-        assert.strictEqual(yield* fault({ MCP_SESSION_CAPACITY_PER_OWNER: "many" }), "ConfigError")
+        assert.strictEqual(yield* fault({ MCP_REGISTRY_CAPACITY: "2.5" }), "InvalidOptions")
+        assert.strictEqual(yield* fault({ MCP_REGISTRY_CAPACITY_PER_OWNER: "many" }), "ConfigError")
       }))
   })
 })

@@ -15,7 +15,10 @@ import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
 import * as TestClock from "effect/testing/TestClock"
 import { Credentials, Identity, type SessionInfo, SessionRegistry } from "effect-mcp-sessions"
+import * as McpHttp from "effect-mcp-sessions/McpHttp"
+import { operatorOf } from "effect-mcp-sessions/SessionRegistry"
 import { inspect } from "node:util"
+import { makeLog, makeServer, web } from "./support/mcpHttp.ts"
 import {
   alice,
   bob,
@@ -55,6 +58,70 @@ describe("SessionRegistry", () => {
       assert.strictEqual(yield* SessionRegistry.terminateAll(alice), 1)
       assert.strictEqual(yield* SessionRegistry.clear, 1)
     }).pipe(Effect.provide(SessionRegistry.layer({ open: (info) => Effect.succeed(`resource of ${info.owner}`) }))))
+
+  describe("an operator's view", () => {
+    it.effect("lists, counts and ends sessions, and has neither create nor get", () =>
+      Effect.gen(function*() {
+        const { registry } = yield* start()
+        const view = operatorOf(registry)
+        const { id } = yield* registry.create(alice)
+        yield* registry.create(bob)
+        assert.strictEqual(yield* view.size, 2)
+        assert.deepStrictEqual(yield* view.stats, yield* registry.stats)
+        assert.deepStrictEqual(yield* view.entries, yield* registry.entries)
+        assert.strictEqual((yield* view.peek(id, alice)).id, id)
+        yield* view.terminate(id, alice)
+        assert.strictEqual(yield* view.terminateAll(bob), 1)
+        assert.strictEqual(yield* view.clear, 0)
+        assert.strictEqual(yield* registry.size, 0)
+        assert.doesNotHaveAnyKeys(view, ["create", "get"])
+      }))
+
+    it.effect("is what McpHttp provides under the default tag", () =>
+      Effect.gen(function*() {
+        for (const app of [McpHttp.layer({ server: makeServer(makeLog()) }), McpHttp.guard()]) {
+          const { registry } = yield* web(app)
+          assert.strictEqual(yield* Effect.provideService(SessionRegistry.size, SessionRegistry, registry), 0)
+          assert.doesNotHaveAnyKeys(registry, ["create", "get"])
+        }
+      }))
+
+    it.effect("has a tag of its own where an application has several", () =>
+      Effect.gen(function*() {
+        class Public extends SessionRegistry.Operator<Public>()("test/Public") {}
+        class Internal extends SessionRegistry.Operator<Internal>()("test/Internal") {}
+        const { registry: one } = yield* start()
+        const { registry: other } = yield* start()
+        yield* one.create(alice)
+        yield* settle
+        const events = yield* fork(
+          Stream.runCollect(Stream.take(Public.events, 1)).pipe(
+            Effect.provideService(Public, operatorOf(one))
+          )
+        )
+        yield* settle
+        const counted = Effect.gen(function*() {
+          assert.strictEqual(yield* Public.clear, 1)
+          return [yield* Public.size, (yield* Public.stats).terminations, yield* Internal.size]
+        })
+        const views = Context.make(Public, operatorOf(one)).pipe(Context.add(Internal, operatorOf(other)))
+        assert.deepStrictEqual(yield* Effect.provideContext(counted, views), [0, 1, 0])
+        assert.deepStrictEqual((yield* Fiber.join(events)).map(({ _tag }) => _tag), ["Ended"])
+      }))
+
+    it("does not type-check with create or get", () => {
+      const hosted = Layer.succeed(SessionRegistry, {} as SessionRegistry["Service"])
+      const provide = <A, E>(effect: Effect.Effect<A, E, SessionRegistry | Scope.Scope>) =>
+        Effect.provide(effect, hosted)
+      provide(SessionRegistry.size)
+      // @ts-expect-error Sessions of McpHttp begin with a request
+      provide(SessionRegistry.create(alice))
+      // @ts-expect-error What belongs to them is its own affair
+      provide(SessionRegistry.get("id", alice))
+      // @ts-expect-error Nor has the service one
+      void Effect.map(SessionRegistry, (registry) => registry.create(alice))
+    })
+  })
 
   describe("create", () => {
     it.effect("opens the resource and answers with a session that is usable at once", () =>

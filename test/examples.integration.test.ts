@@ -9,6 +9,7 @@ import { setTimeout as sleep } from "node:timers/promises"
 import { fileURLToPath } from "node:url"
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import { transformSync } from "esbuild"
 import packageJson from "../package.json" with { type: "json" }
 import { isAlive, survivors } from "./support/processes.ts"
 
@@ -57,15 +58,19 @@ const proc = (pid: number, file: string): string => {
 const marked = (marker: string): ReadonlyArray<number> =>
   readdirSync("/proc").map(Number).filter((pid) => proc(pid, "environ").includes(marker) && isAlive(pid))
 
-/** Runs one to its end, within a minute. */
-const run = Effect.fnUntraced(function*(file: string) {
+/** Runs one to its end, within a minute. With an `edit`, runs what that makes of it. */
+const run = Effect.fnUntraced(function*(file: string, edit?: (code: string) => string) {
   const marker = `/nowhere/${crypto.randomUUID()}`
   const child = yield* Effect.acquireRelease(
     Effect.sync(() =>
-      spawn(process.execPath, ["--import", "tsx", join("examples", file)], {
-        cwd: root,
-        env: { ...process.env, PATH: `${process.env["PATH"]}${delimiter}${marker}` }
-      })
+      spawn(
+        process.execPath,
+        ["--import", "tsx", ...(edit ? ["--input-type=module", "-"] : [join("examples", file)])],
+        {
+          cwd: root,
+          env: { ...process.env, PATH: `${process.env["PATH"]}${delimiter}${marker}` }
+        }
+      )
     ),
     (started) => Effect.sync(() => started.kill("SIGKILL"))
   )
@@ -74,6 +79,11 @@ const run = Effect.fnUntraced(function*(file: string) {
   child.stdout.setEncoding("utf8").on("data", (chunk: string) => stdout += chunk)
   child.stderr.setEncoding("utf8").on("data", (chunk: string) => stderr += chunk)
   const closed = once(child, "close")
+  if (edit !== undefined) {
+    const code = edit(readFileSync(join(root, "examples", file), "utf8"))
+    // What is not a file is run as it is: the types have to go
+    child.stdin.end(transformSync(code, { loader: "ts", format: "esm" }).code)
+  }
   const servers = new Set<number>()
   while (true) {
     const ended = yield* Effect.promise(() => Promise.race([closed, sleep(100)]))
@@ -107,6 +117,16 @@ describe("examples", () => {
         }
         assert.isAtLeast(servers.size, 1, "no MCP server was seen: one that stays would not be either")
         assert.deepStrictEqual(left, [])
+      }), 90_000)
+  })
+
+  describe.each(["fastify.ts", "express.ts"])("%s", (file) => {
+    it.live("does not start with an option that means nothing", () =>
+      Effect.gen(function*() {
+        const { code, stderr, stdout } = yield* run(file, (source) => source.replace("capacity: 100", "capacity: 0"))
+        assert.strictEqual(code, 1)
+        assert.include(stderr, "InvalidOptions: SessionPool.layer: option \"capacity\"")
+        assert.strictEqual(stdout, "")
       }), 90_000)
   })
 })

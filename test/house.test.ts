@@ -16,6 +16,7 @@ import * as Compiler from "./support/compiler.ts"
 const rows: ReadonlyArray<ReadonlyArray<string>> = [
   ["index"],
   ["McpHttp", "McpServers"],
+  ["McpHttpOptions"],
   ["McpConnector", "McpConnectorV2", "SessionPool", "SessionRegistry"],
   ["Connector", "IdentityResolver", "McpSession"],
   ["Identity", "InvalidOptions", "McpSessionError", "SessionPoolError", "SessionRegistryError"]

@@ -1,4 +1,8 @@
 import { assert, describe, it } from "@effect/vitest"
+import * as IdentityResolver from "effect-mcp-sessions/IdentityResolver"
+import * as McpHttpOptions from "effect-mcp-sessions/McpHttpOptions"
+import * as SessionPool from "effect-mcp-sessions/SessionPool"
+import * as SessionRegistry from "effect-mcp-sessions/SessionRegistry"
 import { readdirSync, readFileSync } from "node:fs"
 
 const read = (path: string) => readFileSync(new URL(`../${path}`, import.meta.url), "utf8")
@@ -25,9 +29,18 @@ const references = [
     .matchAll(/: "([a-z-]+)"/g)
 ].map(([, slug]) => slug!)
 
-// The strings in a list of them.
-const named = (source: string, list: RegExp) =>
-  Array.from(list.exec(source)![1]!.matchAll(/"(\w+)"/g), ([, name]) => name!)
+/** The cells of the table whose first heading is `heading`, by the name of the option that each row is about. */
+const table = (heading: string): ReadonlyMap<string, ReadonlyArray<string>> => {
+  const lines = readme.split("\n")
+  const from = lines.findIndex((line) => line.startsWith(`| ${heading} `))
+  const to = lines.findIndex((line, i) => i > from && !line.startsWith("|"))
+  return new Map(
+    lines.slice(from + 2, to).map((line) => {
+      const [, option = "", ...cells] = line.split("|").map((cell) => cell.trim().replaceAll(/["`]/g, ""))
+      return [option.replace(/\(.*\)$/, ""), cells]
+    })
+  )
+}
 
 describe("README", () => {
   it("has an entry for the reference of each error", () => {
@@ -35,29 +48,30 @@ describe("README", () => {
     assert.deepStrictEqual(references.filter((slug) => !anchors.has(slug)), [])
   })
 
-  it("names every option of the pool and every variable of its configuration", () => {
-    const source = read("src/SessionPool.ts")
-    const options = /const knownOptions = \[([^\]]*)\]/.exec(source)![1]!
-    const names = [
-      ...Array.from(options.matchAll(/"(\w+)"/g), ([, name]) => name!),
-      ...Array.from(source.matchAll(/Config\.\w+\("(MCP_\w+)"\)/g), ([, name]) => name!)
+  const tables = [
+    ["option", SessionPool.declared.rows],
+    ["`IdentityResolver.layer`", IdentityResolver.declared.rows],
+    ["`SessionRegistry.layer`", SessionRegistry.declared.rows],
+    [
+      "`McpHttp`",
+      McpHttpOptions.layer.rows.filter(({ option }) =>
+        !SessionRegistry.declared.rows.some((row) => row.option === option)
+      )
     ]
-    assert.isAtLeast(names.length, 22)
-    assert.deepStrictEqual(names.filter((name) => !readme.includes(`\`${name}`)), [])
+  ] as const
+
+  it.each(tables)("has a row for each option of %s, with its default and its variable", (heading, rows) => {
+    const cells = table(heading)
+    assert.deepStrictEqual(
+      Array.from(cells, ([option, [shown, variable]]) => [option, shown, variable]).toSorted(),
+      rows.map((row) => [row.option, row.default, row.variable ?? ""]).toSorted()
+    )
   })
 
-  it("names every option of the registry and of McpHttp, and every variable of their configuration", () => {
-    const registry = read("src/SessionRegistry.ts")
-    const names = [
-      ...named(registry, /const knownOptions = \[([^\]]*)\]/),
-      ...Array.from(registry.matchAll(/Config\.\w+\("(MCP_\w+)"\)/g), ([, name]) => name!),
-      ...named(read("src/internal/host/layer.ts"), /const layerOptions = \[([^\]]*)\]/),
-      ...named(read("src/internal/host/endpoint.ts"), /export const endpointOptions = \[([^\]]*)\]/)
-    ]
-    assert.isAtLeast(names.length, 27)
-    // In this section: the pool has options of the same names
-    const section = /^## Inbound: [^]*?(?=^## )/m.exec(readme)![0]
-    assert.deepStrictEqual(names.filter((name) => !section.includes(`\`${name}`)), [])
+  it("names each older name of a variable", () => {
+    const aliases = tables.flatMap(([, rows]) => rows.flatMap((row) => row.aliases))
+    assert.isAtLeast(aliases.length, 15)
+    assert.deepStrictEqual(aliases.filter((alias) => !readme.includes(`\`${alias}\``)), [])
   })
 
   it("links to files that are there", () => {

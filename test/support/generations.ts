@@ -5,6 +5,7 @@ import type { Client as ClientV2 } from "@modelcontextprotocol/client"
 import type { Client as ClientV1 } from "@modelcontextprotocol/sdk/client/index.js"
 import type * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
+import type { HttpOptions, Only, Services, StdioOptions } from "effect-mcp-sessions/Connector"
 import type { Identity } from "effect-mcp-sessions/Identity"
 import * as McpConnector from "effect-mcp-sessions/McpConnector"
 import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
@@ -19,15 +20,9 @@ export type AnyConnector<R = never> = (
 ) => Effect.Effect<AnySession, McpSessionError, Scope.Scope | R>
 
 export interface Generation {
-  readonly stdio: <RV = never, RS = never, RE = never, RR = never>(
-    options: McpConnector.StdioOptions<RV, RS, RE, RR>
-  ) => AnyConnector<RV | RS | RE | RR>
-  readonly http: <RV = never, RS = never, RE = never, RR = never>(
-    options: McpConnector.HttpOptions<RV, RS, RE, RR>
-  ) => AnyConnector<RV | RS | RE | RR>
-  readonly sse: <RV = never, RS = never, RE = never, RR = never>(
-    options: McpConnector.HttpOptions<RV, RS, RE, RR>
-  ) => AnyConnector<RV | RS | RE | RR>
+  readonly stdio: <O extends StdioOptions<unknown>>(options: Only<O, StdioOptions>) => AnyConnector<Services<O>>
+  readonly http: <O extends HttpOptions<unknown>>(options: Only<O, HttpOptions>) => AnyConnector<Services<O>>
+  readonly sse: <O extends HttpOptions<unknown>>(options: Only<O, HttpOptions>) => AnyConnector<Services<O>>
 }
 
 export const generations: ReadonlyArray<readonly [sdk: string, connector: Generation]> = [

@@ -1,5 +1,8 @@
 /**
- * What the connectors of both SDK generations do alike: everything but making a client and a transport.
+ * What the connectors of both SDK generations do alike. A generation is a value ({@link Sdk}); {@link make} makes its
+ * four connectors.
+ *
+ *   connector -> (identity, handle) -> plan: how to get a transport -> opener of the generation -> session.ts: open
  */
 import type {
   CreateMessageRequestParams,
@@ -13,30 +16,120 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
+import type {
+  Connector,
+  FetchLike,
+  HttpOptions,
+  Only,
+  Options,
+  PerIdentity,
+  ServerLike,
+  Services,
+  SessionHandle,
+  StdioOptions
+} from "../../Connector.ts"
 import { type Credentials, Identity } from "../../Identity.ts"
-import type { FetchLike, HttpOptions, Options, PerIdentity, SessionHandle, StdioOptions } from "../../Connector.ts"
+import type { McpSession } from "../../McpSession.ts"
 import type { McpSessionError } from "../../McpSessionError.ts"
-import type { MessageLike, TransportLike } from "./sdk.ts"
-import * as Http from "./fetch.ts"
-import type { OpenOptions, OpenTransport } from "./session.ts"
 import * as Scrub from "../scrub.ts"
+import * as Http from "./fetch.ts"
+import type { ClientLike, MessageLike, TransportLike } from "./sdk.ts"
+import type { OpenOptions, OpenTransport } from "./session.ts"
 import * as Stdio from "./stdio.ts"
 
 /**
- * What a server is told by default that it talks to.
+ * A generation of the SDK, with clients `C`, server transports `T` and options of its own `N`.
  */
-export const clientInfo = { name: "effect-mcp-sessions", version: "0.1.0" }
+export interface Sdk<C extends ClientLike, T, N> {
+  readonly stdio: {
+    readonly readBuffer: () => Stdio.ReadBufferLike
+    readonly serialize: (message: never) => string
+    readonly environment: () => Readonly<Record<string, string>>
+  }
+  readonly http: MakeTransport
+  readonly sse: MakeTransport
+  readonly pair: () => readonly [TransportLike, T]
+  /** How one connector opens its sessions. What it learns of the server stays with the opener. */
+  readonly opener: (transport: TransportKind, options: Options<unknown>, own: N | undefined) => Opener<C>
+}
+
+type MakeTransport = (
+  url: URL,
+  init: { readonly fetch: FetchLike }
+) => TransportLike & { terminateSession?(): Promise<void> }
+
+export type TransportKind = "stdio" | "http" | "sse" | "inProcess"
 
 /**
- * A session to be: what `openSession` needs of all connectors.
+ * Opens one session as planned.
+ */
+export type Opener<C> = <R>(
+  plan: Plan<R>,
+  handlers: Handlers
+) => Effect.Effect<McpSession<C>, McpSessionError, Scope.Scope | R>
+
+/**
+ * A session to be: what `session.ts` needs of all connectors.
  */
 export type Plan<R> = Pick<
   OpenOptions<never, R>,
   "identity" | "handle" | "server" | "scrub" | "transport" | "connectTimeout" | "requestTimeout"
 >
 
+/**
+ * The connectors of a generation.
+ *
+ * Their options are captured whole, so that the services of each function among them are found. They are read as if each
+ * function needed all of those: what a function does not need is no harm to it.
+ */
+export const make = <C extends ClientLike, T, N = unknown>(sdk: Sdk<C, T, N>) => ({
+  stdio: <O extends StdioOptions<unknown> & N>(
+    options: Only<O, StdioOptions & N>
+  ): Connector<Services<O>, C> => {
+    const read = options as StdioOptions<Services<O>>
+    return connector(read, stdio(read, sdk.stdio), sdk.opener("stdio", options, options))
+  },
+  http: <O extends HttpOptions<unknown> & N>(
+    options: Only<O, HttpOptions & N>
+  ): Connector<Services<O>, C> => {
+    const read = options as HttpOptions<Services<O>>
+    return connector(read, http(read, false, sdk.http), sdk.opener("http", options, options))
+  },
+  sse: <O extends HttpOptions<unknown>>(options: Only<O, HttpOptions>): Connector<Services<O>, C> => {
+    const read = options as HttpOptions<Services<O>>
+    return connector(read, http(read, true, sdk.sse), sdk.opener("sse", options, undefined))
+  },
+  inProcess: <R = never, O extends Options<unknown> = Options>(
+    server: (identity: Identity) => Effect.Effect<ServerLike<T>, McpSessionError, R | Scope.Scope>,
+    options?: Only<O, Options>
+  ): Connector<R | Services<O>, C> => {
+    const read: Options<Services<O>> = options as Options<Services<O>> | undefined ?? {}
+    return connector(read, inProcess(read, server, sdk.pair), sdk.opener("inProcess", read, undefined))
+  }
+})
+
+const connector = <RT, R, C>(
+  options: Options<R>,
+  plan: (identity: Identity, handle: SessionHandle) => Plan<RT>,
+  open: Opener<C>
+): Connector<RT | R, C> =>
+(identity, handle) =>
+  Effect.suspend(() => {
+    const planned = plan(identity, handle)
+    return Effect.flatMap(handlers(options, planned), (handlers) => open(planned, handlers))
+  })
+
+/**
+ * What a server is told by default that it talks to.
+ */
+export const clientInfo = { name: "effect-mcp-sessions", version: "0.1.0" }
+
+// -----------------------------------------------------------------------------
+// Transports
+// -----------------------------------------------------------------------------
+
 const makePlan = <R>(
-  options: Options<unknown, unknown, unknown>,
+  options: Options<unknown>,
   server: string,
   identity: Identity,
   handle: SessionHandle,
@@ -58,13 +151,9 @@ const makePlan = <R>(
 /**
  * A child process, talked to over its pipes.
  */
-export const stdio = <R>(
-  options: StdioOptions<R, unknown, unknown, unknown>,
-  sdk: {
-    readonly readBuffer: () => Stdio.ReadBufferLike
-    readonly serialize: (message: never) => string
-    readonly environment: () => Readonly<Record<string, string>>
-  }
+const stdio = <R>(
+  options: StdioOptions<R>,
+  sdk: Sdk<never, never, never>["stdio"]
 ) =>
 (identity: Identity, handle: SessionHandle): Plan<R> => {
   const server = options.command.split(/[\\/]/).at(-1)!
@@ -90,10 +179,10 @@ export const stdio = <R>(
 /**
  * A transport over `fetch`. With `isStreamSession` its session is its GET stream, as in the SSE transport.
  */
-export const http = <R>(
-  options: HttpOptions<R, unknown, unknown, unknown>,
+const http = <R>(
+  options: HttpOptions<R>,
   isStreamSession: boolean,
-  make: (url: URL, init: { readonly fetch: FetchLike }) => TransportLike & { terminateSession?(): Promise<void> }
+  transportTo: MakeTransport
 ) => {
   const url = new URL(options.url)
   return (identity: Identity, handle: SessionHandle): Plan<R> =>
@@ -102,7 +191,7 @@ export const http = <R>(
       for (const value of url.searchParams.values()) scrub.add(value, minimumSecret)
       return Effect.map(headersOf(options, identity, handle, scrub), (headers) => {
         const { attach, fetch } = Http.make({ fetch: options.fetch ?? globalFetch, headers, isStreamSession })
-        const transport = make(url, { fetch })
+        const transport = transportTo(url, { fetch })
         return {
           transport,
           attach,
@@ -116,11 +205,9 @@ export const http = <R>(
 /**
  * A server in this process, connected to one end of a pair of transports.
  */
-export const inProcess = <R, T>(
-  options: Options<unknown, unknown, unknown>,
-  server: (
-    identity: Identity
-  ) => Effect.Effect<{ connect(transport: T): Promise<void> }, McpSessionError, R | Scope.Scope>,
+const inProcess = <R, T>(
+  options: Options<unknown>,
+  server: (identity: Identity) => Effect.Effect<ServerLike<T>, McpSessionError, R | Scope.Scope>,
   pair: () => readonly [TransportLike, T]
 ) =>
 (identity: Identity, handle: SessionHandle): Plan<R> =>
@@ -152,15 +239,14 @@ export interface Handlers {
 
 type Handler<P, A> = (params: P, signal: AbortSignal) => Promise<A>
 
-export const handlers = <RS, RE, RR>(
-  { elicitation, roots, sampling }: Options<RS, RE, RR>,
+const handlers = <R>(
+  { elicitation, roots, sampling }: Options<R>,
   { identity, server }: Pick<Plan<never>, "identity" | "server">
-): Effect.Effect<Handlers, never, RS | RE | RR> =>
-  Effect.map(Effect.context<RS | RE | RR>(), (context) => {
+): Effect.Effect<Handlers, never, R> =>
+  Effect.map(Effect.context<R>(), (context) => {
     const runPromise = Effect.runPromiseWith(context)
     const handler =
-      <P, A>(method: string, f: (params: P) => Effect.Effect<A, unknown, RS | RE | RR>): Handler<P, A> =>
-      (params, signal) =>
+      <P, A>(method: string, f: (params: P) => Effect.Effect<A, unknown, R>): Handler<P, A> => (params, signal) =>
         runPromise(
           Effect.tapCause(
             Effect.suspend(() => f(params)),
@@ -199,7 +285,7 @@ const perIdentity = <R>(
  * The headers of the coming request. What goes out in one is from then on taken out of errors.
  */
 const headersOf = <R>(
-  options: HttpOptions<R, unknown, unknown, unknown>,
+  options: HttpOptions<R>,
   identity: Identity,
   handle: SessionHandle,
   scrub: Scrub.Scrub

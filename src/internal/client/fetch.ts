@@ -6,10 +6,12 @@
  *   POST -> (waiting for headers) -> reply stream -> reply                               done
  *                |                       |-> ended or broken, resumable  -> GET, by the SDK -> reply
  *                |                       |-> ended or broken, otherwise  -> the call fails
+ *                |-> any other answer, without the reply -> the call fails
  *                '--- cancelled ---------'-> closed
  */
 import type { FetchLike } from "../../Connector.ts"
-import type { Listener, RequestId, Wire } from "./wire.ts"
+import type { MessageLike } from "./sdk.ts"
+import { type Listener, type RequestId, requestIds, type Wire } from "./wire.ts"
 
 export interface Http {
   readonly fetch: FetchLike
@@ -54,31 +56,39 @@ export const make = (options: Options): Http => {
     for (const [token, resume] of resumable) if (resume.id === id) resumable.delete(token)
   }
 
+  const forget = (exchange: Exchange) => {
+    exchange.end()
+    for (const id of exchange.ids) if (exchanges.get(String(id)) === exchange) exchanges.delete(String(id))
+  }
+
   // The SDK reads the last bytes in microtasks: one turn of the loop later it has read them all
-  const onStreamEnd = (id: RequestId) =>
+  const onStreamEnd = (exchange: Exchange) =>
     setImmediate(() => {
-      exchanges.delete(String(id))
-      if (wire?.isAwaited(id) !== true) return forgetTokens(id)
-      for (const resume of resumable.values()) if (resume.id === id) return
-      wire.abandon(id)
+      forget(exchange)
+      for (const id of exchange.ids) {
+        if (wire?.isAwaited(id) !== true) forgetTokens(id)
+        else if (!isResumable(id) || exchange.isMisled) wire.abandon(id)
+      }
     })
 
-  const post = async (url: string | URL, init: RequestInit, id: RequestId): Promise<Response> => {
-    const exchange = makeExchange(id, init.signal)
-    exchanges.set(String(id), exchange)
-    try {
-      const response = await options.fetch(url, { ...init, signal: exchange.signal })
-      if (isEventStream(response)) {
-        return withBody(response, exchange.observe(response.body!, () => onStreamEnd(id)))
-      }
-      exchange.end()
-      exchanges.delete(String(id))
-      return response
-    } catch (error) {
-      exchange.end()
-      exchanges.delete(String(id))
-      throw error
+  const isResumable = (id: RequestId): boolean => {
+    for (const resume of resumable.values()) if (resume.id === id) return true
+    return false
+  }
+
+  const post = async (url: string | URL, init: RequestInit, ids: ReadonlyArray<RequestId>): Promise<Response> => {
+    const exchange = makeExchange(ids, init.signal)
+    for (const id of ids) {
+      // It was redirected
+      exchanges.get(String(id))?.end()
+      exchanges.set(String(id), exchange)
     }
+    // From here on `onSettled` says when the SDK is done with it
+    const response = await options.fetch(url, { ...init, signal: exchange.signal })
+    exchange.status = response.status
+    if (!isEventStream(response)) return response
+    exchange.hasStream = true
+    return withBody(response, exchange.observe(response.body!, () => onStreamEnd(exchange)))
   }
 
   const reopen = async (url: string | URL, init: RequestInit, token: string): Promise<Response> => {
@@ -121,8 +131,10 @@ export const make = (options: Options): Http => {
         if (!reserved.has(name.toLowerCase())) headers.set(name, value)
       }
       const request = { ...init, headers }
-      const id = init.method === "POST" && !options.isStreamSession ? requestIdOf(init.body) : undefined
-      if (id !== undefined) return post(url, request, id)
+      if (init.method === "POST" && !options.isStreamSession) {
+        const ids = requestIdsOf(init.body)
+        return ids.length > 0 ? post(url, request, ids) : discarded(await options.fetch(url, request))
+      }
       if (init.method !== undefined && init.method !== "GET") return options.fetch(url, request)
       const token = headers.get("last-event-id")
       return token !== null && resumable.has(token) ? reopen(url, request, token) : stream(url, request)
@@ -130,12 +142,26 @@ export const make = (options: Options): Http => {
     attach: (attached) => {
       wire = attached
       return {
+        onSettled: (id) => {
+          const exchange = exchanges.get(String(id))
+          if (exchange === undefined || exchange.hasStream) return
+          forget(exchange)
+          // 2025-11-25, basic/transports: the answer to a request MUST be a stream or one JSON object. All has been read
+          const status = exchange.status === undefined ? "" : ` (HTTP ${exchange.status})`
+          const message = `The server answered${status} without a reply to this request`
+          for (const other of exchange.ids) attached.abandon(other, { code: -32603, message })
+        },
+        onStray: () => {
+          // It looks like a reply to the SDK, which resumes no stream that has brought one
+          for (const exchange of exchanges.values()) exchange.isMisled = true
+        },
         onCancelled: (id) => {
           // With its stream gone already the SDK is about to resume it: the token stays, for that to be refused
           const exchange = exchanges.get(String(id))
           if (exchange === undefined) return
-          exchanges.delete(String(id))
           forgetTokens(id)
+          if (exchange.ids.some((other) => attached.isAwaited(other))) return
+          forget(exchange)
           exchange.cancel()
         },
         onResumable: (id, token) => {
@@ -154,6 +180,14 @@ export const make = (options: Options): Http => {
 // -----------------------------------------------------------------------------
 
 interface Exchange {
+  /** The requests in its body: more than one of a batch. */
+  readonly ids: ReadonlyArray<RequestId>
+  /** The answer's, once it has begun. */
+  status: number | undefined
+  /** The answer is a stream of events, and its end the stream's. */
+  hasStream: boolean
+  /** Its stream may have brought a reply to nobody's request. */
+  isMisled: boolean
   readonly signal: AbortSignal
   /** Nobody waits for the reply any more: lets go of the connection. */
   readonly cancel: () => void
@@ -161,7 +195,7 @@ interface Exchange {
   readonly observe: (body: ReadableStream<Uint8Array>, onEnd: () => void) => ReadableStream<Uint8Array>
 }
 
-const makeExchange = (id: RequestId, outer: AbortSignal | null | undefined): Exchange => {
+const makeExchange = (ids: ReadonlyArray<RequestId>, outer: AbortSignal | null | undefined): Exchange => {
   const controller = new AbortController()
   const abort = () => controller.abort(outer?.reason)
   if (outer?.aborted === true) abort()
@@ -169,6 +203,10 @@ const makeExchange = (id: RequestId, outer: AbortSignal | null | undefined): Exc
   let release: (() => void) | undefined
 
   const exchange: Exchange = {
+    ids,
+    status: undefined,
+    hasStream: false,
+    isMisled: false,
     signal: controller.signal,
     cancel: () => {
       if (release === undefined) controller.abort()
@@ -183,7 +221,7 @@ const makeExchange = (id: RequestId, outer: AbortSignal | null | undefined): Exc
         onEnd()
       }, (close) => {
         // A stream that breaks off would be resumed by the SDK: it is told that the reply has come. The wire drops it.
-        release = () => close(`data: ${JSON.stringify({ jsonrpc: "2.0", id, result: {} })}\n\n`)
+        release = () => close(`data: ${JSON.stringify({ jsonrpc: "2.0", id: ids[0], result: {} })}\n\n`)
       })
   }
   return exchange
@@ -232,15 +270,24 @@ const observe = (
   })
 }
 
+// As the SDKs see it: 202 has no body to them, whatever it says
 const isEventStream = (response: Response): boolean =>
-  response.ok && response.body !== null && /^text\/event-stream\b/i.test(response.headers.get("content-type") ?? "")
+  response.ok && response.status !== 202 && response.body !== null &&
+  response.headers.get("content-type")?.split(";")[0]!.trim().toLowerCase() === "text/event-stream"
+
+// What answers a notification holds nothing, and the SDK would wait for its end
+const discarded = (response: Response): Response => {
+  if (!response.ok || response.body === null) return response
+  void response.body.cancel().catch(() => {})
+  return new Response(null, { status: response.status, headers: response.headers })
+}
 
 // A new Response would lose its URL and whether it was redirected
 const withBody = (response: Response, body: ReadableStream<Uint8Array>): Response =>
   Object.defineProperty(response, "body", { value: body })
 
-const requestIdOf = (body: RequestInit["body"]): RequestId | undefined => {
-  if (typeof body !== "string") return undefined
-  const message = JSON.parse(body) as { readonly id?: RequestId; readonly method?: string }
-  return message.method === undefined ? undefined : message.id
+const requestIdsOf = (body: RequestInit["body"]): ReadonlyArray<RequestId> => {
+  if (typeof body !== "string") return []
+  const messages = JSON.parse(body) as MessageLike | ReadonlyArray<MessageLike>
+  return requestIds(messages)
 }

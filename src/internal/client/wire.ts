@@ -7,8 +7,10 @@
  * - a request whose reply can no longer come is failed instead of waiting for its timeout ({@link Wire.abandon});
  * - a late reply to a cancelled request is dropped, where the SDK would report an error;
  * - replies never overtake the progress that was read before them: the SDK handles progress a microtask later;
- * - what the SDK keeps for a request that could not be sent is freed.
+ * - what the SDK keeps for a request that could not be sent is freed;
+ * - what the server may have run is counted, also what nobody waits for: see `sent.ts`.
  */
+import * as Sent from "../sent.ts"
 import { streamEnded } from "./classify.ts"
 import type { MessageLike, SendOptionsLike, TransportLike } from "./sdk.ts"
 
@@ -19,14 +21,25 @@ export interface Wire extends TransportLike {
   /** The version that the handshake agreed on. */
   readonly protocolVersion: string | undefined
   readonly isAwaited: (id: RequestId) => boolean
-  /** Fails the request `id`, whose reply can't come any more. Does nothing if it has come. */
-  readonly abandon: (id: RequestId) => void
+  /**
+   * Fails the request `id`, whose reply can't come any more: by default because its stream has ended. Does nothing if it
+   * has come.
+   */
+  readonly abandon: (id: RequestId, error?: ErrorLike) => void
   /** What the server says unasked can't be heard for now: `isDeaf`, until somebody sets it to false. */
   readonly deafen: () => void
   /** Ends the connection as if the server had. */
   readonly end: () => void
+  /** What has left, whoever sent it. */
+  readonly sent: Sent.Sent
   isDeaf: boolean
   listener: Listener
+}
+
+interface ErrorLike {
+  readonly code: number
+  readonly message: string
+  readonly data?: unknown
 }
 
 export interface Listener {
@@ -35,38 +48,58 @@ export interface Listener {
   readonly onError?: (error: Error) => void
   readonly onDeaf?: () => void
   readonly onNotification?: (notification: MessageLike) => void
+  /** Something could not be sent. True if it was certainly not run. */
+  readonly onUnsent?: (error: unknown) => boolean
+  /** The transport has sent `id` and read what was there to be read at once, or has failed to. */
+  readonly onSettled?: (id: RequestId) => void
+  /** A reply to nothing that was asked, or to what was answered before. */
+  readonly onStray?: () => void
   /** The client no longer waits for `id`, and the server was told, or can't be. */
   readonly onCancelled?: (id: RequestId) => void
   /** A reply stream can be resumed after `token`, should it break before the reply to `id`. */
   readonly onResumable?: (id: RequestId, token: string) => void
 }
 
+// Those whose reply came after all are forgotten with it
+const maxCancelled = 1_000
+
+const ended: ErrorLike = { code: -32000, message: "The reply stream ended", data: { cause: { code: streamEnded } } }
+
 export const make = (inner: TransportLike): Wire => {
   // By their text: the SDK takes "1" for an answer to 1
-  const awaited = new Set<string>()
+  const awaited = new Map<string, number>()
+  const sent = Sent.make()
+  // Given up by us, so that a reply is no surprise
+  const cancelled = new Set<string>()
   let closed = false
   let protocolVersion: string | undefined
 
   const receive = (message: unknown, extra?: unknown) =>
     (wire.onmessage as ((message: unknown, extra?: unknown) => void) | undefined)?.(message, extra)
 
-  const refuse = (id: RequestId) =>
-    receive({
-      jsonrpc: "2.0",
-      id,
-      error: { code: -32000, message: "The reply stream ended", data: { cause: { code: streamEnded } } }
-    })
+  /** Nothing is awaited of `id` any more. False if nothing was. */
+  const settle = (id: RequestId): boolean => {
+    const message = awaited.get(String(id))
+    if (message !== undefined) Sent.settled(sent, message)
+    return awaited.delete(String(id))
+  }
+
+  const unsent = (message: number, error: unknown) =>
+    wire.listener.onUnsent?.(error) === true ? Sent.refused(sent, message) : Sent.settled(sent, message)
+
+  const refuse = (id: RequestId, error: ErrorLike = ended) => receive({ jsonrpc: "2.0", id, error })
 
   const end = () => {
     if (closed) return
     closed = true
-    awaited.clear()
+    for (const id of awaited.keys()) settle(id)
     wire.listener.onEnd?.()
     wire.onclose?.()
   }
 
   const wire: Wire = {
     isDeaf: false,
+    sent,
     listener: {},
     ...(inner.hasPerRequestStream === undefined ? {} : { hasPerRequestStream: inner.hasPerRequestStream }),
     // By these two v2 knows a child process: a server that is silent on its probe is then one of the older kind
@@ -81,8 +114,8 @@ export const make = (inner: TransportLike): Wire => {
       return inner.sessionId
     },
     isAwaited: (id) => awaited.has(String(id)),
-    abandon: (id) => {
-      if (awaited.delete(String(id))) refuse(id)
+    abandon: (id, error) => {
+      if (settle(id)) refuse(id, error)
     },
     deafen: () => {
       wire.isDeaf = true
@@ -104,26 +137,54 @@ export const make = (inner: TransportLike): Wire => {
     },
     send: async (message: MessageLike, options) => {
       if (closed) throw new Error("Not connected")
-      const { id } = message
-      if (message.method === undefined || id === undefined) {
-        const cancelled = message.method === "notifications/cancelled" ? message.params?.requestId : undefined
-        if (!isRequestId(cancelled)) return inner.send(message as never, options)
-        awaited.delete(String(cancelled))
-        // Then only is the request let go of: one that is cut off on its way may come after its cancel, and run
-        try {
-          return await inner.send(message as never, options)
-        } finally {
-          wire.listener.onCancelled?.(cancelled)
-        }
-      }
-      awaited.add(String(id))
-      try {
-        await inner.send(message as never, resumable(wire, id, options))
-      } catch (error) {
+      const ids = requestIds(message)
+      if (ids.length > 0) return ask(message, ids, options)
+      const given = message.method === "notifications/cancelled" ? message.params?.requestId : undefined
+      if (isRequestId(given)) return cancel(message, given, options)
+      return isReply(message) ? inner.send(message as never, options) : notify(message, options)
+    }
+  }
+
+  const ask = async (
+    message: MessageLike,
+    ids: ReadonlyArray<RequestId>,
+    options: SendOptionsLike | undefined
+  ) => {
+    const number = Sent.leave(sent)
+    for (const id of ids) awaited.set(String(id), number)
+    try {
+      await inner.send(message as never, resumable(wire, ids[0]!, options))
+    } catch (error) {
+      unsent(number, error)
+      for (const id of ids) {
         // The SDK rejects the call, and keeps its handlers: a reply that comes after that frees them
         if (awaited.delete(String(id))) setImmediate(() => refuse(id))
-        throw error
       }
+      throw error
+    } finally {
+      wire.listener.onSettled?.(ids[0]!)
+    }
+  }
+
+  const cancel = async (message: MessageLike, id: RequestId, options: SendOptionsLike | undefined) => {
+    if (settle(id)) cancelled.add(String(id))
+    if (cancelled.size > maxCancelled) cancelled.delete(cancelled.values().next().value!)
+    // Then only is the request let go of: one that is cut off on its way may come after its cancel, and run
+    try {
+      return await inner.send(message as never, options)
+    } finally {
+      wire.listener.onCancelled?.(id)
+    }
+  }
+
+  const notify = async (message: MessageLike, options: SendOptionsLike | undefined) => {
+    const number = Sent.leave(sent)
+    try {
+      await inner.send(message as never, options)
+      Sent.settled(sent, number)
+    } catch (error) {
+      unsent(number, error)
+      throw error
     }
   }
 
@@ -141,7 +202,8 @@ export const make = (inner: TransportLike): Wire => {
         return receive(message, extra)
       }
       queueMicrotask(() => {
-        if (id === undefined || awaited.delete(String(id))) receive(message, extra)
+        if (id === undefined || settle(id)) receive(message, extra)
+        else if (!cancelled.delete(String(id))) wire.listener.onStray?.()
       })
     }
   })
@@ -155,5 +217,15 @@ const resumable = (wire: Wire, id: RequestId, options: SendOptionsLike | undefin
     options?.onresumptiontoken?.(token)
   }
 })
+
+/**
+ * The requests in what is sent: one message, or a batch of 2025-03-26 that somebody gave to the transport.
+ */
+export const requestIds = (message: MessageLike | ReadonlyArray<MessageLike>): ReadonlyArray<RequestId> =>
+  (Array.isArray(message) ? message as ReadonlyArray<MessageLike> : [message as MessageLike]).flatMap((
+    { id, method }
+  ) => method === undefined || id === undefined ? [] : [id])
+
+const isReply = (message: MessageLike): boolean => !Array.isArray(message) && message.method === undefined
 
 const isRequestId = (value: unknown): value is RequestId => typeof value === "string" || typeof value === "number"

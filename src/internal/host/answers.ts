@@ -44,7 +44,7 @@ export const sessionRequired = refused(400, -32000, "Bad Request: Mcp-Session-Id
 
 export const initializeAlone = refused(400, -32600, "Invalid Request: initialize must be a request of its own")
 
-export const initializeMalformed = refused(400, -32602, "Invalid params: this is no initialize request")
+export const initializeMalformed = refused(400, -32602, "Invalid params: not a valid initialize request")
 
 export const notJson = refused(400, -32700, "Parse error: Invalid JSON")
 
@@ -67,6 +67,8 @@ export const tooManyRequests = (limit: number): Refused =>
   refused(429, -32000, `Too Many Requests: the session has ${limit} in flight, as many as it may`, {
     "retry-after": "1"
   })
+export const tooDeep = (limit: number): Refused =>
+  refused(400, -32600, `Invalid Request: nested more than ${limit} deep`)
 
 export const notAcceptable = (types: string): Refused =>
   refused(406, -32000, `Not Acceptable: Client must accept ${types}`)
@@ -82,6 +84,8 @@ export const tooLarge = (limit: number): Refused =>
 
 export const unsupportedVersion = (supported: ReadonlyArray<string>): Refused =>
   refused(400, -32000, `Bad Request: Unsupported protocol version (supported versions: ${supported.join(", ")})`)
+
+export const hostMalformed = refused(400, -32000, "Bad Request: the Host header is not a host")
 
 export const hostForbidden = refused(403, -32000, "Forbidden: this Host is not allowed")
 

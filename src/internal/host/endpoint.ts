@@ -3,11 +3,9 @@
  * requests in, begins and terminates sessions, and has an answer to every failure.
  */
 import * as Cause from "effect/Cause"
-import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import type { HttpServerRequest } from "effect/http/HttpServerRequest"
@@ -15,20 +13,16 @@ import type { Respondable } from "effect/http/HttpServerRespondable"
 import type { HttpServerResponse } from "effect/http/HttpServerResponse"
 import type { Identity } from "../../Identity.ts"
 import { IdentityResolver } from "../../IdentityResolver.ts"
-import { InvalidOptions } from "../../InvalidOptions.ts"
-import type { EndpointOptions } from "../../McpHttpOptions.ts"
-import {
-  type RegisteredSession,
-  type Service,
-  SessionRegistry,
-  type SessionRegistryOptions
-} from "../../SessionRegistry.ts"
+import type { endpoint, EndpointOptions } from "../../McpHttpOptions.ts"
+import { make as makeRegistry, type RegisteredSession, type SessionRegistryOptions } from "../../SessionRegistry.ts"
 import type { OpenTimeout, RegistryClosed, RegistryFull, SessionNotFound } from "../../SessionRegistryError.ts"
 import type * as Options from "../options.ts"
 import * as Answers from "./answers.ts"
+import * as Cors from "./cors.ts"
 import * as Listener from "./listener.ts"
 import * as Requests from "./requests.ts"
 import * as Socket from "./socket.ts"
+import * as Strays from "./strays.ts"
 
 /**
  * A hold on a session that several share: it is given up when all of them have released it.
@@ -48,7 +42,20 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
 ) {
   const resolver = yield* IdentityResolver
   const scope = yield* Scope.fork(yield* Effect.scope)
-  const registry = yield* openRegistry(options, open, scope)
+  const { capacity, capacityPerOwner, closeTimeout, drainTimeout, idleTimeToLive, maxLifetime, openTimeout } = options
+  const registry = yield* Scope.provide(
+    makeRegistry({
+      open,
+      capacity,
+      capacityPerOwner,
+      closeTimeout,
+      drainTimeout,
+      idleTimeToLive,
+      maxLifetime,
+      openTimeout
+    }, "layer"),
+    scope
+  )
   const listening = yield* Listener.make(Scope.close(scope, Exit.void))
   const closing = Deferred.makeUnsafe<never, Answers.Refused>()
   // Runs before the registry shuts down
@@ -124,39 +131,6 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
   }
 })
 
-const openRegistry = Effect.fnUntraced(function*<Resource, R>(
-  options: EndpointOptions,
-  open: SessionRegistryOptions<Resource, Answers.Refused, R>["open"],
-  scope: Scope.Scope
-) {
-  class Sessions
-    extends SessionRegistry.Tag<Sessions, Resource, Answers.Refused>()("effect-mcp-sessions/McpHttp/Sessions")
-  {}
-  const { capacity, capacityPerOwner, closeTimeout, drainTimeout, idleTimeToLive, maxLifetime, openTimeout } = options
-  const context = yield* Layer.buildWithScope(
-    Sessions.layer({
-      open,
-      capacity,
-      capacityPerOwner,
-      closeTimeout,
-      drainTimeout,
-      idleTimeToLive,
-      maxLifetime,
-      openTimeout
-    }),
-    scope
-  )
-  return Context.get(context, Sessions)
-})
-
-/**
- * The same for everybody else: whose sessions begin with a request, and not otherwise.
- */
-export const provided = <Resource>(registry: Service<Resource, Answers.Refused>): SessionRegistry["Service"] => ({
-  ...registry,
-  create: () => Effect.die(new Error("McpHttp: a session begins with an initialize request, not with create"))
-})
-
 /**
  * Every failure has an answer. A defect's is 503: clients of MCP take a 500 for the server's last word.
  */
@@ -170,49 +144,34 @@ export const answering = <E extends Respondable, R>(
     return Effect.as(Effect.logError("An MCP request could not be answered", cause), Answers.unavailable.response)
   })
 
-// -----------------------------------------------------------------------------
-// Options
-// -----------------------------------------------------------------------------
-
-export const endpointOptions = [
-  "path",
-  "allowedOrigins",
-  "allowedHosts",
-  "maxBodyBytes",
-  "bodyTimeout",
-  "allowTermination",
-  "capacity",
-  "capacityPerOwner",
-  "idleTimeToLive",
-  "maxLifetime",
-  "openTimeout",
-  "closeTimeout",
-  "drainTimeout"
-] as const satisfies ReadonlyArray<keyof EndpointOptions>
-
 /**
- * Reads those of the options that are not the registry's.
+ * Takes a request upon an endpoint: whatever the answer, web pages of allowed origins can read it.
  */
-export const parse = Effect.fnUntraced(function*(read: Options.Reader, options: EndpointOptions) {
-  const { allowedHosts, allowedOrigins, allowTermination = true, path = "/mcp" } = options
-  if (typeof path !== "string" || !path.startsWith("/")) return yield* invalid("path", "must begin with a slash")
-  for (const [option, list] of Object.entries({ allowedHosts, allowedOrigins })) {
-    if (!isAllowList(list)) return yield* invalid(option, "must be a list of strings, or \"*\"")
-  }
-  if (typeof allowTermination !== "boolean") return yield* invalid("allowTermination", "must be a boolean")
+export const serving = <E extends Respondable, R>(
+  { cors }: ReturnType<typeof toSettings>,
+  request: HttpServerRequest,
+  answer: Effect.Effect<HttpServerResponse, E, R>
+): Effect.Effect<HttpServerResponse, never, R | HttpServerRequest> =>
+  Effect.suspend(() => {
+    Strays.take(request)
+    return cors(request, answering(answer))
+  })
+
+/** What serves an endpoint with these options. */
+export const toSettings = (
+  { allowTermination, allowedHosts, allowedOrigins, bodyTimeout, maxBodyBytes, path }: Options.Parsed<
+    typeof endpoint.declaration
+  >
+) => {
+  const methods = allowTermination ? ["GET", "POST", "DELETE"] : ["GET", "POST"]
+  const gate = Requests.gate({ allowedHosts, allowedOrigins })
   return {
     path,
     allowTermination,
-    gate: Requests.gate({ allowedHosts, allowedOrigins }),
-    readText: Requests.textReader(
-      yield* read.count("maxBodyBytes", 4 * 1024 * 1024),
-      yield* read.millis("bodyTimeout", "30 seconds", { least: "positive" })
-    )
+    /** What clients may use, whichever of it the server has. */
+    methods,
+    gate,
+    cors: Cors.make({ isAllowed: (request) => gate(request) === undefined, methods }),
+    readText: Requests.textReader(maxBodyBytes, bodyTimeout)
   }
-})
-
-const isAllowList = (list: unknown): boolean =>
-  list === undefined || list === "*" || (Array.isArray(list) && list.every((entry) => typeof entry === "string"))
-
-export const invalid = (option: string, issue: string) =>
-  Effect.fail(new InvalidOptions({ module: "McpHttp", option, issue }))
+}

@@ -4,46 +4,62 @@
  * A request that names one of our sessions is handed on under the id that the server inside knows. The id that it mints is
  * seen only by a pre-response handler, and only by one that is registered after the server has run. When a session of ours
  * ends the one inside is freed by a DELETE that the handler inside is given, which also interrupts what is in flight.
+ *
+ * Nothing is handed on but a POST of somebody who is known. What would reach a server inside by a path that is not guarded
+ * is refused, and a guard whose path no route has stops the build of the app.
  */
+import * as Cause from "effect/Cause"
+import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
+import type * as Types from "effect/Types"
 import * as FindMyWay from "effect/http/FindMyWay"
 import * as Headers from "effect/http/Headers"
 import * as HttpEffect from "effect/http/HttpEffect"
 import * as HttpRouter from "effect/http/HttpRouter"
+import * as HttpServerError from "effect/http/HttpServerError"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import type { Identity } from "../../Identity.ts"
-import type { EndpointOptions } from "../../McpHttpOptions.ts"
-import * as Options from "../options.ts"
+import { InvalidOptions } from "../../InvalidOptions.ts"
+import * as Declared from "../../McpHttpOptions.ts"
+import { type EndReason, operatorOf } from "../../SessionRegistry.ts"
 import * as Answers from "./answers.ts"
 import * as Endpoint from "./endpoint.ts"
 import * as Requests from "./requests.ts"
+import * as Strays from "./strays.ts"
 
 type Request = HttpServerRequest.HttpServerRequest
 type Response = HttpServerResponse.HttpServerResponse
 /** The server inside, and whatever stands before it. */
 type Handler = Effect.Effect<Response, Answers.Refused>
+/** The same, whose failures are those of somebody else. */
+type Routes = Effect.Effect<Response, Types.unhandled>
 
 /** The session inside, once it has an id. */
 interface Inside {
   id: string | undefined
+  /** Where it began. */
+  url: string
   hasEnded: boolean
 }
 
 const header = "mcp-session-id"
 
-export const make = Effect.fnUntraced(function*(options: EndpointOptions) {
-  const read = yield* Options.reader("McpHttp", options, Endpoint.endpointOptions)
-  const settings = yield* Endpoint.parse(read, options)
+export const make = Effect.fnUntraced(function*(options: Declared.EndpointOptions, method: "guard" | "guardConfig") {
+  const settings = Endpoint.toSettings(yield* Effect.fromResult(Declared.endpoint.parse(options, method)))
   const router = yield* HttpRouter.HttpRouter
+  const services = yield* Effect.context<never>()
   const isGuarded = matcher(settings.path)
   let inside: Handler | undefined
+  /** Whether the server inside has sessions, as far as is known: one of 2026-07-28 alone has none. */
+  let isSessionful = true
 
-  const free = (id: string): Effect.Effect<void> =>
-    inside === undefined ? Effect.void : Effect.flatMap(deleted(inside, settings.path, id), (status) =>
+  const free = (url: string, id: string): Effect.Effect<void> =>
+    inside === undefined ? Effect.void : Effect.flatMap(deleted(inside, url, id), (status) =>
       status === 405
         ? Effect.logWarning(
           "McpHttp.guard: a session can't be freed. Build McpServer with allowSessionTermination: true"
@@ -52,15 +68,15 @@ export const make = Effect.fnUntraced(function*(options: EndpointOptions) {
 
   const endpoint = yield* Endpoint.make(options, () =>
     Effect.acquireRelease(
-      Effect.sync((): Inside => ({ id: undefined, hasEnded: false })),
+      Effect.sync((): Inside => ({ id: undefined, url: settings.path, hasEnded: false })),
       (session) =>
         Effect.suspend(() => {
           session.hasEnded = true
-          return session.id === undefined ? Effect.void : free(session.id)
+          return session.id === undefined ? Effect.void : free(session.url, session.id)
         })
     ))
 
-  const initialize = (handler: Handler, identity: Identity) =>
+  const initialize = (handler: Handler, { url }: Request, identity: Identity) =>
     endpoint.begin(identity, ({ id, resource }) =>
       Effect.tap(
         handler,
@@ -68,64 +84,114 @@ export const make = Effect.fnUntraced(function*(options: EndpointOptions) {
           if (minted === undefined) {
             return Effect.as(Effect.ignore(endpoint.registry.terminate(id, identity)), response)
           }
-          if (resource.hasEnded) return Effect.as(free(minted), Answers.unavailable.response)
+          if (resource.hasEnded) return Effect.as(free(url, minted), Answers.unavailable.response)
           resource.id = minted
+          resource.url = url
+          isSessionful = true
           return Effect.succeed(HttpServerResponse.setHeader(response, header, id))
         })
       ))
 
   // None may be minted behind the registry's back.
-  const withoutSession = (handler: Handler) =>
+  const withoutSession = (handler: Handler, { url }: Request) =>
     Effect.tap(
       handler,
       beforeResponse((minted, response) =>
-        minted === undefined ? Effect.succeed(response) : Effect.as(free(minted), Answers.initializeMalformed.response)
+        minted === undefined
+          ? Effect.succeed(response)
+          : Effect.as(free(url, minted), Answers.initializeMalformed.response)
       )
     )
+
+  const readBody = Effect.fnUntraced(function*(request: Request, until: Effect.Effect<never, Answers.Refused>) {
+    const issue = Requests.mediaTypeIssue(request)
+    if (issue !== undefined) return yield* issue
+    const text = yield* settings.readText(request, until)
+    return { text, message: yield* Requests.parse(text) }
+  })
 
   const proceed = Effect.fnUntraced(function*(handler: Handler, request: Request, id: string, identity: Identity) {
     const { ended, resource } = yield* endpoint.registry.get(id, identity)
     // It is being initialized: its client has not heard of it
     if (resource.id === undefined) return yield* Answers.notFound
+    const { message, text } = yield* readBody(request, Effect.flatMap(ended, unstarted))
     const named = request.modify({ headers: Headers.set(request.headers, header, resource.id) })
-    const handed = request.method === "POST"
-      ? withText(named, yield* settings.readText(named, Effect.andThen(ended, Answers.notFound)))
-      : named
-    const response = yield* Effect.raceFirst(
-      Effect.provideService(handler, HttpServerRequest.HttpServerRequest, handed),
-      Effect.andThen(ended, Answers.notFound)
-    )
+    const unanswered = Effect.flatMap(ended, (reason) => abandoned(message, reason))
+    const response = yield* Effect.raceFirst(handOn(handler, withText(named, text)), unanswered)
     yield* beforeResponse((minted, last) =>
       Effect.succeed(minted === undefined ? last : HttpServerResponse.setHeader(last, header, id))
     )
-    return response.status === 404 ? yield* Answers.notFound : response
+    if (response.status !== 404) return response
+    if (resource.hasEnded) return yield* unanswered
+    // The server inside has lost it
+    yield* Effect.ignore(endpoint.registry.terminate(id, identity))
+    return yield* Answers.notFound
   })
+
+  const withoutId = Effect.fnUntraced(function*(handler: Handler, request: Request, identity: Identity) {
+    const anonymous = request.modify({ headers: Headers.remove(request.headers, header) })
+    const { message, text } = yield* readBody(anonymous, endpoint.closing)
+    const handed = handOn(handler, withText(anonymous, text))
+    if (!Requests.isInitialize(message)) return yield* withoutSession(handed, request)
+    if (!isModern(request) && !Requests.isVersionSupported(request)) return yield* Requests.unsupportedVersion
+    return yield* initialize(handed, request, identity)
+  })
+
+  const methods = (): ReadonlyArray<string> => settings.allowTermination && isSessionful ? ["POST", "DELETE"] : ["POST"]
 
   const serve = Effect.fnUntraced(function*(handler: Handler, request: Request) {
     const refusal = settings.gate(request)
     if (refusal !== undefined) return yield* refusal
-    // Nothing can be done with any other, and a preflight comes without credentials
-    if (!["POST", "GET", "DELETE"].includes(request.method)) return yield* handler
-    if (request.method === "DELETE" && !settings.allowTermination) return yield* methodNotAllowed
-    const identity = yield* endpoint.resolve(request)
     const id = isModern(request) ? undefined : Requests.sessionId(request)
-    if (id !== undefined) {
-      if (request.method === "DELETE") return yield* endpoint.terminate(request, id, identity)
+    // The server inside has no streams to listen to, but whose session it is does not matter to that
+    if (!methods().includes(request.method) && (request.method !== "GET" || !isSessionful)) {
+      return yield* Answers.methodNotAllowed(methods().join(", "))
+    }
+    const identity = yield* endpoint.resolve(request)
+    if (request.method === "POST") {
       yield* endpoint.holding(request)
-      return yield* proceed(handler, request, id, identity)
+      return yield* id === undefined ? withoutId(handler, request, identity) : proceed(handler, request, id, identity)
     }
-    const anonymous = request.modify({ headers: Headers.remove(request.headers, header) })
-    if (request.method !== "POST") {
-      if (request.method === "DELETE" && !isModern(request)) return yield* Answers.sessionRequired
-      return yield* Effect.provideService(handler, HttpServerRequest.HttpServerRequest, anonymous)
-    }
-    yield* endpoint.holding(request)
-    const text = yield* settings.readText(anonymous, endpoint.closing)
-    const handed = Effect.provideService(handler, HttpServerRequest.HttpServerRequest, withText(anonymous, text))
-    return yield* beginsSession(text) ? initialize(handed, identity) : withoutSession(handed)
+    if (request.method === "DELETE" && id !== undefined) return yield* endpoint.terminate(request, id, identity)
+    if (request.method === "DELETE" && !isModern(request)) return yield* Answers.sessionRequired
+    if (id !== undefined) yield* endpoint.registry.peek(id, identity)
+    return yield* Answers.methodNotAllowed(methods().join(", "))
   })
 
-  yield* router.addGlobalMiddleware((routes) => {
+  const passBy = (routes: Routes, request: Request) => {
+    const watched = Strays.mayBeMessage(request) ? Strays.watch(request) : undefined
+    return Effect.tap(
+      watched === undefined ? routes : handOn(routes, watched.request),
+      beforeResponse((minted, response) => {
+        if (Strays.isTaken(request) || (minted === undefined && watched?.wasRead !== true)) {
+          return Effect.succeed(response)
+        }
+        return Effect.logError(
+          `McpHttp.guard: a request reached an MCP server by a path other than ${settings.path}, and was refused. ` +
+            "Give the guard the whole path of that server's route, prefixes included; a server for everybody needs a " +
+            "guard of its own, with an IdentityResolver whose mode is \"disabled\", or another router"
+        ).pipe(
+          Effect.andThen(minted === undefined ? Effect.void : Effect.asVoid(deleted(routes, request.url, minted))),
+          Effect.as(Answers.unavailable.response)
+        )
+      })
+    )
+  }
+
+  // Called when every route is there: the router is finished
+  yield* router.addGlobalMiddleware((routes: Routes) => {
+    const found = probe(routes, settings.path, services)
+    if (found === "nothing") {
+      throw new InvalidOptions({
+        module: "McpHttp",
+        method,
+        option: "path",
+        issue:
+          "must be the path of McpServer's route, with the prefixes of its router, but the router has none there, " +
+          `got ${JSON.stringify(settings.path)}`
+      })
+    }
+    if (found !== undefined) isSessionful = found.methods.includes("DELETE")
     const handler = Effect.catch(
       routes,
       (error) => Effect.flatMap(Answers.toFailure(error), (response) => Effect.fail(new Answers.Refused({ response })))
@@ -134,11 +200,11 @@ export const make = Effect.fnUntraced(function*(options: EndpointOptions) {
     return Effect.flatMap(HttpServerRequest.HttpServerRequest, (request) =>
       isGuarded(request.url)
         // What is in front of the routes can't be interrupted, a route can
-        ? Effect.interruptible(Endpoint.answering(serve(handler, request)))
-        : routes)
+        ? Effect.interruptible(Endpoint.serving(settings, request, serve(handler, request)))
+        : passBy(routes, request))
   })
 
-  return Endpoint.provided(endpoint.registry)
+  return operatorOf(endpoint.registry)
 })
 
 // The id is in the response when everything else has had its say.
@@ -147,31 +213,75 @@ const beforeResponse = (
 ): Effect.Effect<void, never, HttpServerRequest.HttpServerRequest> =>
   HttpEffect.appendPreResponseHandler((_, response) => f(response.headers[header], response))
 
-const methodNotAllowed = Answers.methodNotAllowed("POST")
+const handOn = <E>(handler: Effect.Effect<Response, E>, request: Request): Effect.Effect<Response, E> =>
+  Effect.provideService(handler, HttpServerRequest.HttpServerRequest, request)
+
+/** What a request is told that was not handed on before its session ended. */
+const unstarted = (reason: EndReason) => reason === "shutdown" ? Answers.unavailable : Answers.notFound
+
+/** And one that was: an error for each of its requests, which may have run. */
+const abandoned = (message: unknown, reason: EndReason): Effect.Effect<Response, Answers.Refused> => {
+  const errors = Requests.requestIds(message).map((id) => Answers.abandoned(id, false))
+  if (reason === "shutdown" || errors.length === 0) return Answers.unavailable
+  return Effect.succeed(HttpServerResponse.jsonUnsafe(Array.isArray(message) ? errors : errors[0]))
+}
 
 /**
  * Whether a router may take a URL for the path, however it is configured: what is guarded too much is refused, what is
  * guarded too little is open to everybody.
  */
 const matcher = (path: HttpRouter.PathInput): (url: string) => boolean => {
-  const paths = FindMyWay.make<true>({ ignoreTrailingSlash: true, ignoreDuplicateSlashes: true, caseSensitive: false })
+  const paths = FindMyWay.make<true>({
+    ignoreTrailingSlash: true,
+    ignoreDuplicateSlashes: true,
+    caseSensitive: false,
+    maxParamLength: Number.MAX_SAFE_INTEGER
+  })
   paths.all(path, true)
+  // A route for everything below a path takes the path, too
+  if (path.endsWith("/*")) paths.all(path === "/*" ? "/" : path.slice(0, -2) as HttpRouter.PathInput, true)
   return (url) => paths.find("POST", url) !== undefined
 }
+
+/**
+ * Asks for the path by a method that MCP has no use for. Knows nothing if something before the routes answers, or waits.
+ */
+const probe = (
+  routes: Routes,
+  path: HttpRouter.PathInput,
+  services: Context.Context<never>
+): "nothing" | { readonly methods: string } | undefined => {
+  // What a parameter with a pattern takes is not to be guessed
+  if (path.includes("(")) return undefined
+  const url = path.replace(/:[^/:*.-]+|\*/g, "x").replaceAll("?", "")
+  const fiber = Effect.runForkWith(services)(ask(routes, "PATCH", url))
+  const exit = fiber.pollUnsafe()
+  if (exit === undefined) return void fiber.interruptUnsafe()
+  if (Exit.isSuccess(exit)) {
+    const { headers, status } = exit.value
+    return status === 405 && headers["allow"] !== undefined ? { methods: headers["allow"] } : undefined
+  }
+  const error = Option.getOrUndefined(Cause.findErrorOption(exit.cause))
+  return HttpServerError.isHttpServerError(error) && error.reason._tag === "RouteNotFound" ? "nothing" : undefined
+}
+
+/** Makes a request of our own. */
+const ask = <E>(
+  handler: Effect.Effect<Response, E>,
+  method: string,
+  url: string,
+  headers: Record<string, string> = {}
+): Effect.Effect<Response, E> =>
+  handOn(
+    Effect.scoped(handler as Effect.Effect<Response, E, Scope.Scope>),
+    // The URL as it was, with nothing resolved in it
+    HttpServerRequest.fromWeb(new globalThis.Request("http://localhost", { method, headers })).modify({ url })
+  )
 
 // The versions since the one that has no sessions. Their names are dates.
 const isModern = ({ headers }: Request): boolean => {
   const version = headers["mcp-protocol-version"]
   return version !== undefined && /^\d{4}-\d{2}-\d{2}$/.test(version) && version >= "2026-07-28"
-}
-
-// What a request has to be for the server inside to begin a session, and a little more.
-const beginsSession = (text: string): boolean => {
-  try {
-    return Requests.isInitialize(JSON.parse(text))
-  } catch {
-    return false
-  }
 }
 
 /**
@@ -185,14 +295,8 @@ const withText = (request: Request, text: string): Request =>
   })
 
 // In a fiber of its own: the router leaves its marks on the one that it runs in.
-const deleted = (handler: Handler, path: string, id: string): Effect.Effect<number | undefined> =>
-  Effect.scoped(handler as Effect.Effect<Response, Answers.Refused, Scope.Scope>).pipe(
-    Effect.provideService(
-      HttpServerRequest.HttpServerRequest,
-      HttpServerRequest.fromWeb(
-        new globalThis.Request(`http://localhost${path}`, { method: "DELETE", headers: { [header]: id } })
-      )
-    ),
+const deleted = (handler: Effect.Effect<Response, unknown>, url: string, id: string) =>
+  ask(handler, "DELETE", url, { [header]: id }).pipe(
     Effect.forkDetach({ startImmediately: true }),
     Effect.flatMap(Fiber.await),
     Effect.map((exit) => Exit.isSuccess(exit) ? exit.value.status : undefined)

@@ -12,17 +12,19 @@ import type * as Scope from "effect/Scope"
 import * as HttpRouter from "effect/http/HttpRouter"
 import type { HttpServerRequest } from "effect/http/HttpServerRequest"
 import type { Identity, SessionKey } from "../../Identity.ts"
-import type { EndpointOptions, LayerOptions } from "../../McpHttpOptions.ts"
-import type { RegisteredSession, SessionInfo } from "../../SessionRegistry.ts"
-import * as Options from "../options.ts"
+import * as Declared from "../../McpHttpOptions.ts"
+import { operatorOf, type RegisteredSession, type SessionInfo } from "../../SessionRegistry.ts"
 import * as Scrub from "../scrub.ts"
 import * as Answers from "./answers.ts"
 import * as Endpoint from "./endpoint.ts"
 import * as Requests from "./requests.ts"
 import * as Server from "./server.ts"
 
-export const make = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>) {
-  const settings = yield* parse(options)
+export const make = Effect.fnUntraced(function*<E, R>(
+  options: Declared.LayerOptions<E, R>,
+  method: "layer" | "layerConfig"
+) {
+  const settings = yield* parse(options, method)
   const router = yield* HttpRouter.HttpRouter
   const services = yield* Effect.context<never>()
   const arrivals = makeArrivals()
@@ -120,15 +122,16 @@ export const make = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R
 
   const readMessages = Effect.fnUntraced(function*(request: HttpServerRequest, id: string) {
     const body = yield* readBody(request, sessions.get(id)?.hosted.ended ?? endpoint.closing)
+    if (!Requests.isMessages(body)) return yield* Answers.malformed
     return Requests.isInitialize(body) || (Array.isArray(body) && body.some(Requests.isInitialize))
       ? yield* Answers.initialized
       : body
   })
 
-  const methodNotAllowed = Answers.methodNotAllowed(settings.allow.join(", "))
+  const methodNotAllowed = Answers.methodNotAllowed(settings.methods.join(", "))
 
   const serve = Effect.fnUntraced(function*(request: HttpServerRequest) {
-    const refusal = settings.gate(request) ?? (settings.allow.includes(request.method) ? undefined : methodNotAllowed)
+    const refusal = settings.gate(request) ?? (settings.methods.includes(request.method) ? undefined : methodNotAllowed)
     if (refusal !== undefined) return yield* refusal
     const identity = yield* endpoint.resolve(request)
     const id = Requests.sessionId(request)
@@ -138,9 +141,9 @@ export const make = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R
     return yield* id === undefined ? initialize(request, identity) : proceed(request, id, identity)
   })
 
-  yield* router.add("*", settings.path, (request) => Endpoint.answering(serve(request)))
+  yield* router.add("*", settings.path, (request) => Endpoint.serving(settings, request, serve(request)))
 
-  return Endpoint.provided(endpoint.registry)
+  return operatorOf(endpoint.registry)
 })
 
 // -----------------------------------------------------------------------------
@@ -213,33 +216,14 @@ const unopened = (cause: Cause.Cause<unknown>, { identity }: Caller): Effect.Eff
 // Options
 // -----------------------------------------------------------------------------
 
-const layerOptions = [
-  "server",
-  "response",
-  "eventStore",
-  "retryInterval",
-  "streamTimeToLive",
-  "maxConcurrentRequests",
-  ...Endpoint.endpointOptions
-] as const satisfies ReadonlyArray<keyof LayerOptions<never, never>>
-
-const parse = Effect.fnUntraced(function*<E, R>(options: LayerOptions<E, R>) {
-  const read = yield* Options.reader("McpHttp", options, layerOptions)
-  yield* read.fn("server")
-  yield* read.optionalFn("eventStore")
-  const { response = "sse", retryInterval } = options
-  if (response !== "sse" && response !== "json") {
-    return yield* Endpoint.invalid("response", "must be \"sse\" or \"json\"")
-  }
-  const endpoint = yield* Endpoint.parse(read, options satisfies EndpointOptions)
+const parse = Effect.fnUntraced(function*<E, R>(options: Declared.LayerOptions<E, R>, method: string) {
+  const parsed = yield* Effect.fromResult(Declared.layer.parse(options, method))
+  const settings = Endpoint.toSettings(parsed)
   return {
-    ...endpoint,
-    allow: ["GET", "POST", ...(endpoint.allowTermination ? ["DELETE"] : [])],
-    enableJsonResponse: response === "json",
-    streamTimeToLive: yield* read.millis("streamTimeToLive", "5 minutes", { least: "positive", infinite: true }),
-    maxConcurrentRequests: yield* read.count("maxConcurrentRequests", 100),
-    retryInterval: retryInterval === undefined
-      ? undefined
-      : yield* read.millis("retryInterval", retryInterval, { least: "zero" })
+    ...settings,
+    enableJsonResponse: parsed.response === "json",
+    retryInterval: parsed.retryInterval,
+    streamTimeToLive: parsed.streamTimeToLive,
+    maxConcurrentRequests: parsed.maxConcurrentRequests
   }
 })

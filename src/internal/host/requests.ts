@@ -37,6 +37,7 @@ export const gate = (options: {
       return Answers.upgradeRefused
     }
     const host = hostOf(request)
+    if (host !== undefined && !isHost(host)) return Answers.hostMalformed
     if (host === undefined || !isHostAllowed(host.toLowerCase())) return Answers.hostForbidden
     const origin = request.headers["origin"]
     return origin === undefined || isOriginAllowed(origin.toLowerCase()) ? undefined : Answers.originForbidden
@@ -53,6 +54,9 @@ const allows = (
   const listed = new Set(list.map((value) => value.toLowerCase()))
   return (value) => listed.has(value) || (shorten !== undefined && listed.has(shorten(value)))
 }
+
+// A name or an address, and a port. With anything else it is no URL's, as with the credentials that some put before it.
+const isHost = (host: string): boolean => /^(?:\[[\da-f:.]+\]|[\w.~!$&'()*+,;=%-]+)(?::\d*)?$/i.test(host)
 
 const loopback = /^(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])$/
 
@@ -124,27 +128,76 @@ export const textReader = (
 }
 
 /**
- * The messages of a body: one, or a batch.
+/**
+ * What the body of a POST says: a message, or a batch of 1 to 100, as many as the SDK's servers take.
  */
 export const parse = (text: string): Effect.Effect<unknown, Answers.Refused> =>
-  Effect.flatMap(
-    Effect.try({ try: (): unknown => JSON.parse(text), catch: () => Answers.notJson }),
-    (body) => {
-      if (!Array.isArray(body)) return isMessage(body) ? Effect.succeed(body) : Answers.malformed
-      if (body.length === 0) return Answers.batchEmpty
-      if (body.length > maxBatch) return batchTooLarge
-      return body.every(isMessage) ? Effect.succeed(body) : Answers.malformed
-    }
-  )
+  Effect.suspend((): Effect.Effect<unknown, Answers.Refused> => {
+    if (isNestedDeeper(text, maxDepth)) return tooDeep
+    return Effect.flatMap(
+      Effect.try({ try: (): unknown => JSON.parse(text), catch: () => Answers.notJson }),
+      (body) => {
+        if (!Array.isArray(body) || (body.length > 0 && body.length <= maxBatch)) return Effect.succeed(body)
+        return body.length === 0 ? Answers.batchEmpty : batchTooLarge
+      }
+    )
+  })
 
-// As the SDK has it.
-const maxBatch = 100
-
-const batchTooLarge = Answers.batchTooLarge(maxBatch)
+/**
+ * Whether a body is made of messages, as far as a look at it tells.
+ */
+export const isMessages = (body: unknown): boolean => Array.isArray(body) ? body.every(isMessage) : isMessage(body)
 
 const isMessage = (message: unknown): boolean =>
   Predicate.hasProperty(message, "jsonrpc") && message.jsonrpc === "2.0" &&
   (Predicate.hasProperty(message, "method") || Predicate.hasProperty(message, "id"))
+
+const maxBatch = 100
+
+const batchTooLarge = Answers.batchTooLarge(maxBatch)
+
+// JSON.parse does not mind, but what looks at the result does so by recursion: validation, a tool, JSON.stringify.
+const maxDepth = 256
+
+const tooDeep = Answers.tooDeep(maxDepth)
+
+/**
+ * Whether there are arrays and objects within one another to more than a depth in a JSON text. Looks at each character once.
+ */
+const isNestedDeeper = (text: string, limit: number): boolean => {
+  let depth = 0
+  let isString = false
+  for (let i = 0; i < text.length; i++) {
+    switch (text.charCodeAt(i)) {
+      case 0x5c: // \
+        i++
+        break
+      case 0x22: // "
+        isString = !isString
+        break
+      case 0x5b: // [
+      case 0x7b: // {
+        if (!isString && ++depth > limit) return true
+        break
+      case 0x5d: // ]
+      case 0x7d: // }
+        if (!isString) depth--
+        break
+    }
+  }
+  return false
+}
+
+/**
+ * The ids of the requests in a body.
+ */
+export const requestIds = (body: unknown): ReadonlyArray<string | number> =>
+  (Array.isArray(body) ? body : [body]).flatMap((message: unknown) =>
+    Predicate.hasProperty(message, "method") && Predicate.hasProperty(message, "id") &&
+      (typeof message.id === "string" || typeof message.id === "number")
+      ? [message.id]
+      : []
+  )
 
 export const isInitialize = (message: unknown): boolean =>
   Predicate.hasProperty(message, "method") && message.method === "initialize"

@@ -25,7 +25,6 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
-import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
@@ -35,6 +34,7 @@ import * as Answers from "./answers.ts"
 import * as Callers from "./callers.ts"
 import type { Lease } from "./endpoint.ts"
 import * as Outlet from "./outlet.ts"
+import * as Requests from "./requests.ts"
 
 type Answer = HttpServerResponse.HttpServerResponse
 
@@ -114,7 +114,7 @@ interface Exchange {
 }
 
 const makeExchange = ({ body, identity, lease, request }: Arrival): Exchange => {
-  const ids = requestIds(body)
+  const ids = Requests.requestIds(body)
   return {
     isListening: request.method === "GET",
     identity,
@@ -455,14 +455,6 @@ const make = (scope: Scope.Scope, options: Options) => {
 // -----------------------------------------------------------------------------
 // Messages
 // -----------------------------------------------------------------------------
-
-const requestIds = (body: unknown): ReadonlyArray<RequestId> =>
-  (Array.isArray(body) ? body : [body]).flatMap((message: unknown) =>
-    Predicate.hasProperty(message, "method") && Predicate.hasProperty(message, "id") &&
-      (typeof message.id === "string" || typeof message.id === "number")
-      ? [message.id]
-      : []
-  )
 
 const isResponse = (message: JSONRPCMessage): message is JSONRPCMessage & { readonly id: RequestId } =>
   !("method" in message) && message.id !== undefined

@@ -1,0 +1,251 @@
+/**
+ * What a pool does when a server has forgotten a session: `f` runs again if it is certain that nothing of it has run.
+ * The server counts what reaches it.
+ */
+import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import type * as Scope from "effect/Scope"
+import { Identity, McpSession, type McpSessionError, SessionPool } from "effect-mcp-sessions"
+import { type AnySession, type Generation, generations } from "./support/generations.ts"
+import * as Scripted from "./support/servers/scripted.ts"
+
+class Sessions extends SessionPool.Tag<Sessions, AnySession, McpSessionError>()("test/Sessions") {}
+
+const alice = Identity.fromKey("alice")
+
+/** What both clients have in common, without the options that they take in different places. */
+interface Client {
+  callTool(params: { readonly name: string }): Promise<unknown>
+  notification(notification: { readonly method: string; readonly params: object }): Promise<void>
+}
+
+const clientOf = (session: AnySession) => session.client as unknown as Client
+
+const tool = (session: AnySession, name: string) => session.callTool({ name })
+
+/** A pool whose session has been used before, of a server that refuses the first `confirm` with 404. */
+const used = <A, E>(
+  connector: Generation,
+  f: (server: Scripted.Scripted) => Effect.Effect<A, E, Sessions | Scope.Scope>
+) =>
+  Effect.gen(function*() {
+    const server = yield* Scripted.start()
+    server.on("confirm", once(Scripted.forgotten))
+    return yield* Effect.andThen(Sessions.withSession(alice, (session) => tool(session, "before")), f(server)).pipe(
+      Effect.provide(Sessions.layer({ connect: connector.http({ url: server.url }) }))
+    )
+  })
+
+const once = (first: Scripted.Answer): Scripted.Answer => {
+  let count = 0
+  return (response, message, request) =>
+    ++count === 1 ? first(response, message, request) : Scripted.reply(response, message, Scripted.resultOf(message))
+}
+
+const counted = (server: Scripted.Scripted, name: string) =>
+  server.received.filter((received) => received === name).length
+
+const eventually = (condition: () => boolean) =>
+  Effect.gen(function*() {
+    while (!condition()) yield* Effect.sleep(5)
+  }).pipe(Effect.timeout("5 seconds"))
+
+type Pay = (session: AnySession, server: Scripted.Scripted) => Effect.Effect<unknown, unknown>
+
+/** What may have run before the session turns out to be forgotten. */
+const ways: ReadonlyArray<readonly [string, Pay]> = [
+  ["a call", (session) => tool(session, "pay")],
+  [
+    "a call inside request",
+    (session) => session.request((client) => (client as unknown as Client).callTool({ name: "pay" }))
+  ],
+  ["a call of the client itself", (session) => Effect.promise(() => clientOf(session).callTool({ name: "pay" }))],
+  ["a call of the client that nobody waits for", (session, server) => {
+    server.on("pay", () => {})
+    void clientOf(session).callTool({ name: "pay" }).catch(() => {})
+    return eventually(() => server.received.includes("pay"))
+  }],
+  [
+    "a notification",
+    (session) =>
+      Effect.promise(() =>
+        clientOf(session).notification({ method: "notifications/progress", params: { progressToken: 1, progress: 1 } })
+      )
+  ],
+  ["a call that was answered with an error", (session, server) => {
+    server.on("pay", (response, message) => Scripted.refuse(response, message, -32603))
+    return Effect.flip(tool(session, "pay"))
+  }],
+  ["a call whose reply stream was cut", (session, server) => {
+    server.on("pay", (response) => void Scripted.stream(response).end())
+    return Effect.flip(tool(session, "pay"))
+  }],
+  ["a call whose reply stream was resumed", (session, server) => {
+    server.on("pay", (response, { id }) => {
+      server.onGet((resumed) =>
+        void Scripted.stream(resumed).end(Scripted.event({ id: id!, result: { content: [] } }, "2"))
+      )
+      Scripted.stream(response).end("id: 1\nretry: 1\ndata: \n\n")
+    })
+    return tool(session, "pay")
+  }],
+  ["a call that was given up", (session, server) => {
+    server.on("pay", () => {})
+    return Effect.gen(function*() {
+      const fiber = yield* Effect.forkChild(tool(session, "pay"))
+      yield* eventually(() => server.received.includes("pay"))
+      yield* Fiber.interrupt(fiber)
+    })
+  }],
+  ["a call that timed out", (session, server) => {
+    server.on("pay", () => {})
+    return Effect.flip(session.callTool({ name: "pay" }, { timeout: "100 millis" }))
+  }]
+]
+
+for (const [sdk, connector] of generations) {
+  describe(`a session that its server has forgotten, with ${sdk}`, { concurrent: true }, () => {
+    for (const [what, pay] of ways) {
+      it.live(`is not replaced under its caller after ${what}`, () =>
+        used(connector, (server) =>
+          Effect.gen(function*() {
+            let runs = 0
+            const error = yield* Effect.flip(Sessions.withSession(alice, (session) => {
+              runs++
+              return Effect.andThen(pay(session, server), tool(session, "confirm"))
+            }))
+            assert.isTrue(McpSession.isSessionExpired(error))
+            assert.strictEqual(runs, 1)
+            assert.strictEqual(counted(server, "pay") + counted(server, "notifications/progress"), 1)
+            assert.strictEqual(counted(server, "confirm"), 1)
+          })))
+    }
+
+    it.live("is not replaced inside one request that had paid already", () =>
+      used(connector, (server) =>
+        Effect.gen(function*() {
+          const error = yield* Effect.flip(Sessions.withSession(alice, (session) =>
+            session.request(async (client) => {
+              await (client as unknown as Client).callTool({ name: "pay" })
+              return (client as unknown as Client).callTool({ name: "confirm" })
+            })))
+          assert.isTrue(McpSession.isSessionExpired(error))
+          assert.deepStrictEqual(server.received, ["before", "pay", "confirm"])
+        })))
+
+    it.live("is not replaced when the second of three concurrent calls is refused and the others may run", () =>
+      used(connector, (server) =>
+        Effect.gen(function*() {
+          for (const name of ["pay", "ship"]) server.on(name, () => {})
+          server.on("confirm", (...refused) =>
+            void Effect.runFork(Effect.andThen(
+              eventually(() => server.received.includes("pay") && server.received.includes("ship")),
+              Effect.sync(() => Scripted.forgotten(...refused))
+            )))
+          const error = yield* Effect.flip(Sessions.withSession(alice, (session) =>
+            Effect.forEach(["pay", "confirm", "ship"], (name) =>
+              tool(session, name), { concurrency: 3 })))
+          assert.isTrue(McpSession.isSessionExpired(error))
+          assert.sameMembers(
+            server.received.filter((name) =>
+              !name.startsWith("notifications/")
+            ),
+            [
+              "before",
+              "pay",
+              "confirm",
+              "ship"
+            ]
+          )
+        })))
+
+    const refusals: ReadonlyArray<readonly [string, (session: AnySession) => Effect.Effect<unknown, McpSessionError>]> =
+      [
+        ["a call", (session) => tool(session, "confirm")],
+        [
+          "a request",
+          (session) => session.request((client) => (client as unknown as Client).callTool({ name: "confirm" }))
+        ]
+      ]
+    for (const [what, f] of refusals) {
+      it.live(`is replaced under its caller when ${what} was refused and nothing has run`, () =>
+        used(connector, (server) =>
+          Effect.gen(function*() {
+            yield* Sessions.withSession(alice, f)
+            assert.deepStrictEqual(server.received, ["before", "confirm", "confirm"])
+            assert.strictEqual((yield* Sessions.stats).retirements, 1)
+          })))
+    }
+
+    it.live("is replaced when all of three concurrent calls were refused", () =>
+      used(connector, (server) =>
+        Effect.gen(function*() {
+          for (const name of ["pay", "ship"]) server.on(name, once(Scripted.forgotten))
+          yield* Sessions.withSession(alice, (session) =>
+            Effect.gen(function*() {
+              const results = yield* Effect.forEach(
+                ["pay", "confirm", "ship"],
+                (name) => Effect.result(tool(session, name)),
+                { concurrency: 3 }
+              )
+              return yield* Effect.forEach(results, Effect.fromResult)
+            }))
+          assert.strictEqual(server.received.length, 7)
+          assert.sameMembers(server.received.slice(1, 4), ["pay", "confirm", "ship"])
+          assert.sameMembers(server.received.slice(4), ["pay", "confirm", "ship"])
+        })))
+
+    it.live("is not replaced because of what another session's server has forgotten", () =>
+      used(connector, (server) =>
+        Effect.gen(function*() {
+          const other = yield* Scripted.start()
+          other.on("pay", once(Scripted.forgotten))
+          const session = yield* connector.http({ url: other.url })(alice, {
+            retire: () => Effect.void,
+            credentials: Effect.succeedNone
+          })
+          let runs = 0
+          const error = yield* Effect.flip(Sessions.withSession(alice, () => {
+            runs++
+            return tool(session, "pay")
+          }))
+          assert.isTrue(McpSession.isSessionExpired(error))
+          assert.strictEqual(runs, 1)
+          assert.deepStrictEqual([server.received, other.received], [["before"], ["pay"]])
+        })))
+
+    it.live("is retired, whoever sent the request that was refused", () =>
+      used(connector, (server) =>
+        Effect.gen(function*() {
+          yield* Sessions.withSession(alice, (session) =>
+            Effect.ignore(Effect.tryPromise(() => clientOf(session).callTool({ name: "confirm" }))))
+          assert.strictEqual((yield* Sessions.stats).retirements, 1)
+          assert.deepStrictEqual(server.received, ["before", "confirm"])
+        })))
+  })
+}
+
+describe("a pool of sessions of another type", () => {
+  it.effect("does not look into them, and repeats nothing", () =>
+    Effect.gen(function*() {
+      class Theirs extends SessionPool.Tag<Theirs, object, { readonly _tag: string }>()("test/Theirs") {}
+      const looked: Array<PropertyKey> = []
+      const session = new Proxy({ accepted: 0 }, {
+        get: (target, key) => {
+          looked.push(key)
+          return Reflect.get(target, key)
+        }
+      })
+      let runs = 0
+      yield* Effect.gen(function*() {
+        yield* Theirs.withSession(alice, () => Effect.void)
+        yield* Effect.flip(Theirs.withSession(alice, () => {
+          runs++
+          return Effect.fail({ _tag: "McpSessionError", reason: { _tag: "SessionExpired" } })
+        }))
+      }).pipe(Effect.provide(Theirs.layer({ connect: () => Effect.succeed(session) })))
+      assert.strictEqual(runs, 1)
+      assert.deepStrictEqual(looked, [])
+    }))
+})
