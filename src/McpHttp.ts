@@ -61,12 +61,19 @@ export type * from "./McpHttpOptions.ts"
  * **Example** (A server of its own for everybody)
  *
  * ```ts
+ * import { createServer } from "node:http"
+ * import { NodeHttpServer } from "@effect/platform-node"
+ * import { McpServer } from "@modelcontextprotocol/sdk/server/mcp.js"
+ * import { Effect, Layer } from "effect"
+ * import { HttpRouter } from "effect/http"
+ * import { IdentityResolver, McpHttp } from "effect-mcp-sessions"
+ *
  * const Mcp = McpHttp.layer({
  *   server: () => Effect.sync(() => new McpServer({ name: "example", version: "1.0.0" })),
  *   capacityPerOwner: 10
  * }).pipe(Layer.provide(IdentityResolver.layer({ mode: "required" })))
  *
- * HttpRouter.serve(Mcp).pipe(Layer.provide(NodeHttpServer.layer(createServer, { port: 3000 })))
+ * export const main = HttpRouter.serve(Mcp).pipe(Layer.provide(NodeHttpServer.layer(createServer, { port: 3000 })))
  * ```
  *
  * @category layers
@@ -110,6 +117,10 @@ export const layerConfig = <E = never, R = never>(
  * The ids that clients see are the registry's. Requests of the protocol version 2026-07-28, which has no sessions, are
  * made for somebody too, and otherwise let through; their session header is dropped. Origins are checked here and inside:
  * list them in both.
+ *
+ * Nothing reaches that server but POSTs of callers who are known. A `path` that no route of the router has stops the build of
+ * the app with `InvalidOptions`, as a defect; and what reaches an MCP server by any other path is answered with 503 and, once,
+ * logged: in a router with a guard, every MCP server has one, or is an endpoint of {@link layer}.
  *
  * It provides the `SessionRegistry` of these sessions.
  *

@@ -1,7 +1,9 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as McpProtocol from "effect/ai/McpProtocol"
 import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
-import { openGuarded as open } from "./support/guarded.ts"
+import { modern, openGuarded as open } from "./support/guarded.ts"
 import {
   begin,
   bytesOf,
@@ -17,23 +19,11 @@ import {
   textOf,
   web
 } from "./support/mcpHttp.ts"
+import { many, underLoad } from "./support/load.ts"
 import { head, write } from "./support/rawHttp.ts"
 import { makeDice } from "./support/world.ts"
 
 const versioned = { "mcp-protocol-version": "2025-11-25" }
-
-const modern = (name: string, args: Record<string, unknown> = {}) => ({
-  ...call(name, args),
-  params: {
-    name,
-    arguments: args,
-    _meta: {
-      "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-      "io.modelcontextprotocol/clientCapabilities": {},
-      "io.modelcontextprotocol/clientInfo": { name: "test", version: "0" }
-    }
-  }
-})
 
 const suite = (start: typeof web) => {
   it.live("a session has an owner, and is nobody else's", () =>
@@ -213,6 +203,49 @@ const suite = (start: typeof web) => {
       assert.strictEqual(wait.status, 400)
     }))
 
+  it.live("a server without sessions has nothing to listen to or to end, and says so", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open(start, {}, IdentityResolver.layer({ mode: "required" }), {
+        protocols: [McpProtocol.v2026_07_28]
+      })
+      for (const options of [{}, { as: "alice" }, { as: "alice", session: "x" }]) {
+        for (const method of ["DELETE", "GET"]) {
+          const response = yield* request(endpoint, method, options)
+          assert.strictEqual(response.status, 405)
+          assert.strictEqual(response.headers.get("allow"), "POST")
+        }
+      }
+      const headers = { "mcp-protocol-version": "2026-07-28", "mcp-method": "tools/call", "mcp-name": "echo" }
+      assert.strictEqual((yield* post(endpoint, modern("echo", { message: "hi" }), { headers })).status, 401)
+      const answer = yield* post(endpoint, modern("echo", { message: "hi" }), { as: "alice", headers })
+      assert.include(yield* textOf(answer), "hi")
+    }))
+
+  it.live("initialize in a version that nobody knows is refused, and begins nothing", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open(start)
+      const answer = yield* post(endpoint, initialize, { headers: { "mcp-protocol-version": "1999-12-31" } })
+      assert.strictEqual(answer.status, 400)
+      assert.strictEqual(yield* endpoint.registry.size, 0)
+      assert.notInclude(endpoint.log.inside, "POST 200")
+    }))
+
+  it.live("a stream whose session ends has an error for the call in it", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open(start)
+      const session = yield* begin(endpoint)
+      const answer = yield* post(
+        endpoint,
+        { ...call("slow"), params: { name: "slow", arguments: {}, _meta: { progressToken: 1 } } },
+        { session, headers: versioned }
+      )
+      const read = textOf(answer).pipe(Effect.timeout("5 seconds"))
+      const text = yield* Effect.forkChild(read)
+      yield* eventually(() => endpoint.log.called === 1)
+      assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 204)
+      assert.include(yield* Fiber.join(text), "may have run")
+    }))
+
   it.live("what can't be ended says so", () =>
     Effect.gen(function*() {
       const guarded = yield* open(start, { allowTermination: false })
@@ -343,7 +376,7 @@ const suite = (start: typeof web) => {
     }))
 }
 
-const interleavings = 1_000
+const interleavings = many(200, 1_000)
 
 /** Turns of the event loop, of which an answer of the server inside takes some. */
 const turns = (count: number) =>
@@ -410,46 +443,50 @@ describe("McpHttp.guard", () => {
         assert.strictEqual(yield* statusAt(listed, "http://localhost/mcp"), 403)
       }))
 
-    it.live("whatever comes first, a call and a DELETE both end, and the session with them", () =>
-      Effect.gen(function*() {
-        const endpoint = yield* open(web, { capacity: 20 })
-        const seen = new Set<string>()
-        for (let seed = 0; seed < interleavings; seed++) {
-          const dice = makeDice(seed)
-          const session = yield* begin(endpoint)
-          const before = endpoint.log.called
-          const [called, deleted] = yield* Effect.all([
-            Effect.andThen(
-              pause(dice.below(24)),
-              post(endpoint, call("echo", { message: "hi" }), { session, headers: versioned }).pipe(
-                Effect.flatMap((answer) => Effect.map(textOf(answer), (text) => ({ status: answer.status, text })))
+    it.live(
+      "whatever comes first, a call and a DELETE both end, and the session with them",
+      () =>
+        Effect.gen(function*() {
+          const endpoint = yield* open(web, { capacity: 20 })
+          const seen = new Set<string>()
+          for (let seed = 0; seed < interleavings; seed++) {
+            const dice = makeDice(seed)
+            const session = yield* begin(endpoint)
+            const before = endpoint.log.called
+            const [called, deleted] = yield* Effect.all([
+              Effect.andThen(
+                pause(dice.below(24)),
+                post(endpoint, call("echo", { message: "hi" }), { session, headers: versioned }).pipe(
+                  Effect.flatMap((answer) => Effect.map(textOf(answer), (text) => ({ status: answer.status, text })))
+                )
+              ),
+              turns(dice.below(6)).pipe(
+                Effect.andThen(pause(dice.below(24))),
+                Effect.andThen(request(endpoint, "DELETE", { session }))
               )
-            ),
-            turns(dice.below(6)).pipe(
-              Effect.andThen(pause(dice.below(24))),
-              Effect.andThen(request(endpoint, "DELETE", { session }))
-            )
-          ], { concurrency: "unbounded" }).pipe(Effect.timeout("2 seconds"))
-          assert.strictEqual(deleted.status, 204)
-          const kind = called.status === 404
-            ? "Session not found"
-            : called.text.includes("error")
-            ? "may have run"
-            : "hi"
-          seen.add(kind)
-          assert.include(called.text, kind, `seed ${seed}`)
-          const ran = endpoint.log.called - before
-          if (kind === "hi") assert.strictEqual(ran, 1, `seed ${seed}`)
-          // It may be sent again
-          if (kind === "Session not found") assert.strictEqual(ran, 0, `seed ${seed}`)
-          assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 404)
-        }
-        assert.deepStrictEqual(Array.from(seen).toSorted(), ["Session not found", "hi", "may have run"])
-        const freed = () => endpoint.log.inside.filter((line) => line === "DELETE 204").length
-        yield* eventually(() => freed() >= interleavings)
-        assert.strictEqual(freed(), interleavings)
-        assert.strictEqual(yield* endpoint.registry.size, 0)
-      }))
+            ], { concurrency: "unbounded" }).pipe(Effect.timeout("2 seconds"))
+            assert.strictEqual(deleted.status, 204)
+            const kind = called.status === 404
+              ? "Session not found"
+              : called.text.includes("error")
+              ? "may have run"
+              : "hi"
+            seen.add(kind)
+            assert.include(called.text, kind, `seed ${seed}`)
+            const ran = endpoint.log.called - before
+            if (kind === "hi") assert.strictEqual(ran, 1, `seed ${seed}`)
+            // It may be sent again
+            if (kind === "Session not found") assert.strictEqual(ran, 0, `seed ${seed}`)
+            assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 404)
+          }
+          assert.deepStrictEqual(Array.from(seen).toSorted(), ["Session not found", "hi", "may have run"])
+          const freed = () => endpoint.log.inside.filter((line) => line === "DELETE 204").length
+          yield* eventually(() => freed() >= interleavings)
+          assert.strictEqual(freed(), interleavings)
+          assert.strictEqual(yield* endpoint.registry.size, 0)
+        }),
+      underLoad
+    )
   })
 
   describe("over a socket", () => {

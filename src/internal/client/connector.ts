@@ -190,11 +190,16 @@ const http = <R>(
       scrub.add(url.password)
       for (const value of url.searchParams.values()) scrub.add(value, minimumSecret)
       return Effect.map(headersOf(options, identity, handle, scrub), (headers) => {
-        const { attach, fetch } = Http.make({ fetch: options.fetch ?? globalFetch, headers, isStreamSession })
+        const { attach, fetch, streamFailure } = Http.make({
+          fetch: options.fetch ?? globalFetch,
+          headers,
+          isStreamSession
+        })
         const transport = transportTo(url, { fetch })
         return {
           transport,
           attach,
+          ...(isStreamSession ? { failure: streamFailure } : {}),
           sessionful: isStreamSession,
           terminate: async () => transport.terminateSession?.()
         }

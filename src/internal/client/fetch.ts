@@ -15,6 +15,8 @@ import { type Listener, type RequestId, requestIds, type Wire } from "./wire.ts"
 
 export interface Http {
   readonly fetch: FetchLike
+  /** Why the stream that is the session could not be opened: an EventSource keeps that to itself. */
+  readonly streamFailure: () => unknown
   readonly attach: (wire: Wire) => Listener
 }
 
@@ -51,6 +53,7 @@ export const make = (options: Options): Http => {
   const resumable = new Map<string, { readonly id: RequestId; failures: number }>()
   let wire: Wire | undefined
   let hasStream = false
+  let streamFailure: unknown
 
   const forgetTokens = (id: RequestId) => {
     for (const [token, resume] of resumable) if (resume.id === id) resumable.delete(token)
@@ -117,7 +120,11 @@ export const make = (options: Options): Http => {
   /** The stream on which the server speaks unasked. */
   const stream = async (url: string | URL, init: RequestInit): Promise<Response> => {
     if (hasStream && options.isStreamSession) throw new Error("The stream of this session has ended")
-    const response = await options.fetch(url, init)
+    const response = await options.fetch(url, init).catch((error: unknown) => {
+      streamFailure = error
+      throw error
+    })
+    streamFailure = undefined
     if (!isEventStream(response)) return response
     hasStream = true
     if (wire !== undefined) wire.isDeaf = false
@@ -139,6 +146,7 @@ export const make = (options: Options): Http => {
       const token = headers.get("last-event-id")
       return token !== null && resumable.has(token) ? reopen(url, request, token) : stream(url, request)
     },
+    streamFailure: () => streamFailure,
     attach: (attached) => {
       wire = attached
       return {

@@ -46,6 +46,8 @@ export interface OpenTransport {
   readonly pid?: number | undefined
   /** Ends the session on the server; tried for two seconds when the session is closed. */
   readonly terminate?: (() => Promise<void>) | undefined
+  /** Why it could not connect, where its own error does not say so. */
+  readonly failure?: (() => unknown) | undefined
   /** Hears what happens on the wire. */
   readonly attach?: ((wire: Wire.Wire) => Wire.Listener) | undefined
   /** The session is known by something other than the transport's `sessionId`. */
@@ -90,7 +92,7 @@ const connect = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(options
     // abort, because that sends a cancel (2025-11-25, basic/utilities/cancellation: `initialize` MUST NOT be cancelled).
     options.connect(client, wire, { timeout: Sdk.noTimeout }).then(
       () => resume(Effect.void),
-      (error) => resume(Effect.fail(toReason(error)))
+      (error) => resume(Effect.fail(toReason(opened.failure?.() ?? error)))
     )
   })
   return session()

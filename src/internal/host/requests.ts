@@ -1,7 +1,7 @@
 /**
  * What an MCP endpoint reads of a request before it looks for a session.
  */
-import { SUPPORTED_PROTOCOL_VERSIONS } from "@modelcontextprotocol/sdk/types.js"
+import { type RequestId, SUPPORTED_PROTOCOL_VERSIONS } from "@modelcontextprotocol/sdk/types.js"
 import * as ByteSize from "effect/ByteSize"
 import * as Effect from "effect/Effect"
 import * as Predicate from "effect/Predicate"
@@ -191,13 +191,16 @@ const isNestedDeeper = (text: string, limit: number): boolean => {
 /**
  * The ids of the requests in a body.
  */
-export const requestIds = (body: unknown): ReadonlyArray<string | number> =>
+export const requestIds = (body: unknown): ReadonlyArray<RequestId> =>
   (Array.isArray(body) ? body : [body]).flatMap((message: unknown) =>
-    Predicate.hasProperty(message, "method") && Predicate.hasProperty(message, "id") &&
-      (typeof message.id === "string" || typeof message.id === "number")
-      ? [message.id]
-      : []
+    hasId(message) && Predicate.hasProperty(message, "method") ? [message.id] : []
   )
+
+export const isResponse = (message: unknown): message is { readonly id: RequestId } =>
+  hasId(message) && !Predicate.hasProperty(message, "method")
+
+const hasId = (message: unknown): message is { readonly id: RequestId } =>
+  Predicate.hasProperty(message, "id") && (typeof message.id === "string" || typeof message.id === "number")
 
 export const isInitialize = (message: unknown): boolean =>
   Predicate.hasProperty(message, "method") && message.method === "initialize"
