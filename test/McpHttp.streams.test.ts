@@ -176,7 +176,7 @@ const suite = (start: typeof web) => {
 
     it.live("a call whose client has left is no longer waited for, and keeps its session until it ends", () =>
       Effect.gen(function*() {
-        const endpoint = yield* open(start, { response, idleTimeToLive: 100 })
+        const endpoint = yield* open(start, { response, idleTimeToLive: 500 })
         const session = yield* begin(endpoint)
         const controller = new AbortController()
         const left = send(endpoint, "POST", { session, signal: controller.signal }, call("wait"))
@@ -185,7 +185,7 @@ const suite = (start: typeof web) => {
         assert.strictEqual((yield* endpoint.registry.stats).held, 1)
         controller.abort()
         yield* Effect.promise(() => left)
-        yield* Effect.sleep(400)
+        yield* Effect.sleep(1_000)
         assert.strictEqual((yield* endpoint.registry.stats).held, 1)
         // To leave is no cancellation
         assert.deepStrictEqual(endpoint.log.aborted, [])
@@ -253,7 +253,7 @@ const suite = (start: typeof web) => {
 
     it.live("lets go of its session then", () =>
       Effect.gen(function*() {
-        const endpoint = yield* open(start, { streamTimeToLive: 150, idleTimeToLive: 150 })
+        const endpoint = yield* open(start, { streamTimeToLive: 150, idleTimeToLive: 500 })
         const session = yield* begin(endpoint)
         yield* textOf(yield* request(endpoint, "GET", { session })).pipe(Effect.timeout("2 seconds"))
         yield* eventually(() => endpoint.log.closed.length === 1)
@@ -262,10 +262,10 @@ const suite = (start: typeof web) => {
 
     it.live("a call that is older is answered", () =>
       Effect.gen(function*() {
-        const endpoint = yield* open(start, { streamTimeToLive: 50, idleTimeToLive: 100 })
+        const endpoint = yield* open(start, { streamTimeToLive: 50, idleTimeToLive: 500 })
         const session = yield* begin(endpoint)
         const answered = send(endpoint, "POST", { session }, call("wait")).then((answer) => answer.text())
-        yield* Effect.sleep(300)
+        yield* Effect.sleep(1_000)
         endpoint.log.release()
         assert.include(yield* Effect.promise(() => answered), "waited")
       }))
@@ -338,11 +338,11 @@ const suite = (start: typeof web) => {
 
     it.live("a client that drops in a call finds its answer, however long it was idle", () =>
       Effect.gen(function*() {
-        const endpoint = yield* open(start, { eventStore: McpHttp.memoryEventStore(), idleTimeToLive: 200 })
+        const endpoint = yield* open(start, { eventStore: McpHttp.memoryEventStore(), idleTimeToLive: 500 })
         const session = yield* begin(endpoint)
         const answer = yield* post(endpoint, call("wait"), { session, headers: version })
         const id = /^id: (.+)$/m.exec(yield* readUntil(answer, "data: "))![1]!
-        yield* Effect.sleep(600)
+        yield* Effect.sleep(1_000)
         assert.deepStrictEqual(endpoint.log.aborted, [])
         endpoint.log.release()
         const resumed = yield* request(endpoint, "GET", { session, headers: { ...version, "last-event-id": id } })
