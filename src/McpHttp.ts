@@ -109,6 +109,10 @@ export const layerConfig = <E = never, R = never>(
  * made for somebody too, and otherwise let through; their session header is dropped. Origins are checked here and inside:
  * list them in both.
  *
+ * Nothing reaches that server but POSTs of callers who are known. A `path` that no route of the router has stops the build of
+ * the app with `InvalidOptions`, as a defect; and what reaches an MCP server by any other path is answered with 503 and, once,
+ * logged: in a router with a guard, every MCP server has one, or is an endpoint of {@link layer}.
+ *
  * It provides the `SessionRegistry` of these sessions.
  *
  * Fails with `InvalidOptions` when an option has no meaning.

@@ -19,10 +19,14 @@ import { declared as registry, type SessionInfo, type SessionRegistryOptions } f
  * @category models
  */
 export interface EndpointOptions extends Omit<SessionRegistryOptions<never, never, never>, "open"> {
-  /** The path of the endpoint, by default `"/mcp"`. */
+  /**
+   * The path of the endpoint, by default `"/mcp"`. For `layer` it is within the router that it is added to; for `guard` it is
+   * the whole path of the server's route, with the prefixes of its router.
+   */
   readonly path?: HttpRouter.PathInput | undefined
   /**
-   * The origins whose web pages may call the server, as browsers write them: `"https://app.example.com"`. By default
+   * The origins whose web pages may call the server and read its answers, as browsers write them:
+   * `"https://app.example.com"`. By default
    * those of this machine (`localhost`, `127.0.0.1`, `[::1]`, any port), which a list replaces; `"*"` is any web page
    * there is. A request without `Origin` comes from no web page.
    */

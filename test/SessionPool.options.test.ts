@@ -8,10 +8,12 @@ import * as Layer from "effect/Layer"
 import * as Random from "effect/Random"
 import * as TestClock from "effect/testing/TestClock"
 import { InvalidOptions } from "effect-mcp-sessions/InvalidOptions"
+import { PoolExhausted } from "effect-mcp-sessions/SessionPoolError"
 import {
   a,
   b,
   c,
+  d,
   fork,
   identities,
   lease,
@@ -366,6 +368,41 @@ describe("SessionPool options", () => {
         if (error._tag === "PoolExhausted") assert.strictEqual(Duration.toMillis(error.waited), 0)
         yield* release
         assert.strictEqual((yield* visit(pool, b)).name, "b1")
+      }))
+
+    it.effect("tells a caller that waits for its own leases how many it holds", () =>
+      Effect.gen(function*() {
+        const pool = yield* openPool({ connect: makeUpstream().connect, capacity: 1, acquireTimeout: 1_000 })
+        const nested = pool.withSession(a, () =>
+          Effect.andThen(pool.invalidate(a), pool.withSession(a, () => Effect.void)))
+        const caller = yield* fork(Effect.flip(nested))
+        yield* TestClock.adjust(1_000)
+        const error = yield* Fiber.join(caller)
+        yield* lease(pool, a)
+        const other = yield* fork(Effect.flip(visit(pool, b)))
+        yield* TestClock.adjust(1_000)
+        const others = yield* Fiber.join(other)
+        assert.instanceOf(error, PoolExhausted)
+        assert.instanceOf(others, PoolExhausted)
+        assert.deepStrictEqual([error.held, error.method], [1, "withSession"])
+        assert.include(error.message, "holds a lease")
+        assert.deepStrictEqual([others.held, others.method], [0, "get"])
+        assert.notInclude(others.message, "holds")
+      }))
+
+    it.effect("counts the caller's leases of every kind, and none that has ended", () =>
+      Effect.gen(function*() {
+        const pool = yield* openPool({ connect: makeUpstream().connect, capacity: 2, acquireTimeout: 0 })
+        const exhausted = Effect.map(Effect.flip(visit(pool, d)), (error) =>
+          error instanceof PoolExhausted ? error.held : error)
+        const held = yield* lease(pool, a)
+        yield* lease(pool, a)
+        yield* pool.withSession(b, () =>
+          Effect.map(exhausted, (leases) => assert.strictEqual(leases, 3)))
+        const others = yield* fork(pool.withSession(b, () => Effect.never))
+        yield* held.release
+        assert.strictEqual(yield* exhausted, 1)
+        yield* Fiber.interrupt(others)
       }))
 
     it.effect("does not count the time that the open takes", () =>

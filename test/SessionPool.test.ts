@@ -36,6 +36,9 @@ import {
 
 const withToken = (key: string, token: string) => Identity.fromKey(key, { credentials: Credentials.bearer(token) })
 
+const until = (token: string, expiresAt: number) =>
+  Identity.fromKey("a", { credentials: Credentials.bearer(token, { expiresAt }) })
+
 const tokenOf = (credentials: Option.Option<Credentials>) =>
   Option.getOrUndefined(Option.map(credentials, ({ token }) => Redacted.value(token)))
 
@@ -834,8 +837,40 @@ describe("SessionPool", () => {
         yield* Deferred.succeed(gate, undefined)
         yield* settle
         assert.strictEqual(read.at(-1), "k2999", "the newest is there")
-        assert.isBelow(read.length, 9_000, "not all are kept")
+        assert.isAtMost(read.length, 1_024 + 3, "what waits, and what the reader had taken before")
         assert.isTrue(new Set(read).size < 3_000, "the oldest are lost")
+        assert.strictEqual((yield* pool.stats).eventsLost, 9_000 - read.length)
+      }))
+
+    it.effect("are counted one by one, also those of one step", () =>
+      Effect.gen(function*() {
+        const pool = yield* openPool({ connect: makeUpstream().connect, capacity: 3_000 })
+        for (const identity of identities(3_000)) yield* visit(pool, identity)
+        const gate = yield* Deferred.make<void>()
+        const read: Array<string> = []
+        yield* Effect.forkScoped(
+          Stream.runForEach(pool.events, (event) =>
+            Effect.andThen(Effect.sync(() => void read.push(event._tag)), Deferred.await(gate))),
+          { startImmediately: true }
+        )
+        yield* pool.invalidateWhere(() =>
+          true
+        )
+        yield* settle
+        yield* Deferred.succeed(gate, undefined)
+        yield* settle
+        assert.strictEqual(read.length, 1_024)
+        assert.strictEqual(read.at(-1), "Closed")
+        assert.strictEqual((yield* pool.stats).eventsLost, 6_000 - 1_024)
+      }))
+
+    it.effect("are not kept for anybody when nobody reads, and lost to nobody", () =>
+      Effect.gen(function*() {
+        const pool = yield* openPool({ connect: makeUpstream().connect, capacity: 3_000 })
+        const { reader } = yield* record(pool)
+        yield* Fiber.interrupt(reader)
+        for (const identity of identities(3_000)) yield* visit(pool, identity)
+        assert.strictEqual((yield* pool.stats).eventsLost, 0)
       }))
 
     it.effect("of a reader that dies slow nobody", () =>
@@ -1004,6 +1039,28 @@ describe("SessionPool", () => {
         assert.strictEqual(tokenOf(yield* handle.credentials), "two", "none are no newer ones")
         yield* visit(pool, withToken("b", "other"))
         assert.strictEqual(tokenOf(yield* handle.credentials), "two")
+      }))
+
+    it.effect("are not replaced by some that expire sooner, which came late", () =>
+      Effect.gen(function*() {
+        const pool = yield* openPool({ connect: makeUpstream().connect, capacity: 1 })
+        const held = yield* lease(pool, b)
+        const callers = yield* Effect.forEach(
+          [until("an hour", 3_600_000), until("a minute", 60_000)],
+          (identity) => fork(visit(pool, identity))
+        )
+        yield* held.release
+        const { handle } = yield* Fiber.join(callers[0]!)
+        assert.strictEqual(tokenOf(yield* handle.credentials), "an hour", "of those who waited for room")
+        yield* visit(pool, until("a minute", 60_000))
+        assert.strictEqual(tokenOf(yield* handle.credentials), "an hour")
+        yield* visit(pool, until("two hours", 7_200_000))
+        assert.strictEqual(tokenOf(yield* handle.credentials), "two hours")
+        yield* visit(pool, withToken("a", "silent"))
+        assert.strictEqual(tokenOf(yield* handle.credentials), "silent")
+        yield* TestClock.adjust("3 minutes")
+        yield* visit(pool, until("a minute", 60_000))
+        assert.strictEqual(tokenOf(yield* handle.credentials), "silent", "what has expired is no news")
       }))
 
     it.effect("are none where none were presented", () =>

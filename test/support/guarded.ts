@@ -3,8 +3,10 @@
  */
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import * as McpProtocol from "effect/ai/McpProtocol"
+import { McpRequestContext } from "effect/ai/McpSchema"
 import * as McpServer from "effect/ai/McpServer"
 import * as Tool from "effect/ai/Tool"
 import * as Toolkit from "effect/ai/Toolkit"
@@ -50,7 +52,16 @@ export const inside = (log: InsideLog, options: {
     Effect.map(McpServer.McpServer, ({ notifications }) => ({
       echo: ({ message }: { readonly message: string }) => Effect.sync(() => (log.called++, message)),
       wait: () => wait,
-      slow: () => Effect.andThen(notifications["notifications/progress"]({ progressToken: 1, progress: 1 }), wait)
+      slow: () =>
+        Effect.serviceOption(McpRequestContext).pipe(
+          Effect.map((request) => Option.getOrUndefined(request)?.requestMetadata?.["progressToken"]),
+          Effect.flatMap((progressToken) =>
+            typeof progressToken === "string" || typeof progressToken === "number"
+              ? notifications["notifications/progress"]({ progressToken, progress: 1 })
+              : Effect.void
+          ),
+          Effect.andThen(wait)
+        )
     }))
   )))
   return Layer.orDie(McpServer.layerHttp({
