@@ -4,6 +4,7 @@
 import type { EventStore } from "@modelcontextprotocol/sdk/server/webStandardStreamableHttp.js"
 import type { Transport } from "@modelcontextprotocol/sdk/shared/transport.js"
 import * as Config from "effect/Config"
+import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
@@ -11,7 +12,13 @@ import * as Schema from "effect/Schema"
 import type * as HttpRouter from "effect/http/HttpRouter"
 import type { Identity } from "./Identity.ts"
 import * as Options from "./internal/options.ts"
-import { declared as registry, type SessionInfo, type SessionRegistryOptions } from "./SessionRegistry.ts"
+import {
+  declared as registry,
+  type Operator,
+  type SessionInfo,
+  SessionRegistry,
+  type SessionRegistryOptions
+} from "./SessionRegistry.ts"
 
 /**
  * What both layers take. Durations are `Duration.Input`; a number is milliseconds.
@@ -19,6 +26,11 @@ import { declared as registry, type SessionInfo, type SessionRegistryOptions } f
  * @category models
  */
 export interface EndpointOptions extends Omit<SessionRegistryOptions<never, never, never>, "open"> {
+  /**
+   * The tag under which an operator finds the sessions, as `SessionRegistry.Operator` makes them: by default
+   * `SessionRegistry` itself, which only one layer of an application can provide.
+   */
+  readonly sessions?: Context.Key<unknown, Operator> | undefined
   /**
    * The path of the endpoint, by default `"/mcp"`. For `layer` it is within the router that it is added to; for `guard` it is
    * the whole path of the server's route, with the prefixes of its router.
@@ -39,8 +51,20 @@ export interface EndpointOptions extends Omit<SessionRegistryOptions<never, neve
   readonly allowedHosts?: ReadonlyArray<string> | "*" | undefined
   /** The most that a request's body may have, in bytes: by default 4 MiB. */
   readonly maxBodyBytes?: number | undefined
+  /** How long a request's body may take to arrive, else 408: by default 30 seconds. */
+  readonly bodyTimeout?: Duration.Input | undefined
   /** Whether an owner may end a session with DELETE, by default true. If not, that answers 405. */
   readonly allowTermination?: boolean | undefined
+}
+
+/**
+ * The option of which the type of a layer depends: what it provides.
+ *
+ * @category models
+ */
+export interface Provides<Sessions> {
+  /** See {@link EndpointOptions}. */
+  readonly sessions?: Context.Key<Sessions, Operator> | undefined
 }
 
 /**
@@ -69,6 +93,26 @@ export interface LayerOptions<E, R> extends EndpointOptions {
   readonly eventStore?: ((info: SessionInfo) => EventStore) | undefined
   /** How long a client is told to wait before it resumes a stream. By default that is its own choice. */
   readonly retryInterval?: Duration.Input | undefined
+  /**
+   * How long a client may listen on one stream: by default 5 minutes, after which its stream ends and it comes back by
+   * itself. A client that has vanished holds its session for so long at most. What answers a call lives until the call
+   * ends.
+   */
+  readonly streamTimeToLive?: Duration.Input | undefined
+  /** How many requests of one session may be in flight, else 429: by default 100. */
+  readonly maxConcurrentRequests?: number | undefined
+}
+
+/**
+ * What `McpHttp.memoryEventStore` takes.
+ *
+ * @category models
+ */
+export interface MemoryEventStoreOptions {
+  /** How many events are kept of a session: by default 256. */
+  readonly capacity?: number | undefined
+  /** How many bytes they may take, as JSON: by default 4 MiB. */
+  readonly maxBytes?: number | undefined
 }
 
 /**
@@ -118,16 +162,23 @@ const path = Options.custom<HttpRouter.PathInput, HttpRouter.PathInput>({
   config: Config.String
 })
 
+const operator = Options.custom<Context.Key<unknown, Operator>, Context.Key<unknown, Operator>>({
+  rule: "the tag of an operator's view",
+  read: Option.liftPredicate(Context.isKey)
+})
+
 const { open: _, ...registryOptions } = registry.declaration
 
 /**
  * @internal
  */
 export const endpoint = Options.declare<EndpointOptions>()({ module: "McpHttp", variables: "MCP_REGISTRY" }, {
+  sessions: Options.withDefault(operator, SessionRegistry, { shown: "SessionRegistry" }),
   path: Options.withDefault(path, "/mcp"),
   allowedOrigins: Options.optional(allowList, { shown: "this machine" }),
   allowedHosts: Options.optional(allowList, { shown: "this machine" }),
   maxBodyBytes: Options.withDefault(Options.count, 4 * 1024 * 1024, { shown: "4 MiB" }),
+  bodyTimeout: Options.withDefault(Options.timeout, "30 seconds"),
   allowTermination: Options.withDefault(Options.boolean, true),
   ...registryOptions
 })
@@ -140,5 +191,15 @@ export const layer = Options.declare<LayerOptions<never, never>>()({ module: "Mc
   response: Options.withDefault(Options.schema(Schema.Literals(["sse", "json"]), "\"sse\" or \"json\""), "sse"),
   eventStore: Options.optional(Options.fn),
   retryInterval: Options.optional(Options.patience, { shown: "the client's" }),
+  streamTimeToLive: Options.withDefault(Options.timeToLive, "5 minutes"),
+  maxConcurrentRequests: Options.withDefault(Options.count, 100),
   ...endpoint.declaration
+})
+
+/**
+ * @internal
+ */
+export const memoryEventStore = Options.declare<MemoryEventStoreOptions>()({ module: "McpHttp" }, {
+  capacity: Options.withDefault(Options.count, 256),
+  maxBytes: Options.withDefault(Options.count, 4 * 1024 * 1024, { shown: "4 MiB" })
 })

@@ -34,7 +34,7 @@ import type { McpSession } from "../../McpSession.ts"
 import { McpSessionError, PreparationFailed } from "../../McpSessionError.ts"
 import * as Scrub from "../scrub.ts"
 import * as Secrets from "../secrets.ts"
-import * as Http from "./fetch.ts"
+import * as Fetch from "./fetch.ts"
 import type { ClientLike, MessageLike, TransportLike } from "./sdk.ts"
 import * as ConnectorOptions from "./options.ts"
 import type { OpenOptions, OpenTransport } from "./session.ts"
@@ -220,10 +220,12 @@ const http = <R>(
       if (typeof options.headers === "object") {
         for (const secret of Secrets.ofRecord(options.headers)) scrub.add(secret)
       }
-      return Effect.map(headersOf(options, options.name ?? url.host, identity, handle, scrub), (headers) => {
-        const { attach, fetch, streamFailure } = Http.make({
+      return Effect.gen(function*() {
+        const runPromise = Effect.runPromiseWith(yield* Effect.context<never>())
+        const { attach, fetch, streamFailure } = Fetch.make({
           fetch: holding(options.fetch ?? globalFetch, scrub),
-          headers,
+          headers: yield* headersOf(options, options.name ?? url.host, identity, handle, scrub),
+          pause: () => runPromise(Effect.sleep("100 millis")),
           isStreamSession
         })
         const transport = transportTo(url, { fetch })

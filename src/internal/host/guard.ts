@@ -10,7 +10,7 @@
  */
 import type { RequestId } from "@modelcontextprotocol/sdk/types.js"
 import * as Cause from "effect/Cause"
-import type * as Context from "effect/Context"
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -79,8 +79,8 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
         })
     ))
 
-  const initialize = (handler: Handler, { url }: Request, identity: Identity) =>
-    endpoint.begin(identity, ({ id, resource }) =>
+  const initialize = (handler: Handler, { url }: Request, message: unknown, identity: Identity) =>
+    endpoint.begin(identity, message, ({ id, resource }) =>
       Effect.tap(
         handler,
         beforeResponse((minted, response) => {
@@ -106,10 +106,10 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
       )
     )
 
-  const readBody = Effect.fnUntraced(function*(request: Request) {
+  const readBody = Effect.fnUntraced(function*(request: Request, until: Effect.Effect<never, Answers.Refused>) {
     const issue = Requests.mediaTypeIssue(request)
     if (issue !== undefined) return yield* issue
-    const text = yield* settings.readText(request)
+    const text = yield* settings.readText(request, until)
     return { text, message: yield* Requests.parse(text) }
   })
 
@@ -117,7 +117,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     const { ended, resource } = yield* endpoint.registry.get(id, identity)
     // It is being initialized: its client has not heard of it
     if (resource.id === undefined) return yield* Answers.notFound
-    const { message, text } = yield* Effect.raceFirst(readBody(request), Effect.flatMap(ended, unstarted))
+    const { message, text } = yield* readBody(request, Effect.flatMap(ended, unstarted))
     const named = request.modify({ headers: Headers.set(request.headers, header, resource.id) })
     const unanswered = Effect.flatMap(ended, (reason) => abandoned(message, reason))
     const response = yield* Effect.raceFirst(handOn(handler, withText(named, text)), unanswered)
@@ -133,11 +133,11 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
 
   const withoutId = Effect.fnUntraced(function*(handler: Handler, request: Request, identity: Identity) {
     const anonymous = request.modify({ headers: Headers.remove(request.headers, header) })
-    const { message, text } = yield* readBody(anonymous)
+    const { message, text } = yield* readBody(anonymous, endpoint.closing)
     const handed = handOn(handler, withText(anonymous, text))
     if (!Requests.isInitialize(message)) return yield* withoutSession(handed, request)
     if (!isModern(request) && !Requests.isVersionSupported(request)) return yield* Requests.unsupportedVersion
-    return yield* initialize(handed, request, identity)
+    return yield* initialize(handed, request, message, identity)
   })
 
   const methods = (): ReadonlyArray<string> => settings.allowTermination && isSessionful ? ["POST", "DELETE"] : ["POST"]
@@ -215,7 +215,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
         : passBy(routes, request))
   })
 
-  return operatorOf(endpoint.registry)
+  return Context.make(settings.sessions, operatorOf(endpoint.registry))
 })
 
 // The id is in the response when everything else has had its say.
