@@ -23,8 +23,8 @@ export class SessionClosed extends Schema.TaggedClass<SessionClosed>()("SessionC
 
 /**
  * The server no longer knows the session (404, or 400 that says so, with a session id). The request was refused, not
- * run: repeating it on a new session is safe, and `SessionPool.withSession` does so where nothing else may have run. Its
- * pool has retired it.
+ * run: repeating it on a new session is safe, and `SessionPool.withSession` does so where nothing else may have run.
+ * Its pool has retired it.
  *
  * @category errors
  */
@@ -45,8 +45,8 @@ export class Unauthorized extends Schema.TaggedClass<Unauthorized>()("Unauthoriz
 export class Forbidden extends Schema.TaggedClass<Forbidden>()("Forbidden", { requestSent }) {}
 
 /**
- * No answer came within the time that the call (60 seconds by default), or the connect, was given. The server was told to
- * cancel it, but the request may have run. After two in a row the session is asked whether it still lives.
+ * No answer came within the time that the call (60 seconds by default), or the connect, was given. The server was told
+ * to cancel it, but the request may have run. After two in a row the session is asked whether it still lives.
  *
  * @category errors
  */
@@ -80,8 +80,9 @@ export class HttpFailure extends Schema.TaggedClass<HttpFailure>()("HttpFailure"
 
 /**
  * The server can't be reached: `code` is the system's (`ECONNREFUSED`, `ENOENT` for a command that does not exist, …),
- * undici's (`UND_ERR_…`), that of TLS (`CERT_HAS_EXPIRED`, `ERR_SSL_WRONG_VERSION_NUMBER` where the other side speaks no
- * TLS, …), or `STREAM_ENDED` when the server ended a reply stream without the reply. The pool has retired the session.
+ * undici's (`UND_ERR_…`), that of TLS (`CERT_HAS_EXPIRED`, `ERR_SSL_WRONG_VERSION_NUMBER` where the other side speaks
+ * no TLS, …), or `STREAM_ENDED` when the server ended a reply stream without the reply. The pool has retired the
+ * session.
  *
  * @category errors
  */
@@ -116,8 +117,8 @@ export type McpSessionErrorReason = typeof McpSessionErrorReason.Type
 /**
  * The error of every operation of a session, and of opening one.
  *
- * Answers 504 for a timeout, 503 when the server can't be reached or says that it is busy, 502 for everything else: what
- * goes wrong upstream is not the caller's to repair, and is not told in detail.
+ * Answers 504 for a timeout, 503 when the server can't be reached or says that it is busy, 502 for everything else:
+ * what goes wrong upstream is not the caller's to repair, and is not told in detail.
  *
  * @category errors
  */
@@ -170,8 +171,8 @@ const describe = (reason: McpSessionErrorReason, repeat: string): string => {
     case "Forbidden":
       return "the server does not allow this (403). Ask for access, or for something else; the session is kept."
     case "RequestTimeout":
-      return "no answer came in time and the request was cancelled. Raise `timeout` (`connectTimeout` for a connect), " +
-        `or look at the server; ${repeat}.`
+      return "no answer came in time and the request was cancelled. Raise `timeout` (`connectTimeout` for a connect)" +
+        `, or look at the server; ${repeat}.`
     case "ProtocolFailure":
       return `error ${reason.code}: ${reason.message} (look at the request, or at the server's log)`
     case "HttpFailure":

@@ -89,7 +89,8 @@ const connect = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(options
   const session = yield* make(options, opened, client, wire, listener)
   yield* Effect.callback<void, McpSessionError | McpSessionErrorReason>((resume) => {
     // This may never settle, and nothing waits for it: closing the scope closes the transport. There is no signal to
-    // abort, because that sends a cancel (2025-11-25, basic/utilities/cancellation: `initialize` MUST NOT be cancelled).
+    // abort, because that sends a cancel (2025-11-25, basic/utilities/cancellation: `initialize` MUST NOT be
+    // cancelled).
     options.connect(client, wire, { timeout: Sdk.noTimeout }).then(
       () => resume(Effect.void),
       (error) => resume(Effect.fail(toReason(opened.failure?.() ?? error)))
