@@ -68,7 +68,7 @@ const suite = (start: typeof web) => {
       }
     }))
 
-  it.live("its ids are the registry's, and those inside are no way around it", () =>
+  it.live("its ids are the registry's, by whatever variant of the path", () =>
     Effect.gen(function*() {
       const endpoint = yield* open(start)
       const response = yield* post(endpoint, initialize)
@@ -505,7 +505,7 @@ describe("McpHttp.guard", () => {
           concurrency: 64
         })
         for (const [i, { body, status }] of said.entries()) {
-          // 400 is Node's own, to what is no header. Whitespace around a value is no part of it, and it is the same id
+          // 400 is Node's own, to what can't be a header. Whitespace around a value does not count, and it is the same id
           // then: the server inside has no stream to give.
           const isSame = i === 9 || i === 32
           assert.include(isSame ? [405] : [400, 404], status, `byte ${i % 256}`)
