@@ -28,7 +28,7 @@ import type {
   SessionHandle,
   StdioOptions
 } from "../../Connector.ts"
-import { type Credentials, Identity } from "../../Identity.ts"
+import { type Credentials, type CredentialScheme, Identity } from "../../Identity.ts"
 import type { McpSession } from "../../McpSession.ts"
 import type { McpSessionError } from "../../McpSessionError.ts"
 import * as Scrub from "../scrub.ts"
@@ -189,7 +189,9 @@ const http = <R>(
     makePlan(options, url.host, identity, handle, (scrub) => {
       scrub.add(url.password)
       for (const value of url.searchParams.values()) scrub.add(value, minimumSecret)
-      return Effect.map(headersOf(options, identity, handle, scrub), (headers) => {
+      let forwarded: CredentialScheme | undefined
+      const onForwarded = (scheme: CredentialScheme | undefined) => void (forwarded = scheme)
+      return Effect.map(headersOf(options, identity, handle, scrub, onForwarded), (headers) => {
         const { attach, fetch, streamFailure } = Http.make({
           fetch: options.fetch ?? globalFetch,
           headers,
@@ -201,6 +203,7 @@ const http = <R>(
           attach,
           ...(isStreamSession ? { failure: streamFailure } : {}),
           sessionful: isStreamSession,
+          forwarded: () => forwarded,
           terminate: async () => transport.terminateSession?.()
         }
       })
@@ -293,7 +296,8 @@ const headersOf = <R>(
   options: HttpOptions<R>,
   identity: Identity,
   handle: SessionHandle,
-  scrub: Scrub.Scrub
+  scrub: Scrub.Scrub,
+  onForwarded: (scheme: CredentialScheme | undefined) => void
 ): Effect.Effect<() => Promise<Readonly<Record<string, string>>>, never, R> =>
   Effect.map(Effect.context<R>(), (context) => {
     const runPromise = Effect.runPromiseWith(context)
@@ -303,7 +307,9 @@ const headersOf = <R>(
       addCredentials(scrub, credentials)
       const own = yield* perIdentity(options.headers, current)
       for (const value of Object.values(own)) scrub.add(value, minimumSecret)
-      if (options.forwardCredentials !== true || Option.isNone(credentials)) return own
+      const isForwarded = options.forwardCredentials === true && Option.isSome(credentials)
+      onForwarded(isForwarded ? credentials.value.scheme : undefined)
+      if (!isForwarded) return own
       return { ...own, [credentials.value.name]: Redacted.value(credentials.value.header) }
     })
     return () => runPromise(headers)

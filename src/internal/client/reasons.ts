@@ -1,6 +1,7 @@
 /**
  * What a rejection of either SDK is to a caller: classified, and without secrets.
  */
+import type { CredentialScheme } from "../../Identity.ts"
 import {
   Forbidden,
   HttpFailure,
@@ -22,7 +23,8 @@ import { classify } from "./classify.ts"
 export const reasonOf = (
   error: unknown,
   sessionful: boolean,
-  scrub: Scrub
+  scrub: Scrub,
+  forwarded?: CredentialScheme | undefined
 ): McpSessionErrorReason | McpSessionError => {
   if (error instanceof McpSessionError) return error
   const failure = classify(error, sessionful)
@@ -32,9 +34,9 @@ export const reasonOf = (
     case "SessionExpired":
       return new SessionExpired(failure)
     case "Unauthorized":
-      return new Unauthorized(failure)
+      return new Unauthorized({ ...failure, ...(forwarded === undefined ? {} : { forwarded }) })
     case "Forbidden":
-      return new Forbidden(failure)
+      return new Forbidden({ ...failure, ...(forwarded === undefined ? {} : { forwarded }) })
     case "RequestTimeout":
       return new RequestTimeout(failure)
     case "HttpFailure":

@@ -9,7 +9,7 @@ import * as PubSub from "effect/PubSub"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { SessionHandle } from "../../Connector.ts"
-import type { Identity } from "../../Identity.ts"
+import type { CredentialScheme, Identity } from "../../Identity.ts"
 import type { CallOptions, McpSession, ProgressOptions } from "../../McpSession.ts"
 import { McpSessionError, type McpSessionErrorReason, RequestTimeout } from "../../McpSessionError.ts"
 import type { Scrub } from "../scrub.ts"
@@ -48,6 +48,8 @@ export interface OpenTransport {
   readonly terminate?: (() => Promise<void>) | undefined
   /** Why it could not connect, where its own error does not say so. */
   readonly failure?: (() => unknown) | undefined
+  /** The scheme of the caller's own credentials, if those went out with the latest request. */
+  readonly forwarded?: (() => CredentialScheme | undefined) | undefined
   /** Hears what happens on the wire. */
   readonly attach?: ((wire: Wire.Wire) => Wire.Listener) | undefined
   /** The session is known by something other than the transport's `sessionId`. */
@@ -80,8 +82,8 @@ export const open = <C extends Sdk.ClientLike, R = never>(
   })
 
 const connect = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(options: OpenOptions<C, R>) {
-  const toReason = (error: unknown) => reasonOf(error, false, options.scrub)
-  const opened = yield* Effect.mapError(options.transport, toReason)
+  const opened = yield* Effect.mapError(options.transport, (error) => reasonOf(error, false, options.scrub))
+  const toReason = (error: unknown) => reasonOf(error, false, options.scrub, opened.forwarded?.())
   const wire = Wire.make(opened.transport)
   const listener = opened.attach?.(wire) ?? {}
   wire.listener = listener
@@ -123,7 +125,7 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(
       return handle.retire(reason)
     })
   const toReason = (error: unknown) =>
-    reasonOf(error, opened.sessionful === true || wire.sessionId !== undefined, scrub)
+    reasonOf(error, opened.sessionful === true || wire.sessionId !== undefined, scrub, opened.forwarded?.())
   const calls = Calls.make({ wire, server, timeout: requestTimeout, isOpen: () => isOpen, reasonOf: toReason })
   const watch = Liveness.make({
     probe: calls.within("ping", calls.attempt("ping", (o) => Sdk.probe(client, o)), "5 seconds"),
