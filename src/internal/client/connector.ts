@@ -32,7 +32,7 @@ import { type Credentials, type CredentialScheme, Identity } from "../../Identit
 import type { McpSession } from "../../McpSession.ts"
 import type { McpSessionError } from "../../McpSessionError.ts"
 import * as Scrub from "../scrub.ts"
-import * as Http from "./fetch.ts"
+import * as Fetch from "./fetch.ts"
 import type { ClientLike, MessageLike, TransportLike } from "./sdk.ts"
 import type { OpenOptions, OpenTransport } from "./session.ts"
 import * as Stdio from "./stdio.ts"
@@ -191,10 +191,12 @@ const http = <R>(
       for (const value of url.searchParams.values()) scrub.add(value, minimumSecret)
       let forwarded: CredentialScheme | undefined
       const onForwarded = (scheme: CredentialScheme | undefined) => void (forwarded = scheme)
-      return Effect.map(headersOf(options, identity, handle, scrub, onForwarded), (headers) => {
-        const { attach, fetch, streamFailure } = Http.make({
+      return Effect.gen(function*() {
+        const runPromise = Effect.runPromiseWith(yield* Effect.context<never>())
+        const { attach, fetch, streamFailure } = Fetch.make({
           fetch: options.fetch ?? globalFetch,
-          headers,
+          headers: yield* headersOf(options, identity, handle, scrub, onForwarded),
+          pause: () => runPromise(Effect.sleep("100 millis")),
           isStreamSession
         })
         const transport = transportTo(url, { fetch })

@@ -24,6 +24,8 @@ export interface Options {
   readonly fetch: FetchLike
   /** The headers of the coming request. Its rejection is the request's. */
   readonly headers: () => Promise<Readonly<Record<string, string>>>
+  /** The least time between two tries to open the same stream: a server's own `retry:` may be none at all. */
+  readonly pause: () => Promise<void>
   /**
    * Whether the session is the GET stream itself, as in the SSE transport: then its end is the session's. Left alone,
    * the EventSource would come back to a new session that was never initialized.
@@ -50,10 +52,11 @@ const maxTokens = 1_000
 
 export const make = (options: Options): Http => {
   const exchanges = new Map<string, Exchange>()
-  const resumable = new Map<string, { readonly id: RequestId; failures: number }>()
+  const resumable = new Map<string, { readonly id: RequestId; failures: number; ready: Promise<void> | undefined }>()
   let wire: Wire | undefined
   let hasStream = false
   let streamFailure: unknown
+  let streamReady: Promise<void> | undefined
 
   const forgetTokens = (id: RequestId) => {
     for (const [token, resume] of resumable) if (resume.id === id) resumable.delete(token)
@@ -96,6 +99,8 @@ export const make = (options: Options): Http => {
 
   const reopen = async (url: string | URL, init: RequestInit, token: string): Promise<Response> => {
     const resuming = resumable.get(token)!
+    await resuming.ready
+    resuming.ready = options.pause()
     // Cancelled or given up meanwhile. To the SDK 405 says that there is no stream, and that this is fine.
     if (wire?.isAwaited(resuming.id) !== true) {
       resumable.delete(token)
@@ -120,6 +125,8 @@ export const make = (options: Options): Http => {
   /** The stream on which the server speaks unasked. */
   const stream = async (url: string | URL, init: RequestInit): Promise<Response> => {
     if (hasStream && options.isStreamSession) throw new Error("The stream of this session has ended")
+    await streamReady
+    streamReady = options.pause()
     const response = await options.fetch(url, init).catch((error: unknown) => {
       streamFailure = error
       throw error
@@ -173,9 +180,10 @@ export const make = (options: Options): Http => {
           exchange.cancel()
         },
         onResumable: (id, token) => {
+          const ready = Array.from(resumable.values()).find((resume) => resume.id === id)?.ready
           forgetTokens(id)
           if (wire?.isAwaited(id) !== true) return
-          resumable.set(token, { id, failures: 0 })
+          resumable.set(token, { id, failures: 0, ready })
           if (resumable.size > maxTokens) resumable.delete(resumable.keys().next().value!)
         }
       }
