@@ -106,10 +106,10 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
       )
     )
 
-  const readBody = Effect.fnUntraced(function*(request: Request) {
+  const readBody = Effect.fnUntraced(function*(request: Request, until: Effect.Effect<never, Answers.Refused>) {
     const issue = Requests.mediaTypeIssue(request)
     if (issue !== undefined) return yield* issue
-    const text = yield* settings.readText(request)
+    const text = yield* settings.readText(request, until)
     return { text, message: yield* Requests.parse(text) }
   })
 
@@ -117,7 +117,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     const { ended, resource } = yield* endpoint.registry.get(id, identity)
     // It is being initialized: its client has not heard of it
     if (resource.id === undefined) return yield* Answers.notFound
-    const { message, text } = yield* Effect.raceFirst(readBody(request), Effect.flatMap(ended, unstarted))
+    const { message, text } = yield* readBody(request, Effect.flatMap(ended, unstarted))
     const named = request.modify({ headers: Headers.set(request.headers, header, resource.id) })
     const unanswered = Effect.flatMap(ended, (reason) => abandoned(message, reason))
     const response = yield* Effect.raceFirst(handOn(handler, withText(named, text)), unanswered)
@@ -133,7 +133,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
 
   const withoutId = Effect.fnUntraced(function*(handler: Handler, request: Request, identity: Identity) {
     const anonymous = request.modify({ headers: Headers.remove(request.headers, header) })
-    const { message, text } = yield* readBody(anonymous)
+    const { message, text } = yield* readBody(anonymous, endpoint.closing)
     const handed = handOn(handler, withText(anonymous, text))
     if (!Requests.isInitialize(message)) return yield* withoutSession(handed, request)
     if (!isModern(request) && !Requests.isVersionSupported(request)) return yield* Requests.unsupportedVersion
@@ -146,7 +146,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     const refusal = settings.gate(request)
     if (refusal !== undefined) return yield* refusal
     const id = isModern(request) ? undefined : Requests.sessionId(request)
-    // The server inside has no streams to listen to, but whose session it is does not matter to that
+    // There are no streams to listen to. Where there are sessions, a GET of one that the caller does not have is 404.
     if (!methods().includes(request.method) && (request.method !== "GET" || !isSessionful)) {
       return yield* Answers.methodNotAllowed(methods().join(", "))
     }

@@ -8,11 +8,21 @@ import * as Predicate from "effect/Predicate"
 import type { HttpServerError } from "effect/http/HttpServerError"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as Answers from "./answers.ts"
+import * as Socket from "./socket.ts"
 
 type Request = HttpServerRequest.HttpServerRequest
 
 /** `"*"` is any. */
 export type AllowList = ReadonlyArray<string> | "*"
+
+/**
+ * Refuses what asks for another protocol: nobody would read that connection again. It is given up.
+ */
+export const upgradeIssue = (request: Request): Answers.Refused | undefined => {
+  if (!Socket.isUpgrade(request)) return undefined
+  Socket.abandon(request)
+  return Answers.upgradeRefused
+}
 
 /**
  * Refuses a request that a web page of somebody else's may have sent: by its `Origin`, which browsers add and other
@@ -92,18 +102,34 @@ export const mediaTypeIssue = ({ headers }: Request): Answers.Refused | undefine
 const notAcceptable = Answers.notAcceptable("both application/json and text/event-stream")
 
 /**
- * Reads the body of a POST. Fails with the answer to one that is too large.
+ * What is wrong with a GET's `Accept`.
  */
-export const textReader = (limit: number): (request: Request) => Effect.Effect<string, Answers.Refused> => {
+export const streamIssue = ({ headers }: Request): Answers.Refused | undefined =>
+  headers["accept"]?.toLowerCase().includes("text/event-stream") === true ? undefined : notAStream
+
+const notAStream = Answers.notAcceptable("text/event-stream")
+
+/**
+ * Reads the body of a POST. Fails with the answer to one that is too large, takes longer than `timeout` milliseconds, or
+ * is not there when `until` fails.
+ */
+export const textReader = (
+  limit: number,
+  timeout: number
+): (request: Request, until: Effect.Effect<never, Answers.Refused>) => Effect.Effect<string, Answers.Refused> => {
   const tooLarge = Answers.tooLarge(limit)
   const size = ByteSize.bytes(limit)
-  return (request) =>
-    request.text.pipe(
+  const tooSlow = Effect.andThen(Effect.sleep(timeout), Answers.tooSlow)
+  return (request, until) => {
+    if (Number(request.headers["content-length"]) > limit) return tooLarge
+    const text = request.text.pipe(
       Effect.provideService(HttpServerRequest.MaxBodySize, size),
       Effect.mapError(({ reason }: HttpServerError) =>
         reason._tag === "RequestParseError" && reason.reason === "BodyTooLarge" ? tooLarge : Answers.notJson
       )
     )
+    return Effect.raceAllFirst([text, tooSlow, Effect.mapError(until, Answers.closing)])
+  }
 }
 
 /**
@@ -120,6 +146,15 @@ export const parse = (text: string): Effect.Effect<unknown, Answers.Refused> =>
       }
     )
   })
+
+/**
+ * Whether a body is made of messages, as far as a look at it tells.
+ */
+export const isMessages = (body: unknown): boolean => Array.isArray(body) ? body.every(isMessage) : isMessage(body)
+
+const isMessage = (message: unknown): boolean =>
+  Predicate.hasProperty(message, "jsonrpc") && message.jsonrpc === "2.0" &&
+  (Predicate.hasProperty(message, "method") || Predicate.hasProperty(message, "id"))
 
 const maxBatch = 100
 
