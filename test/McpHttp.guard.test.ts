@@ -546,15 +546,16 @@ describe("McpHttp.guard", () => {
       Effect.gen(function*() {
         const endpoint = yield* open(socket)
         const session = yield* begin(endpoint)
-        const half = (line: string) =>
+        const half = (line: string, patience?: number) =>
           write(
             endpoint,
             `POST /mcp HTTP/1.1\r\nHost: localhost\r\n${line}Content-Type: application/json\r\n` +
-              "Accept: application/json, text/event-stream\r\nContent-Length: 1000\r\n\r\n{\"jsonrpc\":"
+              "Accept: application/json, text/event-stream\r\nContent-Length: 1000\r\n\r\n{\"jsonrpc\":",
+            patience
           )
         assert.strictEqual((yield* half("Mcp-Session-Id: x\r\n")).status, 404)
-        assert.strictEqual((yield* half(`Mcp-Session-Id: ${session}\r\n`)).status, 0)
-        assert.strictEqual((yield* half("")).status, 0)
+        assert.strictEqual((yield* half(`Mcp-Session-Id: ${session}\r\n`, 1_000)).status, 0)
+        assert.strictEqual((yield* half("", 1_000)).status, 0)
         yield* Effect.repeat(endpoint.registry.stats, { until: ({ held }) => held === 0 }).pipe(
           Effect.timeout("5 seconds")
         )
