@@ -44,8 +44,8 @@ export * from "./McpSessionError.ts"
 export interface CallOptions {
   /**
    * How long the call may take, as a `Duration.Input`: a number is milliseconds. By default the connector's
-   * `requestTimeout`, 60 seconds. Then the call fails with `RequestTimeout` and the server is told to cancel it. Progress
-   * does not prolong it.
+   * `requestTimeout`, 60 seconds. Then the call fails with `RequestTimeout` and the server is told to cancel it.
+   * Progress does not prolong it.
    */
   readonly timeout?: Duration.Input | undefined
 }
@@ -59,15 +59,15 @@ export interface ProgressOptions extends CallOptions {
   /**
    * Called with each progress notification of this call, in order, one after the other; whoever takes longer than they
    * come loses the oldest (256 are kept). The call ends when the last one has been handled, but no later than its
-   * `timeout`: then, or when the call fails or is interrupted, the handler is interrupted, and an answer that has come is
-   * returned. A defect of the handler is the call's, once it is answered.
+   * `timeout`: then, or when the call fails or is interrupted, the handler is interrupted, and an answer that has come
+   * is returned. A defect of the handler is the call's, once it is answered.
    */
   readonly onProgress?: ((progress: Progress) => Effect.Effect<void>) | undefined
 }
 
 /**
- * What `request` hands to the SDK: the signal of the call's interruption, and a `timeout` that never comes first, because
- * the time is kept by Effect's `Clock`.
+ * What `request` hands to the SDK: the signal of the call's interruption, and a `timeout` that never comes first,
+ * because the time is kept by Effect's `Clock`.
  *
  * @category models
  */
@@ -88,9 +88,9 @@ export interface SdkClient extends Client {}
 /**
  * A live session. `C` is the SDK's client class.
  *
- * Every operation fails with {@link McpSessionError} alone. `SessionClosed`, `SessionExpired` and `Unreachable` say that
- * the session is lost: they retire it from its pool. After two timeouts in a row the session is probed (5 seconds), and
- * retired if it does not answer.
+ * Every operation fails with {@link McpSessionError} alone. `SessionClosed`, `SessionExpired` and `Unreachable` say
+ * that the session is lost: they retire it from its pool. After two timeouts in a row the session is probed (5
+ * seconds), and retired if it does not answer.
  *
  * @category models
  */
@@ -135,8 +135,8 @@ export interface McpSession<out C = SdkClient> {
    */
   readonly listResources: (options?: CallOptions) => Effect.Effect<ListResourcesResult, McpSessionError>
   /**
-   * The templates of the server's resources, all pages of them (64 at most), asked for once and kept until the server says
-   * that its resources have changed: see `listTools`.
+   * The templates of the server's resources, all pages of them (64 at most), asked for once and kept until the server
+   * says that its resources have changed: see `listTools`.
    */
   readonly listResourceTemplates: (options?: CallOptions) => Effect.Effect<ListResourceTemplatesResult, McpSessionError>
   /**
@@ -212,8 +212,8 @@ export interface McpSession<out C = SdkClient> {
  */
 export const McpSession: {
   /**
-   * Whether `error` says that the server has forgotten the session: its request was refused and may be repeated on a new
-   * one. Takes anything, tells by its tags.
+   * Whether `error` says that the server has forgotten the session: its request was refused and may be repeated on a
+   * new one. Takes anything, tells by its tags.
    */
   readonly isSessionExpired: (error: unknown) => boolean
 } = {

@@ -1,7 +1,7 @@
 /**
  * Why something that was asked of an MCP session did not happen.
  *
- * One error, eight reasons. `Effect.catchReason("McpSessionError", "Unauthorized", …)` handles one of them. A tool that
+ * One error, nine reasons. `Effect.catchReason("McpSessionError", "Unauthorized", …)` handles one of them. A tool that
  * answers with `isError` has answered: that is a value, never one of these.
  */
 import * as Schema from "effect/Schema"
@@ -25,12 +25,22 @@ const forwarded = Schema.optionalKey(CredentialScheme)
  *
  * @category errors
  */
-export class SessionClosed extends Schema.TaggedClass<SessionClosed>()("SessionClosed", { requestSent }) {}
+export class SessionClosed extends Schema.TaggedClass<SessionClosed>()("SessionClosed", {
+  requestSent,
+  /** What ended it, where it was no exit: a message over the SDK's limit of 10 MiB. */
+  detail: Schema.optionalKey(Schema.String),
+  /** What the server's process exited with, if it did. */
+  exitCode: Schema.optionalKey(Schema.Int),
+  /** The signal that killed it, such as `"SIGKILL"`. */
+  signal: Schema.optionalKey(Schema.String),
+  /** The last lines that it wrote to stderr, ten at most, with the session's secrets taken out. */
+  stderr: Schema.optionalKey(Schema.String)
+}) {}
 
 /**
  * The server no longer knows the session (404, or 400 that says so, with a session id). The request was refused, not
- * run: repeating it on a new session is safe, and `SessionPool.withSession` does so where nothing else may have run. Its
- * pool has retired it.
+ * run: repeating it on a new session is safe, and `SessionPool.withSession` does so where nothing else may have run.
+ * Its pool has retired it.
  *
  * @category errors
  */
@@ -54,8 +64,8 @@ export class Unauthorized extends Schema.TaggedClass<Unauthorized>()("Unauthoriz
 export class Forbidden extends Schema.TaggedClass<Forbidden>()("Forbidden", { requestSent, forwarded }) {}
 
 /**
- * No answer came within the time that the call (60 seconds by default), or the connect, was given. The server was told to
- * cancel it, but the request may have run. After two in a row the session is asked whether it still lives.
+ * No answer came within the time that the call (60 seconds by default), or the connect, was given. The server was told
+ * to cancel it, but the request may have run. After two in a row the session is asked whether it still lives.
  *
  * @category errors
  */
@@ -89,13 +99,28 @@ export class HttpFailure extends Schema.TaggedClass<HttpFailure>()("HttpFailure"
 
 /**
  * The server can't be reached: `code` is the system's (`ECONNREFUSED`, `ENOENT` for a command that does not exist, …),
- * undici's (`UND_ERR_…`), that of TLS (`CERT_HAS_EXPIRED`, `ERR_SSL_WRONG_VERSION_NUMBER` where the other side speaks no
- * TLS, …), or `STREAM_ENDED` when the server ended a reply stream without the reply. The pool has retired the session.
+ * undici's (`UND_ERR_…`), that of TLS (`CERT_HAS_EXPIRED`, `ERR_SSL_WRONG_VERSION_NUMBER` where the other side speaks
+ * no TLS, …), or `STREAM_ENDED` when the server ended a reply stream without the reply. The pool has retired the
+ * session.
  *
  * @category errors
  */
 export class Unreachable extends Schema.TaggedClass<Unreachable>()("Unreachable", {
   code: Schema.String,
+  requestSent
+}) {}
+
+/**
+ * The connector's own `headers`, `env` or server could not be made for this identity, so nothing was sent. The session,
+ * if there is one already, lives on.
+ *
+ * @category errors
+ */
+export class PreparationFailed extends Schema.TaggedClass<PreparationFailed>()("PreparationFailed", {
+  /** The option whose Effect failed. */
+  option: Schema.Literals(["headers", "env", "server"]),
+  /** What it failed, died or threw with. Redacted, because it may quote what it was about: `Redacted.value(cause)`. */
+  cause: Schema.Redacted(Schema.Unknown),
   requestSent
 }) {}
 
@@ -112,11 +137,12 @@ export const McpSessionErrorReason = Schema.Union([
   RequestTimeout,
   ProtocolFailure,
   HttpFailure,
-  Unreachable
+  Unreachable,
+  PreparationFailed
 ])
 
 /**
- * One of the eight reasons, told apart by its `_tag`.
+ * One of the nine reasons, told apart by its `_tag`.
  *
  * @category errors
  */
@@ -125,9 +151,9 @@ export type McpSessionErrorReason = typeof McpSessionErrorReason.Type
 /**
  * The error of every operation of a session, and of opening one.
  *
- * Answers 401 or 403 with a challenge if the server refused credentials of the caller's own, which were forwarded; 504 for a
- * timeout, 503 when the server can't be reached or says that it is busy, 502 for everything else: what goes wrong upstream is
- * not the caller's to repair, and is not told in detail.
+ * Answers 401 or 403 with a challenge if the server refused credentials of the caller's own, which were forwarded; 504
+ * for a timeout, 503 when the server can't be reached or says that it is busy, 502 for everything else: what goes wrong
+ * upstream is not the caller's to repair, and is not told in detail.
  *
  * @category errors
  */
@@ -166,13 +192,16 @@ const references = {
   RequestTimeout: "request-timeout",
   ProtocolFailure: "protocol-failure",
   HttpFailure: "http-failure",
-  Unreachable: "unreachable"
+  Unreachable: "unreachable",
+  PreparationFailed: "preparation-failed"
 } as const
 
 const describe = (reason: McpSessionErrorReason, repeat: string): string => {
   switch (reason._tag) {
     case "SessionClosed":
-      return `the session has ended. Get another one; ${repeat}.`
+      return `the session has ended${endOf(reason)}. Get another one; ${repeat}.${
+        reason.stderr === undefined ? "" : ` The last of its stderr:\n${reason.stderr}`
+      }`
     case "SessionExpired":
       return "the server no longer knows this session and refused the request. Get another session and repeat it."
     case "Unauthorized":
@@ -180,8 +209,8 @@ const describe = (reason: McpSessionErrorReason, repeat: string): string => {
     case "Forbidden":
       return "the server does not allow this (403). Ask for access, or for something else; the session is kept."
     case "RequestTimeout":
-      return "no answer came in time and the request was cancelled. Raise `timeout` (`connectTimeout` for a connect), " +
-        `or look at the server; ${repeat}.`
+      return "no answer came in time and the request was cancelled. Raise `timeout` (`connectTimeout` for a connect)" +
+        `, or look at the server; ${repeat}.`
     case "ProtocolFailure":
       return `error ${reason.code}: ${reason.message} (look at the request, or at the server's log)`
     case "HttpFailure":
@@ -194,7 +223,15 @@ const describe = (reason: McpSessionErrorReason, repeat: string): string => {
           ? "Look at the command and its working directory."
           : `See whether it runs and what its log says; ${repeat}.`
       }`
+    case "PreparationFailed":
+      return `the connector's \`${reason.option}\` failed, so nothing was sent. See \`reason.cause\`; ${repeat}.`
   }
+}
+
+const endOf = ({ detail, exitCode, signal }: SessionClosed): string => {
+  if (detail !== undefined) return `: ${detail}`
+  if (signal !== undefined) return `: ${signal} killed the server's process`
+  return exitCode === undefined ? "" : `: the server's process exited with code ${exitCode}`
 }
 
 const notFound: ReadonlySet<string> = new Set(["ENOENT", "EACCES", "EPERM", "ENOTDIR"])

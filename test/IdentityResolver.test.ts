@@ -1088,4 +1088,34 @@ describe("IdentityResolver", () => {
         }
       }))
   })
+
+  it.effect("a misspelt option is refused, and does not leave the door open", () =>
+    Effect.gen(function*() {
+      for (
+        const [wrong, option] of [[{ mod: "required" }, "mod"], [{ auth: {} }, "auth"], [null, "options"]] as const
+      ) {
+        const options = wrong as unknown as Parameters<typeof IdentityResolver.layer>[0]
+        const error = yield* Effect.flip(Effect.scoped(Layer.build(IdentityResolver.layer(options))))
+        assert.instanceOf(error, InvalidOptions)
+        assert.strictEqual(error.option, option)
+      }
+    }))
+
+  it.effect("an identify that gives a header without its token, or a key made of the token, is refused", () =>
+    Effect.gen(function*() {
+      const token = "sk-live-SECRET"
+      for (
+        const identified of [
+          { key: "alice", auth: { header: `Bearer ${token}` } },
+          { key: Buffer.from(token).toString("base64"), auth: { token } },
+          { key: `user-${Buffer.from(token).toString("base64url")}`, auth: { token } }
+        ]
+      ) {
+        const error = yield* IdentityResolver.resolve({ headers: {} }).pipe(
+          Effect.provide(IdentityResolver.layerIdentify(() => Effect.succeed(identified))),
+          Effect.flip
+        )
+        assert.strictEqual(error._tag, "InvalidIdentity")
+      }
+    }))
 })

@@ -1,6 +1,6 @@
 /**
- * What goes wrong with TLS, with real servers, on both transports of both generations of the SDK: a server that can't be
- * trusted, or does not speak TLS, was not sent anything.
+ * What goes wrong with TLS, with real servers, on both transports of both generations of the SDK: a server that can't
+ * be trusted, or does not speak TLS, was not sent anything.
  */
 import { createServer } from "node:https"
 import tls from "node:tls"

@@ -218,7 +218,7 @@ describe("McpSession", () => {
         assert.deepStrictEqual((yield* Fiber.join(second)).content, [{ type: "text", text: "second" }])
       }))
 
-    it.effect("in flight fail with SessionClosed when the session's scope closes, and later ones say they were not sent", () =>
+    it.effect("in flight fail with SessionClosed when the scope closes, and later ones say they were not sent", () =>
       Effect.gen(function*() {
         const { asked, close, session, until } = yield* connected()
         const fiber = yield* Effect.forkChild(Effect.flip(session.callTool({ name: "slow" })))

@@ -1,7 +1,7 @@
 /**
- * The `fetch` that an HTTP transport is given: it sets the headers of each request, and knows what becomes of each reply
- * stream. For the SDKs a stream that ends without its reply is no event at all, and one whose request was cancelled
- * stays open until the session is closed.
+ * The `fetch` that an HTTP transport is given: it sets the headers of each request, and knows what becomes of each
+ * reply stream. For the SDKs a stream that ends without its reply is no event at all, and one whose request was
+ * cancelled stays open until the session is closed.
  *
  *   POST -> (waiting for headers) -> reply stream -> reply                               done
  *                |                       |-> ended or broken, resumable  -> GET, by the SDK -> reply
@@ -161,7 +161,8 @@ export const make = (options: Options): Http => {
           const exchange = exchanges.get(String(id))
           if (exchange === undefined || exchange.hasStream) return
           forget(exchange)
-          // 2025-11-25, basic/transports: the answer to a request MUST be a stream or one JSON object. All has been read
+          // 2025-11-25, basic/transports: the answer to a request MUST be a stream or one JSON object. All has been
+          // read
           const status = exchange.status === undefined ? "" : ` (HTTP ${exchange.status})`
           const message = `The server answered${status} without a reply to this request`
           for (const other of exchange.ids) attached.abandon(other, { code: -32603, message })

@@ -11,7 +11,7 @@ import * as Stream from "effect/Stream"
 import type { SessionHandle } from "../../Connector.ts"
 import type { CredentialScheme, Identity } from "../../Identity.ts"
 import type { CallOptions, McpSession, ProgressOptions } from "../../McpSession.ts"
-import { McpSessionError, type McpSessionErrorReason, RequestTimeout } from "../../McpSessionError.ts"
+import { McpSessionError, type McpSessionErrorReason, RequestTimeout, SessionClosed } from "../../McpSessionError.ts"
 import type { Scrub } from "../scrub.ts"
 import { TypeId } from "../sent.ts"
 import * as Calls from "./calls.ts"
@@ -50,11 +50,16 @@ export interface OpenTransport {
   readonly failure?: (() => unknown) | undefined
   /** The scheme of the caller's own credentials, if those went out with the latest request. */
   readonly forwarded?: (() => CredentialScheme | undefined) | undefined
+  /** Why the connection has ended, where that is known. */
+  readonly ending?: (() => Ending | undefined) | undefined
   /** Hears what happens on the wire. */
   readonly attach?: ((wire: Wire.Wire) => Wire.Listener) | undefined
   /** The session is known by something other than the transport's `sessionId`. */
   readonly sessionful?: boolean | undefined
 }
+
+/** What a `SessionClosed` says of the end. */
+export type Ending = Omit<SessionClosed, "_tag" | "requestSent">
 
 /**
  * Opens a session: connects, within `connectTimeout` if that is given, and closes it with the scope. Whatever a
@@ -82,8 +87,11 @@ export const open = <C extends Sdk.ClientLike, R = never>(
   })
 
 const connect = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(options: OpenOptions<C, R>) {
-  const opened = yield* Effect.mapError(options.transport, (error) => reasonOf(error, false, options.scrub))
-  const toReason = (error: unknown) => reasonOf(error, false, options.scrub, opened.forwarded?.())
+  const { scrub } = options
+  const opened = yield* Effect.mapError(
+    options.transport,
+    (error) => reasonOf(error, { sessionful: false, scrub, isUnsent: true })
+  )
   const wire = Wire.make(opened.transport)
   const listener = opened.attach?.(wire) ?? {}
   wire.listener = listener
@@ -91,10 +99,19 @@ const connect = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(options
   const session = yield* make(options, opened, client, wire, listener)
   yield* Effect.callback<void, McpSessionError | McpSessionErrorReason>((resume) => {
     // This may never settle, and nothing waits for it: closing the scope closes the transport. There is no signal to
-    // abort, because that sends a cancel (2025-11-25, basic/utilities/cancellation: `initialize` MUST NOT be cancelled).
+    // abort, because that sends a cancel (2025-11-25, basic/utilities/cancellation: `initialize` MUST NOT be
+    // cancelled).
     options.connect(client, wire, { timeout: Sdk.noTimeout }).then(
       () => resume(Effect.void),
-      (error) => resume(Effect.fail(toReason(opened.failure?.() ?? error)))
+      (error) => {
+        const ending = opened.ending?.()
+        resume(Effect.fail(
+          ending === undefined
+            ? reasonOf(opened.failure?.() ?? error, { sessionful: false, scrub, forwarded: opened.forwarded?.() })
+            // A server that has exited before it was connected has run nothing
+            : new SessionClosed({ ...ending, requestSent: ending.detail !== undefined })
+        ))
+      }
     )
   })
   return session()
@@ -125,8 +142,19 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(
       return handle.retire(reason)
     })
   const toReason = (error: unknown) =>
-    reasonOf(error, opened.sessionful === true || wire.sessionId !== undefined, scrub, opened.forwarded?.())
-  const calls = Calls.make({ wire, server, timeout: requestTimeout, isOpen: () => isOpen, reasonOf: toReason })
+    reasonOf(error, {
+      sessionful: opened.sessionful === true || wire.sessionId !== undefined,
+      scrub,
+      forwarded: opened.forwarded?.()
+    })
+  const calls = Calls.make({
+    wire,
+    server,
+    timeout: requestTimeout,
+    isOpen: () => isOpen,
+    reasonOf: toReason,
+    closed: (requestSent) => new SessionClosed({ ...opened.ending?.(), requestSent })
+  })
   const watch = Liveness.make({
     probe: calls.within("ping", calls.attempt("ping", (o) => Sdk.probe(client, o)), "5 seconds"),
     retire,

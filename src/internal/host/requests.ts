@@ -4,7 +4,9 @@
 import { type RequestId, SUPPORTED_PROTOCOL_VERSIONS } from "@modelcontextprotocol/sdk/types.js"
 import * as ByteSize from "effect/ByteSize"
 import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
+import * as Schema from "effect/Schema"
 import type { HttpServerError } from "effect/http/HttpServerError"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as Answers from "./answers.ts"
@@ -208,3 +210,18 @@ const hasId = (message: unknown): message is { readonly id: RequestId } =>
 
 export const isInitialize = (message: unknown): boolean =>
   Predicate.hasProperty(message, "method") && message.method === "initialize"
+
+/**
+ * What the client of an initialize request calls itself, for an operator to read: 128 characters of it, and none that a
+ * terminal or a log would obey.
+ */
+export const clientOf = (message: unknown): string | undefined => {
+  const { name } = Option.getOrElse(decodeClient(message), () => nameless).params.clientInfo
+  return name.replaceAll(/\p{C}/gu, "").slice(0, 128) || undefined
+}
+
+const decodeClient = Schema.decodeUnknownOption(
+  Schema.Struct({ params: Schema.Struct({ clientInfo: Schema.Struct({ name: Schema.String }) }) })
+)
+
+const nameless = { params: { clientInfo: { name: "" } } }
