@@ -1,7 +1,6 @@
 /**
  * What a pool calls to open a session, what it gives along, and the options that all connectors have in common.
  */
-import type { Client } from "@modelcontextprotocol/sdk/client/index.js"
 import type {
   CreateMessageRequestParams,
   CreateMessageResult,
@@ -16,7 +15,7 @@ import type * as Effect from "effect/Effect"
 import type * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import type { Credentials, Identity } from "./Identity.ts"
-import type { McpSession } from "./McpSession.ts"
+import type { McpSession, SdkClient } from "./McpSession.ts"
 import type { McpSessionError } from "./McpSessionError.ts"
 
 /**
@@ -49,7 +48,7 @@ export interface SessionHandle {
  *
  * @category models
  */
-export type Connector<R = never, C = Client> = (
+export type Connector<R = never, C = SdkClient> = (
   identity: Identity,
   handle: SessionHandle
 ) => Effect.Effect<McpSession<C>, McpSessionError, Scope.Scope | R>
@@ -64,7 +63,9 @@ export interface ServerLike<in T> {
 }
 
 /**
- * A record, or one that depends on the identity, and may take an Effect to find out.
+ * A record, or one that depends on the identity, and may take an Effect to find out. That may fail with any error: then
+ * nothing is sent, and the open or the call fails with the reason `PreparationFailed`, which has the error as its `cause`.
+ * A `McpSessionError` comes through as it is.
  *
  * @category models
  */
@@ -72,7 +73,7 @@ export type PerIdentity<R = never> =
   | Readonly<Record<string, string>>
   | ((
     identity: Identity
-  ) => Readonly<Record<string, string>> | Effect.Effect<Readonly<Record<string, string>>, McpSessionError, R>)
+  ) => Readonly<Record<string, string>> | Effect.Effect<Readonly<Record<string, string>>, unknown, R>)
 
 /**
  * What every connector takes.

@@ -1,7 +1,7 @@
 /**
  * Why something that was asked of an MCP session did not happen.
  *
- * One error, eight reasons. `Effect.catchReason("McpSessionError", "Unauthorized", …)` handles one of them. A tool that
+ * One error, nine reasons. `Effect.catchReason("McpSessionError", "Unauthorized", …)` handles one of them. A tool that
  * answers with `isError` has answered: that is a value, never one of these.
  */
 import * as Schema from "effect/Schema"
@@ -19,7 +19,17 @@ const requestSent = Schema.Boolean
  *
  * @category errors
  */
-export class SessionClosed extends Schema.TaggedClass<SessionClosed>()("SessionClosed", { requestSent }) {}
+export class SessionClosed extends Schema.TaggedClass<SessionClosed>()("SessionClosed", {
+  requestSent,
+  /** What ended it, where it was no exit: a message over the SDK's limit of 10 MiB. */
+  detail: Schema.optionalKey(Schema.String),
+  /** What the server's process exited with, if it did. */
+  exitCode: Schema.optionalKey(Schema.Int),
+  /** The signal that killed it, such as `"SIGKILL"`. */
+  signal: Schema.optionalKey(Schema.String),
+  /** The last lines that it wrote to stderr, ten at most, with the session's secrets taken out. */
+  stderr: Schema.optionalKey(Schema.String)
+}) {}
 
 /**
  * The server no longer knows the session (404, or 400 that says so, with a session id). The request was refused, not
@@ -92,6 +102,20 @@ export class Unreachable extends Schema.TaggedClass<Unreachable>()("Unreachable"
 }) {}
 
 /**
+ * The connector's own `headers`, `env` or server could not be made for this identity, so nothing was sent. The session,
+ * if there is one already, lives on.
+ *
+ * @category errors
+ */
+export class PreparationFailed extends Schema.TaggedClass<PreparationFailed>()("PreparationFailed", {
+  /** The option whose Effect failed. */
+  option: Schema.Literals(["headers", "env", "server"]),
+  /** What it failed, died or threw with. Redacted, because it may quote what it was about: `Redacted.value(cause)`. */
+  cause: Schema.Redacted(Schema.Unknown),
+  requestSent
+}) {}
+
+/**
  * The schema of the eight reasons.
  *
  * @category errors
@@ -104,11 +128,12 @@ export const McpSessionErrorReason = Schema.Union([
   RequestTimeout,
   ProtocolFailure,
   HttpFailure,
-  Unreachable
+  Unreachable,
+  PreparationFailed
 ])
 
 /**
- * One of the eight reasons, told apart by its `_tag`.
+ * One of the nine reasons, told apart by its `_tag`.
  *
  * @category errors
  */
@@ -157,13 +182,16 @@ const references = {
   RequestTimeout: "request-timeout",
   ProtocolFailure: "protocol-failure",
   HttpFailure: "http-failure",
-  Unreachable: "unreachable"
+  Unreachable: "unreachable",
+  PreparationFailed: "preparation-failed"
 } as const
 
 const describe = (reason: McpSessionErrorReason, repeat: string): string => {
   switch (reason._tag) {
     case "SessionClosed":
-      return `the session has ended. Get another one; ${repeat}.`
+      return `the session has ended${endOf(reason)}. Get another one; ${repeat}.${
+        reason.stderr === undefined ? "" : ` The last of its stderr:\n${reason.stderr}`
+      }`
     case "SessionExpired":
       return "the server no longer knows this session and refused the request. Get another session and repeat it."
     case "Unauthorized":
@@ -185,7 +213,15 @@ const describe = (reason: McpSessionErrorReason, repeat: string): string => {
           ? "Look at the command and its working directory."
           : `See whether it runs and what its log says; ${repeat}.`
       }`
+    case "PreparationFailed":
+      return `the connector's \`${reason.option}\` failed, so nothing was sent. See \`reason.cause\`; ${repeat}.`
   }
+}
+
+const endOf = ({ detail, exitCode, signal }: SessionClosed): string => {
+  if (detail !== undefined) return `: ${detail}`
+  if (signal !== undefined) return `: ${signal} killed the server's process`
+  return exitCode === undefined ? "" : `: the server's process exited with code ${exitCode}`
 }
 
 const notFound: ReadonlySet<string> = new Set(["ENOENT", "EACCES", "EPERM", "ENOTDIR"])
