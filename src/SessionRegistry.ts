@@ -4,7 +4,8 @@
  * - Ids are minted here, from 192 random bits. None is accepted from a client, none is used twice.
  * - A session is its owner's alone. To everybody else it does not exist: unknown, expired, terminated and someone else's
  *   are one and the same {@link SessionNotFound}, and a refused request leaves no trace on the session.
- * - Full means that the newcomer is refused. No resident is ever evicted for it.
+ * - Full means that the newcomer is refused, unless there is a session that was never used: the oldest of these gives way.
+ *   No session that was ever used is evicted.
  * - Whoever holds a session keeps it alive; its idle time counts from the end of the last hold. Only its owner, an
  *   operator, or the end of the registry itself closes it while it is held, and tells its holders.
  *
@@ -43,6 +44,8 @@ export * from "./SessionRegistryError.ts"
  */
 export interface SessionOwner {
   readonly key: SessionKey
+  /** Whether it is everybody who has no identity of their own: then `capacityPerOwner` does not limit it. */
+  readonly shared?: boolean | undefined
 }
 
 /**
@@ -82,12 +85,12 @@ export interface RegisteredSession<out Resource> extends SessionInfo {
 }
 
 /**
- * Why a session takes no more requests: it was idle for too long (`expired`), is past its `lifetime`, was `terminated` by
- * its owner or an operator, or the registry shuts down.
+ * Why a session takes no more requests: it was idle for too long (`expired`), has never been used and gave way to a
+ * newcomer (`evicted`), is past its `lifetime`, was `terminated` by its owner or an operator, or the registry shuts down.
  *
  * @category models
  */
-export type EndReason = "expired" | "lifetime" | "terminated" | "shutdown"
+export type EndReason = "expired" | "evicted" | "lifetime" | "terminated" | "shutdown"
 
 /**
  * What a new session is called by others. Kept and shown, never used to decide anything.
@@ -111,17 +114,26 @@ export interface SessionRegistryOptions<Resource, E, R> {
    */
   readonly open: (info: SessionInfo) => Effect.Effect<Resource, E, R>
   /**
-   * How many sessions may be opening, open or draining at once: an integer, by default 10,000. Beyond it a newcomer is
-   * refused with `RegistryFull`.
+   * How many sessions may be opening, open or draining at once: an integer, by default 10,000. Beyond it the oldest session
+   * that was never used gives way to a newcomer; if there is none, the newcomer is refused with `RegistryFull`.
    */
   readonly capacity?: number | undefined
-  /** The same for one owner: by default there is no such limit, and one owner can take all the room. */
+  /**
+   * The same for one owner, so that none can take all the room: an integer, by default a hundredth of `capacity`, and at
+   * least 10. The shared identity has no such limit: it is everybody without an identity of their own.
+   */
   readonly capacityPerOwner?: number | undefined
   /**
    * How long a session that nobody holds is kept, counted from the end of the last hold: by default 30 minutes, and
    * `Duration.infinity` for ever. Many clients do not recover from a session that expires under them.
    */
   readonly idleTimeToLive?: Duration.Input | undefined
+  /**
+   * The same for a session that was never used: that has had no `get`, or over HTTP no request since `initialize`. By
+   * default 1 minute, and never longer than `idleTimeToLive`. When there is no room for a newcomer, the oldest of these
+   * gives way to it: they cost a stranger nothing.
+   */
+  readonly unusedTimeToLive?: Duration.Input | undefined
   /**
    * How long after it was opened a session takes requests, less up to 2.5 %: by default for ever. Then it is closed as
    * soon as nobody holds it.
@@ -143,8 +155,12 @@ export const declared = Options.declare<SessionRegistryOptions<never, never, nev
   {
     open: Options.required(Options.fn),
     capacity: Options.withDefault(Options.count, 10_000, { aliases: ["MCP_SESSION_CAPACITY"] }),
-    capacityPerOwner: Options.optional(Options.count, { aliases: ["MCP_SESSION_CAPACITY_PER_OWNER"] }),
+    capacityPerOwner: Options.optional(Options.count, {
+      aliases: ["MCP_SESSION_CAPACITY_PER_OWNER"],
+      shown: "a hundredth of capacity, at least 10"
+    }),
     idleTimeToLive: Options.withDefault(Options.timeToLive, "30 minutes", { aliases: ["MCP_SESSION_IDLE_MS"] }),
+    unusedTimeToLive: Options.withDefault(Options.timeToLive, "1 minute"),
     maxLifetime: Options.withDefault(Options.timeToLive, "Infinity"),
     openTimeout: Options.withDefault(Options.timeout, "30 seconds"),
     closeTimeout: Options.withDefault(Options.timeout, "10 seconds"),
