@@ -10,7 +10,6 @@
  * observers are told. When a session may be closed is `internal/lease/leased.ts`.
  */
 import * as Cause from "effect/Cause"
-import * as Clock from "effect/Clock"
 import type * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
@@ -48,7 +47,7 @@ export interface SessionPoolOptions<Session, E, R, RC = R> {
    * Opens a session. Its finalizers close it. Runs with the services, the span and a scope of the pool, never those of
    * the caller that happened to come first.
    */
-  readonly connect: (identity: Identity, handle: SessionHandle) => Effect.Effect<Session, E, R>
+  readonly connect: (identity: Identity, handle: SessionHandle) => Effect.Effect<Session, E, R | Scope.Scope>
   /**
    * How many sessions may be opening, open or draining at once: an integer, by default 10. Too small, and identities
    * evict each other; too large, and processes and sockets pile up.
@@ -76,10 +75,10 @@ export interface SessionPoolOptions<Session, E, R, RC = R> {
    * Asks a session that has been idle for `checkAfter` whether it still works, before it is leased again. If it fails,
    * dies or takes longer than `checkTimeout`, the session is retired and another opened. By default nothing is asked.
    */
-  readonly check?: ((session: Session) => Effect.Effect<unknown, unknown, RC>) | undefined
-  /** By default 1 minute. */
+  readonly check?: ((session: Session) => Effect.Effect<unknown, unknown, RC | Scope.Scope>) | undefined
+  /** How long a session is idle before it is checked: by default 1 minute, and 0 for on every get. */
   readonly checkAfter?: Duration.Input | undefined
-  /** By default 5 seconds. */
+  /** How long a check may take before it counts as failed: by default 5 seconds. */
   readonly checkTimeout?: Duration.Input | undefined
   /** How long a failed connect answers further gets of its identity: by default 0, not at all. */
   readonly failureTimeToLive?: Duration.Input | undefined
@@ -124,18 +123,25 @@ export type RetireReason = "evicted" | "expired" | "lifetime" | "invalidated" | 
 export interface SessionPoolStats {
   /** Sessions that can be had at once: leased and idle. */
   readonly size: number
+  /** The option. */
   readonly capacity: number
+  /** The option. */
   readonly idleTimeToLive: Duration.Duration
+  /** Sessions that somebody has a lease on. */
   readonly leased: number
+  /** Sessions that nobody has a lease on, kept until `idleTimeToLive` has passed. */
   readonly idle: number
+  /** Sessions that `connect` has been called for and not returned. */
   readonly opening: number
   /** Retired, and still leased, opening, or waiting for a place among the closing. */
   readonly draining: number
+  /** Sessions whose finalizers run, until they end or `closeTimeout` has passed. */
   readonly closing: number
   /** Callers that wait for room. */
   readonly waiting: number
   /** Gets that found a session, one being opened, or a failure that is remembered. */
   readonly hits: number
+  /** Gets that found none of these. */
   readonly misses: number
   /** Sessions retired to make room for another identity. */
   readonly evictions: number
@@ -147,31 +153,38 @@ export interface SessionPoolStats {
   readonly failures: number
   /** Closes that failed or were given up. */
   readonly closeFailures: number
+  /** Events that readers of `events` have lost because they were slow. */
+  readonly eventsLost: number
   /** The keys of the leased and the idle, the least recently used first. */
   readonly keys: ReadonlyArray<SessionKey>
 }
 
 /**
- * A leased or idle session. Times are milliseconds since the epoch.
+ * A leased or idle session. Times are milliseconds since the epoch, by the wall clock as it is set when it is asked.
  *
  * @category models
  */
 export interface SessionPoolEntry {
+  /** Of its identity. */
   readonly key: SessionKey
+  /** Whether its identity is the shared one. */
   readonly shared: boolean
+  /** Whether somebody has a lease on it. */
   readonly state: "leased" | "idle"
+  /** How many leases there are on it. */
   readonly leases: number
   /** How many leases it has had. */
   readonly uses: number
+  /** When `connect` had returned it. */
   readonly openedAt: number
   /** When its last lease ended, or it was opened. */
   readonly lastUsedAt: number
 }
 
 /**
- * What happened in the pool. An open that nobody waited for any more is no event. Each session is `Opened` once, `Retired` once (before that if it was retired while opening),
- * and at last `Closed` or `CloseFailed` once. A `CloseFailed` after an `OpenFailed` is of an open that could not free what
- * it had acquired.
+ * What happened in the pool. An open that nobody waited for any more is no event. Each session is `Opened` once,
+ * `Retired` once (before that if it was retired while opening), and at last `Closed` or `CloseFailed` once. A
+ * `CloseFailed` after an `OpenFailed` is of an open that could not free what it had acquired.
  *
  * @category models
  */
@@ -206,10 +219,13 @@ export const SessionPoolEvent = Data.taggedEnum<SessionPoolEvent>()
 export interface Service<in out Session, in out E> {
   /**
    * The session of the identity, opened if there is none, leased until the current scope closes.
+   *
+   * Fails as `connect` fails; with `PoolExhausted` when there was no room for `acquireTimeout` (30 seconds by default),
+   * `ConnectTimeout` when the open took longer than `connectTimeout` (30 seconds), `PoolClosed` when the pool is shut down.
    */
   readonly get: (identity: Identity) => Effect.Effect<Session, E | SessionPoolError, Scope.Scope>
   /**
-   * Runs `f` with the session of the identity, leased for as long as `f` runs. The fast path.
+   * Runs `f` with the session of the identity, leased for as long as `f` runs. The fast path. Fails as `get` and `f` do.
    *
    * If an MCP session that was in use before turns out to be forgotten by its server, and `f` fails with its
    * `SessionExpired`, `f` is run once more, from its start, with a fresh one: provided that nothing may have run of what
@@ -225,16 +241,20 @@ export interface Service<in out Session, in out E> {
   readonly invalidate: (identity: Identity) => Effect.Effect<boolean>
   /**
    * Retires the sessions whose identity `f` is true of, those being opened too, and counts them. Forgets such failed
-   * connects.
+   * connects. For a changed configuration or a user who was revoked.
    */
   readonly invalidateWhere: (f: (identity: Identity) => boolean) => Effect.Effect<number>
+  /**
+   * The pool's numbers, as they are now.
+   */
   readonly stats: Effect.Effect<SessionPoolStats>
   /**
    * The leased and the idle sessions, the least recently used first.
    */
   readonly entries: Effect.Effect<ReadonlyArray<SessionPoolEntry>>
   /**
-   * What happens from now on. A slow reader loses the oldest events and slows nobody. Ends with the pool.
+   * What happens from now on. A reader may be 1,024 events behind; then it loses the oldest, which `eventsLost` in the
+   * stats counts, and slows nobody. Ends with the pool.
    */
   readonly events: Stream.Stream<SessionPoolEvent>
 }
@@ -247,18 +267,49 @@ export interface Service<in out Session, in out E> {
 export interface TagClass<in out Self, in out Id extends string, in out Session, in out E>
   extends Context.ServiceClass<Self, Id, Service<Session, E>>
 {
+  /**
+   * The session of the identity, opened if there is none, leased until the current scope closes.
+   *
+   * Fails as `connect` fails; with `PoolExhausted` when there was no room for `acquireTimeout` (30 seconds by default),
+   * `ConnectTimeout` when the open took longer than `connectTimeout` (30 seconds), `PoolClosed` when the pool is shut down.
+   */
   readonly get: (identity: Identity) => Effect.Effect<Session, E | SessionPoolError, Scope.Scope | Self>
+  /**
+   * Runs `f` with the session of the identity, leased for as long as `f` runs. The fast path. Fails as `get` and `f` do.
+   *
+   * If an MCP session that was in use before turns out to be forgotten by its server, and `f` fails with its
+   * `SessionExpired`, `f` is run once more, from its start, with a fresh one: provided that nothing may have run of what
+   * was sent on the session meanwhile, by anybody, also inside of `request` and through `client`.
+   */
   readonly withSession: <A, E2, R2>(
     identity: Identity,
     f: (session: Session) => Effect.Effect<A, E2, R2>
   ) => Effect.Effect<A, E | SessionPoolError | E2, R2 | Self>
+  /**
+   * Retires the session of the identity, and forgets its failed connect. False if it had no session.
+   */
   readonly invalidate: (identity: Identity) => Effect.Effect<boolean, never, Self>
+  /**
+   * Retires the sessions whose identity `f` is true of, those being opened too, and counts them. Forgets such failed
+   * connects. For a changed configuration or a user who was revoked.
+   */
   readonly invalidateWhere: (f: (identity: Identity) => boolean) => Effect.Effect<number, never, Self>
+  /**
+   * The pool's numbers, as they are now.
+   */
   readonly stats: Effect.Effect<SessionPoolStats, never, Self>
+  /**
+   * The leased and the idle sessions, the least recently used first.
+   */
   readonly entries: Effect.Effect<ReadonlyArray<SessionPoolEntry>, never, Self>
+  /**
+   * What happens from now on. A reader may be 1,024 events behind; then it loses the oldest, which `eventsLost` in the
+   * stats counts, and slows nobody. Ends with the pool.
+   */
   readonly events: Stream.Stream<SessionPoolEvent, never, Self>
   /**
-   * A pool that lives as long as the layer's scope.
+   * A pool that lives as long as the layer's scope. Building it fails with `InvalidOptions`, which names the option. The
+   * end of the scope takes at most `drainTimeout` and twice `closeTimeout`, and never fails, whatever the sessions do.
    */
   readonly layer: <R = never, RC = never>(
     options: SessionPoolOptions<Session, E, R, RC>
@@ -322,307 +373,390 @@ export const Tag =
 // Constructors
 // -----------------------------------------------------------------------------
 
+// A pool's parts. The engine's state is its own, as is that of whoever waits, is checked or has failed.
+interface Pool<Session, E> {
+  readonly options: Effect.Success<ReturnType<typeof read>>
+  readonly engine: Leased.Leased<Identity, Session, E | SessionPoolError>
+  readonly waiting: Waiting.Waiting<Identity, Session, E | SessionPoolError>
+  readonly checks: Checks.Checks<Identity, Session, E | SessionPoolError>
+  readonly failures: Failures.Failures<Identity, E | SessionPoolError>
+  readonly observed: Observed
+}
+
 type Slot<Session, E> = Leased.Slot<Identity, Session, E | SessionPoolError>
 
 type Caller<Session, E> = Waiting.Caller<Identity, Session, E | SessionPoolError>
+
+type Leasing<Session, E> = Effect.Effect<Session, E | SessionPoolError>
 
 const make = Effect.fnUntraced(function*<Session, E, R, RC>(
   input: SessionPoolOptions<Session, E, R, RC>,
   method: "layer" | "layerConfig"
 ) {
-  const { connectTimeout: openTimeout, ...rest } = yield* Effect.fromResult(declared.parse(input, method))
-  const options = { ...rest, openTimeout }
-  const clock = yield* Clock.Clock
+  const options = yield* read(input, method)
   const context = yield* Effect.context<RC>()
-  const events = yield* Events.make<SessionPoolEvent>()
-  const counts = { hits: 0, misses: 0, evictions: 0, expirations: 0, retirements: 0, failures: 0, closeFailures: 0 }
-  const failures = Failures.make<Identity, E | SessionPoolError>({
-    clock,
-    timeToLive: options.failureTimeToLive,
-    capacity: options.capacity
-  })
-
+  const observed = yield* makeObserved
   const engine = yield* Leased.make<Identity, Session, E | SessionPoolError, R>({
     ...options,
-    open: (slot) => {
-      const opened = input.connect(slot.info, {
-        // Told by events: no text of others.
-        retire: (reason) =>
-          Effect.sync(() => void Leased.retire(engine, slot, reason === "unhealthy" ? "unhealthy" : "died")),
-        credentials: Effect.sync(() => slot.info.credentials)
-      })
-      // Without types, an async function is an easy mistake: it would never resume the fiber.
-      return Effect.isEffect(opened) ? opened : Effect.die(new TypeError("connect must return an Effect"))
-    },
-    openTimedOut: (slot) => new ConnectTimeout({ key: keyOf(slot), after: Duration.millis(options.openTimeout) }),
-    shutDown: () => new PoolClosed(),
-    onOpened: (slot) => {
-      failures.forget(slot.info)
-      events.emit(SessionPoolEvent.Opened({ key: keyOf(slot) }))
-    },
-    onOpenFailed: (slot, cause) => {
-      if (engine.isShutDown) return
-      counts.failures++
-      const timeout = Option.exists(Cause.findErrorOption(cause), (error) => error instanceof ConnectTimeout)
-      events.emit(SessionPoolEvent.OpenFailed({ key: keyOf(slot), reason: timeout ? "timeout" : "failed" }))
-      // What was invalidated while it opened says nothing of what a new open would meet.
-      if (slot.retired === undefined) failures.remember(slot.info, Exit.failCause(cause))
-    },
-    onRetired: (slot, reason) => {
-      if (reason === "evicted") counts.evictions++
-      else if (reason === "expired") counts.expirations++
-      else counts.retirements++
-      events.emit(SessionPoolEvent.Retired({ key: keyOf(slot), reason }))
-    },
-    onClosed: (slot, lived) =>
-      events.emit(SessionPoolEvent.Closed({ key: keyOf(slot), reason: slot.retired!, lived, uses: slot.uses })),
-    onCloseFailed: (slot, cause) => {
-      counts.closeFailures++
-      events.emit(
-        SessionPoolEvent.CloseFailed({ key: keyOf(slot), reason: Option.isSome(cause) ? "failed" : "timeout" })
-      )
-      engine.starter.start(logCloseFailure(keyOf(slot), cause, options.closeTimeout))
-    },
-    onRoom: () => {
-      if (!Waiting.isEmpty(waiting)) Waiting.seat(waiting, makeRoom)
-    }
+    ...hooks(() => self),
+    open: (slot) => open(self, slot, input.connect)
   })
-  const waiting = Waiting.make(engine, newest)
-
   const { check } = input
-  const checks = Checks.make(engine, {
-    ...options,
-    check: check && ((session) => Effect.provideContext(Effect.scoped(check(session)), context))
-  })
-
+  const self: Pool<Session, E> = {
+    options,
+    engine,
+    waiting: Waiting.make(engine, newest),
+    checks: Checks.make(engine, {
+      ...options,
+      check: check && ((session) => Effect.provideContext(Effect.scoped(check(session)), context))
+    }),
+    failures: Failures.make({
+      time: engine.time,
+      timeToLive: options.failureTimeToLive,
+      capacity: options.capacity
+    }),
+    observed
+  }
   // Runs before the engine's own shutdown.
-  yield* Effect.addFinalizer(() =>
-    Effect.sync(() => {
-      engine.isShutDown = true
-      checks.abandon()
-      Waiting.close(waiting, () => new PoolClosed())
-    })
-  )
-
-  // --- Leases ---
-
-  const countHit = (caller: Caller<Session, E>): void => {
-    if (!caller.isCounted) counts.hits++
-    caller.isCounted = true
-  }
-
-  const acquire = (caller: Caller<Session, E>, identity: Identity): Effect.Effect<Session, E | SessionPoolError> => {
-    if (engine.isShutDown) return Effect.fail(new PoolClosed())
-    const slot = Leased.lease(engine, identity.key)
-    if (slot !== undefined) {
-      caller.slot = slot
-      slot.info = newest(slot.info, identity)
-      if (checks.isDue(slot)) return checked(caller, slot, identity)
-      countHit(caller)
-      return Leased.join(slot)
-    }
-    const failure = failures.recall(identity)
-    if (failure !== undefined) {
-      countHit(caller)
-      return failure
-    }
-    if (!caller.isCounted) counts.misses++
-    caller.isCounted = true
-    const isAdmitted = engine.starter.atomically(() => {
-      if (!Waiting.isEmpty(waiting) || !makeRoom()) return false
-      caller.slot = Leased.admit(engine, identity.key, identity, 1)
-      return true
-    })
-    if (isAdmitted) return Leased.join(caller.slot!)
-    return options.acquireTimeout > 0 ? wait(caller, identity) : exhausted(identity, Duration.zero)
-  }
-
-  const wait = (caller: Caller<Session, E>, identity: Identity): Effect.Effect<Session, E | SessionPoolError> =>
-    Effect.flatMap(
-      Waiting.wait(waiting, caller, identity, options.acquireTimeout),
-      (isSeated) => isSeated ? Leased.join(caller.slot!) : exhausted(identity, Duration.millis(options.acquireTimeout))
-    )
-
-  const exhausted = (identity: Identity, waited: Duration.Duration): Effect.Effect<never, PoolExhausted> => {
-    events.emit(SessionPoolEvent.Exhausted({ key: identity.key, waited }))
-    return Effect.fail(new PoolExhausted({ capacity: options.capacity, waited }))
-  }
-
-  const checked = (
-    caller: Caller<Session, E>,
-    slot: Slot<Session, E>,
-    identity: Identity
-  ): Effect.Effect<Session, E | SessionPoolError> =>
-    Effect.flatMap(checks.passed(slot), (passed) => {
-      if (passed) {
-        countHit(caller)
-        return Leased.join(slot)
-      }
-      return Effect.andThen(
-        Waiting.end(waiting, caller) ?? Effect.void,
-        Effect.suspend(() => acquire(caller, identity))
-      )
-    })
-
-  // Both take the short way when the session is there: then what `acquire` answers is an exit, and nothing is awaited.
-  const get = (identity: Identity): Effect.Effect<Session, E | SessionPoolError, Scope.Scope> =>
-    Effect.uninterruptibleMask((restore) => {
-      const caller: Caller<Session, E> = Waiting.caller()
-      const endLease = () => Waiting.end(waiting, caller) ?? Effect.void
-      const scope = Context.getUnsafe(Fiber.getCurrent()!.context, Scope.Scope)
-      const session = acquire(caller, identity)
-      return isReady(session, caller)
-        ? Effect.flatMap(Scope.addFinalizerExit(scope, endLease), () => session)
-        : Effect.flatMap(
-          Effect.onError(restore(session), endLease),
-          (opened) => Effect.as(Scope.addFinalizerExit(scope, endLease), opened)
-        )
-    })
-
-  const withSession = <A, E2, R2>(
-    identity: Identity,
-    f: (session: Session) => Effect.Effect<A, E2, R2>
-  ): Effect.Effect<A, E | SessionPoolError | E2, R2> =>
-    Effect.suspend(() => {
-      const caller: Caller<Session, E> = Waiting.caller()
-      return Effect.onExitPrimitive(
-        Effect.suspend((): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
-          const session = acquire(caller, identity)
-          return isReady(session, caller)
-            ? use(caller, identity, session.value, f)
-            : Effect.flatMap(session, (opened) => use(caller, identity, opened, f))
-        }),
-        () => Waiting.end(waiting, caller)
-      )
-    })
-
-  // A server that has forgotten a session refuses its requests unrun, and the client MUST open another one (2025-11-25,
-  // basic/transports#session-management). So `f` is run once more there, unless anything else may have run that has left
-  // on this session since, whoever sent it. A fresh session that is forgotten at once would be forgotten again.
-  const use = <A, E2, R2>(
-    caller: Caller<Session, E>,
-    identity: Identity,
-    session: Session,
-    f: (session: Session) => Effect.Effect<A, E2, R2>
-  ): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
-    const sent = Sent.of(session)
-    const isFresh = caller.slot!.uses === 1
-    if (sent === undefined || isFresh) return f(session)
-    const before = sent.last
-    return Effect.catchIf(
-      f(session),
-      (error) =>
-        typeof error === "object" && error !== null && sent.expirations.has(error) &&
-        !Sent.mayHaveRunSince(sent, before),
-      () => {
-        Leased.retire(engine, caller.slot!, "died")
-        return Effect.andThen(
-          Waiting.end(waiting, caller) ?? Effect.void,
-          Effect.flatMap(Effect.suspend(() => acquire(caller, identity)), f)
-        )
-      }
-    )
-  }
-
-  // The least recently used idle session gives up its place, unless as many are closing as there may be.
-  const makeRoom = (): boolean => {
-    if (Leased.hasRoom(engine)) return true
-    Leased.expire(engine)
-    if (Leased.hasRoom(engine)) return true
-    const oldest = Leased.oldestIdle(engine)
-    return oldest !== undefined && Leased.canClose(engine) && Leased.retire(engine, oldest, "evicted")
-  }
-
-  // --- Everything else ---
-
-  const invalidateWhere = (f: (identity: Identity) => boolean): Effect.Effect<number> =>
-    Effect.sync(() => {
-      const slots = Array.from(engine.current.values()).filter((slot) => f(slot.info))
-      failures.forgetWhere(f)
-      return slots.filter((slot) => Leased.retire(engine, slot, "invalidated")).length
-    })
-
+  yield* Effect.addFinalizer(() => Effect.sync(() => beginShutdown(self)))
   return {
-    get,
-    withSession,
-    invalidate: (identity) =>
-      Effect.sync(() => {
-        failures.forget(identity)
-        const slot = engine.current.get(identity.key)
-        return slot !== undefined && Leased.retire(engine, slot, "invalidated")
-      }),
-    invalidateWhere,
-    entries: Effect.sync(() => {
-      Leased.expire(engine)
-      return Leased.inOrder(engine).map(toEntry)
-    }),
-    stats: Effect.sync((): SessionPoolStats => {
-      Leased.expire(engine)
-      const open = Leased.inOrder(engine)
-      const opening = engine.current.size - open.length
-      return {
-        ...counts,
-        size: open.length,
-        capacity: options.capacity,
-        idleTimeToLive: Duration.millis(options.idleTimeToLive),
-        leased: open.length - engine.idle.size,
-        idle: engine.idle.size,
-        opening,
-        draining: Leased.live(engine) - engine.current.size,
-        closing: engine.closing,
-        waiting: Waiting.size(waiting),
-        keys: open.map(keyOf)
-      }
-    }),
-    events: events.stream
+    get: (identity) => get(self, identity),
+    withSession: (identity, f) => withSession(self, identity, f),
+    invalidate: (identity) => Effect.sync(() => invalidate(self, identity)),
+    invalidateWhere: (f) => Effect.sync(() => invalidateWhere(self, f)),
+    entries: Effect.sync(() => entries(self)),
+    stats: Effect.sync(() => stats(self)),
+    events: observed.events.stream
   } satisfies Service<Session, E> as Service<Session, E>
 })
+
+// What the engine calls an open is a connect here.
+const read = (input: unknown, method: "layer" | "layerConfig") =>
+  Effect.map(
+    Effect.fromResult(declared.parse(input, method)),
+    ({ connectTimeout: openTimeout, ...options }) => ({ ...options, openTimeout })
+  )
+
+const open = <Session, E, R>(
+  self: Pool<Session, E>,
+  slot: Slot<Session, E>,
+  connect: SessionPoolOptions<Session, E, R>["connect"]
+): Effect.Effect<Session, E, R | Scope.Scope> => {
+  const opened = connect(slot.info, {
+    // Told by events: no text of others.
+    retire: (reason) =>
+      Effect.sync(() => void Leased.retire(self.engine, slot, reason === "unhealthy" ? "unhealthy" : "died")),
+    credentials: Effect.sync(() => slot.info.credentials)
+  })
+  // Without types, an async function is an easy mistake: it would never resume the fiber.
+  return Effect.isEffect(opened) ? opened : Effect.die(new TypeError("connect must return an Effect"))
+}
+
+const beginShutdown = <Session, E>({ checks, engine, waiting }: Pool<Session, E>): void => {
+  Leased.beginShutdown(engine)
+  checks.abandon()
+  Waiting.close(waiting, () => new PoolClosed({}))
+}
+
+// -----------------------------------------------------------------------------
+// Observing
+// -----------------------------------------------------------------------------
+
+interface Observed {
+  readonly counts: Record<
+    "hits" | "misses" | "evictions" | "expirations" | "retirements" | "failures" | "closeFailures",
+    number
+  >
+  readonly events: Events.Events<SessionPoolEvent>
+}
+
+const makeObserved = Effect.map(Events.make<SessionPoolEvent>(), (events): Observed => ({
+  counts: { hits: 0, misses: 0, evictions: 0, expirations: 0, retirements: 0, failures: 0, closeFailures: 0 },
+  events
+}))
+
+// What becomes of a session, for those who look on, for the next get of its identity and for those who wait for room.
+const hooks = <Session, E>(
+  pool: () => Pool<Session, E>
+): Omit<
+  Leased.Options<Identity, Session, E | SessionPoolError, never>,
+  keyof Pool<Session, E>["options"] | "open"
+> => ({
+  labels: ({ key }) => ({ key }),
+  openTimedOut: (slot) => new ConnectTimeout({ key: keyOf(slot), after: Duration.millis(pool().options.openTimeout) }),
+  shutDown: () => new PoolClosed({}),
+  onOpened: (slot) => {
+    const { failures, observed } = pool()
+    failures.forget(slot.info)
+    observed.events.emit(SessionPoolEvent.Opened({ key: keyOf(slot) }))
+  },
+  onOpenFailed: (slot, cause) => {
+    const { engine, failures, observed } = pool()
+    if (Leased.isShutDown(engine)) return
+    observed.counts.failures++
+    const timeout = Option.exists(Cause.findErrorOption(cause), (error) => error instanceof ConnectTimeout)
+    observed.events.emit(SessionPoolEvent.OpenFailed({ key: keyOf(slot), reason: timeout ? "timeout" : "failed" }))
+    // What was invalidated while it opened says nothing of what a new open would meet.
+    if (slot.retired === undefined) failures.remember(slot.info, Exit.failCause(cause))
+  },
+  onRetired: (slot, reason) => {
+    const { counts, events } = pool().observed
+    if (reason === "evicted") counts.evictions++
+    else if (reason === "expired") counts.expirations++
+    else counts.retirements++
+    events.emit(SessionPoolEvent.Retired({ key: keyOf(slot), reason }))
+  },
+  onClosed: (slot, lived) =>
+    pool().observed.events.emit(
+      SessionPoolEvent.Closed({ key: keyOf(slot), reason: slot.retired!, lived, uses: slot.uses })
+    ),
+  onCloseFailed: (slot, reason) => {
+    const { counts, events } = pool().observed
+    counts.closeFailures++
+    events.emit(SessionPoolEvent.CloseFailed({ key: keyOf(slot), reason }))
+  },
+  onRoom: () => {
+    const self = pool()
+    if (!Waiting.isEmpty(self.waiting)) Waiting.seat(self.waiting, () => makeRoom(self))
+  }
+})
+
+const countHit = <Session, E>({ observed }: Pool<Session, E>, caller: Caller<Session, E>): void => {
+  if (!caller.isCounted) observed.counts.hits++
+  caller.isCounted = true
+}
+
+const countMiss = <Session, E>({ observed }: Pool<Session, E>, caller: Caller<Session, E>): void => {
+  if (!caller.isCounted) observed.counts.misses++
+  caller.isCounted = true
+}
+
+const stats = <Session, E>({ engine, observed, options, waiting }: Pool<Session, E>): SessionPoolStats => {
+  Leased.expire(engine)
+  return {
+    ...observed.counts,
+    ...Leased.census(engine),
+    size: Leased.size(engine),
+    capacity: options.capacity,
+    idleTimeToLive: Duration.millis(options.idleTimeToLive),
+    waiting: Waiting.size(waiting),
+    eventsLost: observed.events.lost(),
+    keys: Leased.inOrder(engine).map(keyOf)
+  }
+}
+
+const entries = <Session, E>({ engine }: Pool<Session, E>): ReadonlyArray<SessionPoolEntry> => {
+  Leased.expire(engine)
+  return Leased.inOrder(engine).map((slot) => ({
+    key: keyOf(slot),
+    shared: slot.info.shared,
+    state: slot.leases > 0 ? "leased" : "idle",
+    leases: slot.leases,
+    uses: slot.uses,
+    openedAt: engine.time.onWall(slot.openedAt),
+    lastUsedAt: engine.time.onWall(slot.usedAt)
+  }))
+}
+
+// -----------------------------------------------------------------------------
+// Leases
+// -----------------------------------------------------------------------------
+
+const acquire = <Session, E>(
+  self: Pool<Session, E>,
+  caller: Caller<Session, E>,
+  identity: Identity
+): Leasing<Session, E> => {
+  const { checks, engine, failures, waiting } = self
+  if (Leased.isShutDown(engine)) return Effect.fail(new PoolClosed({}))
+  const slot = Leased.lease(engine, identity.key)
+  if (slot !== undefined) {
+    Waiting.hold(waiting, caller, slot)
+    slot.info = newest(slot.info, identity)
+    if (checks.isDue(slot)) return checked(self, caller, slot, identity)
+    countHit(self, caller)
+    return Leased.join(slot)
+  }
+  const failure = failures.recall(identity)
+  if (failure !== undefined) {
+    countHit(self, caller)
+    return failure
+  }
+  countMiss(self, caller)
+  const admitted = Leased.atomically(engine, () => {
+    if (!Waiting.isEmpty(waiting) || !makeRoom(self)) return undefined
+    const opening = Leased.admit(engine, identity.key, identity, 1)
+    Waiting.hold(waiting, caller, opening)
+    return opening
+  })
+  return admitted === undefined ? wait(self, caller, identity) : Leased.join(admitted)
+}
+
+// The least recently used idle session gives up its place, unless as many are closing as there may be.
+const makeRoom = <Session, E>({ engine }: Pool<Session, E>): boolean => {
+  if (Leased.hasRoom(engine)) return true
+  Leased.expire(engine)
+  if (Leased.hasRoom(engine)) return true
+  const oldest = Leased.oldestIdle(engine)
+  return oldest !== undefined && Leased.canClose(engine) && Leased.retire(engine, oldest, "evicted")
+}
+
+const wait = <Session, E>(
+  self: Pool<Session, E>,
+  caller: Caller<Session, E>,
+  identity: Identity
+): Leasing<Session, E> => {
+  const { acquireTimeout } = self.options
+  if (acquireTimeout === 0) return exhausted(self, caller, identity)
+  return Effect.flatMap(
+    Waiting.wait(self.waiting, caller, identity, acquireTimeout),
+    (isSeated) => isSeated ? Leased.join(caller.slot!) : exhausted(self, caller, identity)
+  )
+}
+
+const exhausted = <Session, E>(
+  { observed, options, waiting }: Pool<Session, E>,
+  { fiber }: Caller<Session, E>,
+  { key }: Identity
+): Effect.Effect<never, PoolExhausted> => {
+  const { acquireTimeout, capacity } = options
+  const waited = Duration.millis(acquireTimeout)
+  observed.events.emit(SessionPoolEvent.Exhausted({ key, waited }))
+  return Effect.fail(new PoolExhausted({ capacity, waited, held: Waiting.heldBy(waiting, fiber) }))
+}
+
+const checked = <Session, E>(
+  self: Pool<Session, E>,
+  caller: Caller<Session, E>,
+  slot: Slot<Session, E>,
+  identity: Identity
+): Leasing<Session, E> =>
+  Effect.flatMap(self.checks.passed(slot), (passed) => {
+    if (passed) {
+      countHit(self, caller)
+      return Leased.join(slot)
+    }
+    return acquireAgain(self, caller, identity)
+  })
+
+const acquireAgain = <Session, E>(
+  self: Pool<Session, E>,
+  caller: Caller<Session, E>,
+  identity: Identity
+): Leasing<Session, E> =>
+  Effect.andThen(
+    Waiting.end(self.waiting, caller) ?? Effect.void,
+    Effect.suspend(() => acquire(self, caller, identity))
+  )
+
+// `get` and `withSession` take the short way when the session is there: then what `acquire` answers is an exit, and
+// nothing is awaited.
+const isReady = <Session, E>(
+  session: Leasing<Session, E>,
+  caller: Caller<Session, E>
+): session is Exit.Success<Session, E | SessionPoolError> => session === caller.slot?.session
+
+const get = <Session, E>(
+  self: Pool<Session, E>,
+  identity: Identity
+): Effect.Effect<Session, E | SessionPoolError, Scope.Scope> =>
+  Effect.uninterruptibleMask((restore) => {
+    const fiber = Fiber.getCurrent()!
+    const caller: Caller<Session, E> = Waiting.caller(fiber.id)
+    const endLease = () => Waiting.end(self.waiting, caller) ?? Effect.void
+    const scope = Context.getUnsafe(fiber.context, Scope.Scope)
+    const session = acquire(self, caller, identity)
+    return isReady(session, caller)
+      ? Effect.flatMap(Scope.addFinalizerExit(scope, endLease), () => session)
+      : Effect.flatMap(
+        Effect.onError(restore(session), endLease),
+        (opened) => Effect.as(Scope.addFinalizerExit(scope, endLease), opened)
+      )
+  })
+
+const withSession = <Session, E, A, E2, R2>(
+  self: Pool<Session, E>,
+  identity: Identity,
+  f: (session: Session) => Effect.Effect<A, E2, R2>
+): Effect.Effect<A, E | SessionPoolError | E2, R2> =>
+  Effect.withFiber(({ id }) => {
+    const caller: Caller<Session, E> = Waiting.caller(id)
+    return Effect.onExitPrimitive(
+      Effect.suspend((): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
+        const session = acquire(self, caller, identity)
+        return isReady(session, caller)
+          ? use(self, caller, identity, session.value, f)
+          : Effect.flatMap(inWithSession(session), (opened) => use(self, caller, identity, opened, f))
+      }),
+      () => Waiting.end(self.waiting, caller)
+    )
+  })
+
+// The callers of one open are told the same, whatever each of them has called.
+const inWithSession = <Session, E>(session: Leasing<Session, E>): Leasing<Session, E> =>
+  Effect.mapError(session, (error) => {
+    const method = "withSession"
+    if (error instanceof PoolClosed) return new PoolClosed({ method })
+    if (error instanceof PoolExhausted) {
+      return new PoolExhausted({ method, capacity: error.capacity, waited: error.waited, held: error.held })
+    }
+    return error instanceof ConnectTimeout ? new ConnectTimeout({ method, key: error.key, after: error.after }) : error
+  })
+
+// A server that has forgotten a session refuses its requests unrun, and the client MUST open another one (2025-11-25,
+// basic/transports#session-management). So `f` is run once more there, unless anything else may have run that has left
+// on this session since, whoever sent it. A fresh session that is forgotten at once would be forgotten again.
+const use = <Session, E, A, E2, R2>(
+  self: Pool<Session, E>,
+  caller: Caller<Session, E>,
+  identity: Identity,
+  session: Session,
+  f: (session: Session) => Effect.Effect<A, E2, R2>
+): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
+  const sent = Sent.of(session)
+  const isFresh = caller.slot!.uses === 1
+  if (sent === undefined || isFresh) return f(session)
+  const before = sent.last
+  return Effect.catchIf(
+    f(session),
+    (error) =>
+      typeof error === "object" && error !== null && sent.expirations.has(error) &&
+      !Sent.mayHaveRunSince(sent, before),
+    () => {
+      Leased.retire(self.engine, caller.slot!, "died")
+      return Effect.flatMap(inWithSession(acquireAgain(self, caller, identity)), f)
+    }
+  )
+}
+
+// -----------------------------------------------------------------------------
+// Retiring
+// -----------------------------------------------------------------------------
+
+const invalidate = <Session, E>({ engine, failures }: Pool<Session, E>, identity: Identity): boolean => {
+  failures.forget(identity)
+  const slot = Leased.find(engine, identity.key)
+  return slot !== undefined && Leased.retire(engine, slot, "invalidated")
+}
+
+const invalidateWhere = <Session, E>(
+  { engine, failures }: Pool<Session, E>,
+  f: (identity: Identity) => boolean
+): number => {
+  const slots = Leased.taking(engine).filter((slot) => f(slot.info))
+  failures.forgetWhere(f)
+  return slots.filter((slot) => Leased.retire(engine, slot, "invalidated")).length
+}
 
 // -----------------------------------------------------------------------------
 // Internals
 // -----------------------------------------------------------------------------
-
-const isReady = <Session, E>(
-  session: Effect.Effect<Session, E | SessionPoolError>,
-  caller: Caller<Session, E>
-): session is Exit.Success<Session, E | SessionPoolError> => session === caller.slot?.session
 
 // The newest credentials of a key are those to be sent on.
 const newest = (known: Identity, comes: Identity): Identity => Option.isSome(comes.credentials) ? comes : known
 
 // The engine knows keys as strings; here they all came from identities.
 const keyOf = (slot: { readonly key: string }): SessionKey => slot.key as SessionKey
-
-const toEntry = <Session, E>(slot: Leased.Slot<Identity, Session, E>): SessionPoolEntry => ({
-  key: keyOf(slot),
-  shared: slot.info.shared,
-  state: slot.leases > 0 ? "leased" : "idle",
-  leases: slot.leases,
-  uses: slot.uses,
-  openedAt: slot.openedAt,
-  lastUsedAt: slot.usedAt
-})
-
-const logCloseFailure = (
-  key: SessionKey,
-  cause: Option.Option<Cause.Cause<unknown>>,
-  closeTimeout: number
-): Effect.Effect<void> =>
-  Effect.annotateLogs(
-    Option.isSome(cause)
-      ? Effect.logWarning("A session's finalizer failed", cause.value.reasons.map(withoutMessage).join("\n"))
-      : Effect.logWarning(`A session took longer than ${closeTimeout} ms to close and was left to itself`),
-    "key",
-    key
-  )
-
-// A message may quote a token, also one that this session had long ago: the log gets the names and places of errors only.
-const withoutMessage = (reason: Cause.Reason<unknown>): string => {
-  const error = Cause.isDieReason(reason) ? reason.defect : Cause.isFailReason(reason) ? reason.error : undefined
-  if (!(error instanceof Error)) return reason._tag
-  const { message, name, stack = "" } = error
-  return name + stack.slice(stack.lastIndexOf(message) + message.length)
-}
 
 /**
  * The pool of MCP client sessions. For any other type of session make a tag with {@link Tag}.

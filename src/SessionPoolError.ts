@@ -2,19 +2,24 @@
  * What a pool fails with besides the errors of its `connect`.
  */
 import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import { SessionKey } from "./Identity.ts"
 import { respond } from "./internal/problem.ts"
+
+// The operation that failed: of the two that lease a session.
+const method = Schema.Literals(["get", "withSession"]).pipe(Schema.withConstructorDefault(Effect.succeed("get")))
 
 /**
  * The pool is shutting down or has shut down. Answers 503.
  *
  * @category errors
  */
-export class PoolClosed extends Schema.TaggedError<PoolClosed>()("PoolClosed", {}) {
+export class PoolClosed extends Schema.TaggedError<PoolClosed>("effect-mcp-sessions/PoolClosed")("PoolClosed", {
+  method
+}) {
   readonly module = "SessionPool"
-  readonly method = "get"
   readonly reference = "pool-closed"
 
   override get message(): string {
@@ -30,19 +35,29 @@ export class PoolClosed extends Schema.TaggedError<PoolClosed>()("PoolClosed", {
  * There was no room for a new session within `acquireTimeout`: `capacity` sessions are leased, opening or draining.
  * Answers 503 with `Retry-After`.
  *
+ * `held` is how many leases the fiber that asked holds itself: more than none, and it may have waited for itself.
+ *
  * @category errors
  */
-export class PoolExhausted extends Schema.TaggedError<PoolExhausted>()("PoolExhausted", {
-  capacity: Schema.Number,
-  waited: Schema.Duration
-}) {
+export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-mcp-sessions/PoolExhausted")(
+  "PoolExhausted",
+  {
+    method,
+    capacity: Schema.Number,
+    waited: Schema.Duration,
+    held: Schema.Number.pipe(Schema.withConstructorDefault(Effect.succeed(0)))
+  }
+) {
   readonly module = "SessionPool"
-  readonly method = "get"
   readonly reference = "pool-exhausted"
 
   override get message(): string {
-    return `All ${this.capacity} sessions of the pool were in use for ${Duration.format(this.waited)}. ` +
-      "End leases sooner, or raise capacity or acquireTimeout."
+    const { capacity, held, waited } = this
+    return `All ${capacity} sessions of the pool were in use for ${Duration.format(waited)}. ` +
+      (held === 0
+        ? "End leases sooner, or raise capacity or acquireTimeout."
+        : `The caller itself holds ${held === 1 ? "a lease" : `${held} leases`}, and waits for its own end: ` +
+          "end that lease first, or make capacity larger than the leases that one caller holds at once.")
   }
 
   [HttpServerRespondable.symbol]() {
@@ -55,12 +70,11 @@ export class PoolExhausted extends Schema.TaggedError<PoolExhausted>()("PoolExha
  *
  * @category errors
  */
-export class ConnectTimeout extends Schema.TaggedError<ConnectTimeout>()("ConnectTimeout", {
-  key: SessionKey,
-  after: Schema.Duration
-}) {
+export class ConnectTimeout extends Schema.TaggedError<ConnectTimeout>("effect-mcp-sessions/ConnectTimeout")(
+  "ConnectTimeout",
+  { method, key: SessionKey, after: Schema.Duration }
+) {
   readonly module = "SessionPool"
-  readonly method = "get"
   readonly reference = "connect-timeout"
 
   override get message(): string {

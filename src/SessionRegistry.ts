@@ -13,7 +13,6 @@
  * be closed is `internal/lease/leased.ts`. It knows neither HTTP nor any SDK: those are `McpHttp`.
  */
 import * as Cause from "effect/Cause"
-import * as Clock from "effect/Clock"
 import type * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
@@ -30,8 +29,8 @@ import { randomBytes } from "node:crypto"
 import type { SessionKey } from "./Identity.ts"
 import * as Events from "./internal/lease/events.ts"
 import * as Leased from "./internal/lease/leased.ts"
+import type * as Time from "./internal/lease/time.ts"
 import * as Options from "./internal/options.ts"
-import * as Scrub from "./internal/scrub.ts"
 import type { Configurable, InvalidOptions } from "./InvalidOptions.ts"
 import { OpenTimeout, RegistryClosed, RegistryFull, SessionNotFound } from "./SessionRegistryError.ts"
 
@@ -202,6 +201,8 @@ export interface SessionRegistryStats {
   readonly failures: number
   /** Closes that failed or were given up. */
   readonly closeFailures: number
+  /** Events that readers of `events` have lost because they were slow. */
+  readonly eventsLost: number
 }
 
 /**
@@ -287,7 +288,8 @@ export interface Operator {
    */
   readonly entries: Effect.Effect<ReadonlyArray<SessionRegistryEntry>>
   /**
-   * What happens from now on. A slow reader loses the oldest events and slows nobody. Ends with the registry.
+   * What happens from now on. A reader may be 1,024 events behind; then it loses the oldest, which `eventsLost` in the
+   * stats counts, and slows nobody. Ends with the registry.
    */
   readonly events: Stream.Stream<SessionRegistryEvent>
 }
@@ -474,7 +476,8 @@ interface Registration {
   readonly createdAt: number
   readonly clientId: string | undefined
   readonly tenantId: string | undefined
-  lastActivityAt: number
+  /** A moment of the engine's `time`. */
+  activeAt: number
   hasEnded: boolean
   // Made when somebody waits for them.
   retired: Deferred.Deferred<EndReason> | undefined
@@ -490,7 +493,6 @@ export const make = Effect.fnUntraced(function*<Resource, E, R>(
 ) {
   const { capacityPerOwner = Infinity, ...rest } = yield* Effect.fromResult(declared.parse(input, method))
   const options = { ...rest, capacityPerOwner }
-  const clock = yield* Clock.Clock
   const events = yield* Events.make<SessionRegistryEvent>()
   const counts = {
     created: 0,
@@ -501,30 +503,27 @@ export const make = Effect.fnUntraced(function*<Resource, E, R>(
     failures: 0,
     closeFailures: 0
   }
-  /** Current sessions that are open. */
-  let size = 0
   /** How many sessions of an owner take a place. */
   const shares = new Map<SessionKey, number>()
 
   const engine = yield* Leased.make<Registration, Resource, E | OpenTimeout | RegistryClosed, R>({
     ...options,
-    open: (slot) => input.open(toInfo(slot)),
+    open: (slot): ReturnType<typeof input.open> => input.open(toInfo(engine.time, slot)),
     openTimedOut: () => new OpenTimeout({ after: Duration.millis(options.openTimeout) }),
     shutDown: () => new RegistryClosed(),
+    labels,
     onOpened: (slot) => {
       counts.created++
-      if (slot.retired === undefined) size++
       events.emit(SessionRegistryEvent.Created(labels(slot)))
     },
     onOpenFailed: (slot, cause) => {
-      if (engine.isShutDown) return
+      if (Leased.isShutDown(engine)) return
       counts.failures++
       const timeout = Option.exists(Cause.findErrorOption(cause), (error) => error instanceof OpenTimeout)
       events.emit(SessionRegistryEvent.CreateFailed({ ...labels(slot), reason: timeout ? "timeout" : "failed" }))
     },
     onRetired: (slot) => {
       const reason = endReason(slot)
-      if (slot.phase === "open") size--
       if (reason === "expired") counts.expirations++
       else if (reason === "terminated") counts.terminations++
       else counts.retirements++
@@ -540,22 +539,19 @@ export const make = Effect.fnUntraced(function*<Resource, E, R>(
     },
     onClosed: (slot, lived) =>
       events.emit(SessionRegistryEvent.Closed({ ...labels(slot), reason: endReason(slot), lived })),
-    onCloseFailed: (slot, cause) => {
+    onCloseFailed: (slot, reason) => {
       counts.closeFailures++
-      const reason = Option.isSome(cause) ? "failed" : "timeout"
       events.emit(SessionRegistryEvent.CloseFailed({ ...labels(slot), reason }))
-      engine.starter.start(logCloseFailure(slot, cause, options.closeTimeout))
-    },
-    onRoom: () => undefined
+    }
   })
 
   // Runs before the engine's own shutdown.
-  yield* Effect.addFinalizer(() => Effect.sync(() => void (engine.isShutDown = true)))
+  yield* Effect.addFinalizer(() => Effect.sync(() => Leased.beginShutdown(engine)))
 
   // --- Telling the holders ---
 
   const tell = (waiting: Deferred.Deferred<EndReason> | undefined, reason: EndReason): void => {
-    if (waiting !== undefined) engine.starter.start(Effect.asVoid(Deferred.succeed(waiting, reason)))
+    if (waiting !== undefined) Leased.start(engine, Effect.asVoid(Deferred.succeed(waiting, reason)))
   }
 
   const tellEnded = (slot: Slot<Resource, E>): void => {
@@ -566,7 +562,7 @@ export const make = Effect.fnUntraced(function*<Resource, E, R>(
 
   const toSession = (slot: Slot<Resource, E>, resource: Resource): RegisteredSession<Resource> =>
     Object.freeze({
-      ...toInfo(slot),
+      ...toInfo(engine.time, slot),
       resource,
       retired: Effect.suspend(() =>
         slot.retired === undefined
@@ -586,21 +582,21 @@ export const make = Effect.fnUntraced(function*<Resource, E, R>(
     owner: SessionOwner,
     { clientId, tenantId }: CreateOptions
   ): Slot<Resource, E> | RegistryFull | RegistryClosed =>
-    engine.starter.atomically(() => {
-      if (engine.isShutDown) return new RegistryClosed()
+    Leased.atomically(engine, () => {
+      if (Leased.isShutDown(engine)) return new RegistryClosed()
       Leased.expire(engine)
       const share = shares.get(owner.key) ?? 0
       // Their own share first: when both are full, no other's leaving will help.
       if (share >= options.capacityPerOwner) return refuse(owner, "owner", options.capacityPerOwner)
       if (!Leased.hasRoom(engine)) return refuse(owner, "registry", options.capacity)
       shares.set(owner.key, share + 1)
-      const now = clock.currentTimeMillisUnsafe()
+      const now = engine.time.now()
       return Leased.admit(engine, mint(), {
         owner: owner.key,
-        createdAt: now,
+        createdAt: engine.time.onWall(now),
         clientId,
         tenantId,
-        lastActivityAt: now,
+        activeAt: now,
         hasEnded: false,
         retired: undefined,
         ended: undefined
@@ -636,25 +632,25 @@ export const make = Effect.fnUntraced(function*<Resource, E, R>(
   // Nothing of the session is touched before its owner is known, and nothing at all if it is another.
   const find = (id: string, owner: SessionOwner): Slot<Resource, E> | undefined => {
     if (typeof id !== "string" || id.length !== idLength) return undefined
-    const slot = engine.current.get(id)
+    const slot = Leased.find(engine, id)
     return slot !== undefined && slot.phase === "open" && slot.info.owner === owner.key ? slot : undefined
   }
 
   const notFound = (): SessionNotFound | RegistryClosed =>
-    engine.isShutDown ? new RegistryClosed() : new SessionNotFound()
+    Leased.isShutDown(engine) ? new RegistryClosed() : new SessionNotFound()
 
   const letGo = (slot: Slot<Resource, E>): Effect.Effect<void> | undefined => {
-    slot.info.lastActivityAt = clock.currentTimeMillisUnsafe()
+    slot.info.activeAt = engine.time.now()
     return Leased.release(engine, slot)
   }
 
   const get: Service<Resource, E>["get"] = (id, owner) =>
     Effect.uninterruptibleMask(() => {
       const slot = find(id, owner)
-      if (engine.isShutDown || slot === undefined || Leased.lease(engine, id) === undefined) {
+      if (Leased.isShutDown(engine) || slot === undefined || Leased.lease(engine, id) === undefined) {
         return Effect.fail(notFound())
       }
-      slot.info.lastActivityAt = clock.currentTimeMillisUnsafe()
+      slot.info.activeAt = engine.time.now()
       const session = toSession(slot, slot.session!.value)
       const scope = Context.getUnsafe(Fiber.getCurrent()!.context, Scope.Scope)
       return Effect.as(Scope.addFinalizerExit(scope, () => letGo(slot) ?? Effect.void), session)
@@ -669,13 +665,13 @@ export const make = Effect.fnUntraced(function*<Resource, E, R>(
     Effect.suspend(() => {
       Leased.expire(engine)
       const slot = find(id, owner)
-      return engine.isShutDown || slot === undefined ? Effect.fail(notFound()) : Effect.succeed(f(slot))
+      return Leased.isShutDown(engine) || slot === undefined ? Effect.fail(notFound()) : Effect.succeed(f(slot))
     })
 
   // --- Going ---
 
   const terminate = (slot: Slot<Resource, E>): boolean =>
-    engine.starter.atomically(() => {
+    Leased.atomically(engine, () => {
       const isFirst = Leased.end(engine, slot, "invalidated")
       // Its close may have to wait for a place. Its holders need not.
       if (slot.session !== undefined) tellEnded(slot)
@@ -686,38 +682,37 @@ export const make = Effect.fnUntraced(function*<Resource, E, R>(
   const terminateWhere = (f: (slot: Slot<Resource, E>) => boolean): Effect.Effect<number> =>
     Effect.sync(() => {
       Leased.expire(engine)
-      return Array.from(engine.slots.values()).filter((slot) => f(slot) && terminate(slot)).length
+      return Leased.all(engine).filter((slot) => f(slot) && terminate(slot)).length
     })
 
   return {
     create,
     get,
-    peek: (id, owner) => look(id, owner, toInfo),
+    peek: (id, owner) => look(id, owner, (slot) => toInfo(engine.time, slot)),
     terminate: (id, owner) => Effect.asVoid(look(id, owner, terminate)),
     terminateAll: (owner) => terminateWhere((slot) => slot.info.owner === owner.key),
     clear: terminateWhere(() => true),
     size: Effect.sync(() => {
       Leased.expire(engine)
-      return size
+      return Leased.size(engine)
     }),
     entries: Effect.sync(() => {
       Leased.expire(engine)
-      return Leased.inOrder(engine).map(toEntry)
+      return Leased.inOrder(engine).map((slot) => toEntry(engine.time, slot))
     }),
     stats: Effect.sync((): SessionRegistryStats => {
       Leased.expire(engine)
+      const { leased, ...census } = Leased.census(engine)
       return {
         ...counts,
-        size,
+        ...census,
+        size: Leased.size(engine),
         capacity: options.capacity,
         capacityPerOwner: options.capacityPerOwner,
         idleTimeToLive: Duration.millis(options.idleTimeToLive),
-        held: size - engine.idle.size,
-        idle: engine.idle.size,
-        opening: engine.current.size - size,
-        draining: Leased.live(engine) - engine.current.size,
-        closing: engine.closing,
-        owners: shares.size
+        held: leased,
+        owners: shares.size,
+        eventsLost: events.lost()
       }
     }),
     events: events.stream
@@ -736,19 +731,19 @@ const mint = (): string => randomBytes(24).toString("base64url")
 
 type AnySlot = Pick<Leased.Slot<Registration, unknown, unknown>, "key" | "info" | "leases" | "retired">
 
-const toInfo = ({ info, key }: AnySlot): SessionInfo =>
+const toInfo = (time: Time.Time, { info, key }: AnySlot): SessionInfo =>
   Object.freeze({
     id: key,
     owner: info.owner,
     createdAt: info.createdAt,
-    lastActivityAt: info.lastActivityAt,
+    lastActivityAt: time.onWall(info.activeAt),
     ...(info.clientId === undefined ? {} : { clientId: info.clientId }),
     ...(info.tenantId === undefined ? {} : { tenantId: info.tenantId })
   })
 
-const toEntry = (slot: AnySlot): SessionRegistryEntry =>
+const toEntry = (time: Time.Time, slot: AnySlot): SessionRegistryEntry =>
   Object.freeze({
-    ...toInfo(slot),
+    ...toInfo(time, slot),
     state: slot.leases > 0 ? "held" : "idle",
     holders: slot.leases
   })
@@ -765,20 +760,6 @@ const endReason = ({ retired }: AnySlot): EndReason => {
     default:
       return "terminated"
   }
-}
-
-const logCloseFailure = (
-  slot: AnySlot,
-  cause: Option.Option<Cause.Cause<unknown>>,
-  closeTimeout: number
-): Effect.Effect<void> => {
-  const scrub = Scrub.make()
-  scrub.add(slot.key)
-  return (Option.isSome(cause)
-    ? Effect.logWarning("A session's finalizer failed", scrub(Cause.pretty(cause.value)))
-    : Effect.logWarning(`A session took longer than ${closeTimeout} ms to close and was left to itself`)).pipe(
-      Effect.annotateLogs(labels(slot))
-    )
 }
 
 /**

@@ -24,11 +24,15 @@ import {
   outcome,
   type Pool,
   type PoolOptions,
+  record,
   Refused,
   settle,
   type TestSession,
   visit
 } from "./support/pool.ts"
+import { makeWall } from "./support/wall.ts"
+
+const refuse = Effect.fail(new Refused({ why: "not yet" }))
 
 /** What may happen to a session while a call runs on it. */
 const ends: ReadonlyArray<{
@@ -489,6 +493,47 @@ describe("SessionPool invariants", () => {
         assert.isDefined(closing.pollUnsafe())
         assert.sameMembers(upstream.closed, ["a1", "b1", "c1", "d1"])
       }))
+
+    it.effect("shutdown ends within its bounds under opens that ignore it, whatever they go on to acquire", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({
+          handshake: () =>
+            Effect.forEach(
+              [1, 2, 3],
+              () => Effect.acquireRelease(Effect.sleep("1 minute"), () => Effect.sleep("1 minute"))
+            ),
+          hangUp: () => Effect.sleep("1 minute")
+        })
+        const pool = yield* openPool({
+          connect: upstream.connect,
+          connectTimeout: 100,
+          closeTimeout: 100
+        })
+        const early = yield* fork(visit(pool, a))
+        yield* TestClock.adjust(200)
+        assert.strictEqual(outcome(early), "ConnectTimeout", "a is given up when the pool ends, b is not yet")
+        yield* fork(visit(pool, b))
+        const closing = yield* fork(pool.close)
+        yield* TestClock.adjust(200)
+        assert.isTrue(closing.pollUnsafe() !== undefined && Exit.isSuccess(closing.pollUnsafe()!))
+        assert.deepStrictEqual(upstream.closed, [])
+        yield* TestClock.adjust("10 minutes")
+        assert.sameMembers(upstream.gone, ["a1", "b1"], "and what they had is freed when they end")
+      }))
+
+    it.effect("shutdown is a success, whatever a session throws after it was given up", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({
+          handshake: ({ name }) => name === "a1" ? Effect.uninterruptible(Effect.never) : Effect.void,
+          hangUp: () => Effect.die(new Error("the finalizer quotes sk-live-SECRET"))
+        })
+        const pool = yield* openPool({ connect: upstream.connect, closeTimeout: 100 })
+        yield* visit(pool, b)
+        yield* fork(visit(pool, a))
+        const closing = yield* fork(pool.close)
+        yield* TestClock.adjust(200)
+        assert.isTrue(closing.pollUnsafe() !== undefined && Exit.isSuccess(closing.pollUnsafe()!))
+      }))
   })
 
   describe("7. Sessions belong to the pool", () => {
@@ -546,30 +591,62 @@ describe("SessionPool invariants", () => {
         assert.deepStrictEqual(callers.map(outcome), ["ConnectTimeout", "success"])
       }))
 
-    it.effect("a clock that goes backwards keeps sessions rather than losing them", () =>
+    it.effect("a wall clock that is set back an hour keeps nothing longer", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: 50 })
-        yield* TestClock.setTime(10_000)
+        const wall = yield* makeWall
+        const upstream = makeUpstream({ dial: ({ name }) => name === "b1" ? refuse : Effect.void })
+        const pool = yield* wall.on(openPool({
+          connect: upstream.connect,
+          idleTimeToLive: 50,
+          failureTimeToLive: 50
+        }))
         yield* visit(pool, a)
-        yield* TestClock.setTime(5_000)
-        assert.strictEqual((yield* visit(pool, a)).name, "a1")
-        yield* visit(pool, b)
-        assert.deepStrictEqual(upstream.closed, [])
-        yield* TestClock.setTime(20_000)
-        assert.sameMembers(upstream.closed, ["a1", "b1"])
+        yield* Effect.flip(visit(pool, b))
+        yield* wall.jump(-3_600_000)
+        yield* TestClock.adjust(51)
+        assert.deepStrictEqual(upstream.closed, ["a1"])
+        assert.strictEqual((yield* visit(pool, b)).name, "b2")
       }))
 
-    it.effect("a clock that goes backwards does not keep the sessions that are used then beyond their time", () =>
+    it.effect("a wall clock that is set ahead an hour ends nothing sooner, and calls for no check", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: 50 })
-        yield* TestClock.setTime(10_000)
+        const wall = yield* makeWall
+        const upstream = makeUpstream({ dial: ({ name }) => name === "b1" ? refuse : Effect.void })
+        const pool = yield* wall.on(openPool({
+          connect: upstream.connect,
+          idleTimeToLive: 50,
+          failureTimeToLive: 50,
+          check: () => Effect.fail("unwell"),
+          checkAfter: 40
+        }))
         yield* visit(pool, a)
-        yield* TestClock.setTime(5_000)
-        yield* visit(pool, b)
-        yield* TestClock.setTime(5_051)
-        assert.deepStrictEqual(yield* Effect.map(visit(pool, b), ({ name }) => name), "b2", "b1 is expired")
+        yield* Effect.flip(visit(pool, b))
+        yield* wall.jump(3_600_000)
+        yield* TestClock.adjust(30)
+        assert.strictEqual((yield* visit(pool, a)).name, "a1")
+        assert.strictEqual((yield* Effect.flip(visit(pool, b)))._tag, "Refused")
+        assert.strictEqual(upstream.connects, 2)
+      }))
+
+    it.effect("what is shown to users is the time of the wall clock, as it is set now", () =>
+      Effect.gen(function*() {
+        const wall = yield* makeWall
+        const { connect } = makeUpstream()
+        const pool = yield* wall.on(openPool({ connect }))
+        const { lines } = yield* record(pool)
+        const times = Effect.map(pool.entries, ([entry]) => [entry?.openedAt, entry?.lastUsedAt])
+        yield* TestClock.adjust(1_000)
+        const held = yield* lease(pool, a)
+        yield* TestClock.adjust(2_000)
+        yield* held.release
+        assert.deepStrictEqual(yield* times, [1_000, 3_000])
+        yield* wall.jump(3_600_000)
+        assert.deepStrictEqual(yield* times, [3_601_000, 3_603_000])
+        yield* wall.jump(-7_200_000)
+        assert.deepStrictEqual(yield* times, [-3_599_000, -3_597_000])
+        yield* pool.invalidate(a)
+        yield* settle
+        assert.strictEqual(lines.at(-1), "Closed a: invalidated")
       }))
   })
 

@@ -565,6 +565,7 @@ describe("SessionPool", () => {
           retirements: 0,
           failures: 0,
           closeFailures: 0,
+          eventsLost: 0,
           keys: []
         })
       }))

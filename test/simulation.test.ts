@@ -1,11 +1,16 @@
 import { assert, describe, it } from "@effect/vitest"
-import { report, simulate } from "./support/simulation.ts"
+import { pool } from "./support/poolSimulation.ts"
+import { registry } from "./support/registrySimulation.ts"
+import { report } from "./support/simulator.ts"
 
-describe("simulation", () => {
-  // Ten blocks, so that a failure says so early and the reporter shows that something moves.
-  for (let block = 0; block < 10; block++) {
-    it(`all ten invariants hold in random programs ${block * 150} to ${block * 150 + 149}`, () => {
-      const violation = simulate(block * 150, 150)
+// In ten blocks each, so that a failure says so early and the reporter shows that something moves.
+describe.each([
+  { simulator: pool, block: 150 },
+  { simulator: registry, block: 60 }
+])("simulation of the $simulator.name", ({ block, simulator }) => {
+  for (let from = 0; from < 10 * block; from += block) {
+    it(`all invariants hold in random programs ${from} to ${from + block - 1}`, () => {
+      const violation = simulator.simulate(from, block)
       assert.isUndefined(violation, violation && report(violation))
     })
   }

@@ -4,31 +4,24 @@
  * world is quiet, what the registry says of every session must be what the world knows of it.
  */
 import * as Cause from "effect/Cause"
-import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import type * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as References from "effect/References"
-import * as Scope from "effect/Scope"
+import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { Credentials, Identity } from "../../src/Identity.ts"
 import * as SessionRegistry from "../../src/SessionRegistry.ts"
-import { type Dice, makeDice, makeWorld, type World } from "./world.ts"
+import * as Simulator from "./simulator.ts"
+import { type Dice, makeDice } from "./world.ts"
 
 // -----------------------------------------------------------------------------
 // Programs
 // -----------------------------------------------------------------------------
-
-/** What is done, and the seed of how the world goes on from there: leaving out a step changes little for the others. */
-export interface Step {
-  readonly action: Action
-  readonly luck: number
-}
 
 type Action =
   | { readonly do: "create"; readonly owner: number; readonly body: Body }
@@ -38,6 +31,7 @@ type Action =
   | { readonly do: "clear" }
   | { readonly do: "interrupt"; readonly caller: number }
   | { readonly do: "advance"; readonly millis: number }
+  | { readonly do: "jump"; readonly millis: number }
   | { readonly do: "shutdown" }
 
 /** What a holder does with its session. `call` ends when the resource does, `stream` when the session does. */
@@ -45,20 +39,7 @@ type Body =
   | { readonly is: "none" | "instant" | "call" | "stream" | "fails" | "dies" }
   | { readonly is: "takes"; readonly millis: number }
 
-export interface Program {
-  readonly seed: number
-  readonly steps: ReadonlyArray<Step>
-}
-
 const owners = 4
-
-export const generate = (seed: number): Program => {
-  const dice = makeDice(seed)
-  const length = 20 + dice.below(60)
-  const actions = Array.from({ length }, () => action(dice))
-  if (dice.chance(0.3)) actions.splice(dice.below(length), 0, { do: "shutdown" })
-  return { seed, steps: actions.map((next, index) => ({ action: next, luck: seed * 100 + index })) }
-}
 
 const action = (dice: Dice): Action => {
   const roll = dice.next()
@@ -69,6 +50,7 @@ const action = (dice: Dice): Action => {
   if (roll < 0.65) return { do: "terminateAll", owner: dice.below(owners) }
   if (roll < 0.66) return { do: "clear" }
   if (roll < 0.75) return { do: "interrupt", caller: dice.below(20) }
+  if (roll < 0.77) return { do: "jump", millis: dice.pick([-3_600_000, -60, 60, 3_600_000]) }
   return { do: "advance", millis: dice.pick([0, 1, 5, 20, 49, 50, 51, 100, 400, 1_000]) }
 }
 
@@ -88,18 +70,17 @@ const body = (dice: Dice, none: number): Body => {
 
 class OpenFailed extends Data.TaggedError("OpenFailed")<{ readonly session: Session }> {}
 class BodyFailed extends Data.TaggedError("BodyFailed")<{}> {}
-class Planned extends Error {}
 
-interface Session {
-  readonly number: number
-  readonly id: string
+interface Session extends Simulator.Opened {
+  readonly name: string
   readonly owner: string
   /** The turn in which its open began. */
   readonly began: number
   readonly startedAt: number
+  readonly createdAt: number
   phase: "opening" | "open" | "closing" | "closed" | "failed"
-  acquired: boolean
-  releases: number
+  /** Its open has ignored, or will ignore, that it is interrupted. */
+  isStubborn: boolean
   holders: number
   openedAt: number
   closingSince: number
@@ -122,8 +103,7 @@ interface Sweep {
   endedAt: number
 }
 
-interface Caller {
-  readonly number: number
+interface Caller extends Simulator.Caller {
   readonly does: "create" | "get"
   readonly owner: string
   readonly body: Body
@@ -131,78 +111,19 @@ interface Caller {
   session: Session | undefined
   isHolding: boolean
   held: number
-  isInterrupted: boolean
-  fiber: Fiber.Fiber<unknown, unknown> | undefined
-  exit: Exit.Exit<unknown, unknown> | undefined
 }
 
 class Registry extends SessionRegistry.Tag<Registry, Session, OpenFailed>()("test/Registry") {}
 
 class Whose extends Context.Service<Whose, { readonly is: "registry" | "caller" }>()("test/Whose") {}
 
-const secret = "sk-live-SECRET"
-
 /** Has every id, and owns nothing. */
-const mallory = Identity.fromKey("mallory", { credentials: Credentials.bearer(secret) })
+const mallory = Identity.fromKey("mallory", { credentials: Credentials.bearer(Simulator.secret) })
 
-/** A broken invariant, and how it came about. */
-export interface Violation {
-  readonly seed: number
-  readonly message: string
-  readonly steps: ReadonlyArray<Step>
-  readonly history: ReadonlyArray<string>
-}
-
-class Broken extends Error {}
-
-/** The violation of a program with as few steps as can be found: whatever step may be left out, is. */
-export const shrink = (violation: Violation): Violation => {
-  let shortest = violation
-  for (let size = Math.ceil(violation.steps.length / 2); size >= 1; size = size === 1 ? 0 : Math.ceil(size / 2)) {
-    for (let from = 0; from < shortest.steps.length;) {
-      const shorter = run({ seed: shortest.seed, steps: shortest.steps.toSpliced(from, size) })
-      if (shorter === undefined) from += size
-      else shortest = shorter
-    }
-  }
-  return shortest
-}
-
-/** Runs the programs of so many seeds, up to the first that breaks an invariant. */
-export const simulate = (from: number, count: number): Violation | undefined => {
-  for (let seed = from; seed < from + count; seed++) {
-    const violation = run(generate(seed))
-    if (violation !== undefined) return shrink(violation)
-  }
-  return undefined
-}
-
-export const report = (violation: Violation): string =>
-  [`seed ${violation.seed}: ${violation.message}`, ...violation.history].join("\n  ")
-
-/** Runs one program. The same program is the same run, but for the ids. */
-export const run = (program: Program): Violation | undefined => {
-  const simulation = new Simulation(makeDice(program.seed ^ 0x5eed), program.seed)
-  try {
-    simulation.start()
-    for (const next of program.steps) simulation.step(next)
-    simulation.finish()
-    return undefined
-  } catch (error) {
-    if (!(error instanceof Broken)) throw error
-    return { seed: program.seed, message: error.message, steps: program.steps, history: simulation.history }
-  }
-}
-
-class Simulation {
-  readonly history: Array<string> = []
+class Simulation extends Simulator.Simulation<Action> {
   readonly sessions: Array<Session> = []
   readonly callers: Array<Caller> = []
   readonly sweeps: Array<Sweep> = []
-  readonly world: World
-  readonly scope = Scope.makeUnsafe()
-  readonly dice: Dice
-  readonly seed: number
   readonly options: {
     readonly capacity: number
     readonly capacityPerOwner: number | undefined
@@ -214,15 +135,10 @@ class Simulation {
   }
   registry!: SessionRegistry.Service<Session, OpenFailed>
   turns = 0
-  shutdownAt: number | undefined
-  shutdown: Fiber.Fiber<void> | undefined
-  broken: string | undefined
-  said = ""
 
-  constructor(dice: Dice, seed: number) {
-    this.dice = dice
-    this.seed = seed
-    this.world = makeWorld(dice, dice.pick([3, 4, 5, 11, 2048]))
+  constructor(seed: number) {
+    super(seed)
+    const { dice } = this
     this.options = {
       capacity: dice.pick([1, 2, 4, 8]),
       capacityPerOwner: dice.pick([undefined, 1, 2]),
@@ -232,6 +148,10 @@ class Simulation {
       closeTimeout: dice.pick([40, 200]),
       drainTimeout: dice.pick([0, 0, 150])
     }
+  }
+
+  get shutdownBound(): number {
+    return this.options.drainTimeout + 2 * this.options.closeTimeout
   }
 
   start(): void {
@@ -264,14 +184,16 @@ class Simulation {
       Effect.gen({ self: this }, function*() {
         const whose = yield* Whose
         this.expect(whose.is === "registry", "7: open runs with a caller's services")
-        this.expect(!this.sessions.some(({ id }) => id === info.id), "an id is used twice")
+        this.expect(!this.sessions.some(({ name }) => name === info.id), "an id is used twice")
         const session: Session = {
-          number: this.sessions.length,
-          id: info.id,
+          id: this.sessions.length,
+          name: info.id,
           owner: info.owner,
           began: this.turns++,
           startedAt: this.world.now(),
+          createdAt: info.createdAt,
           phase: "opening",
+          isStubborn: false,
           acquired: false,
           releases: 0,
           holders: 0,
@@ -285,15 +207,18 @@ class Simulation {
         }
         this.sessions.push(session)
         // Drawn for this session alone, so that a shorter program gives it the same fate.
-        const fate = makeDice(this.seed * 1_000 + session.number)
-        this.note(`session ${session.number} of ${session.owner} opens`)
-        return yield* Effect.onExit(restore(this.acquire(session, fate)), (exit) =>
+        const fate = makeDice(this.seed * 1_000 + session.id)
+        this.note(`session ${session.id} of ${session.owner} opens`)
+        const open = this.acquire(session, fate)
+        // An open may be one piece, which ends well although nobody wants it any more.
+        if (fate.chance(0.1)) session.isStubborn = true
+        return yield* Effect.onExit(session.isStubborn ? open : restore(open), (exit) =>
           Effect.sync(() => {
             if (Exit.isFailure(exit) && session.phase === "opening") {
               session.phase = "failed"
               session.goneAt = this.world.now()
             }
-            this.note(`session ${session.number} ${Exit.isSuccess(exit) ? "opened" : "failed to open"}`)
+            this.note(`session ${session.id} ${Exit.isSuccess(exit) ? "opened" : "failed to open"}`)
           }))
       })
     )
@@ -303,14 +228,16 @@ class Simulation {
     return Effect.gen({ self: this }, function*() {
       const pause = Effect.sleep(fate.pick([1, 10, 30]))
       if (fate.chance(0.4)) yield* pause
+      if (fate.chance(0.06)) yield* this.ignore(session, fate)
       const close = this.close(session, fate)
       yield* Effect.acquireRelease(Effect.sync(() => void (session.acquired = true)), () => close)
       const roll = fate.next()
       if (roll < 0.2) yield* pause
-      if (roll > 0.94) yield* Effect.never
+      if (fate.chance(0.06)) yield* this.ignore(session, fate)
+      if (roll > 0.94) yield* this.forever
       if (roll > 0.91) yield* Effect.uninterruptible(Effect.sleep(this.options.closeTimeout / 2))
       if (roll > 0.84) return yield* new OpenFailed({ session })
-      if (roll > 0.82) return yield* Effect.die(new Planned("open"))
+      if (roll > 0.82) return yield* Effect.die(new Simulator.Planned("open"))
       if (roll > 0.81) return yield* Effect.interrupt
       session.phase = "open"
       session.openedAt = session.lastActivityAt = this.world.now()
@@ -318,36 +245,35 @@ class Simulation {
     })
   }
 
+  ignore(session: Session, fate: Dice): Effect.Effect<void> {
+    return Effect.suspend(() => {
+      session.isStubborn = true
+      return this.stubborn(fate)
+    })
+  }
+
   close(session: Session, fate: Dice): Effect.Effect<void> {
     return Effect.gen({ self: this }, function*() {
       session.releases++
-      this.note(`session ${session.number} closes`)
-      this.expect(session.releases === 1, `4: session ${session.number} is closed twice`)
+      this.note(`session ${session.id} closes`)
+      this.expect(session.releases === 1, `4: session ${session.id} is closed twice`)
       const mayForce = this.mayBeTerminated(session) ||
         (this.shutdownAt !== undefined && this.world.now() >= this.shutdownAt + this.options.drainTimeout)
-      this.expect(session.holders === 0 || mayForce, `1: session ${session.number} is closed in use`)
+      this.expect(session.holders === 0 || mayForce, `1: session ${session.id} is closed in use`)
       session.phase = "closing"
       session.closingSince = this.world.now()
       const roll = fate.next()
       if (roll < 0.3) yield* Effect.sleep(fate.pick([1, 15, 35]))
-      else if (roll < 0.4) yield* Effect.sleep(this.options.closeTimeout * 3)
+      else if (roll < 0.38) yield* Effect.sleep(this.options.closeTimeout * 3)
+      else if (roll < 0.44) yield* this.endless(fate)
       session.phase = "closed"
       session.goneAt = this.world.now()
-      this.note(`session ${session.number} is closed`)
-      if (roll > 0.9) yield* Effect.die(new Error(`the finalizer of session ${session.id} throws`))
+      this.note(`session ${session.id} is closed`)
+      if (roll > 0.9) yield* Effect.die(new Error(`the finalizer of session ${session.name} throws`))
     })
   }
 
   // --- Steps ---
-
-  step(next: Step): void {
-    this.dice.reseed(next.luck)
-    this.note(JSON.stringify(next.action))
-    this.act(next.action)
-    // Now and then only a part of what is due runs before the next step comes.
-    this.world.run(this.dice.chance(0.6) ? Infinity : this.dice.below(6))
-    this.examine()
-  }
 
   act(next: Action): void {
     switch (next.do) {
@@ -364,26 +290,24 @@ class Simulation {
       }
       case "clear":
         return this.sweep(undefined, this.registry.clear)
-      case "interrupt": {
-        const running = this.callers.filter((caller) => caller.exit === undefined)
-        const caller = running[next.caller % Math.max(1, running.length)]
-        if (caller !== undefined) this.interrupt(caller)
-        return
-      }
+      case "interrupt":
+        return this.interruptOne(next.caller)
       case "advance":
         return this.world.advance(next.millis)
+      case "jump":
+        return this.world.jump(next.millis)
       case "shutdown":
         return this.shutDown()
     }
   }
 
   identity(owner: string): Identity {
-    return Identity.fromKey(owner, { credentials: Credentials.bearer(secret) })
+    return Identity.fromKey(owner, { credentials: Credentials.bearer(Simulator.secret) })
   }
 
   caller(does: Caller["does"], owner: string, what: Body): Caller {
     const caller: Caller = {
-      number: this.callers.length,
+      id: this.callers.length,
       does,
       owner,
       body: what,
@@ -413,9 +337,9 @@ class Simulation {
       this.registry.create(this.identity(owner)),
       ({ id, resource }) =>
         Effect.sync(() => {
-          this.expect(resource.owner === owner && resource.id === id, `caller ${caller.number} got another's session`)
+          this.expect(resource.owner === owner && resource.name === id, `caller ${caller.id} got another's session`)
           resource.known = this.turns++
-          this.note(`caller ${caller.number} knows session ${resource.number}`)
+          this.note(`caller ${caller.id} knows session ${resource.id}`)
         })
     )
     const used = what.is === "none"
@@ -443,15 +367,15 @@ class Simulation {
     caller.session = session
     const begin = (found: SessionRegistry.RegisteredSession<Session>) =>
       Effect.sync(() => {
-        this.note(`caller ${caller.number} holds session ${session.number}`)
-        this.expect(found.resource === session, `caller ${caller.number} has the session of another`)
-        this.expect(by.key === session.owner, `caller ${caller.number} has what is not its own`)
+        this.note(`caller ${caller.id} holds session ${session.id}`)
+        this.expect(found.resource === session, `caller ${caller.id} has the session of another`)
+        this.expect(by.key === session.owner, `caller ${caller.id} has what is not its own`)
         this.expect(
           !this.isDead(session, began),
-          `caller ${caller.number} has session ${session.number}, which is dead`
+          `caller ${caller.id} has session ${session.id}, which is dead`
         )
         const isOpen = session.phase === "open" || this.mayBeTerminated(session) || this.shutdownAt !== undefined
-        this.expect(isOpen, `1: session ${session.number} is given to a caller when it is ${session.phase}`)
+        this.expect(isOpen, `1: session ${session.id} is given to a caller when it is ${session.phase}`)
         session.holders++
         session.lastActivityAt = this.world.now()
         caller.isHolding = true
@@ -467,7 +391,7 @@ class Simulation {
     return Effect.scoped(
       Effect.uninterruptibleMask((restore) =>
         Effect.flatMap(
-          this.registry.get(session.id, by),
+          this.registry.get(session.name, by),
           (found) => Effect.acquireUseRelease(begin(found), () => restore(this.bodyOf(caller.body, found)), end)
         )
       )
@@ -491,7 +415,7 @@ class Simulation {
       case "fails":
         return Effect.fail(new BodyFailed())
       case "dies":
-        return Effect.die(new Planned("body"))
+        return Effect.die(new Simulator.Planned("body"))
     }
   }
 
@@ -502,13 +426,13 @@ class Simulation {
     const isOwner = by.key === session.owner
     const began = this.turns++
     if (isOwner) session.attempts++
-    const terminating = this.world.fork(this.registry.terminate(session.id, by))
+    const terminating = this.world.fork(this.registry.terminate(session.name, by))
     terminating.addObserver((exit) => {
       if (Exit.isSuccess(exit)) {
-        this.note(`session ${session.number} is terminated`)
-        this.expect(isOwner, `session ${session.number} is terminated by a stranger`)
-        this.expect(session.terminated === undefined, `session ${session.number} is terminated twice`)
-        this.expect(!this.isDead(session, began), `session ${session.number} is terminated when it is dead`)
+        this.note(`session ${session.id} is terminated`)
+        this.expect(isOwner, `session ${session.id} is terminated by a stranger`)
+        this.expect(session.terminated === undefined, `session ${session.id} is terminated twice`)
+        this.expect(!this.isDead(session, began), `session ${session.id} is terminated when it is dead`)
         session.terminated = this.turns++
       } else {
         this.refused(session, by.key, exit.cause)
@@ -525,19 +449,12 @@ class Simulation {
     })
   }
 
-  interrupt(caller: Caller): void {
-    caller.isInterrupted = true
-    this.note(`caller ${caller.number} is interrupted`)
-    caller.fiber?.interruptUnsafe()
-  }
-
-  shutDown(): void {
-    if (this.shutdown !== undefined) return
-    this.shutdownAt = this.world.now()
-    this.shutdown = this.world.fork(Scope.close(this.scope, Exit.void))
-  }
-
   // --- What is known of a session ---
+
+  /** What the wall clock would have said then, had it always been as it is now. */
+  onWall(at: number): number {
+    return this.world.wall() - (this.world.now() - at)
+  }
 
   /** Its owner has begun to terminate it, or there was a sweep when it had been admitted, maybe before its open began. */
   mayBeTerminated(session: Session): boolean {
@@ -572,18 +489,18 @@ class Simulation {
 
   /** What a caller is told, and when. */
   ended(caller: Caller, exit: Exit.Exit<unknown, unknown>): void {
-    this.note(`caller ${caller.number} ${Exit.isSuccess(exit) ? "succeeds" : `ends: ${Cause.pretty(exit.cause)}`}`)
+    this.note(`caller ${caller.id} ${Exit.isSuccess(exit) ? "succeeds" : `ends: ${Cause.pretty(exit.cause)}`}`)
     const waited = this.world.now() - caller.startedAt - caller.held
     const longest = caller.does === "get" ? 0 : this.options.openTimeout + this.options.closeTimeout
-    this.expect(waited <= longest, `6: caller ${caller.number} waited ${waited} ms, at most ${longest} are allowed`)
+    this.expect(waited <= longest, `6: caller ${caller.id} waited ${waited} ms, at most ${longest} are allowed`)
     if (Exit.isSuccess(exit)) return
     for (const reason of exit.cause.reasons) {
       if (Cause.isInterruptReason(reason)) {
-        this.expect(caller.isInterrupted, `9: caller ${caller.number} is interrupted by nobody`)
+        this.expect(caller.isInterrupted, `9: caller ${caller.id} is interrupted by nobody`)
       } else if (Cause.isDieReason(reason)) {
-        const planned = reason.defect instanceof Planned ||
+        const planned = reason.defect instanceof Simulator.Planned ||
           (reason.defect instanceof Error && /interrupted itself/.test(reason.defect.message))
-        this.expect(planned, `9: caller ${caller.number} dies of ${String(reason.defect)}`)
+        this.expect(planned, `9: caller ${caller.id} dies of ${String(reason.defect)}`)
       } else {
         this.told(caller, reason.error)
       }
@@ -597,15 +514,15 @@ class Simulation {
     if (caller.session !== undefined) return this.refusedWith(caller.session, caller.owner, error)
     if (error instanceof OpenFailed) {
       const { session } = error
-      this.expect(session.owner === caller.owner, `10: caller ${caller.number} is told of the failure of another`)
+      this.expect(session.owner === caller.owner, `10: caller ${caller.id} is told of the failure of another`)
       const isFree = session.phase === "closed" ||
         this.world.now() - session.closingSince >= this.options.closeTimeout
-      this.expect(isFree, `4: caller ${caller.number} hears of session ${session.number} before it is free`)
+      this.expect(isFree, `4: caller ${caller.id} hears of session ${session.id} before it is free`)
     } else if (error instanceof SessionRegistry.OpenTimeout) {
       const waited = this.world.now() - caller.startedAt
-      this.expect(waited >= this.options.openTimeout, `10: caller ${caller.number} gave up too early`)
+      this.expect(waited >= this.options.openTimeout, `10: caller ${caller.id} gave up too early`)
     } else if (error instanceof SessionRegistry.RegistryClosed) {
-      this.expect(this.shutdownAt !== undefined, `10: caller ${caller.number} is told the registry is closed`)
+      this.expect(this.shutdownAt !== undefined, `10: caller ${caller.id} is told the registry is closed`)
     } else if (error instanceof SessionRegistry.RegistryFull) {
       // There now or a moment ago, as a refusal takes no time. Those that are closing take no place of the open, but here
       // they can't be told from a failed open that is being freed.
@@ -621,10 +538,10 @@ class Simulation {
       )
       this.expect(
         there.length + opening.length >= room,
-        `10: caller ${caller.number} is refused when ${there.length} of ${room} are there`
+        `10: caller ${caller.id} is refused when ${there.length} of ${room} are there`
       )
     } else {
-      this.fail(`9: caller ${caller.number} fails with ${String(error)}`)
+      this.fail(`9: caller ${caller.id} fails with ${String(error)}`)
     }
   }
 
@@ -641,24 +558,25 @@ class Simulation {
     } else if (error instanceof SessionRegistry.SessionNotFound) {
       this.expect(
         owner !== session.owner || !this.isAlive(session),
-        `session ${session.number} is not found by its owner, and alive`
+        `session ${session.id} is not found by its owner, and alive`
       )
     } else {
-      this.fail(`9: a request of session ${session.number} fails with ${String(error)}`)
+      this.fail(`9: a request of session ${session.id} fails with ${String(error)}`)
     }
   }
 
   /** What there is, at any moment. */
   examine(): void {
-    if (this.broken !== undefined) throw new Broken(this.broken)
     const { capacity, capacityPerOwner = Infinity, closeTimeout } = this.options
-    const live = this.sessions.filter((session) => session.phase === "opening" || session.phase === "open")
+    const live = this.sessions.filter((session) =>
+      (session.phase === "opening" || session.phase === "open") && !this.mayBeAbandoned(session)
+    )
     if (this.world.isQuiet()) {
       const hasPlaceToClose = this.sessions.filter(({ phase }) => phase === "closing").length < capacity
-      for (const { known, number, phase, terminated } of live) {
+      for (const { id, known, phase, terminated } of live) {
         if (phase !== "open" || !hasPlaceToClose) continue
-        this.expect(known !== undefined, `session ${number} is open, and nobody knows its id`)
-        this.expect(terminated === undefined, `session ${number} is terminated, and open`)
+        this.expect(known !== undefined, `session ${id} is open, and nobody knows its id`)
+        this.expect(terminated === undefined, `session ${id} is terminated, and open`)
       }
       this.expect(live.length <= capacity, `3: ${live.length} sessions are opening or open, of ${capacity}`)
       for (const { owner } of live) {
@@ -667,19 +585,20 @@ class Simulation {
       }
     }
     const closing = this.sessions.filter((session) =>
-      session.phase === "closing" && this.world.now() - session.closingSince < closeTimeout
+      session.phase === "closing" && this.world.now() - session.closingSince < closeTimeout &&
+      !this.mayBeAbandoned(session)
     )
     const there = live.length + closing.length
     this.expect(there <= 2 * capacity, `3: there are ${there} sessions, of ${capacity} and as many closing`)
     if (this.dice.chance(0.7)) this.examineStats()
     if (this.world.isQuiet() && this.dice.chance(0.2)) this.examineSessions()
-    if (this.broken !== undefined) throw new Broken(this.broken)
   }
 
-  ask<A, E>(effect: Effect.Effect<A, E>): Exit.Exit<A, E> {
-    const asked = this.world.fork(Effect.provideService(effect, Clock.Clock, this.world.clock))
-    while (asked.pollUnsafe() === undefined) this.world.run(1)
-    return asked.pollUnsafe()!
+  /** It has ignored its interruption for so long that the registry may have left it to itself. */
+  mayBeAbandoned(session: Session): boolean {
+    return session.isStubborn && session.known === undefined &&
+      (session.phase !== "open" || !this.world.isQuiet()) &&
+      this.world.now() - session.startedAt >= this.options.closeTimeout
   }
 
   examineStats(): void {
@@ -705,9 +624,9 @@ class Simulation {
       const entries = yield* registry.entries
       const size = yield* registry.size
       const shown: Array<readonly [own: Exit.Exit<SessionRegistry.SessionInfo, unknown>, others: boolean]> = []
-      for (const { id, owner } of this.sessions) {
-        const others = yield* Effect.exit(registry.peek(id, mallory))
-        shown.push([yield* Effect.exit(registry.peek(id, this.identity(owner))), Exit.isSuccess(others)])
+      for (const { name, owner } of this.sessions) {
+        const others = yield* Effect.exit(registry.peek(name, mallory))
+        shown.push([yield* Effect.exit(registry.peek(name, this.identity(owner))), Exit.isSuccess(others)])
       }
       return { entries, size, shown }
     }))
@@ -715,94 +634,54 @@ class Simulation {
     const { entries, shown, size } = asked.value
     this.expect(size === entries.length, "size counts the entries")
     for (const session of this.sessions) {
-      const { number } = session
-      const [own, others] = shown[number]!
-      const entry = entries.find(({ id }) => id === session.id)
-      this.expect(!others, `session ${number} is shown to a stranger`)
-      this.expect(Exit.isSuccess(own) === (entry !== undefined), `session ${number} is listed or shown, not both`)
-      if (this.isAlive(session)) this.expect(entry !== undefined, `session ${number} is alive and not listed`)
+      const { id } = session
+      const [own, others] = shown[id]!
+      const entry = entries.find((other) => other.id === session.name)
+      this.expect(!others, `session ${id} is shown to a stranger`)
+      this.expect(Exit.isSuccess(own) === (entry !== undefined), `session ${id} is listed or shown, not both`)
+      if (this.isAlive(session)) this.expect(entry !== undefined, `session ${id} is alive and not listed`)
       if (entry === undefined || !Exit.isSuccess(own)) continue
-      this.expect(!this.isDead(session, this.turns), `session ${number} is dead and listed`)
-      this.expect(entry.holders === session.holders, `session ${number} has ${entry.holders} holders`)
+      this.expect(!this.isDead(session, this.turns), `session ${id} is dead and listed`)
+      this.expect(entry.holders === session.holders, `session ${id} has ${entry.holders} holders`)
       this.expect(
-        own.value.lastActivityAt === session.lastActivityAt && own.value.createdAt === session.startedAt,
-        `session ${number} was active at ${session.lastActivityAt}, not ${own.value.lastActivityAt}`
+        Math.abs(own.value.lastActivityAt - this.onWall(session.lastActivityAt)) < 2 &&
+          own.value.createdAt === session.createdAt,
+        `session ${id} was active at ${this.onWall(session.lastActivityAt)}, not ${own.value.lastActivityAt}`
       )
     }
     // Whom a session's end concerns has heard of it.
-    for (const { body: what, isHolding, number, session } of this.callers) {
+    for (const { body: what, id, isHolding, session } of this.callers) {
       if (!isHolding || session === undefined || session.terminated === undefined) continue
-      this.expect(what.is === "takes", `caller ${number} does not hear of the end of session ${session.number}`)
+      this.expect(what.is === "takes", `caller ${id} does not hear of the end of session ${session.id}`)
     }
-  }
-
-  /** What is left, at the end. */
-  finish(): void {
-    this.world.run(Infinity)
-    this.examine()
-    if (this.shutdownAt === undefined) {
-      this.examineIdle()
-      this.examineSessions()
-    }
-    this.shutDown()
-    this.world.run(Infinity)
-    const { closeTimeout, drainTimeout } = this.options
-    this.world.advance(Math.max(0, this.shutdownAt! + drainTimeout + 2 * closeTimeout - this.world.now()))
-    this.examine()
-    this.expect(this.shutdown?.pollUnsafe() !== undefined, "6: shutdown does not end within its bounds")
-    for (const { body: what, exit, isHolding, number } of this.callers) {
-      const isDeaf = what.is === "takes" || exit !== undefined
-      this.expect(isDeaf || !isHolding, `caller ${number} does not hear of the shutdown`)
-    }
-    for (const caller of this.callers) {
-      if (caller.exit === undefined) this.interrupt(caller)
-    }
-    this.world.run(Infinity)
-    this.world.advance(10_000)
-    this.examine()
-    for (const caller of this.callers) {
-      this.expect(caller.exit !== undefined, `6: caller ${caller.number} never ends`)
-    }
-    for (const session of this.sessions) {
-      const expected = session.acquired ? 1 : 0
-      this.expect(
-        session.releases === expected,
-        `4: session ${session.number} is closed ${session.releases} times, not ${expected}`
-      )
-      this.expect(!this.said.includes(session.id.slice(0, 9)), `5: the id of session ${session.number} is told`)
-    }
-    this.expect(this.world.timers() === 0, `8: ${this.world.timers()} timers are left`)
-    this.expect(this.world.alive().length === 0, `${this.world.alive().length} fibers are left`)
-    for (const word of [secret, Buffer.from(secret).toString("base64")]) {
-      this.expect(!this.said.includes(word), "5: a secret is told")
-    }
-    if (this.broken !== undefined) throw new Broken(this.broken)
   }
 
   /** Nothing is idle beyond its time once everything due has run. */
-  examineIdle(): void {
-    this.world.advance(0)
+  examineRest(): void {
+    this.examineSessions()
     const closing = this.sessions.filter((session) => session.phase === "closing").length
     if (closing >= this.options.capacity) return
     for (const session of this.sessions) {
       if (session.phase !== "open" || session.holders > 0) continue
-      this.expect(!this.isOverdue(session), `session ${session.number} is idle for too long`)
+      this.expect(!this.isOverdue(session), `session ${session.id} is idle for too long`)
       const age = this.world.now() - session.openedAt
-      this.expect(age <= this.options.maxLifetime, `session ${session.number} is idle at the age of ${age} ms`)
+      this.expect(age <= this.options.maxLifetime, `session ${session.id} is idle at the age of ${age} ms`)
     }
   }
 
-  expect(holds: boolean, message: string): void {
-    if (!holds) this.fail(message)
-  }
-
-  // Said when a step is over: an exception within a fiber would only be one more defect.
-  fail(message: string): void {
-    if (this.broken === undefined) this.note(`BROKEN ${message}`)
-    this.broken ??= message
-  }
-
-  note(line: string): void {
-    this.history.push(`${this.world.now()} ${line}`)
+  examineShutdown(): void {
+    for (const { body: what, exit, id, isHolding } of this.callers) {
+      const isDeaf = what.is === "takes" || exit !== undefined
+      this.expect(isDeaf || !isHolding, `caller ${id} does not hear of the shutdown`)
+    }
+    for (const { id, name } of this.sessions) {
+      this.expect(!this.said.includes(name.slice(0, 9)), `5: the id of session ${id} is told`)
+    }
   }
 }
+
+export const registry = Simulator.make<Action>("registry", {
+  action,
+  shutdown: { do: "shutdown" },
+  simulation: (seed) => new Simulation(seed)
+})

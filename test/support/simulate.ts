@@ -1,17 +1,26 @@
 /**
- * `npm run simulate -- --seeds 10000 --from 0`
+ * `npm run simulate -- --seeds 10000 --from 0 --only pool`
  */
 import { parseArgs } from "node:util"
-import { report, simulate } from "./simulation.ts"
+import { pool } from "./poolSimulation.ts"
+import { registry } from "./registrySimulation.ts"
+import { report } from "./simulator.ts"
 
 const { values } = parseArgs({
-  options: { seeds: { type: "string", default: "1000" }, from: { type: "string", default: "0" } }
+  options: {
+    seeds: { type: "string", default: "1000" },
+    from: { type: "string", default: "0" },
+    only: { type: "string" }
+  }
 })
 const [seeds, from] = [Number(values.seeds), Number(values.from)]
-const violation = simulate(from, seeds)
-if (violation === undefined) {
-  process.stdout.write(`${seeds} seeds from ${from}: no invariant was broken\n`)
-} else {
-  process.stdout.write(`${report(violation)}\n`)
-  process.exitCode = 1
+for (const { name, simulate } of [pool, registry]) {
+  if (values.only !== undefined && values.only !== name) continue
+  const violation = simulate(from, seeds)
+  process.stdout.write(
+    violation === undefined
+      ? `${name}: ${seeds} seeds from ${from}: no invariant was broken\n`
+      : `${name}: ${report(violation)}\n`
+  )
+  if (violation !== undefined) process.exitCode = 1
 }

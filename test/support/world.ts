@@ -1,6 +1,7 @@
 /**
  * A world without real time or real concurrency: a scheduler that runs the tasks of all fibers in an order drawn from a
- * seed, and a clock that moves when it is told to. A run is synchronous, and the same seed is the same run.
+ * seed, and a clock that moves when it is told to, and whose wall can be made to jump. A run is synchronous, and the same
+ * seed is the same run.
  */
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
@@ -40,9 +41,16 @@ export const makeDice = (seed: number): Dice => {
   }
 }
 
+/** Thrown at whoever runs the world, when an invariant is broken. */
+export class Broken extends Error {}
+
 export interface World {
-  readonly clock: Clock.Clock
+  /** Milliseconds of the monotonic clock. */
   readonly now: () => number
+  /** Milliseconds of the wall clock. */
+  readonly wall: () => number
+  /** Sets the wall clock ahead, or back. */
+  readonly jump: (millis: number) => void
   readonly fork: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
   /** Runs at most so many tasks, in an order of the dice. */
   readonly run: (tasks: number) => void
@@ -54,6 +62,9 @@ export interface World {
   /** The fibers that have begun and not ended. */
   readonly alive: () => ReadonlyArray<Fiber.Fiber<unknown, unknown>>
 }
+
+/** More tasks than any program has without the clock moving: they start one another for ever. */
+const tooMany = 200_000
 
 interface Timer {
   readonly at: number
@@ -70,6 +81,7 @@ export const makeWorld = (dice: Dice, opsBeforeYield: number): World => {
   const fibers = new Set<Fiber.Fiber<unknown, unknown>>()
   let timers: Array<Timer> = []
   let now = 1_000
+  let ahead = 1_700_000_000_000
   let order = 0
 
   const scheduler: Scheduler.Scheduler = {
@@ -93,13 +105,15 @@ export const makeWorld = (dice: Dice, opsBeforeYield: number): World => {
       })
     })
 
+  const wall = () => now + ahead
+  const nanos = (millis: number) => BigInt(Math.floor(millis * 1e6))
   const clock: Clock.Clock = {
-    currentTimeMillisUnsafe: () => now,
-    currentTimeMillis: Effect.sync(() => now),
-    currentTimeNanosUnsafe: () => BigInt(Math.floor(now * 1e6)),
-    currentTimeNanos: Effect.sync(() => BigInt(Math.floor(now * 1e6))),
-    monotonicTimeNanosUnsafe: () => BigInt(Math.floor(now * 1e6)),
-    monotonicTimeNanos: Effect.sync(() => BigInt(Math.floor(now * 1e6))),
+    currentTimeMillisUnsafe: wall,
+    currentTimeMillis: Effect.sync(wall),
+    currentTimeNanosUnsafe: () => nanos(wall()),
+    currentTimeNanos: Effect.sync(() => nanos(wall())),
+    monotonicTimeNanosUnsafe: () => nanos(now),
+    monotonicTimeNanos: Effect.sync(() => nanos(now)),
     sleep
   }
 
@@ -107,12 +121,16 @@ export const makeWorld = (dice: Dice, opsBeforeYield: number): World => {
     for (let i = 0; i < limit && tasks.length > 0; i++) {
       const [task] = tasks.splice(dice.below(tasks.length), 1)
       task!()
+      if (i === tooMany) throw new Broken("6: the world never comes to rest")
     }
   }
 
   return {
-    clock,
     now: () => now,
+    wall,
+    jump: (millis) => {
+      ahead += millis
+    },
     fork: (effect) => Effect.runFork(Effect.provideService(effect, Clock.Clock, clock), { scheduler }),
     run,
     advance: (millis) => {

@@ -42,19 +42,22 @@ export const make = <I, A, E>(
   const start = (slot: Leased.Slot<I, A, E>): Check => {
     const started: Check = { passed: Deferred.makeUnsafe(), fiber: undefined }
     running.set(slot.id, started)
-    slot.leases++
-    engine.starter.start(Effect.gen(function*() {
-      const session = slot.session!.value
-      started.fiber = yield* Effect.forkDetach(Effect.suspend(() => check(session)), { startImmediately: true })
-      const exit = yield* Effect.timeoutOption(Fiber.await(started.fiber), checkTimeout)
-      started.fiber.interruptUnsafe()
-      // Retired meanwhile, it is not for those who have yet to get it.
-      const passed = Option.exists(exit, Exit.isSuccess) && slot.retired === undefined
-      running.delete(slot.id)
-      if (!passed && !engine.isShutDown) Leased.retire(engine, slot, "unhealthy")
-      Leased.release(engine, slot)
-      Deferred.doneUnsafe(started.passed, Exit.succeed(passed))
-    }))
+    Leased.retain(slot)
+    Leased.start(
+      engine,
+      Effect.gen(function*() {
+        const session = slot.session!.value
+        started.fiber = yield* Effect.forkDetach(Effect.suspend(() => check(session)), { startImmediately: true })
+        const exit = yield* Effect.timeoutOption(Fiber.await(started.fiber), checkTimeout)
+        started.fiber.interruptUnsafe()
+        // Retired meanwhile, it is not for those who have yet to get it.
+        const passed = Option.exists(exit, Exit.isSuccess) && slot.retired === undefined
+        running.delete(slot.id)
+        if (!passed && !Leased.isShutDown(engine)) Leased.retire(engine, slot, "unhealthy")
+        Leased.release(engine, slot)
+        Deferred.doneUnsafe(started.passed, Exit.succeed(passed))
+      })
+    )
     return started
   }
 
@@ -62,7 +65,7 @@ export const make = <I, A, E>(
     isDue: (slot) =>
       running.has(slot.id) ||
       (slot.phase === "open" && slot.leases === 1 &&
-        engine.clock.currentTimeMillisUnsafe() - slot.usedAt >= checkAfter),
+        engine.time.now() - slot.usedAt >= checkAfter),
     passed: (slot) => Deferred.await((running.get(slot.id) ?? start(slot)).passed),
     abandon: () => {
       for (const { fiber, passed } of running.values()) {

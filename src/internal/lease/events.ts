@@ -1,45 +1,55 @@
 /**
  * A stream of events that never slows down, or runs any code of its readers in, whoever emits them.
  */
+import type * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
-import * as Fiber from "effect/Fiber"
-import * as PubSub from "effect/PubSub"
 import * as Queue from "effect/Queue"
 import * as Stream from "effect/Stream"
-import type * as Take from "effect/Take"
-import type * as Cause from "effect/Cause"
 
 export interface Events<A> {
   readonly emit: (event: A) => void
   /** From now on. Ends after the last event, when the emitter's scope closes. A slow reader loses the oldest. */
   readonly stream: Stream.Stream<A>
+  /** How many events readers have lost. */
+  readonly lost: () => number
 }
 
-// In batches: as many as were emitted in one go.
-const capacity = 1024
+/** How many events wait for a reader that is slow. */
+export const capacity = 1024
 
 /**
- * The queue is what an emitter without a fiber can offer to: published at once, an event would run the code of its
- * readers, and `PubSub.publishUnsafe` on a full sliding one drops the newest.
+ * Every reader has a queue of its own: what one of them leaves lying is lost to that one alone, and nothing is kept when
+ * nobody reads. It is offered to, and never published to: `PubSub.publishUnsafe` on a full sliding one drops the newest,
+ * and a waiting reader's code would run at once. `Queue.offerUnsafe` leaves that to the reader's own turn.
  *
  * The emitter lives as long as the current scope, and every event emitted before that closes is delivered.
  */
 export const make = Effect.fnUntraced(function*<A>() {
-  const pubsub = yield* PubSub.sliding<Take.Take<A>>(capacity)
-  const queue = yield* Queue.unbounded<A, Cause.Done>()
-  const forwarder = yield* Queue.takeAll(queue).pipe(
-    Effect.flatMap((batch) => PubSub.publish(pubsub, batch)),
-    Effect.forever,
-    Effect.ignoreCause,
-    Effect.andThen(Effect.sync(() => PubSub.endUnsafe(pubsub, Exit.void))),
-    Effect.forkDetach
+  const readers = new Set<Queue.Queue<A, Cause.Done>>()
+  let lost = 0
+  let isOver = false
+  yield* Effect.addFinalizer(() =>
+    Effect.sync(() => {
+      isOver = true
+      for (const reader of readers) Queue.endUnsafe(reader)
+    })
   )
-  yield* Effect.addFinalizer(() => Effect.andThen(Queue.end(queue), Fiber.await(forwarder)))
+  const read = Effect.acquireRelease(
+    Effect.tap(Queue.sliding<A, Cause.Done>(capacity), (reader) =>
+      Effect.sync(() => {
+        if (isOver) Queue.endUnsafe(reader)
+        else readers.add(reader)
+      })),
+    (reader) => Effect.andThen(Effect.sync(() => readers.delete(reader)), Queue.shutdown(reader))
+  )
   return {
     emit: (event) => {
-      Queue.offerUnsafe(queue, event)
+      for (const reader of readers) {
+        if (Queue.sizeUnsafe(reader) >= capacity) lost++
+        Queue.offerUnsafe(reader, event)
+      }
     },
-    stream: Stream.fromPubSubTake(pubsub)
+    stream: Stream.unwrap(Effect.map(read, Stream.fromQueue)),
+    lost: () => lost
   } satisfies Events<A> as Events<A>
 })

@@ -1,8 +1,8 @@
 /**
  * Failed opens that answer further callers for a while.
  */
-import type * as Clock from "effect/Clock"
 import type * as Exit from "effect/Exit"
+import type * as Time from "./time.ts"
 
 export interface Failures<I extends { readonly key: string }, E> {
   readonly remember: (owner: I, exit: Exit.Exit<never, E>) => void
@@ -15,22 +15,22 @@ export interface Failures<I extends { readonly key: string }, E> {
  * Keeps at most `capacity` failures, the newest, each for `timeToLive` milliseconds.
  */
 export const make = <I extends { readonly key: string }, E>(options: {
-  readonly clock: Clock.Clock
+  readonly time: Time.Time
   readonly timeToLive: number
   readonly capacity: number
 }): Failures<I, E> => {
-  const { capacity, clock, timeToLive } = options
+  const { capacity, time, timeToLive } = options
   const failures = new Map<string, { readonly owner: I; readonly exit: Exit.Exit<never, E>; readonly until: number }>()
   return {
     remember: (owner, exit) => {
       if (timeToLive <= 0) return
       failures.delete(owner.key)
-      failures.set(owner.key, { owner, exit, until: clock.currentTimeMillisUnsafe() + timeToLive })
+      failures.set(owner.key, { owner, exit, until: time.now() + timeToLive })
       if (failures.size > capacity) failures.delete(failures.keys().next().value!)
     },
     recall: (owner) => {
       const failure = failures.get(owner.key)
-      if (failure === undefined || clock.currentTimeMillisUnsafe() < failure.until) return failure?.exit
+      if (failure === undefined || time.now() < failure.until) return failure?.exit
       failures.delete(owner.key)
       return undefined
     },

@@ -3,7 +3,8 @@
  *
  * The one engine under pool and registry. It decides when a session may be closed and closes it, once and within a
  * bound. It holds no policy: what becomes of a newcomer when there is no room is its owner's business, who asks
- * `hasRoom`, may `retire` the `oldestIdle` session, and hears of new room by `onRoom`.
+ * `hasRoom`, may `retire` the `oldestIdle` session, and hears of new room by `onRoom`. Its state is its own: owners ask
+ * it, and never set or count it.
  *
  *               failed, too late, left by its last caller
  *     admit ─▶ opening ───────────────────────────▶ freeing ─┐
@@ -20,7 +21,9 @@
  *
  * What `ScopedCache` does: every session is an entry under a number of its own, so the cache runs `open` in the entry's
  * scope, with the services of the cache's owner, and closes that scope. What it does not do, and this does: it never
- * evicts or expires here, so leases, idle time, admission and the bounds on opening and closing are ours.
+ * evicts or expires here, so leases, idle time, admission and the bounds on opening and closing are ours. So is the end:
+ * the cache itself is never closed, as that would wait, without a bound, for whatever open or close was given up and is
+ * still running. Each of those frees what it has when it ends, if it does.
  *
  * Every function below that is no effect is one step, which no other fiber can see the middle of. Two rules keep it so:
  * completing a `Deferred` runs its waiters on the spot, so it comes last; and what opens and closes runs in fibers of its
@@ -39,7 +42,9 @@ import * as Option from "effect/Option"
 import * as Random from "effect/Random"
 import * as Scope from "effect/Scope"
 import * as ScopedCache from "effect/ScopedCache"
+import * as CloseLog from "./closeLog.ts"
 import * as Linked from "./linked.ts"
+import * as Time from "./time.ts"
 
 /**
  * Why a session takes no new lease.
@@ -56,10 +61,10 @@ export interface Hooks<I, A, E> {
   /** It takes no place any more: it is closing, or it is gone without ever having been open. */
   readonly onLeft?: ((slot: Slot<I, A, E>) => void) | undefined
   readonly onClosed: (slot: Slot<I, A, E>, lived: Duration.Duration) => void
-  /** The close failed with `cause`, or was given up because it took longer than `closeTimeout` (none). */
-  readonly onCloseFailed: (slot: Slot<I, A, E>, cause: Option.Option<Cause.Cause<unknown>>) => void
+  /** The close failed, or was given up because it took longer than `closeTimeout`. It has been logged. */
+  readonly onCloseFailed: (slot: Slot<I, A, E>, reason: "failed" | "timeout") => void
   /** A place may be free, or an idle session may be there to retire. */
-  readonly onRoom: () => void
+  readonly onRoom?: (() => void) | undefined
 }
 
 /**
@@ -69,6 +74,8 @@ export interface Options<I, A, E, R> extends Hooks<I, A, E> {
   readonly open: (slot: Slot<I, A, E>) => Effect.Effect<A, E, R | Scope.Scope>
   readonly openTimedOut: (slot: Slot<I, A, E>) => E
   readonly shutDown: () => E
+  /** What a log calls the session. */
+  readonly labels: (slot: Slot<I, A, E>) => Readonly<Record<string, string>>
   readonly capacity: number
   readonly idleTimeToLive: number
   readonly maxLifetime: number
@@ -92,8 +99,9 @@ export interface Slot<I, A, E> extends Linked.Node<Slot<I, A, E>> {
   uses: number
   /** Orders slots by their newest lease. */
   turn: number
+  /** A moment of the engine's `time`. */
   openedAt: number
-  /** When its last lease ended. */
+  /** When its last lease ended: a moment, too. */
   usedAt: number
   /** The session, once it is open. */
   session: Exit.Success<A, E> | undefined
@@ -120,7 +128,9 @@ export interface Starter {
 
 export interface Leased<I, A, E> {
   readonly options: Omit<Options<I, A, E, never>, "open">
+  /** Of the clock that was there when the engine was made, whoever calls. */
   readonly clock: Clock.Clock
+  readonly time: Time.Time
   readonly cache: ScopedCache.ScopedCache<number, A, E>
   /** Every session that is not gone. */
   readonly slots: Map<number, Slot<I, A, E>>
@@ -130,6 +140,8 @@ export interface Leased<I, A, E> {
   readonly idle: Linked.Linked<Slot<I, A, E>>
   /** Draining without a lease: waiting for a place among the closing. */
   readonly drained: Set<Slot<I, A, E>>
+  /** How many of `current` are not open yet. */
+  opening: number
   closing: number
   isShutDown: boolean
   nextId: number
@@ -150,19 +162,26 @@ export interface Leased<I, A, E> {
  */
 export const make = Effect.fnUntraced(function*<I, A, E, R>(options: Options<I, A, E, R>) {
   const context = yield* Effect.context<R | Scope.Scope>()
+  const clock = yield* Clock.Clock
   const slots = new Map<number, Slot<I, A, E>>()
-  const cache = yield* ScopedCache.make({
-    lookup: (id: number) => open(self, slots.get(id)!, options.open),
-    capacity: Infinity
-  })
+  const cache = yield* Effect.provideService(
+    ScopedCache.make({
+      lookup: (id: number) => open(self, slots.get(id)!, options.open),
+      capacity: Infinity
+    }),
+    Scope.Scope,
+    Scope.makeUnsafe()
+  )
   const self: Leased<I, A, E> = {
     options,
-    clock: yield* Clock.Clock,
+    clock,
+    time: Time.make(clock),
     cache,
     slots,
     current: new Map(),
     idle: Linked.make(),
     drained: new Set(),
+    opening: 0,
     closing: 0,
     isShutDown: false,
     nextId: 0,
@@ -171,7 +190,6 @@ export const make = Effect.fnUntraced(function*<I, A, E, R>(options: Options<I, 
     empty: Deferred.makeUnsafe(),
     starter: makeStarter(Effect.runForkWith(Context.omit(Scope.Scope)(context) as Context.Context<never>))
   }
-  // Added after the cache's own, so it runs first and leaves the cache nothing to close by force.
   yield* Effect.addFinalizer(() => shutdown(self))
   if (options.idleTimeToLive !== Infinity) yield* Effect.forkScoped(expireForever(self))
   return self
@@ -194,12 +212,57 @@ const makeStarter = (fork: (effect: Effect.Effect<void>) => unknown): Starter =>
   return { atomically, start: (effect) => void atomically(() => queue.push(effect)) }
 }
 
+/**
+ * Runs an effect in a fiber of its own, with the services of the engine's owner.
+ */
+export const start = <I, A, E>(self: Leased<I, A, E>, effect: Effect.Effect<void>): void => self.starter.start(effect)
+
+/**
+ * One step of several calls: whatever they start begins after the last of them.
+ */
+export const atomically = <I, A, E, T>(self: Leased<I, A, E>, step: () => T): T => self.starter.atomically(step)
+
+// -----------------------------------------------------------------------------
+// What there is
+// -----------------------------------------------------------------------------
+
+/**
+ * How many sessions are in which state. Those that are retired and not closing yet are `draining`.
+ */
+export interface Census {
+  readonly leased: number
+  readonly idle: number
+  readonly opening: number
+  readonly draining: number
+  readonly closing: number
+}
+
+export const census = <I, A, E>(self: Leased<I, A, E>): Census => ({
+  leased: self.current.size - self.opening - self.idle.size,
+  idle: self.idle.size,
+  opening: self.opening,
+  draining: live(self) - self.current.size,
+  closing: self.closing
+})
+
+/** How many sessions can be had at once: the idle and the leased. */
+export const size = <I, A, E>(self: Leased<I, A, E>): number => self.current.size - self.opening
+
+/** The session of `key` that takes new leases, open or opening. */
+export const find = <I, A, E>(self: Leased<I, A, E>, key: string): Slot<I, A, E> | undefined => self.current.get(key)
+
+/** The sessions that take new leases, open or opening. */
+export const taking = <I, A, E>(self: Leased<I, A, E>): Array<Slot<I, A, E>> => Array.from(self.current.values())
+
+/** Every session that is not gone. */
+export const all = <I, A, E>(self: Leased<I, A, E>): Array<Slot<I, A, E>> => Array.from(self.slots.values())
+
 // -----------------------------------------------------------------------------
 // Room
 // -----------------------------------------------------------------------------
 
-/** Sessions that take a place: opening, open and draining. */
-export const live = <I, A, E>(self: Leased<I, A, E>): number => self.slots.size - self.closing
+// Sessions that take a place: opening, open and draining.
+const live = <I, A, E>(self: Leased<I, A, E>): number => self.slots.size - self.closing
 
 export const hasRoom = <I, A, E>(self: Leased<I, A, E>): boolean => live(self) < self.options.capacity
 
@@ -226,7 +289,7 @@ export const lease = <I, A, E>(self: Leased<I, A, E>, key: string): Slot<I, A, E
   const slot = self.current.get(key)
   if (slot === undefined) return undefined
   if (slot.leases === 0 && slot.phase === "open") {
-    if (hasExpired(self, slot, self.clock.currentTimeMillisUnsafe())) {
+    if (hasExpired(self, slot, self.time.now())) {
       retire(self, slot, "expired")
       return undefined
     }
@@ -261,6 +324,7 @@ export const admit = <I, A, E>(self: Leased<I, A, E>, key: string, info: I, leas
   }
   self.slots.set(slot.id, slot)
   self.current.set(key, slot)
+  self.opening++
   self.starter.start(drive(self, slot))
   return slot
 }
@@ -270,6 +334,13 @@ export const admit = <I, A, E>(self: Leased<I, A, E>, key: string, info: I, leas
  */
 export const join = <I, A, E>(slot: Slot<I, A, E>): Effect.Effect<A, E> =>
   slot.session ?? Deferred.await(slot.opening!.settled)
+
+/**
+ * Takes another lease on a session that has one, whether it takes new ones or not.
+ */
+export const retain = <I, A, E>(slot: Slot<I, A, E>): void => {
+  slot.leases++
+}
 
 /**
  * Gives a lease back. The last one of an opening session ends its open: then there is an effect to run, which ends when
@@ -283,7 +354,7 @@ export const release = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): Ef
       giveUp(self, slot, Exit.interrupt())
       return Effect.ignoreCause(Deferred.await(slot.opening!.settled))
     case "open":
-      slot.usedAt = self.clock.currentTimeMillisUnsafe()
+      slot.usedAt = self.time.now()
       becomeFree(self, slot)
   }
   return undefined
@@ -297,7 +368,7 @@ const becomeFree = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void =
   } else {
     close(self, slot)
   }
-  self.options.onRoom()
+  self.options.onRoom?.()
 }
 
 // -----------------------------------------------------------------------------
@@ -388,10 +459,11 @@ const free = Effect.fnUntraced(function*<I, A, E>(
 })
 
 const opened = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>, exit: Exit.Success<A, E>): void => {
+  if (self.current.get(slot.key) === slot) self.opening--
   slot.phase = "open"
   slot.session = exit
   slot.opening = undefined
-  slot.openedAt = slot.usedAt = self.clock.currentTimeMillisUnsafe()
+  slot.openedAt = slot.usedAt = self.time.now()
   self.options.onOpened(slot)
   if (slot.leases === 0) becomeFree(self, slot)
 }
@@ -421,7 +493,7 @@ export const end = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>, reason:
   const isFirst = retire(self, slot, reason)
   if (slot.phase === "open" && slot.leases > 0) {
     close(self, slot)
-    self.options.onRoom()
+    self.options.onRoom?.()
   }
   return isFirst
 }
@@ -430,7 +502,7 @@ export const end = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>, reason:
  * Retires what has been idle for too long. Looks at nothing else.
  */
 export const expire = <I, A, E>(self: Leased<I, A, E>): void => {
-  const now = self.clock.currentTimeMillisUnsafe()
+  const now = self.time.now()
   let slot: Slot<I, A, E> | undefined
   while ((slot = self.idle.head) !== undefined && hasExpired(self, slot, now)) retire(self, slot, "expired")
 }
@@ -448,13 +520,14 @@ const expireForever = <I, A, E>(self: Leased<I, A, E>): Effect.Effect<never> =>
     }
     // Expired means older than the time to live, and the clock counts in milliseconds.
     const due = Math.floor(oldest.usedAt + self.options.idleTimeToLive) + 1
-    return Effect.sleep(due - self.clock.currentTimeMillisUnsafe())
+    return Effect.sleep(due - self.time.now())
   }))
 
 const leaveCurrent = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
   if (self.current.get(slot.key) !== slot) return
   self.current.delete(slot.key)
-  if (slot.phase === "open" && slot.leases === 0) Linked.remove(self.idle, slot)
+  if (slot.phase !== "open") self.opening--
+  else if (slot.leases === 0) Linked.remove(self.idle, slot)
 }
 
 const close = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
@@ -468,7 +541,7 @@ const close = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
   self.options.onLeft?.(slot)
   self.starter.start(Effect.map(dispose(self, slot, ScopedCache.invalidate(self.cache, slot.id)), (closed) => {
     self.closing--
-    if (closed) self.options.onClosed(slot, Duration.millis(self.clock.currentTimeMillisUnsafe() - slot.openedAt))
+    if (closed) self.options.onClosed(slot, Duration.millis(self.time.now() - slot.openedAt))
     gone(self, slot)
   }))
 }
@@ -488,7 +561,9 @@ const dispose = <I, A, E>(
     }),
     Effect.map((exit) => {
       if (Option.isSome(exit) && Exit.isSuccess(exit.value)) return true
-      self.options.onCloseFailed(slot, Option.flatMap(exit, Exit.getCause))
+      const cause = Option.flatMap(exit, Exit.getCause)
+      self.options.onCloseFailed(slot, Option.isSome(cause) ? "failed" : "timeout")
+      start(self, CloseLog.write(self.options.labels(slot), cause, self.options.closeTimeout))
       return false
     })
   )
@@ -500,7 +575,7 @@ const gone = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
     if (!canClose(self)) break
     close(self, next)
   }
-  if (!self.isShutDown) self.options.onRoom()
+  if (!self.isShutDown) self.options.onRoom?.()
   else if (self.slots.size === 0) Deferred.doneUnsafe(self.empty, Exit.void)
 }
 
@@ -508,17 +583,26 @@ const gone = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
 // Shutdown
 // -----------------------------------------------------------------------------
 
+/**
+ * From now on nothing is admitted.
+ */
+export const beginShutdown = <I, A, E>(self: Leased<I, A, E>): void => {
+  self.isShutDown = true
+}
+
+export const isShutDown = <I, A, E>(self: Leased<I, A, E>): boolean => self.isShutDown
+
 // In a fiber of its own: a finalizer can't be interrupted, and neither could the timeouts within it.
 const shutdown = <I, A, E>(self: Leased<I, A, E>): Effect.Effect<void> =>
   Effect.suspend(() => {
     const done = Deferred.makeUnsafe<void>()
-    self.starter.start(Effect.andThen(shutdownWithin(self), Deferred.done(done, Exit.void)))
+    start(self, Effect.onExit(shutdownWithin(self), () => Deferred.done(done, Exit.void)))
     return Deferred.await(done)
   })
 
 const shutdownWithin = Effect.fnUntraced(function*<I, A, E>(self: Leased<I, A, E>) {
-  self.isShutDown = true
-  for (const slot of Array.from(self.slots.values())) {
+  beginShutdown(self)
+  for (const slot of all(self)) {
     if (slot.phase === "opening" && giveUp(self, slot, Exit.fail(self.options.shutDown()))) continue
     retire(self, slot, "shutdown")
   }
@@ -526,7 +610,7 @@ const shutdownWithin = Effect.fnUntraced(function*<I, A, E>(self: Leased<I, A, E
   if (self.options.drainTimeout > 0) {
     yield* Effect.timeoutOption(Deferred.await(self.empty), self.options.drainTimeout)
   }
-  for (const slot of Array.from(self.slots.values())) {
+  for (const slot of all(self)) {
     // Opened in the very moment of the shutdown, and not told yet.
     if (slot.phase === "opening") yield* Effect.ignoreCause(Deferred.await(slot.opening!.settled))
     if (slot.phase === "open" && slot.leases > 0) close(self, slot)

@@ -7,12 +7,15 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Leased from "./leased.ts"
+import * as Linked from "./linked.ts"
 
 /**
  * Whoever asks for a session, until the end of its lease. It changes in the same step as what it points to, so whenever
  * the caller is interrupted, `end` gives back exactly what it has.
  */
-export interface Caller<I, A, E> {
+export interface Caller<I, A, E> extends Linked.Node<Caller<I, A, E>> {
+  /** The id of the fiber that asks. */
+  readonly fiber: number
   slot: Leased.Slot<I, A, E> | undefined
   party: Party<I, A, E> | undefined
   /** Whether it is in the statistics: a caller that is served in several tries is one hit or one miss. */
@@ -28,6 +31,8 @@ interface Party<I, A, E> {
 export interface Waiting<I extends { readonly key: string }, A, E> {
   readonly engine: Leased.Leased<I, A, E>
   readonly line: Map<string, Party<I, A, E>>
+  /** The callers that have a lease. */
+  readonly holders: Linked.Linked<Caller<I, A, E>>
   /** Which of two owners of one key is kept: the one that is known, or the one that comes. */
   readonly newest: (known: I, comes: I) => I
 }
@@ -35,9 +40,35 @@ export interface Waiting<I extends { readonly key: string }, A, E> {
 export const make = <I extends { readonly key: string }, A, E>(
   engine: Leased.Leased<I, A, E>,
   newest: (known: I, comes: I) => I
-): Waiting<I, A, E> => ({ engine, line: new Map(), newest })
+): Waiting<I, A, E> => ({ engine, line: new Map(), holders: Linked.make(), newest })
 
-export const caller = <I, A, E>(): Caller<I, A, E> => ({ slot: undefined, party: undefined, isCounted: false })
+export const caller = <I, A, E>(fiber: number): Caller<I, A, E> => ({
+  fiber,
+  slot: undefined,
+  party: undefined,
+  isCounted: false,
+  previous: undefined,
+  next: undefined
+})
+
+/** The caller has this lease now. */
+export const hold = <I extends { readonly key: string }, A, E>(
+  self: Waiting<I, A, E>,
+  holder: Caller<I, A, E>,
+  slot: Leased.Slot<I, A, E>
+): void => {
+  holder.slot = slot
+  Linked.append(self.holders, holder)
+}
+
+/** How many leases a fiber has. Looks at all of them: for those who are out of luck. */
+export const heldBy = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>, fiber: number): number => {
+  let held = 0
+  for (let holder = self.holders.head; holder !== undefined; holder = holder.next) {
+    if (holder.fiber === fiber) held++
+  }
+  return held
+}
 
 export const isEmpty = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>): boolean =>
   self.line.size === 0
@@ -82,10 +113,13 @@ export const end = <I extends { readonly key: string }, A, E>(
   leaver: Caller<I, A, E>
 ): Effect.Effect<void> | undefined => {
   const { slot } = leaver
+  if (slot === undefined) {
+    leave(self, leaver)
+    return undefined
+  }
   leaver.slot = undefined
-  if (slot !== undefined) return Leased.release(self.engine, slot)
-  leave(self, leaver)
-  return undefined
+  Linked.remove(self.holders, leaver)
+  return Leased.release(self.engine, slot)
 }
 
 const leave = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>, leaver: Caller<I, A, E>): void => {
@@ -103,14 +137,14 @@ export const seat = <I extends { readonly key: string }, A, E>(
   self: Waiting<I, A, E>,
   makeRoom: () => boolean
 ): void =>
-  self.engine.starter.atomically(() => {
+  Leased.atomically(self.engine, () => {
     for (const [key, party] of self.line) {
       if (!makeRoom()) return
       self.line.delete(key)
       const slot = Leased.admit(self.engine, key, party.owner, party.callers.size)
       for (const seated of party.callers) {
         seated.party = undefined
-        seated.slot = slot
+        hold(self, seated, slot)
       }
       Deferred.doneUnsafe(party.seated, Exit.void)
     }

@@ -9,29 +9,24 @@ import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import type * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
-import * as Scope from "effect/Scope"
+import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { Credentials, Identity } from "../../src/Identity.ts"
 import * as SessionPool from "../../src/SessionPool.ts"
-import { type Dice, makeDice, makeWorld, type World } from "./world.ts"
+import * as Simulator from "./simulator.ts"
+import { type Dice, makeDice } from "./world.ts"
 
 // -----------------------------------------------------------------------------
 // Programs
 // -----------------------------------------------------------------------------
 
-/** What is done, and the seed of how the world goes on from there: leaving out a step changes little for the others. */
-export interface Step {
-  readonly action: Action
-  readonly luck: number
-}
-
 type Action =
   | { readonly do: "call"; readonly key: number; readonly how: "get" | "withSession"; readonly body: Body }
   | { readonly do: "interrupt"; readonly caller: number }
   | { readonly do: "advance"; readonly millis: number }
+  | { readonly do: "jump"; readonly millis: number }
   | { readonly do: "invalidate"; readonly key: number }
   | { readonly do: "invalidateWhere"; readonly key: number }
   | { readonly do: "die"; readonly session: number; readonly reason: "died" | "unhealthy" }
@@ -43,27 +38,15 @@ type Body =
   | { readonly is: "takes"; readonly millis: number }
   | { readonly is: "nested"; readonly key: number }
 
-export interface Program {
-  readonly seed: number
-  readonly steps: ReadonlyArray<Step>
-}
-
 const keys = 6
-
-export const generate = (seed: number): Program => {
-  const dice = makeDice(seed)
-  const length = 20 + dice.below(60)
-  const actions = Array.from({ length }, () => action(dice))
-  if (dice.chance(0.3)) actions.splice(dice.below(length), 0, { do: "shutdown" })
-  return { seed, steps: actions.map((next, index) => ({ action: next, luck: seed * 100 + index })) }
-}
 
 const action = (dice: Dice): Action => {
   const key = dice.below(keys)
   const roll = dice.next()
   if (roll < 0.45) return { do: "call", key, how: dice.pick(["get", "withSession"]), body: body(dice) }
   if (roll < 0.57) return { do: "interrupt", caller: dice.below(20) }
-  if (roll < 0.82) return { do: "advance", millis: dice.pick([0, 1, 5, 20, 49, 50, 51, 100, 400, 1_000]) }
+  if (roll < 0.80) return { do: "advance", millis: dice.pick([0, 1, 5, 20, 49, 50, 51, 100, 400, 1_000]) }
+  if (roll < 0.82) return { do: "jump", millis: dice.pick([-3_600_000, -60, 60, 3_600_000]) }
   if (roll < 0.87) return { do: "invalidate", key }
   if (roll < 0.89) return { do: "invalidateWhere", key }
   if (roll < 0.95) return { do: "die", session: dice.below(8), reason: dice.pick(["died", "unhealthy"]) }
@@ -86,16 +69,14 @@ const body = (dice: Dice): Body => {
 
 class ConnectFailed extends Data.TaggedError("ConnectFailed")<{ readonly session: Session }> {}
 class BodyFailed extends Data.TaggedError("BodyFailed")<{}> {}
-class Planned extends Error {}
 
-interface Session {
-  readonly id: number
+interface Session extends Simulator.Opened {
   readonly key: string
   readonly handle: SessionPool.SessionHandle
   readonly startedAt: number
   phase: "connecting" | "open" | "closing" | "closed" | "failed"
-  acquired: boolean
-  releases: number
+  /** Its open has ignored, or will ignore, that it is interrupted. */
+  isStubborn: boolean
   leases: number
   checks: number
   wasUsed: boolean
@@ -104,86 +85,20 @@ interface Session {
   closingSince: number
 }
 
-interface Caller {
-  readonly id: number
+interface Caller extends Simulator.Caller {
   readonly key: string
   readonly startedAt: number
   held: number
   heldSince: number | undefined
-  isInterrupted: boolean
-  fiber: Fiber.Fiber<unknown, unknown> | undefined
-  exit: Exit.Exit<unknown, unknown> | undefined
 }
 
 class Pool extends SessionPool.Tag<Pool, Session, ConnectFailed>()("test/Pool") {}
 
 class Owner extends Context.Service<Owner, { readonly is: "pool" | "caller" }>()("test/Owner") {}
 
-const secret = "sk-live-SECRET"
-
-/** A broken invariant, and how it came about. */
-export interface Violation {
-  readonly seed: number
-  readonly message: string
-  readonly steps: ReadonlyArray<Step>
-  readonly history: ReadonlyArray<string>
-}
-
-class Broken extends Error {}
-
-/**
- * The violation of a program with as few steps as can be found: whatever step may be left out, is.
- */
-export const shrink = (violation: Violation): Violation => {
-  let shortest = violation
-  for (let size = Math.ceil(violation.steps.length / 2); size >= 1; size = size === 1 ? 0 : Math.ceil(size / 2)) {
-    for (let from = 0; from < shortest.steps.length;) {
-      const steps = shortest.steps.toSpliced(from, size)
-      const shorter = run({ seed: shortest.seed, steps })
-      if (shorter === undefined) from += size
-      else shortest = shorter
-    }
-  }
-  return shortest
-}
-
-/** Runs the programs of so many seeds, up to the first that breaks an invariant. */
-export const simulate = (from: number, count: number): Violation | undefined => {
-  for (let seed = from; seed < from + count; seed++) {
-    const violation = run(generate(seed))
-    if (violation !== undefined) return shrink(violation)
-  }
-  return undefined
-}
-
-export const report = (violation: Violation): string =>
-  [`seed ${violation.seed}: ${violation.message}`, ...violation.history].join("\n  ")
-
-/**
- * Runs one program. The same program is the same run.
- */
-export const run = (program: Program): Violation | undefined => {
-  const dice = makeDice(program.seed ^ 0x5eed)
-  const simulation = new Simulation(dice, program.seed)
-  try {
-    simulation.start()
-    for (const next of program.steps) simulation.step(next)
-    simulation.finish()
-    return undefined
-  } catch (error) {
-    if (!(error instanceof Broken)) throw error
-    return { seed: program.seed, message: error.message, steps: program.steps, history: simulation.history }
-  }
-}
-
-class Simulation {
-  readonly history: Array<string> = []
+class Simulation extends Simulator.Simulation<Action> {
   readonly sessions: Array<Session> = []
   readonly callers: Array<Caller> = []
-  readonly world: World
-  readonly scope = Scope.makeUnsafe()
-  readonly dice: Dice
-  readonly seed: number
   readonly options: {
     readonly capacity: number
     readonly idleTimeToLive: number
@@ -198,16 +113,12 @@ class Simulation {
   }
   readonly checks: boolean
   pool!: SessionPool.Service<Session, ConnectFailed>
-  shutdownAt: number | undefined
-  shutdown: Fiber.Fiber<void> | undefined
   counts: SessionPool.SessionPoolStats | undefined
-  broken: string | undefined
-  said = ""
+  connects = 0
 
-  constructor(dice: Dice, seed: number) {
-    this.dice = dice
-    this.seed = seed
-    this.world = makeWorld(dice, dice.pick([3, 4, 5, 11, 2048]))
+  constructor(seed: number) {
+    super(seed)
+    const { dice } = this
     this.options = {
       capacity: dice.pick([1, 2, 3, 5]),
       idleTimeToLive: dice.pick([50, 50, 300, Infinity]),
@@ -221,6 +132,10 @@ class Simulation {
       failureTimeToLive: dice.pick([0, 0, 80])
     }
     this.checks = dice.chance(0.4)
+  }
+
+  get shutdownBound(): number {
+    return this.options.drainTimeout + 2 * this.options.closeTimeout
   }
 
   start(): void {
@@ -249,6 +164,7 @@ class Simulation {
     identity: Identity,
     handle: SessionPool.SessionHandle
   ): Effect.Effect<Session, ConnectFailed, Owner | Scope.Scope> {
+    if (makeDice(this.seed * 77 + this.connects++).chance(0.01)) throw new Simulator.Planned("connect throws")
     return Effect.uninterruptibleMask((restore) =>
       Effect.gen({ self: this }, function*() {
         const owner = yield* Owner
@@ -259,6 +175,7 @@ class Simulation {
           handle,
           startedAt: this.world.now(),
           phase: "connecting",
+          isStubborn: false,
           acquired: false,
           releases: 0,
           leases: 0,
@@ -272,7 +189,10 @@ class Simulation {
         // Drawn for this session alone, so that a shorter program gives it the same fate.
         const fate = makeDice(this.seed * 1_000 + session.id)
         this.note(`session ${session.id} of ${session.key} connects`)
-        return yield* Effect.onExit(restore(this.open(session, fate)), (exit) =>
+        const open = this.open(session, fate)
+        // An open may be one piece, which ends well although nobody wants it any more.
+        if (fate.chance(0.1)) session.isStubborn = true
+        return yield* Effect.onExit(session.isStubborn ? open : restore(open), (exit) =>
           Effect.sync(() => {
             if (Exit.isFailure(exit) && session.phase === "connecting") session.phase = "failed"
             this.note(`session ${session.id} ${Exit.isSuccess(exit) ? "opened" : "failed to open"}`)
@@ -285,6 +205,7 @@ class Simulation {
     return Effect.gen({ self: this }, function*() {
       const pause = Effect.sleep(fate.pick([1, 10, 30]))
       if (fate.chance(0.5)) yield* pause
+      if (fate.chance(0.06)) yield* this.ignore(session, fate)
       const close = this.close(session, fate)
       yield* Effect.acquireRelease(
         Effect.sync(() => {
@@ -294,15 +215,23 @@ class Simulation {
       )
       const roll = fate.next()
       if (roll < 0.2) yield* pause
-      if (roll > 0.92) yield* Effect.never
+      if (fate.chance(0.06)) yield* this.ignore(session, fate)
+      if (roll > 0.92) yield* this.forever
       if (roll > 0.88) yield* Effect.uninterruptible(Effect.sleep(this.options.closeTimeout / 2))
       if (roll > 0.86) yield* session.handle.retire("died")
       if (roll > 0.80) return yield* new ConnectFailed({ session })
-      if (roll > 0.78) return yield* Effect.die(new Planned("connect"))
+      if (roll > 0.78) return yield* Effect.die(new Simulator.Planned("connect"))
       if (roll > 0.76) return yield* Effect.interrupt
       session.phase = "open"
       session.openedAt = session.idleSince = this.world.now()
       return session
+    })
+  }
+
+  ignore(session: Session, fate: Dice): Effect.Effect<void> {
+    return Effect.suspend(() => {
+      session.isStubborn = true
+      return this.stubborn(fate)
     })
   }
 
@@ -318,10 +247,11 @@ class Simulation {
       session.closingSince = this.world.now()
       const roll = fate.next()
       if (roll < 0.3) yield* Effect.sleep(fate.pick([1, 15, 35]))
-      else if (roll < 0.4) yield* Effect.sleep(this.options.closeTimeout * 3)
+      else if (roll < 0.38) yield* Effect.sleep(this.options.closeTimeout * 3)
+      else if (roll < 0.44) yield* this.endless(fate)
       session.phase = "closed"
       this.note(`session ${session.id} is closed`)
-      if (roll > 0.9) yield* Effect.die(new Error(`the finalizer of Bearer ${secret} throws`))
+      if (roll > 0.9) yield* Effect.die(new Error(`the finalizer of Bearer ${Simulator.secret} throws`))
     })
   }
 
@@ -330,9 +260,10 @@ class Simulation {
       const roll = this.dice.next()
       if (roll < 0.6) return this.hold(session, Effect.void)
       if (roll < 0.75) return this.hold(session, Effect.sleep(10))
-      if (roll < 0.85) return this.hold(session, Effect.fail(new BodyFailed()))
+      if (roll < 0.83) return this.hold(session, Effect.fail(new BodyFailed()))
       // Given up after its time, the check is interrupted and not awaited: it has no hold on the session any more.
-      return roll < 0.92 ? this.hold(session, Effect.die(new Planned("check"))) : Effect.never
+      if (roll < 0.88) return this.stubborn(this.dice)
+      return roll < 0.94 ? this.hold(session, Effect.die(new Simulator.Planned("check"))) : Effect.never
     })
     const begin = Effect.sync(() => void session.checks++)
     return Effect.acquireUseRelease(begin, () => answer, () => Effect.sync(() => void session.checks--))
@@ -340,28 +271,19 @@ class Simulation {
 
   // --- Steps ---
 
-  step(next: Step): void {
-    this.dice.reseed(next.luck)
-    this.note(JSON.stringify(next.action))
-    this.act(next.action)
-    // Now and then only a part of what is due runs before the next step comes.
-    this.world.run(this.dice.chance(0.6) ? Infinity : this.dice.below(6))
-    this.examine()
-  }
-
   act(next: Action): void {
     switch (next.do) {
       case "call":
         this.call(next.key, next.how, next.body)
         break
-      case "interrupt": {
-        const running = this.callers.filter((caller) => caller.exit === undefined)
-        const caller = running[next.caller % Math.max(1, running.length)]
-        if (caller !== undefined) this.interrupt(caller)
+      case "interrupt":
+        this.interruptOne(next.caller)
         break
-      }
       case "advance":
         this.world.advance(next.millis)
+        break
+      case "jump":
+        this.world.jump(next.millis)
         break
       case "invalidate":
         this.world.fork(this.pool.invalidate(this.identity(next.key)))
@@ -384,7 +306,7 @@ class Simulation {
   }
 
   identity(key: number): Identity {
-    return Identity.fromKey(`key-${key}`, { credentials: Credentials.bearer(secret) })
+    return Identity.fromKey(`key-${key}`, { credentials: Credentials.bearer(Simulator.secret) })
   }
 
   call(key: number, how: "get" | "withSession", what: Body): void {
@@ -450,24 +372,12 @@ class Simulation {
       case "fails":
         return Effect.fail(new BodyFailed())
       case "dies":
-        return Effect.die(new Planned("body"))
+        return Effect.die(new Simulator.Planned("body"))
       case "nested": {
         const identity = this.identity(what.key)
         return Effect.ignore(this.pool.withSession(identity, (session) => this.hold(session, Effect.sleep(5))))
       }
     }
-  }
-
-  interrupt(caller: Caller): void {
-    caller.isInterrupted = true
-    this.note(`caller ${caller.id} is interrupted`)
-    caller.fiber?.interruptUnsafe()
-  }
-
-  shutDown(): void {
-    if (this.shutdown !== undefined) return
-    this.shutdownAt = this.world.now()
-    this.shutdown = this.world.fork(Scope.close(this.scope, Exit.void))
   }
 
   // --- What must hold ---
@@ -486,7 +396,7 @@ class Simulation {
       if (Cause.isInterruptReason(reason)) {
         this.expect(caller.isInterrupted, `9: caller ${caller.id} is interrupted by nobody`)
       } else if (Cause.isDieReason(reason)) {
-        const planned = reason.defect instanceof Planned ||
+        const planned = reason.defect instanceof Simulator.Planned ||
           (reason.defect instanceof Error && /interrupted itself/.test(reason.defect.message))
         this.expect(planned, `9: caller ${caller.id} dies of ${String(reason.defect)}`)
       } else {
@@ -517,9 +427,10 @@ class Simulation {
 
   /** What there is, at any moment. */
   examine(): void {
-    if (this.broken !== undefined) throw new Broken(this.broken)
     const { capacity, closeTimeout } = this.options
-    const live = this.sessions.filter((session) => session.phase === "connecting" || session.phase === "open")
+    const live = this.sessions.filter((session) =>
+      (session.phase === "connecting" || session.phase === "open") && !this.mayBeAbandoned(session)
+    )
     // A session is closing from when the pool says so; its finalizers begin when their fiber has its turn.
     if (this.world.isQuiet()) {
       this.expect(live.length <= capacity, `3: ${live.length} sessions are opening or open, of ${capacity}`)
@@ -533,7 +444,13 @@ class Simulation {
     const there = live.length + closing.length
     this.expect(there <= 2 * capacity, `3: there are ${there} sessions, of ${capacity} and as many closing`)
     if (this.dice.chance(0.7)) this.examineStats(live)
-    if (this.broken !== undefined) throw new Broken(this.broken)
+  }
+
+  /** It has ignored its interruption for so long that the pool may have left it to itself. */
+  mayBeAbandoned(session: Session): boolean {
+    return session.isStubborn && !session.wasUsed &&
+      (session.phase === "connecting" || !this.world.isQuiet()) &&
+      this.world.now() - session.startedAt >= this.options.closeTimeout
   }
 
   examineStats(live: ReadonlyArray<Session>): void {
@@ -565,44 +482,9 @@ class Simulation {
     this.expect(stats.waiting === 0 || taken === capacity, `10: callers wait while ${taken} of ${capacity} are taken`)
   }
 
-  /** What is left, at the end. */
-  finish(): void {
-    this.world.run(Infinity)
-    this.examine()
-    if (this.shutdownAt === undefined) this.examineIdle()
-    this.shutDown()
-    this.world.run(Infinity)
-    const { closeTimeout, drainTimeout } = this.options
-    this.world.advance(Math.max(0, this.shutdownAt! + drainTimeout + 2 * closeTimeout - this.world.now()))
-    this.examine()
-    this.expect(this.shutdown?.pollUnsafe() !== undefined, "6: shutdown does not end within its bounds")
-    for (const caller of this.callers) {
-      if (caller.exit === undefined) this.interrupt(caller)
-    }
-    this.world.run(Infinity)
-    this.world.advance(10_000)
-    this.examine()
-    for (const caller of this.callers) {
-      this.expect(caller.exit !== undefined, `6: caller ${caller.id} never ends`)
-    }
-    for (const session of this.sessions) {
-      const expected = session.acquired ? 1 : 0
-      this.expect(
-        session.releases === expected,
-        `4: session ${session.id} is closed ${session.releases} times, not ${expected}`
-      )
-    }
-    this.expect(this.world.timers() === 0, `8: ${this.world.timers()} timers are left`)
-    this.expect(this.world.alive().length === 0, `${this.world.alive().length} fibers are left`)
-    const said = [secret, Buffer.from(secret).toString("base64"), Buffer.from(`Bearer ${secret}`).toString("base64")]
-    for (const word of said) this.expect(!this.said.includes(word), "5: a secret is told")
-    if (this.broken !== undefined) throw new Broken(this.broken)
-  }
-
   /** Nothing is idle beyond its time once everything due has run. */
-  examineIdle(): void {
+  examineRest(): void {
     const { capacity, idleTimeToLive, maxLifetime } = this.options
-    this.world.advance(0)
     const closing = this.sessions.filter((session) => session.phase === "closing").length
     if (closing >= capacity) return
     for (const session of this.sessions) {
@@ -614,17 +496,13 @@ class Simulation {
     }
   }
 
-  expect(holds: boolean, message: string): void {
-    if (!holds) this.fail(message)
-  }
-
-  // Said when a step is over: an exception within a fiber would only be one more defect.
-  fail(message: string): void {
-    if (this.broken === undefined) this.note(`BROKEN ${message}`)
-    this.broken ??= message
-  }
-
-  note(line: string): void {
-    this.history.push(`${this.world.now()} ${line}`)
+  examineShutdown(): void {
+    // Callers may hold what has been closed under them: there is nothing to tell.
   }
 }
+
+export const pool = Simulator.make<Action>("pool", {
+  action,
+  shutdown: { do: "shutdown" },
+  simulation: (seed) => new Simulation(seed)
+})

@@ -1,0 +1,272 @@
+/**
+ * Random programs against a world of chance: what both simulations have in common. A program is drawn from a seed, run
+ * step by step, and held against the invariants after each; one that breaks one is made as short as it can be.
+ *
+ * Nothing here waits for anything, so that a hang is no hang of the simulation: whoever does not come to an end within
+ * the time and the turns that the world gives is reported.
+ */
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as Fiber from "effect/Fiber"
+import * as Latch from "effect/Latch"
+import * as Scope from "effect/Scope"
+import { Broken, type Dice, makeDice, makeWorld, type World } from "./world.ts"
+
+/** What is done, and the seed of how the world goes on from there: leaving out a step changes little for the others. */
+export interface Step<Action> {
+  readonly action: Action
+  readonly luck: number
+}
+
+export interface Program<Action> {
+  readonly seed: number
+  readonly steps: ReadonlyArray<Step<Action>>
+}
+
+/** A broken invariant, and how it came about. */
+export interface Violation<Action> extends Program<Action> {
+  readonly message: string
+  readonly history: ReadonlyArray<string>
+}
+
+export interface Simulator<Action> {
+  readonly name: string
+  readonly generate: (seed: number) => Program<Action>
+  /** Runs one program. The same program is the same run. */
+  readonly run: (program: Program<Action>) => Violation<Action> | undefined
+  /** Runs the programs of so many seeds, up to the first that breaks an invariant, and makes that one short. */
+  readonly simulate: (from: number, count: number) => Violation<Action> | undefined
+}
+
+/** Longer than all timeouts of a program together. */
+const ages = 5_000
+
+export const make = <Action>(name: string, options: {
+  readonly action: (dice: Dice) => Action
+  readonly shutdown: Action
+  readonly simulation: (seed: number) => Simulation<Action>
+}): Simulator<Action> => {
+  const generate = (seed: number): Program<Action> => {
+    const dice = makeDice(seed)
+    const length = 20 + dice.below(60)
+    const actions = Array.from({ length }, () => options.action(dice))
+    if (dice.chance(0.3)) actions.splice(dice.below(length), 0, options.shutdown)
+    return { seed, steps: actions.map((action, index) => ({ action, luck: seed * 100 + index })) }
+  }
+
+  const run = ({ seed, steps }: Program<Action>): Violation<Action> | undefined => {
+    const simulation = options.simulation(seed)
+    try {
+      simulation.start()
+      for (const next of steps) simulation.step(next)
+      simulation.finish()
+      return undefined
+    } catch (error) {
+      if (!(error instanceof Broken)) throw error
+      return { seed, message: error.message, steps, history: simulation.history }
+    }
+  }
+
+  return {
+    name,
+    generate,
+    run,
+    simulate: (from, count) => {
+      for (let seed = from; seed < from + count; seed++) {
+        const violation = run(generate(seed))
+        if (violation !== undefined) return shrink(run, violation)
+      }
+      return undefined
+    }
+  }
+}
+
+/** The violation of a program with as few steps as can be found: whatever step may be left out, is. */
+const shrink = <Action>(run: Simulator<Action>["run"], violation: Violation<Action>): Violation<Action> => {
+  let shortest = violation
+  for (let size = Math.ceil(violation.steps.length / 2); size >= 1; size = size === 1 ? 0 : Math.ceil(size / 2)) {
+    for (let from = 0; from < shortest.steps.length;) {
+      const shorter = run({ seed: shortest.seed, steps: shortest.steps.toSpliced(from, size) })
+      if (shorter === undefined) from += size
+      else shortest = shorter
+    }
+  }
+  return shortest
+}
+
+export const report = ({ history, message, seed }: Violation<unknown>): string =>
+  [`seed ${seed}: ${message}`, ...history].join("\n  ")
+
+/** A defect that a program has asked for. */
+export class Planned extends Error {}
+
+/** Whoever asks something of what is simulated. */
+export interface Caller {
+  readonly id: number
+  fiber: Fiber.Fiber<unknown, unknown> | undefined
+  exit: Exit.Exit<unknown, unknown> | undefined
+  isInterrupted: boolean
+}
+
+/** What is opened, and has to be closed once. */
+export interface Opened {
+  readonly id: number
+  acquired: boolean
+  releases: number
+}
+
+/** What no event, log, error or number may ever tell. */
+export const secret = "sk-live-SECRET"
+
+const untellable = [secret, Buffer.from(secret).toString("base64"), Buffer.from(`Bearer ${secret}`).toString("base64")]
+
+/**
+ * One run of a program: the world that it meets, and what came of it.
+ */
+export abstract class Simulation<Action> {
+  readonly seed: number
+  readonly dice: Dice
+  readonly world: World
+  /** The scope of the layer. */
+  readonly scope = Scope.makeUnsafe()
+  readonly history: Array<string> = []
+  /** Everything that was told to anybody: events, logs, errors, numbers. */
+  said = ""
+  shutdownAt: number | undefined
+  abstract readonly callers: ReadonlyArray<Caller>
+  abstract readonly sessions: ReadonlyArray<Opened>
+  /** How long a shutdown may take. */
+  abstract readonly shutdownBound: number
+  private shutdown: Fiber.Fiber<void> | undefined
+  private broken: string | undefined
+  private readonly mercy = Latch.makeUnsafe(false)
+
+  constructor(seed: number) {
+    this.seed = seed
+    this.dice = makeDice(seed ^ 0x5eed)
+    this.world = makeWorld(this.dice, this.dice.pick([3, 4, 5, 11, 2048]))
+  }
+
+  abstract start(): void
+  abstract act(action: Action): void
+  /** What must hold at any moment. */
+  abstract examine(): void
+  /** What must hold before the end, when everything that is due has run. */
+  abstract examineRest(): void
+  /** What must hold when the shutdown is over, and some callers still hold what they have. */
+  abstract examineShutdown(): void
+
+  step(next: Step<Action>): void {
+    this.dice.reseed(next.luck)
+    this.note(JSON.stringify(next.action))
+    this.act(next.action)
+    // Now and then only a part of what is due runs before the next step comes.
+    this.world.run(this.dice.chance(0.6) ? Infinity : this.dice.below(6))
+    this.review()
+  }
+
+  /** Shuts down within its bound, ends everybody who is still there, and looks for what is left. */
+  finish(): void {
+    this.world.run(Infinity)
+    this.review()
+    if (this.shutdownAt === undefined) {
+      this.world.advance(0)
+      this.examineRest()
+    }
+    this.shutDown()
+    this.world.run(Infinity)
+    this.world.advance(Math.max(0, this.shutdownAt! + this.shutdownBound - this.world.now()))
+    this.review()
+    const exit = this.shutdown?.pollUnsafe()
+    this.expect(exit !== undefined, "6: shutdown does not end within its bound")
+    if (exit !== undefined && Exit.isFailure(exit)) this.fail(`9: shutdown ends with ${Cause.pretty(exit.cause)}`)
+    this.examineShutdown()
+    for (const caller of this.callers) {
+      if (caller.exit === undefined) this.interrupt(caller)
+    }
+    this.world.run(Infinity)
+    this.world.advance(ages)
+    this.review()
+    for (const { exit, id } of this.callers) this.expect(exit !== undefined, `6: caller ${id} never ends`)
+    // What took for ever ends as well, so that everything can be found to be closed.
+    this.mercy.openUnsafe()
+    this.world.run(Infinity)
+    this.world.advance(10 * ages)
+    this.review()
+    for (const { acquired, id, releases } of this.sessions) {
+      this.expect(releases === (acquired ? 1 : 0), `4: session ${id} is closed ${releases} times`)
+    }
+    this.expect(this.world.timers() === 0, `8: ${this.world.timers()} timers are left`)
+    this.expect(this.world.alive().length === 0, `${this.world.alive().length} fibers are left`)
+    for (const word of untellable) this.expect(!this.said.includes(word), "5: a secret is told")
+    this.throwIfBroken()
+  }
+
+  /** Does not end while anybody waits for it. */
+  get forever(): Effect.Effect<void> {
+    return this.mercy.await
+  }
+
+  /** Takes longer than every timeout. */
+  endless(dice: Dice): Effect.Effect<void> {
+    return dice.chance(0.5) ? Effect.sleep(ages) : this.forever
+  }
+
+  /** Does not end when it is interrupted: it can't be, or what follows an interruption takes its time. */
+  stubborn(dice: Dice): Effect.Effect<void> {
+    const long = this.endless(dice)
+    return dice.chance(0.6) ? Effect.uninterruptible(long) : Effect.onInterrupt(Effect.sleep(10), () => long)
+  }
+
+  /** Runs what the world has to run anyway, until this has its answer. */
+  ask<A, E>(effect: Effect.Effect<A, E>): Exit.Exit<A, E> {
+    const asked = this.world.fork(effect)
+    while (asked.pollUnsafe() === undefined && !this.world.isQuiet()) this.world.run(1)
+    const exit = asked.pollUnsafe()
+    if (exit === undefined) throw new Broken("6: a question is never answered")
+    return exit
+  }
+
+  interrupt(caller: Caller): void {
+    caller.isInterrupted = true
+    this.note(`caller ${caller.id} is interrupted`)
+    caller.fiber?.interruptUnsafe()
+  }
+
+  interruptOne(index: number): void {
+    const running = this.callers.filter((caller) => caller.exit === undefined)
+    const caller = running[index % Math.max(1, running.length)]
+    if (caller !== undefined) this.interrupt(caller)
+  }
+
+  shutDown(): void {
+    if (this.shutdown !== undefined) return
+    this.shutdownAt = this.world.now()
+    this.shutdown = this.world.fork(Scope.close(this.scope, Exit.void))
+  }
+
+  expect(holds: boolean, message: string): void {
+    if (!holds) this.fail(message)
+  }
+
+  // Said when a step is over: an exception within a fiber would only be one more defect.
+  fail(message: string): void {
+    if (this.broken === undefined) this.note(`BROKEN ${message}`)
+    this.broken ??= message
+  }
+
+  note(line: string): void {
+    this.history.push(`${this.world.now()} ${line}`)
+  }
+
+  private review(): void {
+    this.throwIfBroken()
+    this.examine()
+    this.throwIfBroken()
+  }
+
+  private throwIfBroken(): void {
+    if (this.broken !== undefined) throw new Broken(this.broken)
+  }
+}
