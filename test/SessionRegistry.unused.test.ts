@@ -17,20 +17,14 @@ import {
   type RegistryService,
   settle,
   start,
-  touch
+  touch,
+  used
 } from "./support/registry.ts"
 
 const carol = Identity.fromKey("carol")
 
 const exists = (registry: RegistryService, id: string, owner: SessionOwner) =>
   Effect.match(registry.peek(id, owner), { onFailure: () => false, onSuccess: () => true })
-
-/** A session that has made its first request, and waits for the next. */
-const used = Effect.fnUntraced(function*(registry: RegistryService, owner: SessionOwner) {
-  const { id } = yield* registry.create(owner)
-  yield* touch(registry, id, owner)
-  return id
-})
 
 describe("a session that was never used", () => {
   it.effect("is kept for unusedTimeToLive, by default 1 minute, however long idleTimeToLive is", () =>
