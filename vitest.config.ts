@@ -1,3 +1,4 @@
+import { availableParallelism } from "node:os"
 import { fileURLToPath } from "node:url"
 import { defineConfig } from "vitest/config"
 
@@ -13,6 +14,10 @@ export default defineConfig({
   test: {
     include: ["test/**/*.test.ts"],
     setupFiles: ["test/support/leaks.ts"],
-    testTimeout: 30_000
+    testTimeout: 30_000,
+    // By default one less than there are cores, and so one alone where there are two. Many tests wait for a child.
+    maxWorkers: Math.max(2, availableParallelism()),
+    tags: [{ name: "load", description: "Runs with great numbers in `npm run load`, with smaller ones in `npm test`" }],
+    provide: { load: false }
   }
 })

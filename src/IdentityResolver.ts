@@ -14,7 +14,7 @@ import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Tracer from "effect/Tracer"
-import * as Headers from "effect/http/Headers"
+import type * as Headers from "effect/http/Headers"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import { createHmac, randomBytes } from "node:crypto"
 import {
@@ -27,6 +27,7 @@ import {
   MissingCredentials,
   PrincipalKey
 } from "./Identity.ts"
+import * as RequestHeaders from "./internal/headers.ts"
 import * as Keys from "./internal/keys.ts"
 import * as Options from "./internal/options.ts"
 import type { InvalidOptions } from "./InvalidOptions.ts"
@@ -286,7 +287,7 @@ const make = (settings: Settings): IdentityResolver["Service"] => {
   return IdentityResolver.of({
     resolve: (request) =>
       Effect.suspend((): Effect.Effect<Identity, MissingCredentials | MalformedCredentials> => {
-        const values = readHeader(request, name)
+        const values = RequestHeaders.valuesIn(request, name)
         if (values === undefined) {
           return malformed("the request has no headers that can be read")
         }
@@ -353,88 +354,6 @@ const makeMemo = () => {
 }
 
 // -----------------------------------------------------------------------------
-// Reading the header
-// -----------------------------------------------------------------------------
-
-const isIdentityHeaders = (u: unknown): u is IdentityHeaders =>
-  Headers.isHeaders(u) || (Predicate.isIterable(u) && Predicate.hasProperty(u, "get"))
-
-/**
- * All values of the header in the request, of whatever type they are, or `undefined` when there is no reading it.
- */
-const readHeader = (request: unknown, name: string): ReadonlyArray<unknown> | undefined => {
-  // A getter, proxy or iterator that throws can't be read either
-  try {
-    const values = isIdentityHeaders(request)
-      ? valuesOf(request, name)
-      : Predicate.hasProperty(request, "headers")
-      ? valuesOf(request.headers, name)
-      : undefined
-    const raw = rawValuesOf(request, name)
-    // The value is never taken from here, but two of them are refused
-    return values !== undefined && raw.length > 1 ? raw : values
-  } catch {
-    return undefined
-  }
-}
-
-const valuesOf = (headers: unknown, name: string): ReadonlyArray<unknown> | undefined => {
-  if (!Predicate.isObjectOrArray(headers)) {
-    return undefined
-  }
-  const values: Array<unknown> = []
-  const add = (key: string, value: unknown) => {
-    if (isName(key, name) && value !== undefined) {
-      values.push(...(Array.isArray(value) ? value : [value]))
-    }
-  }
-  if (Predicate.isIterable(headers)) {
-    for (const entry of headers) {
-      if (!Array.isArray(entry) || typeof entry[0] !== "string") {
-        return undefined
-      }
-      add(entry[0], entry[1])
-    }
-    return values
-  }
-  // An instance of some class may well have headers, and in a way that is not known here: never take it for none
-  const prototype = Object.getPrototypeOf(headers)
-  if (prototype !== null && Object.getPrototypeOf(prototype) !== null) {
-    return undefined
-  }
-  // Own properties only: there is a header named "constructor" when somebody sends it
-  for (const key of Object.keys(headers)) {
-    add(key, headers[key])
-  }
-  return values
-}
-
-/**
- * The header's values as Node received them. Of a repeated `authorization`, its `headers` keep the first and drop the
- * rest.
- */
-const rawValuesOf = (request: unknown, name: string): ReadonlyArray<unknown> => {
-  const values: Array<unknown> = []
-  for (const message of [request, property(request, "raw"), property(request, "source")]) {
-    const rawHeaders = property(message, "rawHeaders")
-    if (Array.isArray(rawHeaders)) {
-      for (let i = 0; i < rawHeaders.length; i += 2) {
-        if (isName(rawHeaders[i], name)) {
-          values.push(rawHeaders[i + 1])
-        }
-      }
-      return values
-    }
-  }
-  return values
-}
-
-const property = (u: unknown, name: string): unknown => Predicate.hasProperty(u, name) ? u[name] : undefined
-
-const isName = (u: unknown, name: string): boolean =>
-  typeof u === "string" && u.length === name.length && u.toLowerCase() === name
-
-// -----------------------------------------------------------------------------
 // Parsing its value, each step linear in its length
 // -----------------------------------------------------------------------------
 
@@ -497,6 +416,9 @@ const trimOws = (value: string): string => {
 // -----------------------------------------------------------------------------
 // Checking what a custom function answers
 // -----------------------------------------------------------------------------
+
+const isIdentityHeaders = (request: IdentityRequest | IdentityHeaders): request is IdentityHeaders =>
+  RequestHeaders.isHeaders(request)
 
 const refuse = (issue: string): Effect.Effect<never, InvalidIdentity> => Effect.fail(new InvalidIdentity({ issue }))
 

@@ -54,7 +54,10 @@ export interface CallOptions {
  */
 export interface ProgressOptions extends CallOptions {
   /**
-   * Called with each progress notification of this call, in order. The call ends when the last one has been handled.
+   * Called with each progress notification of this call, in order, one after the other; whoever takes longer than they
+   * come loses the oldest (256 are kept). The call ends when the last one has been handled, but no later than its
+   * `timeout`: then, or when the call fails or is interrupted, the handler is interrupted, and an answer that has come is
+   * returned. A defect of the handler is the call's, once it is answered.
    */
   readonly onProgress?: ((progress: Progress) => Effect.Effect<void>) | undefined
 }

@@ -15,7 +15,8 @@ import { Credentials, Identity } from "effect-mcp-sessions/Identity"
 import type * as McpConnector from "effect-mcp-sessions/McpConnector"
 import { HttpFailure, McpSession, type McpSessionErrorReason, Unreachable } from "effect-mcp-sessions/McpSession"
 import { type AnyConnector, type AnySession, type Generation, generations } from "./support/generations.ts"
-import { interruptCalls } from "./support/interrupts.ts"
+import { interruptCalls, interruptedCalls } from "./support/interrupts.ts"
+import { underLoad } from "./support/load.ts"
 import * as HttpServer from "./support/servers/http.ts"
 import { makeHandle } from "./support/sessions.ts"
 
@@ -407,7 +408,9 @@ for (const [sdk, connector] of generations) {
       }))
 
     it.live(
-      "survives 1,000 calls that are interrupted at random, and leaves no stream and no listener",
+      `survives ${
+        interruptedCalls.toLocaleString("en")
+      } calls that are interrupted at random, and leaves no stream and no listener`,
       () =>
         Effect.gen(function*() {
           const { server, session } = yield* connected()
@@ -422,7 +425,7 @@ for (const [sdk, connector] of generations) {
           yield* eventually(() => server.open.every((what) => what === "GET"))
           assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "hi")
         }),
-      60_000
+      underLoad
     )
   })
 

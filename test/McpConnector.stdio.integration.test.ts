@@ -16,7 +16,8 @@ import type * as McpConnector from "effect-mcp-sessions/McpConnector"
 import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
 import { RequestTimeout, SessionClosed, Unreachable } from "effect-mcp-sessions/McpSession"
 import { type AnySession, type Generation, generations } from "./support/generations.ts"
-import { interruptCalls } from "./support/interrupts.ts"
+import { interruptCalls, interruptedCalls } from "./support/interrupts.ts"
+import { underLoad } from "./support/load.ts"
 import { descendants, isAlive, survivors } from "./support/processes.ts"
 import { makeHandle } from "./support/sessions.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
@@ -218,7 +219,9 @@ for (const [sdk, connector] of generations) {
         }))
 
       it.live(
-        "survives 1,000 calls that are interrupted at random, and the server hears of each that it has begun",
+        `survives ${
+          interruptedCalls.toLocaleString("en")
+        } calls that are interrupted at random, and the server hears of each that it has begun`,
         () =>
           Effect.gen(function*() {
             const { session } = yield* connected(fixture().options)
@@ -232,7 +235,7 @@ for (const [sdk, connector] of generations) {
             assert.strictEqual(JSON.parse(yield* call(session, "calls")).cancelled, calls.cancelled + 1)
             assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "hi")
           }),
-        60_000
+        underLoad
       )
 
       it.live("hands on each progress before the result", () =>

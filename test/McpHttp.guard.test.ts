@@ -17,6 +17,7 @@ import {
   textOf,
   web
 } from "./support/mcpHttp.ts"
+import { many, underLoad } from "./support/load.ts"
 import { head, write } from "./support/rawHttp.ts"
 import { makeDice } from "./support/world.ts"
 
@@ -343,7 +344,7 @@ const suite = (start: typeof web) => {
     }))
 }
 
-const interleavings = 1_000
+const interleavings = many(200, 1_000)
 
 /** Turns of the event loop, of which an answer of the server inside takes some. */
 const turns = (count: number) =>
@@ -410,46 +411,50 @@ describe("McpHttp.guard", () => {
         assert.strictEqual(yield* statusAt(listed, "http://localhost/mcp"), 403)
       }))
 
-    it.live("whatever comes first, a call and a DELETE both end, and the session with them", () =>
-      Effect.gen(function*() {
-        const endpoint = yield* open(web, { capacity: 20 })
-        const seen = new Set<string>()
-        for (let seed = 0; seed < interleavings; seed++) {
-          const dice = makeDice(seed)
-          const session = yield* begin(endpoint)
-          const before = endpoint.log.called
-          const [called, deleted] = yield* Effect.all([
-            Effect.andThen(
-              pause(dice.below(24)),
-              post(endpoint, call("echo", { message: "hi" }), { session, headers: versioned }).pipe(
-                Effect.flatMap((answer) => Effect.map(textOf(answer), (text) => ({ status: answer.status, text })))
+    it.live(
+      "whatever comes first, a call and a DELETE both end, and the session with them",
+      () =>
+        Effect.gen(function*() {
+          const endpoint = yield* open(web, { capacity: 20 })
+          const seen = new Set<string>()
+          for (let seed = 0; seed < interleavings; seed++) {
+            const dice = makeDice(seed)
+            const session = yield* begin(endpoint)
+            const before = endpoint.log.called
+            const [called, deleted] = yield* Effect.all([
+              Effect.andThen(
+                pause(dice.below(24)),
+                post(endpoint, call("echo", { message: "hi" }), { session, headers: versioned }).pipe(
+                  Effect.flatMap((answer) => Effect.map(textOf(answer), (text) => ({ status: answer.status, text })))
+                )
+              ),
+              turns(dice.below(6)).pipe(
+                Effect.andThen(pause(dice.below(24))),
+                Effect.andThen(request(endpoint, "DELETE", { session }))
               )
-            ),
-            turns(dice.below(6)).pipe(
-              Effect.andThen(pause(dice.below(24))),
-              Effect.andThen(request(endpoint, "DELETE", { session }))
-            )
-          ], { concurrency: "unbounded" }).pipe(Effect.timeout("2 seconds"))
-          assert.strictEqual(deleted.status, 204)
-          const kind = called.status === 404
-            ? "Session not found"
-            : called.text.includes("error")
-            ? "may have run"
-            : "hi"
-          seen.add(kind)
-          assert.include(called.text, kind, `seed ${seed}`)
-          const ran = endpoint.log.called - before
-          if (kind === "hi") assert.strictEqual(ran, 1, `seed ${seed}`)
-          // It may be sent again
-          if (kind === "Session not found") assert.strictEqual(ran, 0, `seed ${seed}`)
-          assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 404)
-        }
-        assert.deepStrictEqual(Array.from(seen).toSorted(), ["Session not found", "hi", "may have run"])
-        const freed = () => endpoint.log.inside.filter((line) => line === "DELETE 204").length
-        yield* eventually(() => freed() >= interleavings)
-        assert.strictEqual(freed(), interleavings)
-        assert.strictEqual(yield* endpoint.registry.size, 0)
-      }))
+            ], { concurrency: "unbounded" }).pipe(Effect.timeout("2 seconds"))
+            assert.strictEqual(deleted.status, 204)
+            const kind = called.status === 404
+              ? "Session not found"
+              : called.text.includes("error")
+              ? "may have run"
+              : "hi"
+            seen.add(kind)
+            assert.include(called.text, kind, `seed ${seed}`)
+            const ran = endpoint.log.called - before
+            if (kind === "hi") assert.strictEqual(ran, 1, `seed ${seed}`)
+            // It may be sent again
+            if (kind === "Session not found") assert.strictEqual(ran, 0, `seed ${seed}`)
+            assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 404)
+          }
+          assert.deepStrictEqual(Array.from(seen).toSorted(), ["Session not found", "hi", "may have run"])
+          const freed = () => endpoint.log.inside.filter((line) => line === "DELETE 204").length
+          yield* eventually(() => freed() >= interleavings)
+          assert.strictEqual(freed(), interleavings)
+          assert.strictEqual(yield* endpoint.registry.size, 0)
+        }),
+      underLoad
+    )
   })
 
   describe("over a socket", () => {

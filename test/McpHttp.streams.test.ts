@@ -29,6 +29,7 @@ import {
   textOf,
   web
 } from "./support/mcpHttp.ts"
+import { many, underLoad } from "./support/load.ts"
 import { makeDice } from "./support/world.ts"
 
 const open = (start: typeof web, options: Partial<McpHttp.LayerOptions<unknown, Scope.Scope>> = {}) =>
@@ -383,7 +384,7 @@ describe("McpHttp.layer", () => {
   describe("over a socket", () => suite(socket))
 })
 
-const interleavings = 1_000
+const interleavings = many(200, 1_000)
 
 describe("McpHttp.layer, whatever comes first", () => {
   it.live.each(["sse", "json"] as const)(
@@ -413,6 +414,7 @@ describe("McpHttp.layer, whatever comes first", () => {
         assert.deepStrictEqual(Array.from(seen).toSorted(), [200, 404])
         yield* eventually(() => endpoint.log.closed.length === interleavings)
         assert.strictEqual(endpoint.log.servers.size, 0)
-      })
+      }),
+    underLoad
   )
 })

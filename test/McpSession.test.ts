@@ -45,6 +45,8 @@ interface Asked {
   readonly name: string
   readonly signal: AbortSignal
   readonly answer: (text: string) => void
+  /** Tells how far it is. Settles when it has been sent. */
+  readonly progress: (progress: number) => Promise<void>
 }
 
 const makeServer = () => {
@@ -56,20 +58,28 @@ const makeServer = () => {
   const counts = { lists: 0, pings: 0 }
   const state = { pageCount: 1, listing: Promise.resolve(), ping: Promise.resolve() }
   const wake = () => waiting.splice(0).forEach((resume) => resume())
-  server.setRequestHandler(CallToolRequestSchema, ({ params }, { signal }) =>
-    new Promise((resolve, reject) => {
-      if (params.name === "echo") return resolve({ content: [{ type: "text", text: "echo" }] })
-      if (params.name === "refuse") {
-        return reject(new McpError(-32099, "no to Bearer s3cret-token", { t: "s3cret-token" }))
-      }
-      signal.addEventListener("abort", wake)
-      asked.push({
-        name: params.name,
-        signal,
-        answer: (text) => resolve({ content: [{ type: "text", text }] })
+  server.setRequestHandler(
+    CallToolRequestSchema,
+    ({ params }, { _meta, sendNotification, signal }) =>
+      new Promise((resolve, reject) => {
+        if (params.name === "echo") return resolve({ content: [{ type: "text", text: "echo" }] })
+        if (params.name === "refuse") {
+          return reject(new McpError(-32099, "no to Bearer s3cret-token", { t: "s3cret-token" }))
+        }
+        signal.addEventListener("abort", wake)
+        asked.push({
+          name: params.name,
+          signal,
+          answer: (text) => resolve({ content: [{ type: "text", text }] }),
+          progress: (progress) =>
+            sendNotification({
+              method: "notifications/progress",
+              params: { progressToken: _meta?.progressToken ?? 0, progress }
+            })
+        })
+        wake()
       })
-      wake()
-    }))
+  )
   server.setRequestHandler(ListToolsRequestSchema, async ({ params }) => {
     counts.lists++
     await state.listing
@@ -133,6 +143,26 @@ const connected = (options: McpConnector.Options = {}) =>
 const turn = Effect.promise(() => new Promise<void>((resolve) => setImmediate(resolve)))
 
 const failure = (error: McpSessionError) => error.reason._tag
+
+/** A call that is handled by `onProgress`, has told of `count` steps, and is answered. */
+const answered = (count: number, onProgress: (progress: number) => Effect.Effect<void>) =>
+  Effect.gen(function*() {
+    const { asked, close, handle, session, until } = yield* connected()
+    const fiber = yield* Effect.forkChild(
+      session.callTool({ name: "slow" }, {
+        timeout: "10 seconds",
+        onProgress: ({ progress }) => onProgress(progress)
+      })
+    )
+    yield* until(() => asked.length === 1)
+    for (let i = 1; i <= count; i++) yield* Effect.promise(() => asked[0]!.progress(i))
+    yield* turn
+    asked[0]!.answer("done")
+    yield* turn
+    return { fiber, close, handle, session }
+  })
+
+const stubborn = () => Effect.uninterruptible(Effect.sleep("1 hour"))
 
 describe("McpSession", () => {
   it.effect("tells who the server is and what it can do", () =>
@@ -242,6 +272,91 @@ describe("McpSession", () => {
           client.callTool({ name: "slow" }, undefined, options), { timeout: "1 second" })))
         yield* TestClock.adjust("1 second")
         assert.strictEqual(failure(yield* Fiber.join(slow)), "RequestTimeout")
+      }))
+  })
+
+  describe("progress", () => {
+    it.effect("is handled in order, and the call waits for the last of it", () =>
+      Effect.gen(function*() {
+        const handled: Array<number> = []
+        const { fiber } = yield* answered(3, (progress) =>
+          Effect.andThen(Effect.sleep("1 second"), Effect.sync(() => void handled.push(progress))))
+        yield* TestClock.adjust("2999 millis")
+        assert.isUndefined(fiber.pollUnsafe())
+        yield* TestClock.adjust("1 millis")
+        assert.deepStrictEqual((yield* Fiber.join(fiber)).content, [{ type: "text", text: "done" }])
+        assert.deepStrictEqual(handled, [1, 2, 3])
+      }))
+
+    it.effect("that is never handled holds the answer until the call's timeout, and is interrupted", () =>
+      Effect.gen(function*() {
+        let interrupted = false
+        const { fiber, handle } = yield* answered(
+          2,
+          () => Effect.onInterrupt(Effect.never, () => Effect.sync(() => void (interrupted = true)))
+        )
+        yield* TestClock.adjust("9999 millis")
+        assert.isUndefined(fiber.pollUnsafe())
+        yield* TestClock.adjust("1 millis")
+        assert.deepStrictEqual((yield* Fiber.join(fiber)).content, [{ type: "text", text: "done" }])
+        yield* turn
+        assert.isTrue(interrupted)
+        assert.deepStrictEqual(handle.retired, [])
+      }))
+
+    it.effect("whose handler ignores interruption holds neither an answer nor an interruption", () =>
+      Effect.gen(function*() {
+        const first = yield* answered(1, stubborn)
+        yield* TestClock.adjust("10 seconds")
+        assert.deepStrictEqual((yield* Fiber.join(first.fiber)).content, [{ type: "text", text: "done" }])
+        const second = yield* answered(1, stubborn)
+        const interrupting = yield* Effect.forkChild(Fiber.interrupt(second.fiber))
+        yield* turn
+        assert.isDefined(interrupting.pollUnsafe())
+      }))
+
+    it.effect("whose handler dies makes the call die once it is answered", () =>
+      Effect.gen(function*() {
+        for (
+          const dying of [
+            () => Effect.die("a bug"),
+            (): Effect.Effect<void> => {
+              throw new Error("a bug")
+            }
+          ]
+        ) {
+          const { fiber } = yield* answered(2, dying)
+          assert.isTrue(Exit.hasDies(yield* Fiber.await(fiber)))
+        }
+      }))
+
+    it.effect("is forgotten, the oldest first, when it comes faster than it is handled", () =>
+      Effect.gen(function*() {
+        const handled: Array<number> = []
+        const { fiber } = yield* answered(1_000, (progress) =>
+          Effect.andThen(Effect.sleep("1 millis"), Effect.sync(() => void handled.push(progress))))
+        yield* TestClock.adjust("1 second")
+        yield* Fiber.join(fiber)
+        assert.strictEqual(handled.at(-1), 1_000)
+        assert.isAtMost(handled.length, 260)
+        assert.deepStrictEqual(
+          handled,
+          handled.toSorted((a, b) =>
+            a - b
+          )
+        )
+      }))
+
+    it.effect("ends with its session", () =>
+      Effect.gen(function*() {
+        const { asked, close, session, until } = yield* connected()
+        const fiber = yield* Effect.forkChild(Effect.flip(
+          session.callTool({ name: "slow" }, { onProgress: () => Effect.never })
+        ))
+        yield* until(() => asked.length === 1)
+        yield* Effect.promise(() => asked[0]!.progress(1))
+        yield* close
+        assert.strictEqual(failure(yield* Fiber.join(fiber)), "SessionClosed")
       }))
   })
 

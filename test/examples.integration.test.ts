@@ -58,19 +58,24 @@ const proc = (pid: number, file: string): string => {
 const marked = (marker: string): ReadonlyArray<number> =>
   readdirSync("/proc").map(Number).filter((pid) => proc(pid, "environ").includes(marker) && isAlive(pid))
 
+// What README tells to run first is run as it says
+const commandOf = (file: string): readonly [command: string, ...args: ReadonlyArray<string>] =>
+  packageJson.scripts.start === `tsx examples/${file}` ?
+    ["npm", "start", "--silent"] :
+    [process.execPath, "--import", "tsx", join("examples", file)]
+
 /** Runs one to its end, within a minute. With an `edit`, runs what that makes of it. */
 const run = Effect.fnUntraced(function*(file: string, edit?: (code: string) => string) {
+  const [command, ...args] = edit ?
+    [process.execPath, "--import", "tsx", "--input-type=module", "-"] :
+    commandOf(file)
   const marker = `/nowhere/${crypto.randomUUID()}`
   const child = yield* Effect.acquireRelease(
     Effect.sync(() =>
-      spawn(
-        process.execPath,
-        ["--import", "tsx", ...(edit ? ["--input-type=module", "-"] : [join("examples", file)])],
-        {
-          cwd: root,
-          env: { ...process.env, PATH: `${process.env["PATH"]}${delimiter}${marker}` }
-        }
-      )
+      spawn(command, args, {
+        cwd: root,
+        env: { ...process.env, PATH: `${process.env["PATH"]}${delimiter}${marker}` }
+      })
     ),
     (started) => Effect.sync(() => started.kill("SIGKILL"))
   )

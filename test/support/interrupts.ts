@@ -1,5 +1,5 @@
 /**
- * A thousand calls that are interrupted at random, and what they leave behind in this process.
+ * Calls that are interrupted at random, and what they leave behind in this process.
  */
 import { getEventListeners } from "node:events"
 import { assert } from "@effect/vitest"
@@ -8,7 +8,10 @@ import * as Fiber from "effect/Fiber"
 import * as Random from "effect/Random"
 import * as McpConnector from "effect-mcp-sessions/McpConnector"
 import { callTool } from "../../src/internal/client/sdk.ts"
+import { many } from "./load.ts"
 import type { AnySession, Generation } from "./generations.ts"
+
+export const interruptedCalls = many(200, 1_000)
 
 /**
  * Makes the calls, and asserts that none of them has left a listener on a signal, nor so many on any that Node warned.
@@ -33,7 +36,7 @@ export const interruptCalls = Effect.fnUntraced(function*(
     })
   }
   yield* Effect.forEach(
-    Array.from({ length: 1_000 }),
+    Array.from({ length: interruptedCalls }),
     () =>
       Effect.gen(function*() {
         const fiber = yield* Effect.forkChild(slow(yield* Random.nextIntBetween(0, 20)))

@@ -188,7 +188,7 @@ export abstract class Simulation<Action> {
     this.world.run(Infinity)
     this.world.advance(ages)
     this.review()
-    for (const { exit, id } of this.callers) this.expect(exit !== undefined, `6: caller ${id} never ends`)
+    for (const caller of this.callers) this.expect(caller.exit !== undefined, `6: caller ${caller.id} never ends`)
     // What took for ever ends as well, so that everything can be found to be closed.
     this.mercy.openUnsafe()
     this.world.run(Infinity)

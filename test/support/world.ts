@@ -72,6 +72,8 @@ interface Timer {
   readonly resume: (effect: Effect.Effect<void>) => void
 }
 
+const nanos = (millis: number) => BigInt(Math.floor(millis * 1e6))
+
 /**
  * @param opsBeforeYield how many operations a fiber runs before it lets others: a small number puts a suspension, and so
  *   an interruption, at almost any point
@@ -106,7 +108,6 @@ export const makeWorld = (dice: Dice, opsBeforeYield: number): World => {
     })
 
   const wall = () => now + ahead
-  const nanos = (millis: number) => BigInt(Math.floor(millis * 1e6))
   const clock: Clock.Clock = {
     currentTimeMillisUnsafe: wall,
     currentTimeMillis: Effect.sync(wall),

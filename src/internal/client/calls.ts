@@ -1,0 +1,141 @@
+/**
+ * One call: it has its own abort signal and its own timeout, takes progress, and fails the moment that its session ends.
+ */
+import type { Progress } from "@modelcontextprotocol/sdk/types.js"
+import type * as Cause from "effect/Cause"
+import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Queue from "effect/Queue"
+import * as Stream from "effect/Stream"
+import type { ProgressOptions } from "../../McpSession.ts"
+import { McpSessionError, type McpSessionErrorReason, RequestTimeout, SessionClosed } from "../../McpSessionError.ts"
+import * as Sdk from "./sdk.ts"
+import type { Wire } from "./wire.ts"
+
+/** Asks something of the SDK's client. */
+export type Ask<A> = (options: Sdk.CallOptionsLike) => Promise<A>
+
+export interface Calls {
+  /** A call within its time, its progress handled. */
+  readonly call: <A>(method: string, ask: Ask<A>, options?: ProgressOptions) => Effect.Effect<A, McpSessionError>
+  /** A call that takes as long as it takes. */
+  readonly attempt: <A>(
+    method: string,
+    ask: Ask<A>,
+    onProgress?: (progress: Sdk.ProgressLike) => void
+  ) => Effect.Effect<A, McpSessionError>
+  readonly within: <A>(
+    method: string,
+    effect: Effect.Effect<A, McpSessionError>,
+    timeout?: Duration.Input
+  ) => Effect.Effect<A, McpSessionError>
+  /** Whether the error is one of this session, and not one that only came by. */
+  readonly isOwn: (error: McpSessionError) => boolean
+  /** Fails all that are in flight: the session has ended. */
+  readonly abandon: () => void
+}
+
+export interface Options {
+  readonly wire: Wire
+  /** What errors call the server. */
+  readonly server: string
+  /** How long a call may take that says nothing else. */
+  readonly timeout: Duration.Input
+  readonly isOpen: () => boolean
+  readonly reasonOf: (error: unknown) => McpSessionErrorReason | McpSessionError
+}
+
+// Whoever handles progress more slowly than it comes loses the oldest
+const maxProgress = 256
+
+export const make = ({ isOpen, reasonOf, server, timeout: defaultTimeout, wire }: Options): Calls => {
+  const inFlight = new Set<() => void>()
+  const own = new WeakSet<McpSessionError>()
+
+  const fail = (method: string, reason: McpSessionErrorReason) => {
+    const error = new McpSessionError({ reason, method, server })
+    own.add(error)
+    if (reason._tag === "SessionExpired") wire.sent.expirations.add(error)
+    return Effect.fail(error)
+  }
+
+  const attempt: Calls["attempt"] = (method, ask, onProgress) =>
+    Effect.callback((resume) => {
+      if (wire.closed || !isOpen()) return resume(fail(method, new SessionClosed({ requestSent: false })))
+      // One a call: v1 never removes its listener from the signal, and would cancel what has long been answered
+      const controller = new AbortController()
+      const end = (result: Parameters<typeof resume>[0]) => {
+        inFlight.delete(onEnd)
+        resume(result)
+      }
+      const onEnd = () => end(fail(method, new SessionClosed({ requestSent: true })))
+      inFlight.add(onEnd)
+      const options = { signal: controller.signal, timeout: Sdk.noTimeout }
+      const asked = async () => ask(onProgress === undefined ? options : { ...options, onprogress: onProgress })
+      asked().then(
+        (value) => end(Effect.succeed(value)),
+        (error) => {
+          const reason = reasonOf(error)
+          end(reason._tag === "McpSessionError" ? Effect.fail(reason) : fail(method, reason))
+        }
+      )
+      return Effect.sync(() => {
+        inFlight.delete(onEnd)
+        controller.abort("The caller no longer waits for this")
+      })
+    })
+
+  const within: Calls["within"] = (method, effect, timeout = defaultTimeout) =>
+    Effect.timeoutOrElse(effect, {
+      duration: timeout,
+      orElse: () => fail(method, new RequestTimeout({ requestSent: true }))
+    })
+
+  // An answer that has come is not held back by who handles progress for longer than the call has time: it may have cost
+  // something. The handler is interrupted then, and nobody waits for it: it may not listen.
+  const withProgress = <A>(
+    method: string,
+    ask: Ask<A>,
+    onProgress: NonNullable<ProgressOptions["onProgress"]>,
+    timeout: Duration.Input | undefined
+  ): Effect.Effect<A, McpSessionError> =>
+    Effect.flatMap(Queue.sliding<Progress, Cause.Done>(maxProgress), (queue) => {
+      let answer: Exit.Exit<A> | undefined
+      return Effect.acquireUseRelease(
+        Effect.forkDetach(Stream.runForEach(Stream.fromQueue(queue), onProgress)),
+        (handling) =>
+          attempt(method, ask, (progress) => Queue.offerUnsafe(queue, progress as Progress)).pipe(
+            Effect.flatMap((value) => {
+              answer = Exit.succeed(value)
+              Queue.endUnsafe(queue)
+              return Effect.as(Fiber.join(handling), value)
+            }),
+            (answered) => within(method, answered, timeout),
+            Effect.catchIf(() => answer !== undefined, () =>
+              Effect.andThen(
+                Effect.logWarning(
+                  `${method} on "${server}": onProgress took longer than the call may and was interrupted`
+                ),
+                answer!
+              ))
+          ),
+        (handling) => Effect.sync(() => handling.interruptUnsafe())
+      )
+    })
+
+  return {
+    call: (method, ask, options) =>
+      options?.onProgress === undefined
+        ? within(method, attempt(method, ask), options?.timeout)
+        : withProgress(method, ask, options.onProgress, options.timeout),
+    attempt,
+    within,
+    isOwn: (error) => own.has(error),
+    abandon: () => {
+      for (const onEnd of inFlight) onEnd()
+      inFlight.clear()
+    }
+  }
+}

@@ -1,0 +1,17 @@
+/**
+ * Tests whose numbers are the point: `npm test` shows with smaller ones that the rule holds, `npm run load` with great ones
+ * that it scales.
+ */
+import { inject } from "vitest"
+
+declare module "vitest" {
+  interface ProvidedContext {
+    readonly load: boolean
+  }
+}
+
+/** How many: the first in `npm test`, the second in `npm run load`. */
+export const many = (test: number, load: number): number => inject("load") ? load : test
+
+/** The options of such a test. */
+export const underLoad = { tags: ["load"], timeout: 600_000 }
