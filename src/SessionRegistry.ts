@@ -484,6 +484,9 @@ export interface Hosting<out Resource, out E> extends Service<Resource, E> {
   /**
    * As `create`, but the session is held until the current scope closes, for what is still to be done before its client
    * hears of it. That is no use of it: its `unusedTimeToLive` begins then.
+   *
+   * It can be interrupted while the session opens, and then nothing is left of it, also where its caller can't be: such a
+   * caller loses no session between this and what comes next.
    */
   readonly createHeld: (
     owner: SessionOwner,
@@ -513,7 +516,7 @@ export const make = Effect.fnUntraced(function*<Resource, E, R>(
   // Runs before the engine's own shutdown.
   yield* Effect.addFinalizer(() => Effect.sync(() => Leased.beginShutdown(engine)))
   return {
-    create: (owner, names) => Effect.scoped(createHeld(self, owner, names)),
+    create: (owner, names) => create(self, owner, names),
     createHeld: (owner, names) => createHeld(self, owner, names),
     get: (id, owner) => get(self, id, owner),
     peek: (id, owner) => look(self, "peek", id, owner, (slot) => toInfo(engine.time, slot)),
@@ -701,26 +704,55 @@ const stats = <Resource, E>({ engine, observed, options, shares }: Registry<Reso
 // Coming in
 // -----------------------------------------------------------------------------
 
+type Creating<Resource, E, R = never> = Effect.Effect<
+  RegisteredSession<Resource>,
+  E | RegistryFull | OpenTimeout | RegistryClosed,
+  R
+>
+
+const create = <Resource, E>(
+  self: Registry<Resource, E>,
+  owner: SessionOwner,
+  names: CreateOptions | undefined
+): Creating<Resource, E> =>
+  Effect.uninterruptibleMask((restore) =>
+    begin(self, owner, names, restore, (slot) => letGo(self, slot) ?? Effect.void)
+  )
+
 const createHeld = <Resource, E>(
   self: Registry<Resource, E>,
   owner: SessionOwner,
-  names: CreateOptions = {}
-): ReturnType<Hosting<Resource, E>["createHeld"]> =>
-  Effect.uninterruptibleMask((restore): ReturnType<Hosting<Resource, E>["createHeld"]> => {
+  names: CreateOptions | undefined
+): Creating<Resource, E, Scope.Scope> =>
+  Effect.uninterruptible(
+    begin(
+      self,
+      owner,
+      names,
+      Effect.interruptible,
+      (slot) => Effect.addFinalizer(() => letGo(self, slot) ?? Effect.void)
+    )
+  )
+
+// Uninterruptible, but for the wait. What becomes of the creator's hold is for `keep` to say.
+const begin = <Resource, E, R>(
+  self: Registry<Resource, E>,
+  owner: SessionOwner,
+  names: CreateOptions = {},
+  waiting: <A, E2>(effect: Effect.Effect<A, E2>) => Effect.Effect<A, E2>,
+  keep: (slot: Slot<Resource, E>) => Effect.Effect<void, never, R>
+): Creating<Resource, E, R> =>
+  Effect.suspend((): Creating<Resource, E, R> => {
     const slot = admit(self, owner, names)
     if (slot instanceof RegistryFull || slot instanceof RegistryClosed) return Effect.fail(slot)
-    const scope = Context.getUnsafe(Fiber.getCurrent()!.context, Scope.Scope)
-    return Effect.flatMap(
-      Effect.onError(
-        restore(Leased.join(slot)),
-        () => Effect.map(letGo(self, slot) ?? Effect.void, () => abandon(self, slot))
-      ),
-      (resource) => {
-        slot.info.activeAt = self.engine.time.now()
-        const session = toSession(self, slot, resource)
-        return Effect.as(Scope.addFinalizerExit(scope, () => letGo(self, slot) ?? Effect.void), session)
-      }
+    const opened = Effect.onError(
+      waiting(Leased.join(slot)),
+      () => Effect.map(letGo(self, slot) ?? Effect.void, () => abandon(self, slot))
     )
+    return Effect.flatMap(opened, (resource) => {
+      slot.info.activeAt = self.engine.time.now()
+      return Effect.as(keep(slot), toSession(self, slot, resource))
+    })
   })
 
 // Opened in the very moment in which its creator left: nobody will ever know of it.
