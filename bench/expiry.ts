@@ -1,6 +1,7 @@
 import * as Effect from "effect/Effect"
 import * as ScopedCache from "effect/ScopedCache"
 import * as TestClock from "effect/testing/TestClock"
+import { bars } from "./bars.ts"
 import { identities, open, Pool } from "./pools.ts"
 import { type Figures, median, table } from "./support.ts"
 
@@ -52,5 +53,7 @@ export const main = Effect.gen(function*() {
     for (const [name, side] of sides) samples.get(name)!.push(yield* side)
   }
   const figures: Figures = new Map(Array.from(samples, ([name, values]) => [name, median(values)]))
-  table("Expiry, for each session that expires", figures, "SessionPool, 100 of 1,000")
+  table("Expiry, for each session that expires", figures, "SessionPool, 100 of 1,000", {
+    "SessionPool, 100 of 100,000": bars.expiry
+  })
 })

@@ -3,6 +3,7 @@ import * as Layer from "effect/Layer"
 import * as RcMap from "effect/RcMap"
 import * as ScopedCache from "effect/ScopedCache"
 import { IdentityResolver } from "../src/IdentityResolver.ts"
+import { bars } from "./bars.ts"
 import { identities, lruCache, Pool, pool, rcMap, scopedCache } from "./pools.ts"
 import { type Figures, interleave, print, repeat, table } from "./support.ts"
 
@@ -54,10 +55,15 @@ const hits = (count: number) =>
         }
       }
     ])
-    table(`Hit at ${count.toLocaleString("en")} keys`, figures, peer, {
-      "Effect.scoped(SessionPool.get)": 0.8,
-      "SessionPool.withSession": 0.35
-    })
+    table(
+      `Hit at ${count.toLocaleString("en")} keys`,
+      figures,
+      peer,
+      count !== 1_000 ? {} : {
+        "Effect.scoped(SessionPool.get)": bars.scopedGet,
+        "SessionPool.withSession": bars.withSession
+      }
+    )
     const known = Math.min(count, 1_000)
     const through = yield* interleave([
       {
@@ -103,7 +109,7 @@ const crowded = Effect.gen(function*() {
       return yield* interleave([alone("100 alone"), among("the same among 100,000")])
     }).pipe(Effect.provide(pool(100_000)))
   }).pipe(Effect.provide(pool(100)))
-  table("100 hot identities", figures, "100 alone", { "the same among 100,000": 1.5 })
+  table("100 hot identities", figures, "100 alone", { "the same among 100,000": bars.crowded })
 })
 
 export const main = Effect.gen(function*() {

@@ -12,6 +12,7 @@ import { once } from "node:events"
 import { createServer } from "node:http"
 import { IdentityResolver } from "../src/IdentityResolver.ts"
 import * as McpHttp from "../src/McpHttp.ts"
+import { bars } from "./bars.ts"
 import { median, print, table } from "./support.ts"
 
 const makeServer = () => {
@@ -109,7 +110,7 @@ export const main = Effect.gen(function*() {
     "Inbound request, JSON answers",
     new Map(warm.map(([name, all]) => [name, median(all.map(median))])),
     "SDK served bare",
-    { "McpHttp.layer": 1.15 }
+    { "McpHttp.layer": bars.inbound }
   )
   for (const [name, all] of warm) {
     const times = all.flat().toSorted((a, b) => a - b)

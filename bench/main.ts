@@ -1,8 +1,10 @@
 /**
- * `npm run bench`, or `npm run bench -- hits memory` for a part of it. Ratios against a named peer, both sides measured in
- * turns in one process: the figures themselves are this machine's.
+ * `npm run bench`, or `npm run bench -- hits memory` for a part of it; with `--check` it fails past the bars of bars.ts.
+ * Ratios against a named peer, both sides measured in turns in one process: the figures themselves are this machine's.
  */
+import { parseArgs } from "node:util"
 import * as Effect from "effect/Effect"
+import { unmeasured } from "./bars.ts"
 import * as Expiry from "./expiry.ts"
 import * as Hits from "./hits.ts"
 import * as Inbound from "./inbound.ts"
@@ -10,7 +12,7 @@ import * as Memory from "./memory.ts"
 import * as Misses from "./misses.ts"
 import * as Opens from "./opens.ts"
 import * as Registry from "./registry.ts"
-import { print } from "./support.ts"
+import { failures, print } from "./support.ts"
 
 const parts = {
   hits: Hits.main,
@@ -22,7 +24,19 @@ const parts = {
   inbound: Inbound.main
 }
 
-const wanted = process.argv.slice(2)
+const { positionals: wanted, values: { check } } = parseArgs({
+  options: { check: { type: "boolean", default: false } },
+  allowPositionals: true
+})
+const unknown = wanted.filter((name) => !Object.hasOwn(parts, name))
+if (unknown.length > 0) throw new Error(`no such part: ${unknown}, but ${Object.keys(parts)}`)
+
 print(`Node ${process.version}`)
 const chosen = Object.entries(parts).filter(([name]) => wanted.length === 0 || wanted.includes(name))
 await Effect.runPromise(Effect.forEach(chosen, ([, part]) => part, { discard: true }))
+
+print(`\nNot measured yet:\n${unmeasured.map((what) => `  ${what}`).join("\n")}`)
+if (check) {
+  print(failures.length === 0 ? "\nNothing is past its bar" : `\nPast its bar:\n  ${failures.join("\n  ")}`)
+  if (failures.length > 0) process.exitCode = 1
+}

@@ -1,7 +1,8 @@
 import * as Effect from "effect/Effect"
 import * as Scope from "effect/Scope"
+import { bars } from "./bars.ts"
 import { identities, open, Pool, pool, type Session } from "./pools.ts"
-import { print } from "./support.ts"
+import { against, print } from "./support.ts"
 
 const count = 100_000
 
@@ -33,5 +34,9 @@ export const main = Effect.gen(function*() {
   print(`\nMemory of an idle session, of ${count.toLocaleString("en")}`)
   print(`  ${"in a bare Scope".padEnd(44)} ${(scopes / count).toFixed(0).padStart(6)} bytes`)
   print(`  ${"in the pool".padEnd(44)} ${(pooled / count).toFixed(0).padStart(6)} bytes`)
-  print(`  ${"the pool's share".padEnd(44)} ${((pooled - scopes) / count).toFixed(0).padStart(6)} bytes   bar 1024`)
+  const share = (pooled - scopes) / count
+  print(
+    `  ${"the pool's share".padEnd(44)} ${share.toFixed(0).padStart(6)} bytes` +
+      against("Memory of an idle session", share, bars.idleBytes)
+  )
 })

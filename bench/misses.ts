@@ -1,5 +1,6 @@
 import * as Effect from "effect/Effect"
 import * as ScopedCache from "effect/ScopedCache"
+import { bars } from "./bars.ts"
 import { identities, lruCache, Pool, pool, scopedCache } from "./pools.ts"
 import { interleave, repeat, table } from "./support.ts"
 
@@ -27,5 +28,7 @@ export const main = Effect.gen(function*() {
       run: () => ids.reduce<Promise<unknown>>((before, { key }) => before.then(() => lru.fetch(key)), Promise.resolve())
     }
   ])
-  table(`Miss with eviction at capacity ${capacity.toLocaleString("en")}`, figures, peer)
+  table(`Miss with eviction at capacity ${capacity.toLocaleString("en")}`, figures, peer, {
+    "SessionPool.withSession": bars.miss
+  })
 }).pipe(Effect.scoped, Effect.provide(pool(capacity)))

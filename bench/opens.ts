@@ -10,6 +10,7 @@ import { Identity } from "../src/Identity.ts"
 import * as McpConnector from "../src/McpConnector.ts"
 import type { McpSession } from "../src/McpSession.ts"
 import { SessionPool } from "../src/SessionPool.ts"
+import { type Bar, bars } from "./bars.ts"
 import { median, table } from "./support.ts"
 
 const everything = createRequire(import.meta.url).resolve("@modelcontextprotocol/server-everything/dist/index.js")
@@ -59,7 +60,7 @@ const timed = <E, R>(effect: Effect.Effect<unknown, E, R>): Effect.Effect<number
   })
 
 /** The first call of so many identities, each of which opens a session, and their second, which does not. */
-const compare = (name: string, times: number, pool: Layer.Layer<SessionPool, unknown>) =>
+const compare = (name: string, times: number, pool: Layer.Layer<SessionPool, unknown>, bar?: Bar) =>
   Effect.gen(function*() {
     const opened: Array<number> = []
     const reused: Array<number> = []
@@ -68,11 +69,16 @@ const compare = (name: string, times: number, pool: Layer.Layer<SessionPool, unk
       opened.push(yield* call)
       reused.push(yield* call)
     }
-    table(`Open against reuse, ${name}`, new Map([["reused", median(reused)], ["opened", median(opened)]]), "reused")
+    table(
+      `Open against reuse, ${name}`,
+      new Map([["reused", median(reused)], ["opened", median(opened)]]),
+      "reused",
+      bar && { opened: bar }
+    )
   }).pipe(Effect.provide(pool))
 
 export const main = Effect.gen(function*() {
-  yield* compare("in process", 200, SessionPool.layer({ connect: inProcess, capacity: 4 }))
+  yield* compare("in process", 200, SessionPool.layer({ connect: inProcess, capacity: 4 }), bars.openInProcess)
   yield* compare("HTTP", 50, SessionPool.layer({ connect: yield* http, capacity: 4 }))
   yield* compare("stdio", 15, SessionPool.layer({ connect: stdio, capacity: 4 }))
 }).pipe(Effect.scoped)

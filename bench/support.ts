@@ -1,5 +1,6 @@
 import * as Effect from "effect/Effect"
 import { measure } from "mitata"
+import { type Bar, isReached, limit } from "./bars.ts"
 
 /** One side of a comparison: runs `ops` operations. */
 export interface Side {
@@ -42,12 +43,21 @@ export const repeat = <E, R>(
 
 const show = (nanos: number): string => nanos < 10_000 ? `${nanos.toFixed(0)} ns` : `${(nanos / 1_000).toFixed(1)} µs`
 
+/** What is past its bar, by more than noise. */
+export const failures: Array<string> = []
+
+/** What to say of a figure that has a bar. It counts as a failure if it is past it. */
+export const against = (name: string, figure: number, bar: Bar): string => {
+  if (figure > limit(bar)) failures.push(`${name}: ${figure.toFixed(2)} is past ${limit(bar).toFixed(2)}`)
+  return isReached(bar) ? `   bar ${bar.goal}` : `   bar ${bar.today}, goal ${bar.goal}`
+}
+
 /** Prints the figures, each as a ratio of the peer's too. */
 export const table = (
   title: string,
   figures: Figures,
   peer: string,
-  bars: Readonly<Record<string, number>> = {}
+  bars: Readonly<Record<string, Bar>> = {}
 ): void => {
   const base = figures.get(peer)!
   print(`\n${title}`)
@@ -55,7 +65,7 @@ export const table = (
     const bar = bars[name]
     print(
       `  ${name.padEnd(44)} ${show(nanos).padStart(10)} ${(nanos / base).toFixed(2).padStart(7)} ×` +
-        (bar === undefined ? "" : `   bar ${bar.toFixed(2)}`)
+        (bar === undefined ? "" : against(`${title}, ${name}`, nanos / base, bar))
     )
   }
 }

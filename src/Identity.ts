@@ -6,10 +6,12 @@
  * same session: pool and registry compare keys only.
  */
 import type * as Clock from "effect/Clock"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
+import * as SchemaGetter from "effect/SchemaGetter"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import { expiryOf } from "./internal/jwt.ts"
 import * as Keys from "./internal/keys.ts"
@@ -118,13 +120,16 @@ export class Identity extends Schema.Class<Identity>("effect-mcp-sessions/Identi
   Schema.Struct({
     /** The name of the owner, and what pool and registry know it by. At an upstream it is `~<upstream>/<principal>`. */
     key: SessionKey,
-    /** What was presented, to be sent on. They are no part of who the owner is. */
+    /** What was presented, to be sent on. Who the owner is does not depend on them. */
     credentials: Schema.Option(Credentials),
     /** Whether this is the identity that all anonymous callers have in common. */
     shared: Schema.Boolean,
     /** The upstream that {@link Identity.at} chose. None by default. */
     upstream: Schema.Option(UpstreamName).pipe(Schema.withConstructorDefault(Effect.succeedNone)),
-    /** Whether somebody has verified that the caller is who the key says. False by default, as a header proves nothing. */
+    /**
+     * Whether somebody has verified that the caller is who the key says. False by default, as a header proves
+     * nothing.
+     */
     verified: Schema.Boolean.pipe(Schema.withConstructorDefault(Effect.succeed(false)))
   }).check(Schema.makeFilter(
     ({ key, upstream }) => Keys.isOf(key, Option.getOrUndefined(upstream)),
@@ -132,11 +137,12 @@ export class Identity extends Schema.Class<Identity>("effect-mcp-sessions/Identi
   ))
 ) {
   /**
-   * An identity known by its key alone, such as a tenant or a user id. `verified` says that somebody has verified it, by
-   * default false.
+   * An identity known by its key alone, such as a tenant or a user id. `verified` says that somebody has verified it,
+   * by default false.
    *
-   * Throws {@link InvalidIdentity} when `key` is not a {@link PrincipalKey}: keys that come from outside are decoded with
-   * that schema first, or come by way of `IdentityResolver.layerIdentify`, which fails with a typed error instead.
+   * Throws {@link InvalidIdentity} when `key` is not a {@link PrincipalKey}: keys that come from outside are decoded
+   * with that schema first, or come by way of `IdentityResolver.layerIdentify`, which fails with a typed error
+   * instead.
    */
   static fromKey(
     key: string,
@@ -194,8 +200,8 @@ export class Identity extends Schema.Class<Identity>("effect-mcp-sessions/Identi
   }
 
   /**
-   * The same principal at another upstream, which replaces the present one if there is one: one pool serves many servers.
-   * `upstream` is `name`, the key becomes `~<name>/<principal>`, the rest stays.
+   * The same principal at another upstream, which replaces the present one if there is one: one pool serves many
+   * servers. `upstream` is `name`, the key becomes `~<name>/<principal>`, the rest stays.
    *
    * Throws {@link InvalidIdentity} when `name` is not an {@link UpstreamName}, or the key would have more than 256
    * characters.
@@ -244,11 +250,14 @@ const fromPrincipal = (
  *
  * @category errors
  */
-export class MissingCredentials extends Schema.TaggedError<MissingCredentials>()("MissingCredentials", {
-  /** The lower-case name of the header that was looked for. */
-  header: Schema.String,
-  scheme: Schema.optionalKey(CredentialScheme)
-}) {
+export class MissingCredentials
+  extends Schema.TaggedError<MissingCredentials>("effect-mcp-sessions/MissingCredentials")("MissingCredentials", {
+    /** The lower-case name of the header that was looked for. */
+    header: Schema.String,
+    /** How it would have carried them. Without one, the challenge is for a bearer token. */
+    scheme: Schema.optionalKey(CredentialScheme)
+  })
+{
   readonly module = "IdentityResolver"
   readonly method = "resolve"
   readonly reference = "missing-credentials"
@@ -272,13 +281,16 @@ export class MissingCredentials extends Schema.TaggedError<MissingCredentials>()
  *
  * @category errors
  */
-export class MalformedCredentials extends Schema.TaggedError<MalformedCredentials>()("MalformedCredentials", {
-  /** The lower-case name of the header. */
-  header: Schema.String,
-  scheme: CredentialScheme,
-  /** What is wrong with it, without its value. */
-  issue: Schema.String
-}) {
+export class MalformedCredentials
+  extends Schema.TaggedError<MalformedCredentials>("effect-mcp-sessions/MalformedCredentials")("MalformedCredentials", {
+    /** The lower-case name of the header. */
+    header: Schema.String,
+    /** How it should carry them. */
+    scheme: CredentialScheme,
+    /** What is wrong with it, without its value. */
+    issue: Schema.String
+  })
+{
   readonly module = "IdentityResolver"
   readonly method = "resolve"
   readonly reference = "malformed-credentials"
@@ -298,16 +310,19 @@ export class MalformedCredentials extends Schema.TaggedError<MalformedCredential
 }
 
 /**
- * Code of this server made something that is no identity: a custom `identify` returned neither a key nor
- * `{ key, auth?, shared? }`, or a key breaks the rules of {@link SessionKey}. Answers 500.
+ * Code of this server made something that can't be an identity: a custom `identify` returned neither a key nor
+ * `{ key, auth?, shared? }`, or a key breaks the rules of {@link PrincipalKey}. Answers 500.
  *
  * @category errors
  */
-export class InvalidIdentity extends Schema.TaggedError<InvalidIdentity>()("InvalidIdentity", {
-  issue: Schema.String,
-  /** The function that refused it: `identify`, `fromKey`, `shared` or `at`. */
-  method: Schema.String.pipe(Schema.withConstructorDefault(Effect.succeed("identify")))
-}) {
+export class InvalidIdentity
+  extends Schema.TaggedError<InvalidIdentity>("effect-mcp-sessions/InvalidIdentity")("InvalidIdentity", {
+    /** What is wrong with it, without its value. */
+    issue: Schema.String,
+    /** The function that refused it: `identify` (the default), `fromKey`, `shared` or `at`. */
+    method: Schema.String.pipe(Schema.withConstructorDefault(Effect.succeed("identify")))
+  })
+{
   readonly module = "Identity"
   readonly reference = "invalid-identity"
 
@@ -323,14 +338,144 @@ export class InvalidIdentity extends Schema.TaggedError<InvalidIdentity>()("Inva
 }
 
 /**
+ * The caller is known and may not have this: for an `identify` of your own to fail with. Answers 403 and a challenge
+ * with `insufficient_scope` (RFC 6750 section 3.1), so that a client can ask for more.
+ *
  * @category errors
  */
-export type IdentityError = MissingCredentials | MalformedCredentials | InvalidIdentity
+export class AccessDenied extends Schema.TaggedError<AccessDenied>("effect-mcp-sessions/AccessDenied")("AccessDenied", {
+  /**
+   * What the credentials would have to cover: scopes of RFC 6749 section 3.3, with a space between two. Callers see
+   * it.
+   */
+  scope: Schema.optionalKey(
+    Schema.String.check(Schema.isPattern(/^[\x21\x23-\x5b\x5d-\x7e]+(?: [\x21\x23-\x5b\x5d-\x7e]+)*$/))
+  ),
+  /** What is protected: printable ASCII, by default `"mcp"`. Callers see it. */
+  realm: Schema.String.check(Schema.isPattern(/^[\x20-\x7e]*$/)).pipe(
+    Schema.withConstructorDefault(Effect.succeed("mcp"))
+  ),
+  /** How the caller presents credentials. The default is `"bearer"`. */
+  scheme: CredentialScheme.pipe(Schema.withConstructorDefault(Effect.succeed("bearer" as const)))
+}) {
+  readonly module = "IdentityResolver"
+  readonly method = "resolve"
+  readonly reference = "access-denied"
+
+  override get message(): string {
+    const missing = this.scope === undefined ? "what is asked for" : `the scope "${this.scope}"`
+    return `The caller may not do this. Present credentials that cover ${missing}.`
+  }
+
+  [HttpServerRespondable.symbol]() {
+    const scope = this.scope === undefined ? "" : `, scope="${this.scope}"`
+    return respond(this, {
+      status: 403,
+      title: "Access is denied",
+      headers: { "www-authenticate": `${challenge(this.scheme, this.realm)}, error="insufficient_scope"${scope}` }
+    })
+  }
+}
+
+// Whatever it holds, it is encoded as nothing
+const Hidden = Schema.Redacted(Schema.Unknown).pipe(Schema.encodeTo(Schema.Null, {
+  decode: SchemaGetter.transform(() => Redacted.make<unknown>(null)),
+  encode: SchemaGetter.transform(() => null)
+}))
 
 /**
+ * What tells who the caller is can't be asked now: for an `identify` of your own to fail with when its database or
+ * issuer is down. Answers 503 with `Retry-After`.
+ *
  * @category errors
  */
-export const IdentityError = Schema.Union([MissingCredentials, MalformedCredentials, InvalidIdentity])
+export class IdentityUnavailable
+  extends Schema.TaggedError<IdentityUnavailable>("effect-mcp-sessions/IdentityUnavailable")("IdentityUnavailable", {
+    /** When callers may try again, in whole seconds of at least 1. The default is 10 seconds. */
+    retryAfter: Schema.Duration.pipe(Schema.withConstructorDefault(Effect.succeed(Duration.seconds(10)))),
+    /** Why, for whoever handles the error: it is in no message, no answer and no encoding. */
+    cause: Schema.optionalKey(Hidden)
+  })
+{
+  readonly module = "IdentityResolver"
+  readonly method = "resolve"
+  readonly reference = "identity-unavailable"
+
+  override get message(): string {
+    return "Who the caller is can't be found out now. Try again later, and check what identify asks."
+  }
+
+  [HttpServerRespondable.symbol]() {
+    const seconds = Math.ceil(Duration.toSeconds(this.retryAfter))
+    return respond(this, {
+      status: 503,
+      title: "The caller can't be identified now",
+      headers: Number.isFinite(seconds) ? { "retry-after": String(Math.max(1, seconds)) } : undefined
+    })
+  }
+}
+
+/**
+ * An `identify` of your own broke, or failed with an error that is not an {@link IdentityError}. Answers as that error
+ * does, if it is an `HttpServerRespondable`; else 500, and the log has the names and places of what went wrong.
+ *
+ * @category errors
+ */
+export class IdentifyFailed
+  extends Schema.TaggedError<IdentifyFailed>("effect-mcp-sessions/IdentifyFailed")("IdentifyFailed", {
+    /** Whether it failed with an error of its own, died of a defect, or interrupted itself. */
+    reason: Schema.Literals(["failed", "died", "interrupted"]),
+    /** The name or tag of what it failed with, if it has one. */
+    name: Schema.optionalKey(Schema.String),
+    /** What it failed with, for whoever handles the error: it is in no message, no answer and no encoding. */
+    error: Hidden
+  })
+{
+  readonly module = "IdentityResolver"
+  readonly method = "identify"
+  readonly reference = "identify-failed"
+
+  override get message(): string {
+    const how = { failed: "failed with an error of its own", died: "died", interrupted: "interrupted itself" }
+    return `identify ${how[this.reason]}${this.name === undefined ? "" : ` (${this.name})`}. ` +
+      "Let it fail with an IdentityError, or with an error that is HttpServerRespondable."
+  }
+
+  [HttpServerRespondable.symbol]() {
+    const failed = respond(this, { status: 500, title: "The caller could not be identified" })
+    const error = Redacted.value(this.error)
+    return this.reason === "failed" && HttpServerRespondable.isRespondable(error)
+      ? Effect.catchCause(HttpServerRespondable.toResponse(error), () => failed)
+      : failed
+  }
+}
+
+/**
+ * What a request's identity fails with.
+ *
+ * @category errors
+ */
+export type IdentityError =
+  | MissingCredentials
+  | MalformedCredentials
+  | InvalidIdentity
+  | AccessDenied
+  | IdentityUnavailable
+  | IdentifyFailed
+
+/**
+ * What a request's identity fails with, as a schema.
+ *
+ * @category errors
+ */
+export const IdentityError = Schema.Union([
+  MissingCredentials,
+  MalformedCredentials,
+  InvalidIdentity,
+  AccessDenied,
+  IdentityUnavailable,
+  IdentifyFailed
+])
 
 const expected = (scheme: CredentialScheme | undefined): string => {
   switch (scheme) {
@@ -344,5 +489,5 @@ const expected = (scheme: CredentialScheme | undefined): string => {
 }
 
 // RFC 9110 section 11.6.1. There is no registered scheme for a raw value: "ApiKey" is what is in use.
-const challenge = (scheme: CredentialScheme | undefined): string =>
-  `${scheme === "basic" ? "Basic" : scheme === "raw" ? "ApiKey" : "Bearer"} realm="mcp"`
+const challenge = (scheme: CredentialScheme | undefined, realm = "mcp"): string =>
+  `${scheme === "basic" ? "Basic" : scheme === "raw" ? "ApiKey" : "Bearer"} realm="${realm.replace(/["\\]/g, "\\$&")}"`

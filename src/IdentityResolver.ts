@@ -3,7 +3,12 @@
  *
  * The resolver reads one header, takes exactly one credential out of it, and names its owner by a keyed digest, so that
  * keys can be logged. Whatever can't be read is an error: it never becomes the session that anonymous callers share.
+ *
+ * > **The resolver asks for a credential and verifies none**, in the mode `"required"` too. Whoever makes up a token
+ * > is a caller, and each token is another caller. Let something verify them: a proxy in front, the upstream that
+ * > they are sent on to, or a function given to {@link IdentityResolver.layerIdentify}.
  */
+import * as Cause from "effect/Cause"
 import type * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -16,12 +21,14 @@ import * as Schema from "effect/Schema"
 import * as Tracer from "effect/Tracer"
 import type * as Headers from "effect/http/Headers"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
+import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import { createHmac, randomBytes } from "node:crypto"
 import {
   Credentials,
   CredentialScheme,
+  IdentifyFailed,
   Identity,
-  type IdentityError,
+  IdentityError,
   InvalidIdentity,
   MalformedCredentials,
   MissingCredentials,
@@ -30,6 +37,7 @@ import {
 import * as RequestHeaders from "./internal/headers.ts"
 import * as Keys from "./internal/keys.ts"
 import * as Options from "./internal/options.ts"
+import { nameOf, namesAndPlaces } from "./internal/places.ts"
 import type { InvalidOptions } from "./InvalidOptions.ts"
 
 /**
@@ -41,6 +49,8 @@ import type { InvalidOptions } from "./InvalidOptions.ts"
 export const AuthMode = Schema.Literals(["optional", "required", "disabled"])
 
 /**
+ * What a request without credentials is taken for: `"optional"`, `"required"` or `"disabled"`.
+ *
  * @category models
  */
 export type AuthMode = typeof AuthMode.Type
@@ -52,6 +62,7 @@ export type AuthMode = typeof AuthMode.Type
  * @category models
  */
 export interface IdentityRequest {
+  /** All headers of the request, in whatever shape. */
   readonly headers: Headers.Input
 }
 
@@ -65,16 +76,21 @@ export type IdentityHeaders =
   | Iterable<readonly [string, string]> & { readonly get: (name: string) => string | null | undefined }
 
 /**
+ * How {@link IdentityResolver.layer} reads a header.
+ *
  * @category models
  */
 export interface IdentityResolverOptions {
-  /** What a request without credentials is taken for. The default is `"optional"`. */
+  /**
+   * What a request without credentials is taken for. The default is `"optional"`. `"required"` asks for a credential
+   * and verifies none.
+   */
   readonly mode?: AuthMode | undefined
   /** The name of the header that credentials come in, in any case. The default is `"authorization"`. */
   readonly header?: string | undefined
   /** How the header carries them. The default is `"bearer"`. */
   readonly scheme?: CredentialScheme | undefined
-  /** The key of the identity that callers without credentials share. The default is `"shared"`. */
+  /** The key of the identity that callers without credentials share, a `PrincipalKey`. The default is `"shared"`. */
   readonly sharedKey?: string | undefined
   /**
    * What keys are digested under, at best 32 random bytes. The default is random and the same for all resolvers of the
@@ -88,13 +104,16 @@ export interface IdentityResolverOptions {
  * forward its credentials, or an {@link Identity}.
  *
  * Keys are taken as they are, next to the `bearer:…`, `basic:…`, `raw:…` of the header resolvers and the shared key:
- * give each kind of owner a prefix of its own, as in `"tenant:acme"`.
+ * give each kind of owner a prefix of its own, as in `"tenant:acme"`. Only an `Identity` can say that it is `verified`.
  *
  * @category models
  */
 export type Identified = string | Identity | {
+  /** The principal's key: see `PrincipalKey`. */
   readonly key: string
+  /** What is sent on in the caller's name. The default is nothing. */
   readonly auth?: IdentifiedAuth | null | undefined
+  /** Whether all anonymous callers have this identity in common. The default is false. */
   readonly shared?: boolean | undefined
 }
 
@@ -104,8 +123,9 @@ export type Identified = string | Identity | {
  * @category models
  */
 export interface IdentifiedAuth {
-  /** The default is `"raw"`. */
+  /** How a header carries them. The default is `"raw"`. */
   readonly scheme?: CredentialScheme | undefined
+  /** The credential itself. */
   readonly token?: string | Redacted.Redacted | undefined
   /** The whole value to send in `authorization`. The default is `Bearer …`, `Basic …`, or the token alone. */
   readonly header?: string | Redacted.Redacted | undefined
@@ -119,6 +139,7 @@ export interface IdentifiedAuth {
  * @category services
  */
 export class IdentityResolver extends Context.Service<IdentityResolver, {
+  /** The identity of a request, as the static function of this name says. */
   readonly resolve: (request: IdentityRequest | IdentityHeaders) => Effect.Effect<Identity, IdentityError>
 }>()("effect-mcp-sessions/IdentityResolver") {
   /**
@@ -151,23 +172,23 @@ export class IdentityResolver extends Context.Service<IdentityResolver, {
    *   characters in it.
    * - `raw`: the whole value. Two of them that something upstream has joined with a comma can't be told from one.
    *
-   * Whitespace around the value is no part of it (RFC 9110 section 5.5). Whitespace alone, control characters, what is
-   * no Latin-1, and more than 16 KiB are malformed. An empty header is missing credentials when they are required, and
-   * malformed when they are optional: its sender meant to say who it is.
+   * Whitespace around the value does not belong to it (RFC 9110 section 5.5). Whitespace alone, control characters,
+   * characters beyond Latin-1, and more than 16 KiB are malformed. An empty header is missing credentials when they are
+   * required, and malformed when they are optional: its sender meant to say who it is.
    *
    * The key is `<scheme>:<digest>`, the digest an HMAC-SHA-256 of the token under `keySecret`, in base64url. Equal
    * tokens have equal keys.
    *
-   * Fails with `InvalidOptions` when an option is none of what its type says, the header no name of a header, the shared
-   * key no `PrincipalKey`, or the secret empty.
+   * Fails with `InvalidOptions` when an option is not what its type says, `header` can't be the name of a header, the
+   * shared key is not a `PrincipalKey`, or the secret is empty.
    */
   static readonly layer = (options: IdentityResolverOptions = {}): Layer.Layer<IdentityResolver, InvalidOptions> =>
     Layer.effect(IdentityResolver, Effect.map(Effect.suspend(() => Effect.fromResult(declared.parse(options))), make))
 
   /**
    * {@link IdentityResolver.layer} with options from the configuration: `MCP_AUTH_MODE`, `MCP_AUTH_HEADER`,
-   * `MCP_AUTH_SCHEME`, `MCP_AUTH_SHARED_KEY` and `MCP_AUTH_KEY_SECRET`. The defaults are those of `layer`; an empty environment
-   * variable counts as none. What `layer` would refuse is a `ConfigError`.
+   * `MCP_AUTH_SCHEME`, `MCP_AUTH_SHARED_KEY` and `MCP_AUTH_KEY_SECRET`. The defaults are those of `layer`; an empty
+   * environment variable counts as none. What `layer` would refuse is a `ConfigError`.
    */
   static readonly layerConfig: Layer.Layer<IdentityResolver, Config.ConfigError> = Layer.effect(
     IdentityResolver,
@@ -182,6 +203,11 @@ export class IdentityResolver extends Context.Service<IdentityResolver, {
    * Its services are those that the layer is built with. To go on from what the header says, call
    * {@link IdentityResolver.resolve} in it and provide {@link IdentityResolver.layer} to this layer.
    *
+   * It fails as it likes: with `MissingCredentials` or `MalformedCredentials` (401), `AccessDenied` (403),
+   * `IdentityUnavailable` (503), or an error of its own, which becomes `IdentifyFailed`: that answers what the error
+   * does if it is an `HttpServerRespondable`, else 500. So does a function that throws, dies or interrupts itself. Of
+   * what has no answer the names and places are logged, and no message: it may quote a token.
+   *
    * Fails with `InvalidIdentity` when it answers anything but {@link Identified}, and when the key has the token in it:
    * keys are logged. A token of fewer than 8 characters is not looked for.
    *
@@ -191,22 +217,24 @@ export class IdentityResolver extends Context.Service<IdentityResolver, {
    * )
    * ```
    */
-  static readonly layerIdentify = <R = never>(
-    identify: (request: IdentityRequest) => Effect.Effect<Identified, IdentityError, R>
+  static readonly layerIdentify = <R = never, E = never>(
+    identify: (request: IdentityRequest) => Effect.Effect<Identified, E, R>
   ): Layer.Layer<IdentityResolver, never, R> =>
     Layer.effect(
       IdentityResolver,
       // The span of the layer has ended when a request comes: the function runs in the request's
       Effect.contextWith((services: Context.Context<R>) => {
         const context = Context.omit(Tracer.ParentSpan)(services) as Context.Context<R>
+        const run = (request: IdentityRequest | IdentityHeaders) =>
+          Effect.suspend((): Effect.Effect<Identity, E | InvalidIdentity> => {
+            const identified = identify(isIdentityHeaders(request) ? { headers: request } : request)
+            return Effect.isEffect(identified)
+              ? Effect.flatMap(Effect.provideContext(identified, context), toIdentity)
+              : refuse("it returned no Effect (wrap a value in Effect.succeed, a promise in Effect.promise)")
+          })
         return Effect.succeed(IdentityResolver.of({
-          resolve: (request) =>
-            Effect.suspend(() => {
-              const identified = identify(isIdentityHeaders(request) ? { headers: request } : request)
-              return Effect.isEffect(identified)
-                ? Effect.flatMap(Effect.provideContext(identified, context), toIdentity)
-                : refuse("it returned no Effect (wrap a value in Effect.succeed, a promise in Effect.promise)")
-            })
+          // A caller who is interrupted from without does not come to `toError`
+          resolve: (request) => Effect.catchCause(run(request), toError)
         }))
       })
     )
@@ -223,6 +251,7 @@ const KeySecret = Schema.Redacted(Schema.NonEmptyString)
 
 const isCredentialScheme = Schema.is(CredentialScheme)
 const isIdentity = Schema.is(Identity)
+const isIdentityError = Schema.is(IdentityError)
 const isPrincipalKey = Schema.is(PrincipalKey)
 
 /**
@@ -333,7 +362,8 @@ const makeCredentials = (
   })
 
 /**
- * The identities of the newest header values, first in, first out, so that a caller who comes back costs neither parsing nor digest.
+ * The identities of the newest header values, first in, first out, so that a caller who comes back costs neither
+ * parsing nor digest.
  */
 const makeMemo = () => {
   const capacity = 1024
@@ -373,8 +403,8 @@ const parse = (scheme: CredentialScheme, value: string): Result.Result<string, s
   if (trimmed === "") {
     return Result.fail("it is nothing but whitespace")
   }
-  // Control characters are forbidden (RFC 9110 section 5.5), the octets of a field value end at 255, and lone surrogates
-  // would all have the digest of U+FFFD.
+  // Control characters are forbidden (RFC 9110 section 5.5), the octets of a field value end at 255, and lone
+  // surrogates would all have the digest of U+FFFD.
   if (!/^[ -~\x80-\xff]+$/.test(trimmed)) {
     return Result.fail("it has control characters, or characters beyond Latin-1")
   }
@@ -421,6 +451,31 @@ const isIdentityHeaders = (request: IdentityRequest | IdentityHeaders): request 
   RequestHeaders.isHeaders(request)
 
 const refuse = (issue: string): Effect.Effect<never, InvalidIdentity> => Effect.fail(new InvalidIdentity({ issue }))
+
+const toError = (cause: Cause.Cause<unknown>): Effect.Effect<never, IdentityError> => {
+  const failure = Cause.findErrorOption(cause)
+  if (Option.isNone(failure)) return broken(cause)
+  const error = failure.value
+  if (isIdentityError(error)) return Effect.fail(error)
+  const failed = Effect.fail(failedWith("failed", error))
+  return HttpServerRespondable.isRespondable(error) ? failed : Effect.andThen(logFailure("failed", cause), failed)
+}
+
+const broken = (cause: Cause.Cause<unknown>): Effect.Effect<never, IdentifyFailed> => {
+  const defect = cause.reasons.find(Cause.isDieReason)
+  return Effect.andThen(
+    logFailure(defect === undefined ? "interrupted itself" : "died", cause),
+    Effect.fail(defect === undefined ? failedWith("interrupted", undefined) : failedWith("died", defect.defect))
+  )
+}
+
+const failedWith = (reason: IdentifyFailed["reason"], error: unknown): IdentifyFailed => {
+  const name = nameOf(error)
+  return new IdentifyFailed({ reason, error: Redacted.make(error), ...(name === undefined ? {} : { name }) })
+}
+
+const logFailure = (how: string, cause: Cause.Cause<unknown>): Effect.Effect<void> =>
+  Effect.logError(`IdentityResolver: identify ${how}`, namesAndPlaces(cause))
 
 const toIdentity = (identified: unknown): Effect.Effect<Identity, InvalidIdentity> => {
   if (isIdentity(identified)) {

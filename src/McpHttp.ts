@@ -12,13 +12,17 @@
  * | anything else without an id | 400 |
  * | unknown, expired, terminated, malformed, someone else's, two ids | 404, one and the same |
  * | no identity, or a malformed one | 401 with `WWW-Authenticate` |
- * | DELETE | 204, afterwards 404; whatever was in flight ends at once |
+ * | DELETE | 204, afterwards 404 |
+ * | in flight when its session ends | a JSON-RPC error for each request, at once; 404 only for what was not started |
  * | no room | 503 with `Retry-After` |
+ * | more requests of one session than may be in flight | 429 with `Retry-After` |
  * | shutting down | 503 |
  * | a `Host` or `Origin` that is not allowed | 403 |
  * | wrong protocol version, `Accept`, `Content-Type`, JSON, method | 400, 406, 415, 400, 405 with `Allow` |
- * | second GET stream | 409 |
- * | body too large | 413 |
+ * | second GET stream | 200, and the first ends |
+ * | body too large, too slow | 413, 408 |
+ * | an empty batch, one of more than 100 | 400 |
+ * | `Upgrade` | 400 |
  *
  * What is wrong with the session is told before what is wrong with the body.
  */
@@ -26,15 +30,19 @@ import type { EventStore } from "@modelcontextprotocol/sdk/server/webStandardStr
 import type * as Config from "effect/Config"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import type * as Option from "effect/Option"
+import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import type * as HttpRouter from "effect/http/HttpRouter"
+import type { Identity } from "./Identity.ts"
 import type { IdentityResolver } from "./IdentityResolver.ts"
+import * as Callers from "./internal/host/callers.ts"
 import * as MemoryEventStore from "./internal/host/eventStore.ts"
 import * as HostGuard from "./internal/host/guard.ts"
 import * as HostLayer from "./internal/host/layer.ts"
 import type { Configurable, InvalidOptions } from "./InvalidOptions.ts"
 import * as Declared from "./McpHttpOptions.ts"
-import type { EndpointOptions, LayerOptions } from "./McpHttpOptions.ts"
+import type { EndpointOptions, LayerOptions, MemoryEventStoreOptions } from "./McpHttpOptions.ts"
 import { SessionRegistry } from "./SessionRegistry.ts"
 
 export type * from "./McpHttpOptions.ts"
@@ -42,8 +50,9 @@ export type * from "./McpHttpOptions.ts"
 /**
  * Hosts an SDK server for each session, over Streamable HTTP: POST, GET for the server's own stream, DELETE.
  *
- * A request that is being answered and a stream that is open hold their session. The session ends them when it ends, and
- * all of them end with the layer, or with the Node server that they came to as soon as that stops listening.
+ * A request that runs, whether or not somebody still waits for its answer, and a stream that is open hold their session.
+ * The session ends them when it ends, and all of them end with the layer, or with the Node server that they came to as
+ * soon as that stops listening.
  *
  * It provides the `SessionRegistry` of its sessions, so that an operator can list, count and terminate them.
  *
@@ -52,12 +61,19 @@ export type * from "./McpHttpOptions.ts"
  * **Example** (A server of its own for everybody)
  *
  * ```ts
+ * import { createServer } from "node:http"
+ * import { NodeHttpServer } from "@effect/platform-node"
+ * import { McpServer } from "@modelcontextprotocol/sdk/server/mcp.js"
+ * import { Effect, Layer } from "effect"
+ * import { HttpRouter } from "effect/http"
+ * import { IdentityResolver, McpHttp } from "effect-mcp-sessions"
+ *
  * const Mcp = McpHttp.layer({
  *   server: () => Effect.sync(() => new McpServer({ name: "example", version: "1.0.0" })),
  *   capacityPerOwner: 10
  * }).pipe(Layer.provide(IdentityResolver.layer({ mode: "required" })))
  *
- * HttpRouter.serve(Mcp).pipe(Layer.provide(NodeHttpServer.layer(createServer, { port: 3000 })))
+ * export const main = HttpRouter.serve(Mcp).pipe(Layer.provide(NodeHttpServer.layer(createServer, { port: 3000 })))
  * ```
  *
  * @category layers
@@ -101,6 +117,10 @@ export const layerConfig = <E = never, R = never>(
  * The ids that clients see are the registry's. Requests of the protocol version 2026-07-28, which has no sessions, are
  * made for somebody too, and otherwise let through; their session header is dropped. Origins are checked here and inside:
  * list them in both.
+ *
+ * Nothing reaches that server but POSTs of callers who are known. A `path` that no route of the router has stops the build of
+ * the app with `InvalidOptions`, as a defect; and what reaches an MCP server by any other path is answered with 503 and, once,
+ * logged: in a router with a guard, every MCP server has one, or is an endpoint of {@link layer}.
  *
  * It provides the `SessionRegistry` of these sessions.
  *
@@ -146,12 +166,43 @@ export const guardConfig = (
 /**
  * Makes event stores in memory, one for each session, which is where they end.
  *
- * Each keeps the latest `capacity` events of its session, by default 256: a client that was away for longer misses those
- * before.
+ * Each keeps the latest events of its session: `capacity` of them at most, by default 256, and `maxBytes` at most, by
+ * default 4 MiB of JSON. A client that was away for longer misses those before; an event that is larger than that is not
+ * kept at all.
+ *
+ * Throws `InvalidOptions` when an option has no meaning.
  *
  * @category constructors
  */
-export const memoryEventStore = (options: { readonly capacity?: number | undefined } = {}): () => EventStore => {
-  const { capacity = 256 } = options
-  return () => MemoryEventStore.make(capacity)
+export const memoryEventStore = (options: MemoryEventStoreOptions = {}): () => EventStore => {
+  const limits = Result.getOrThrow(Declared.memoryEventStore.parse(options, "memoryEventStore"))
+  return () => MemoryEventStore.make(limits)
 }
+
+// -----------------------------------------------------------------------------
+// Requests
+// -----------------------------------------------------------------------------
+
+/**
+ * The identity of the request that a handler of the SDK's server is answering, with the credentials that came with it:
+ * `SessionCaller.identity` is the session's, and may have newer ones by now. `extra` is what the SDK hands to the handler.
+ * None if the request did not come by way of {@link layer}.
+ *
+ * The SDK has its own way to say it, `extra.authInfo`: there when the request has credentials, its `token` what they are,
+ * its `clientId` the identity's key, its `extra.identity` the identity. Nobody has verified it but `IdentityResolver`.
+ *
+ * **Example** (A handler that knows whom it serves)
+ *
+ * ```ts
+ * server.registerTool("whoami", {}, (extra) => ({
+ *   content: [{ type: "text", text: Option.match(McpHttp.identityOf(extra), {
+ *     onNone: () => "nobody",
+ *     onSome: ({ key }) => key
+ *   }) }]
+ * }))
+ * ```
+ *
+ * @category accessors
+ */
+export const identityOf = (extra: { readonly requestInfo?: object | undefined }): Option.Option<Identity> =>
+  Callers.identityOf(extra)

@@ -19,10 +19,14 @@ import { declared as registry, type SessionInfo, type SessionRegistryOptions } f
  * @category models
  */
 export interface EndpointOptions extends Omit<SessionRegistryOptions<never, never, never>, "open"> {
-  /** The path of the endpoint, by default `"/mcp"`. */
+  /**
+   * The path of the endpoint, by default `"/mcp"`. For `layer` it is within the router that it is added to; for `guard` it is
+   * the whole path of the server's route, with the prefixes of its router.
+   */
   readonly path?: HttpRouter.PathInput | undefined
   /**
-   * The origins whose web pages may call the server, as browsers write them: `"https://app.example.com"`. By default
+   * The origins whose web pages may call the server and read its answers, as browsers write them:
+   * `"https://app.example.com"`. By default
    * those of this machine (`localhost`, `127.0.0.1`, `[::1]`, any port), which a list replaces; `"*"` is any web page
    * there is. A request without `Origin` comes from no web page.
    */
@@ -35,6 +39,8 @@ export interface EndpointOptions extends Omit<SessionRegistryOptions<never, neve
   readonly allowedHosts?: ReadonlyArray<string> | "*" | undefined
   /** The most that a request's body may have, in bytes: by default 4 MiB. */
   readonly maxBodyBytes?: number | undefined
+  /** How long a request's body may take to arrive, else 408: by default 30 seconds. */
+  readonly bodyTimeout?: Duration.Input | undefined
   /** Whether an owner may end a session with DELETE, by default true. If not, that answers 405. */
   readonly allowTermination?: boolean | undefined
 }
@@ -65,6 +71,26 @@ export interface LayerOptions<E, R> extends EndpointOptions {
   readonly eventStore?: ((info: SessionInfo) => EventStore) | undefined
   /** How long a client is told to wait before it resumes a stream. By default that is its own choice. */
   readonly retryInterval?: Duration.Input | undefined
+  /**
+   * How long a client may listen on one stream: by default 5 minutes, after which its stream ends and it comes back by
+   * itself. A client that has vanished holds its session for so long at most. What answers a call lives until the call
+   * ends.
+   */
+  readonly streamTimeToLive?: Duration.Input | undefined
+  /** How many requests of one session may be in flight, else 429: by default 100. */
+  readonly maxConcurrentRequests?: number | undefined
+}
+
+/**
+ * What `McpHttp.memoryEventStore` takes.
+ *
+ * @category models
+ */
+export interface MemoryEventStoreOptions {
+  /** How many events are kept of a session: by default 256. */
+  readonly capacity?: number | undefined
+  /** How many bytes they may take, as JSON: by default 4 MiB. */
+  readonly maxBytes?: number | undefined
 }
 
 /**
@@ -124,6 +150,7 @@ export const endpoint = Options.declare<EndpointOptions>()({ module: "McpHttp", 
   allowedOrigins: Options.optional(allowList, { shown: "this machine" }),
   allowedHosts: Options.optional(allowList, { shown: "this machine" }),
   maxBodyBytes: Options.withDefault(Options.count, 4 * 1024 * 1024, { shown: "4 MiB" }),
+  bodyTimeout: Options.withDefault(Options.timeout, "30 seconds"),
   allowTermination: Options.withDefault(Options.boolean, true),
   ...registryOptions
 })
@@ -136,5 +163,15 @@ export const layer = Options.declare<LayerOptions<never, never>>()({ module: "Mc
   response: Options.withDefault(Options.schema(Schema.Literals(["sse", "json"]), "\"sse\" or \"json\""), "sse"),
   eventStore: Options.optional(Options.fn),
   retryInterval: Options.optional(Options.patience, { shown: "the client's" }),
+  streamTimeToLive: Options.withDefault(Options.timeToLive, "5 minutes"),
+  maxConcurrentRequests: Options.withDefault(Options.count, 100),
   ...endpoint.declaration
+})
+
+/**
+ * @internal
+ */
+export const memoryEventStore = Options.declare<MemoryEventStoreOptions>()({ module: "McpHttp" }, {
+  capacity: Options.withDefault(Options.count, 256),
+  maxBytes: Options.withDefault(Options.count, 4 * 1024 * 1024, { shown: "4 MiB" })
 })

@@ -55,8 +55,8 @@ export class McpServers extends Context.Service<McpServers, {
   readonly connector: (name: string) => Effect.Effect<McpConnector.Connector, UnknownServer>
 }>()("effect-mcp-sessions/McpServers") {
   /**
-   * The servers of a configuration that is in memory already: `{ mcpServers: { … } }`, or VS Code's `{ servers: { … } }`.
-   * `file` is what errors call it, `"the configuration"` by default.
+   * The servers of a configuration that is in memory already: `{ mcpServers: { … } }`, or VS Code's
+   * `{ servers: { … } }`. `file` is what errors call it, `"the configuration"` by default.
    *
    * - A server has a `command` (with `args`, `env`, `cwd`), or a `url` (with `headers`); `type` is `stdio`, `http`,
    *   `streamable-http` or `sse`, and may be left out: a `url` without it is `http`.
@@ -177,8 +177,8 @@ export const McpServersIssue = Schema.Struct({
 export type McpServersIssue = typeof McpServersIssue.Type
 
 /**
- * A configuration that can't be used, with everything that is wrong with it. It is found when the layer builds. Should it
- * reach a client all the same, it answers 500 and names nothing.
+ * A configuration that can't be used, with everything that is wrong with it. It is found when the layer builds.
+ * Should it reach a client all the same, it answers 500 and names nothing.
  *
  * @category errors
  */

@@ -14,7 +14,8 @@ import { respond } from "./internal/problem.ts"
 const requestSent = Schema.Boolean
 
 /**
- * The session ended before the answer came: its child process died, its connection was closed, or its scope ended.
+ * The session ended before the answer came: its child process died, its connection was closed, or its scope ended. Its
+ * pool has retired it: get another one. The request may have run, if `requestSent`.
  *
  * @category errors
  */
@@ -22,7 +23,8 @@ export class SessionClosed extends Schema.TaggedClass<SessionClosed>()("SessionC
 
 /**
  * The server no longer knows the session (404, or 400 that says so, with a session id). The request was refused, not
- * run: repeating it on a new session is safe.
+ * run: repeating it on a new session is safe, and `SessionPool.withSession` does so where nothing else may have run.
+ * Its pool has retired it.
  *
  * @category errors
  */
@@ -43,17 +45,18 @@ export class Unauthorized extends Schema.TaggedClass<Unauthorized>()("Unauthoriz
 export class Forbidden extends Schema.TaggedClass<Forbidden>()("Forbidden", { requestSent }) {}
 
 /**
- * No answer came within the time that the call, or the connect, was given. The server was told to cancel it.
+ * No answer came within the time that the call (60 seconds by default), or the connect, was given. The server was told
+ * to cancel it, but the request may have run. After two in a row the session is asked whether it still lives.
  *
  * @category errors
  */
 export class RequestTimeout extends Schema.TaggedClass<RequestTimeout>()("RequestTimeout", { requestSent }) {}
 
 /**
- * The server answered with a JSON-RPC error, or with something that is not the protocol: then `code` is the SDK's, or
- * -32603.
+ * The server answered with a JSON-RPC error, or with something that is not the protocol, such as a body without the
+ * reply: then `code` is the SDK's, or -32603. The session lives on.
  *
- * `message` and `data` are the server's, with the caller's credentials taken out.
+ * `message` (500 characters at most) and `data` are the server's, with the caller's credentials taken out.
  *
  * @category errors
  */
@@ -65,7 +68,8 @@ export class ProtocolFailure extends Schema.TaggedClass<ProtocolFailure>()("Prot
 }) {}
 
 /**
- * The server answered with an HTTP status that none of the other reasons stands for, such as 429 or 503.
+ * The server answered with an HTTP status that none of the other reasons stands for, such as 429 or 503. The session
+ * lives on.
  *
  * @category errors
  */
@@ -76,7 +80,9 @@ export class HttpFailure extends Schema.TaggedClass<HttpFailure>()("HttpFailure"
 
 /**
  * The server can't be reached: `code` is the system's (`ECONNREFUSED`, `ENOENT` for a command that does not exist, …),
- * undici's (`UND_ERR_…`), or `STREAM_ENDED` when it ended a reply stream without the reply.
+ * undici's (`UND_ERR_…`), that of TLS (`CERT_HAS_EXPIRED`, `ERR_SSL_WRONG_VERSION_NUMBER` where the other side speaks
+ * no TLS, …), or `STREAM_ENDED` when the server ended a reply stream without the reply. The pool has retired the
+ * session.
  *
  * @category errors
  */
@@ -86,6 +92,8 @@ export class Unreachable extends Schema.TaggedClass<Unreachable>()("Unreachable"
 }) {}
 
 /**
+ * The schema of the eight reasons.
+ *
  * @category errors
  */
 export const McpSessionErrorReason = Schema.Union([
@@ -100,6 +108,8 @@ export const McpSessionErrorReason = Schema.Union([
 ])
 
 /**
+ * One of the eight reasons, told apart by its `_tag`.
+ *
  * @category errors
  */
 export type McpSessionErrorReason = typeof McpSessionErrorReason.Type
@@ -107,12 +117,13 @@ export type McpSessionErrorReason = typeof McpSessionErrorReason.Type
 /**
  * The error of every operation of a session, and of opening one.
  *
- * Answers 504 for a timeout, 503 when the server can't be reached or says that it is busy, 502 for everything else: what
- * goes wrong upstream is not the caller's to repair, and is not told in detail.
+ * Answers 504 for a timeout, 503 when the server can't be reached or says that it is busy, 502 for everything else:
+ * what goes wrong upstream is not the caller's to repair, and is not told in detail.
  *
  * @category errors
  */
 export class McpSessionError extends Schema.TaggedError<McpSessionError>()("McpSessionError", {
+  /** Why: `_tag` names it, `requestSent` says whether the request may have run. */
   reason: McpSessionErrorReason,
   /** The operation that failed: `"callTool"`, `"connect"`, … */
   method: Schema.String,
@@ -160,8 +171,8 @@ const describe = (reason: McpSessionErrorReason, repeat: string): string => {
     case "Forbidden":
       return "the server does not allow this (403). Ask for access, or for something else; the session is kept."
     case "RequestTimeout":
-      return "no answer came in time and the request was cancelled. Raise `timeout` (`connectTimeout` for a connect), " +
-        `or look at the server; ${repeat}.`
+      return "no answer came in time and the request was cancelled. Raise `timeout` (`connectTimeout` for a connect)" +
+        `, or look at the server; ${repeat}.`
     case "ProtocolFailure":
       return `error ${reason.code}: ${reason.message} (look at the request, or at the server's log)`
     case "HttpFailure":

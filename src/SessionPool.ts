@@ -22,7 +22,7 @@ import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { SessionHandle } from "./Connector.ts"
-import type { Identity, SessionKey } from "./Identity.ts"
+import { Identity, type SessionKey } from "./Identity.ts"
 import * as Checks from "./internal/lease/checks.ts"
 import * as Events from "./internal/lease/events.ts"
 import * as Failures from "./internal/lease/failures.ts"
@@ -405,7 +405,7 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(
   const self: Pool<Session, E> = {
     options,
     engine,
-    waiting: Waiting.make(engine, newest),
+    waiting: Waiting.make(engine, (known, comes) => Identity.newest(known, comes, engine.clock)),
     checks: Checks.make(engine, {
       ...options,
       check: check && ((session) => Effect.provideContext(Effect.scoped(check(session)), context))
@@ -572,7 +572,7 @@ const acquire = <Session, E>(
   const slot = Leased.lease(engine, identity.key)
   if (slot !== undefined) {
     Waiting.hold(waiting, caller, slot)
-    slot.info = newest(slot.info, identity)
+    slot.info = waiting.newest(slot.info, identity)
     if (checks.isDue(slot)) return checked(self, caller, slot, identity)
     countHit(self, caller)
     return Leased.join(slot)
@@ -751,9 +751,6 @@ const invalidateWhere = <Session, E>(
 // -----------------------------------------------------------------------------
 // Internals
 // -----------------------------------------------------------------------------
-
-// The newest credentials of a key are those to be sent on.
-const newest = (known: Identity, comes: Identity): Identity => Option.isSome(comes.credentials) ? comes : known
 
 // The engine knows keys as strings; here they all came from identities.
 const keyOf = (slot: { readonly key: string }): SessionKey => slot.key as SessionKey

@@ -831,17 +831,6 @@ describe("IdentityResolver", () => {
         }
       }))
 
-    it.effect("lets the function's own errors and defects through", () =>
-      Effect.gen(function*() {
-        const missing = new MissingCredentials({ header: "x-session" })
-        assert.strictEqual(yield* Effect.flip(resolveWith(() => Effect.fail(missing))), missing)
-        const defect = new Error("a bug")
-        const exit = yield* Effect.exit(resolveWith((): Effect.Effect<string> => {
-          throw defect
-        }))
-        assert.deepStrictEqual(exit, yield* Effect.exit(Effect.die(defect)))
-      }))
-
     it.effect("hands the very request to the function, and headers as { headers }", () =>
       Effect.gen(function*() {
         const seen: Array<unknown> = []
@@ -960,7 +949,8 @@ describe("IdentityResolver", () => {
       }))
 
     it.effect("M24: a value is read in linear time", () =>
-      // With the manager's expressions, each of these at 16 Ki takes a tenth of a second and more, and each at 1 Mi hours
+      // With the manager's expressions, each of these at 16 Ki takes a tenth of a second and more, and each at 1 Mi
+      // hours
       Effect.gen(function*() {
         for (const scheme of schemes) {
           const resolver = yield* Effect.provide(IdentityResolver, IdentityResolver.layer({ scheme }))
@@ -1098,4 +1088,34 @@ describe("IdentityResolver", () => {
         }
       }))
   })
+
+  it.effect("a misspelt option is refused, and does not leave the door open", () =>
+    Effect.gen(function*() {
+      for (
+        const [wrong, option] of [[{ mod: "required" }, "mod"], [{ auth: {} }, "auth"], [null, "options"]] as const
+      ) {
+        const options = wrong as unknown as Parameters<typeof IdentityResolver.layer>[0]
+        const error = yield* Effect.flip(Effect.scoped(Layer.build(IdentityResolver.layer(options))))
+        assert.instanceOf(error, InvalidOptions)
+        assert.strictEqual(error.option, option)
+      }
+    }))
+
+  it.effect("an identify that gives a header without its token, or a key made of the token, is refused", () =>
+    Effect.gen(function*() {
+      const token = "sk-live-SECRET"
+      for (
+        const identified of [
+          { key: "alice", auth: { header: `Bearer ${token}` } },
+          { key: Buffer.from(token).toString("base64"), auth: { token } },
+          { key: `user-${Buffer.from(token).toString("base64url")}`, auth: { token } }
+        ]
+      ) {
+        const error = yield* IdentityResolver.resolve({ headers: {} }).pipe(
+          Effect.provide(IdentityResolver.layerIdentify(() => Effect.succeed(identified))),
+          Effect.flip
+        )
+        assert.strictEqual(error._tag, "InvalidIdentity")
+      }
+    }))
 })

@@ -1,7 +1,9 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as McpProtocol from "effect/ai/McpProtocol"
 import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
-import { openGuarded as open } from "./support/guarded.ts"
+import { modern, openGuarded as open } from "./support/guarded.ts"
 import {
   begin,
   bytesOf,
@@ -22,19 +24,6 @@ import { head, write } from "./support/rawHttp.ts"
 import { makeDice } from "./support/world.ts"
 
 const versioned = { "mcp-protocol-version": "2025-11-25" }
-
-const modern = (name: string, args: Record<string, unknown> = {}) => ({
-  ...call(name, args),
-  params: {
-    name,
-    arguments: args,
-    _meta: {
-      "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-      "io.modelcontextprotocol/clientCapabilities": {},
-      "io.modelcontextprotocol/clientInfo": { name: "test", version: "0" }
-    }
-  }
-})
 
 const suite = (start: typeof web) => {
   it.live("a session has an owner, and is nobody else's", () =>
@@ -212,6 +201,49 @@ const suite = (start: typeof web) => {
       // Nor is a session reached that way
       const wait = yield* post(endpoint, call("echo", { message: "hi" }), { as: "bob", session, headers })
       assert.strictEqual(wait.status, 400)
+    }))
+
+  it.live("a server without sessions has nothing to listen to or to end, and says so", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open(start, {}, IdentityResolver.layer({ mode: "required" }), {
+        protocols: [McpProtocol.v2026_07_28]
+      })
+      for (const options of [{}, { as: "alice" }, { as: "alice", session: "x" }]) {
+        for (const method of ["DELETE", "GET"]) {
+          const response = yield* request(endpoint, method, options)
+          assert.strictEqual(response.status, 405)
+          assert.strictEqual(response.headers.get("allow"), "POST")
+        }
+      }
+      const headers = { "mcp-protocol-version": "2026-07-28", "mcp-method": "tools/call", "mcp-name": "echo" }
+      assert.strictEqual((yield* post(endpoint, modern("echo", { message: "hi" }), { headers })).status, 401)
+      const answer = yield* post(endpoint, modern("echo", { message: "hi" }), { as: "alice", headers })
+      assert.include(yield* textOf(answer), "hi")
+    }))
+
+  it.live("initialize in a version that nobody knows is refused, and begins nothing", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open(start)
+      const answer = yield* post(endpoint, initialize, { headers: { "mcp-protocol-version": "1999-12-31" } })
+      assert.strictEqual(answer.status, 400)
+      assert.strictEqual(yield* endpoint.registry.size, 0)
+      assert.notInclude(endpoint.log.inside, "POST 200")
+    }))
+
+  it.live("a stream whose session ends has an error for the call in it", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open(start)
+      const session = yield* begin(endpoint)
+      const answer = yield* post(
+        endpoint,
+        { ...call("slow"), params: { name: "slow", arguments: {}, _meta: { progressToken: 1 } } },
+        { session, headers: versioned }
+      )
+      const read = textOf(answer).pipe(Effect.timeout("5 seconds"))
+      const text = yield* Effect.forkChild(read)
+      yield* eventually(() => endpoint.log.called === 1)
+      assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 204)
+      assert.include(yield* Fiber.join(text), "may have run")
     }))
 
   it.live("what can't be ended says so", () =>

@@ -175,7 +175,7 @@ describe.each(clients.slice(0, 2))("a client of %s", (_, connect) => {
       assert.strictEqual(client.version(), "2025-11-25")
       const entries = yield* endpoint.registry.entries
       assert.deepStrictEqual(entries.map(({ id }) => id), [client.sessionId()])
-      assert.deepStrictEqual(yield* Effect.promise(client.tools), ["echo", "wait"])
+      assert.deepStrictEqual(yield* Effect.promise(client.tools), ["echo", "wait", "slow"])
       assert.deepStrictEqual(yield* Effect.promise(() => Promise.all(twenty.map(client.echo))), twenty)
       const arrived = endpoint.log.inside.length
       // It would fail, were it refused
@@ -197,7 +197,7 @@ describe("a client of 2026-07-28", () => {
       const endpoint = yield* openGuarded(socket)
       const client = yield* second("auto")(endpoint, "alice")
       assert.strictEqual(client.version(), "2026-07-28")
-      assert.deepStrictEqual(yield* Effect.promise(client.tools), ["echo", "wait"])
+      assert.deepStrictEqual(yield* Effect.promise(client.tools), ["echo", "wait", "slow"])
       assert.deepStrictEqual(yield* Effect.promise(() => Promise.all(twenty.map(client.echo))), quoted)
       assert.isUndefined(client.sessionId())
       assert.strictEqual(yield* endpoint.registry.size, 0)

@@ -44,6 +44,17 @@ const failing = (): EventStore => ({
   replayEventsAfter: () => Promise.reject(new Error("password=hunter2"))
 })
 
+/** How the answer to a call begins whose session has ended. */
+const abandoned = (id: number) => `{"jsonrpc":"2.0","id":${id},"error":{"code":-32000,`
+
+const say = (endpoint: { readonly log: ReturnType<typeof makeLog> }, session: string, data: unknown) =>
+  Effect.promise(() =>
+    endpoint.log.servers.get(session)!.notification({
+      method: "notifications/message",
+      params: { level: "info", data }
+    })
+  )
+
 const cancel = (requestId: string | number) => ({
   jsonrpc: "2.0",
   method: "notifications/cancelled",
@@ -71,7 +82,7 @@ const suite = (start: typeof web) => {
         assert.strictEqual(yield* textOf(accepted), "")
       }))
 
-    it.live("a call in flight ends with its session, at once", () =>
+    it.live("a call in flight ends with its session, at once, with an error of its own", () =>
       Effect.gen(function*() {
         const endpoint = yield* open(start, { response })
         const session = yield* begin(endpoint)
@@ -82,7 +93,9 @@ const suite = (start: typeof web) => {
         yield* eventually(() => endpoint.log.called.length === 1)
         assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 204)
         const answer = yield* Effect.promise(() => call1).pipe(Effect.timeout("1 second"))
-        assert.strictEqual(answer.status, response === "json" ? 404 : 200)
+        // 404 would say that it was not started
+        assert.strictEqual(answer.status, 200)
+        assert.include(answer.text, abandoned(1))
         assert.notInclude(answer.text, "waited")
         yield* eventually(() => endpoint.log.aborted.length === 1 && endpoint.log.closed.length === 1)
       }))
@@ -118,6 +131,20 @@ const suite = (start: typeof web) => {
         assert.strictEqual((yield* post(endpoint, call("echo"), { session })).status, 200)
       }))
 
+    it.live("each call of a batch in flight ends with an error of its own, and those that are done with their result", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { response })
+        const session = yield* begin(endpoint)
+        const batch = [call("wait", {}, 1), call("echo", { message: "done" }, 2), call("wait", {}, 3)]
+        const answered = send(endpoint, "POST", { session }, batch).then((answer) => answer.text())
+        yield* eventually(() => endpoint.log.called.length === 3)
+        yield* Effect.sleep(20)
+        assert.strictEqual(yield* endpoint.registry.clear, 1)
+        const text = yield* Effect.promise(() => answered).pipe(Effect.timeout("1 second"))
+        for (const id of [1, 3]) assert.include(text, abandoned(id))
+        assert.include(text, "\"done\"")
+      }))
+
     it.live("a batch is answered whole", () =>
       Effect.gen(function*() {
         const endpoint = yield* open(start, { response })
@@ -147,9 +174,9 @@ const suite = (start: typeof web) => {
         assert.strictEqual((yield* post(endpoint, call("echo"), { session })).status, 404)
       }))
 
-    it.live("a client that leaves does not hold its session", () =>
+    it.live("a call whose client has left is no longer waited for, and keeps its session until it ends", () =>
       Effect.gen(function*() {
-        const endpoint = yield* open(start, { response })
+        const endpoint = yield* open(start, { response, idleTimeToLive: 500 })
         const session = yield* begin(endpoint)
         const controller = new AbortController()
         const left = send(endpoint, "POST", { session, signal: controller.signal }, call("wait"))
@@ -158,13 +185,15 @@ const suite = (start: typeof web) => {
         assert.strictEqual((yield* endpoint.registry.stats).held, 1)
         controller.abort()
         yield* Effect.promise(() => left)
-        yield* Effect.repeat(endpoint.registry.stats, {
-          until: (stats) => stats.held === 0,
-          schedule: undefined
-        }).pipe(Effect.timeout("5 seconds"))
-        // It is no cancellation
+        yield* Effect.sleep(1_000)
+        assert.strictEqual((yield* endpoint.registry.stats).held, 1)
+        // To leave is no cancellation
         assert.deepStrictEqual(endpoint.log.aborted, [])
         endpoint.log.release()
+        yield* Effect.repeat(endpoint.registry.stats, { until: ({ held }) => held === 0 }).pipe(
+          Effect.timeout("5 seconds")
+        )
+        yield* eventually(() => endpoint.log.closed.length === 1)
       }))
   })
 
@@ -187,10 +216,10 @@ const suite = (start: typeof web) => {
     Effect.gen(function*() {
       const endpoint = yield* open(start, { response: "json" })
       const session = yield* begin(endpoint)
-      const called = send(endpoint, "POST", { session }, call("wait")).then((answer) => answer.status)
+      const called = send(endpoint, "POST", { session }, call("wait")).then((answer) => answer.text())
       yield* eventually(() => endpoint.log.called.length === 1)
       yield* Effect.promise(() => endpoint.log.servers.get(session)!.close())
-      assert.strictEqual(yield* Effect.promise(() => called).pipe(Effect.timeout("1 second")), 404)
+      assert.include(yield* Effect.promise(() => called).pipe(Effect.timeout("1 second")), abandoned(1))
       yield* eventually(() => endpoint.log.closed.length === 1)
       assert.strictEqual(yield* endpoint.registry.size, 0)
     }))
@@ -208,6 +237,54 @@ const suite = (start: typeof web) => {
       yield* eventually(() => endpoint.log.closed.length === 1)
     }))
 
+  describe("a stream to listen on", () => {
+    it.live("ends when it is old enough, and what is said until the client is back is heard then", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { streamTimeToLive: 150 })
+        const session = yield* begin(endpoint)
+        const first = yield* request(endpoint, "GET", { session })
+        yield* say(endpoint, session, "one")
+        assert.include(yield* textOf(first).pipe(Effect.timeout("2 seconds")), "one")
+        yield* say(endpoint, session, "two")
+        yield* say(endpoint, session, "three")
+        const text = yield* readUntil(yield* request(endpoint, "GET", { session }), "three")
+        assert.deepStrictEqual(text.match(/one|two|three/g), ["two", "three"])
+      }))
+
+    it.live("lets go of its session then", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { streamTimeToLive: 150, idleTimeToLive: 500 })
+        const session = yield* begin(endpoint)
+        yield* textOf(yield* request(endpoint, "GET", { session })).pipe(Effect.timeout("2 seconds"))
+        yield* eventually(() => endpoint.log.closed.length === 1)
+        assert.strictEqual(yield* endpoint.registry.size, 0)
+      }))
+
+    it.live("a call that is older is answered", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { streamTimeToLive: 50, idleTimeToLive: 500 })
+        const session = yield* begin(endpoint)
+        const answered = send(endpoint, "POST", { session }, call("wait")).then((answer) => answer.text())
+        yield* Effect.sleep(1_000)
+        endpoint.log.release()
+        assert.include(yield* Effect.promise(() => answered), "waited")
+      }))
+
+    it.live("that nobody reads ends, and does not keep what it was to say", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start)
+        const session = yield* begin(endpoint)
+        yield* request(endpoint, "GET", { session })
+        const text = "x".repeat(64 * 1024)
+        // 64 MiB
+        for (let i = 0; i < 1_024; i++) yield* say(endpoint, session, text)
+        const next = yield* request(endpoint, "GET", { session })
+        assert.strictEqual(next.status, 200)
+        yield* say(endpoint, session, "last")
+        assert.isBelow((yield* readUntil(next, "last")).length, 1024 * 1024)
+      }))
+  })
+
   describe("with an event store", () => {
     const version = { "mcp-protocol-version": protocolVersion }
 
@@ -215,22 +292,13 @@ const suite = (start: typeof web) => {
       Effect.gen(function*() {
         const endpoint = yield* open(start, { eventStore: McpHttp.memoryEventStore() })
         const session = yield* begin(endpoint)
-        const say = (data: number) =>
-          Effect.promise(() =>
-            endpoint.log.servers.get(session)!.notification({
-              method: "notifications/message",
-              params: { level: "info", data }
-            })
-          )
         const stream = yield* request(endpoint, "GET", { session, headers: version })
-        yield* say(1)
+        yield* say(endpoint, session, 1)
         const heard = yield* readUntil(stream, "\"data\":1")
         const id = /^id: (.+)$/m.exec(heard)![1]!
-        yield* say(2)
-        yield* say(3)
-        const resume = () => request(endpoint, "GET", { session, headers: { ...version, "last-event-id": id } })
-        let resumed = yield* resume()
-        while (resumed.status === 409) resumed = yield* resume()
+        yield* say(endpoint, session, 2)
+        yield* say(endpoint, session, 3)
+        const resumed = yield* request(endpoint, "GET", { session, headers: { ...version, "last-event-id": id } })
         assert.strictEqual(resumed.status, 200)
         const rest = yield* readUntil(resumed, "\"data\":3")
         assert.deepStrictEqual(rest.match(/"data":\d/g), ["\"data\":2", "\"data\":3"])
@@ -245,6 +313,38 @@ const suite = (start: typeof web) => {
         const id = /^id: (.+)$/m.exec(priming)![1]!
         endpoint.log.release()
         yield* Effect.sleep(20)
+        const resumed = yield* request(endpoint, "GET", { session, headers: { ...version, "last-event-id": id } })
+        assert.include(yield* readUntil(resumed, "waited"), "waited")
+      }))
+
+    it.live("the stream of a call is resumed as often as its client likes, also while it is open", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { eventStore: McpHttp.memoryEventStore() })
+        const session = yield* begin(endpoint)
+        const answer = yield* post(endpoint, call("wait"), { session, headers: version })
+        const reader = answer.body!.getReader()
+        const { value } = yield* Effect.promise(() => reader.read())
+        const id = /^id: (.+)$/m.exec(new TextDecoder().decode(value))![1]!
+        const headers = { ...version, "last-event-id": id }
+        const ghosts = [yield* request(endpoint, "GET", { session, headers })]
+        ghosts.push(yield* request(endpoint, "GET", { session, headers }))
+        const resumed = yield* request(endpoint, "GET", { session, headers })
+        assert.deepStrictEqual([...ghosts, resumed].map(({ status }) => status), [200, 200, 200])
+        for (const ghost of ghosts) assert.notInclude(yield* textOf(ghost), "waited")
+        endpoint.log.release()
+        assert.include(yield* readUntil(resumed, "waited"), "waited")
+        yield* Effect.promise(() => reader.cancel())
+      }))
+
+    it.live("a client that drops in a call finds its answer, however long it was idle", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { eventStore: McpHttp.memoryEventStore(), idleTimeToLive: 500 })
+        const session = yield* begin(endpoint)
+        const answer = yield* post(endpoint, call("wait"), { session, headers: version })
+        const id = /^id: (.+)$/m.exec(yield* readUntil(answer, "data: "))![1]!
+        yield* Effect.sleep(1_000)
+        assert.deepStrictEqual(endpoint.log.aborted, [])
+        endpoint.log.release()
         const resumed = yield* request(endpoint, "GET", { session, headers: { ...version, "last-event-id": id } })
         assert.include(yield* readUntil(resumed, "waited"), "waited")
       }))
@@ -405,10 +505,12 @@ describe("McpHttp.layer, whatever comes first", () => {
             ),
             Effect.andThen(pause(dice.below(24)), request(endpoint, "DELETE", { session }))
           ], { concurrency: "unbounded" }).pipe(Effect.timeout("2 seconds"))
+          const hasRun = endpoint.log.called.splice(0).length === 1
           seen.add(called.status)
           assert.strictEqual(deleted.status, 204)
-          assert.include([200, 404], called.status)
-          if (called.status === 404) assert.include(called.text, "Session not found")
+          // What was started is not "not found"
+          assert.strictEqual(called.status, hasRun ? 200 : 404)
+          assert.include(called.text, hasRun ? "\"id\":1" : "Session not found")
           assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 404)
         }
         assert.deepStrictEqual(Array.from(seen).toSorted(), [200, 404])

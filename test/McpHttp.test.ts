@@ -15,12 +15,15 @@ import {
   post,
   readUntil,
   request,
+  send,
   socket,
   textOf,
   web
 } from "./support/mcpHttp.ts"
 
 const json = { "content-type": "application/json" }
+
+const echoes = (count: number) => Array.from({ length: count }, (_, id) => call("echo", {}, id))
 
 const open = (
   start: typeof web,
@@ -324,25 +327,94 @@ const suite = (start: typeof web) => {
         }
       }))
 
-    it.live("of a second GET stream: 409, and the first goes on", () =>
+    it.live("of a batch that is empty or has more than 100 messages: 400", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start)
+        const session = yield* begin(endpoint)
+        assert.strictEqual((yield* post(endpoint, [], { session })).status, 400)
+        assert.strictEqual((yield* post(endpoint, echoes(101), { session })).status, 400)
+        assert.deepStrictEqual(endpoint.log.called, [])
+        assert.strictEqual((yield* messagesOf(yield* post(endpoint, echoes(100), { session }))).length, 100)
+      }))
+
+    it.live("of a protocol version that is unknown, also to initialize: 400", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start)
+        const headers = { "mcp-protocol-version": "1999-12-31" }
+        assert.strictEqual((yield* post(endpoint, initialize, { headers })).status, 400)
+        assert.deepStrictEqual(endpoint.log.opened, [])
+      }))
+
+    it.live("of more requests than may be in flight in a session: 429, until one is answered", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { maxConcurrentRequests: 2 })
+        const [session, other] = [yield* begin(endpoint), yield* begin(endpoint)]
+        const answered = [1, 2].map((id) =>
+          send(endpoint, "POST", { session }, call("wait", {}, id)).then((answer) => answer.text())
+        )
+        yield* eventually(() => endpoint.log.called.length === 2)
+        const refused = yield* post(endpoint, call("echo", {}, 3), { session })
+        assert.strictEqual(refused.status, 429)
+        assert.match(refused.headers.get("retry-after") ?? "", /^\d+$/)
+        assert.strictEqual((yield* post(endpoint, call("echo"), { session: other })).status, 200)
+        endpoint.log.release()
+        yield* Effect.promise(() => Promise.all(answered))
+        assert.strictEqual((yield* post(endpoint, call("echo"), { session })).status, 200)
+      }))
+
+    it.live("is no activity of the session", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { maxBodyBytes: 1_000 })
+        const session = yield* begin(endpoint)
+        const [before] = yield* endpoint.registry.entries
+        yield* Effect.sleep(5)
+        const headers = (more: Record<string, string>) => ({ session, headers: { ...json, ...more } })
+        for (
+          const [status, response] of [
+            [406, yield* post(endpoint, call("echo"), headers({ accept: "text/html" }))],
+            [406, yield* request(endpoint, "GET", headers({ accept: "text/html" }))],
+            [415, yield* post(endpoint, call("echo"), headers({ "content-type": "text/plain" }))],
+            [413, yield* post(endpoint, "x".repeat(1_001), { session })],
+            [400, yield* post(endpoint, "{", { session })],
+            [400, yield* post(endpoint, {}, { session })],
+            [400, yield* post(endpoint, [], { session })],
+            [400, yield* post(endpoint, initialize, { session })],
+            [400, yield* post(endpoint, call("echo"), headers({ "mcp-protocol-version": "1999-12-31" }))],
+            [400, yield* request(endpoint, "GET", headers({ "mcp-protocol-version": "1999-12-31" }))]
+          ] as const
+        ) {
+          assert.strictEqual(response.status, status)
+        }
+        assert.deepStrictEqual(yield* endpoint.registry.entries, [before!])
+      }))
+  })
+
+  describe("a second GET stream", () => {
+    it.live("takes the place of the first, which ends", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start)
+        const session = yield* begin(endpoint)
+        let latest = yield* request(endpoint, "GET", { session })
+        for (let i = 0; i < 3; i++) {
+          const older = textOf(latest)
+          latest = yield* request(endpoint, "GET", { session })
+          assert.strictEqual(latest.status, 200)
+          assert.notInclude(yield* older.pipe(Effect.timeout("1 second")), "data:")
+        }
+        yield* Effect.promise(() => endpoint.log.servers.get(session)!.sendToolListChanged())
+        yield* readUntil(latest, "list_changed")
+      }))
+
+    it.live("that is refused leaves the first alone", () =>
       Effect.gen(function*() {
         const endpoint = yield* open(start)
         const session = yield* begin(endpoint)
         const first = yield* request(endpoint, "GET", { session })
-        assert.strictEqual(first.status, 200)
-        assert.strictEqual((yield* request(endpoint, "GET", { session })).status, 409)
+        assert.strictEqual((yield* request(endpoint, "GET", { session, headers: { accept: "text/html" } })).status, 406)
+        const headers = { "mcp-protocol-version": "1999-12-31" }
+        assert.strictEqual((yield* request(endpoint, "GET", { session, headers })).status, 400)
         yield* Effect.promise(() => endpoint.log.servers.get(session)!.sendToolListChanged())
         yield* readUntil(first, "list_changed")
-        // And then there is room for another
-        yield* Effect.gen(function*() {
-          let status = 409
-          while (status === 409) {
-            const next = yield* request(endpoint, "GET", { session })
-            status = next.status
-            yield* Effect.promise(async () => next.body?.cancel())
-          }
-          assert.strictEqual(status, 200)
-        }).pipe(Effect.timeout("5 seconds"))
       }))
   })
 }

@@ -36,6 +36,23 @@ const fromFileSystem = (layer: Layer.Layer<FileSystem.FileSystem>) =>
 const fromFile = (contents: string, variables: Record<string, string> = {}) =>
   env(variables)(fromFileSystem(FileSystem.layerNoop({ readFileString: () => Effect.succeed(contents) })))
 
+/** The least that it took, which what else the machine does can only make more. */
+const cost = Effect.fnUntraced(function*<A>(work: Effect.Effect<A>) {
+  let least = Infinity
+  for (let i = 0; i < 5; i++) {
+    const before = process.hrtime.bigint()
+    yield* work
+    least = Math.min(least, Number(process.hrtime.bigint() - before))
+  }
+  return least
+})
+
+/** How many times as long it takes with 16 times as much: 16 where it is linear, 256 where it is quadratic. */
+const growth = Effect.fnUntraced(function*<A>(work: (length: number) => Effect.Effect<A>) {
+  const one = yield* cost(work(16_384))
+  return (yield* cost(work(16 * 16_384))) / one
+})
+
 describe("McpServers", () => {
   describe("what a file may say", () => {
     it.effect("a command with everything that goes with it", () =>
@@ -352,6 +369,115 @@ describe("McpServers", () => {
       assert.isTrue(Result.isSuccess(McpJson.parse("[".repeat(10_000) + "]".repeat(10_000))))
       assert.isTrue(Result.isFailure(McpJson.parse("[".repeat(10_000))))
     })
+  })
+
+  describe("however hostile the file is", () => {
+    const texts: Readonly<Record<string, (length: number) => string>> = {
+      "comments that do not end": (length) => "/* ".repeat(length / 3),
+      "strings that do not end, with escapes": (length) => "\"\\".repeat(length / 2),
+      "one string of escapes": (length) => `"${"\\".repeat(length)}`,
+      "one string of escaped quotes": (length) => `"${"\\\"".repeat(length / 2)}`,
+      "slashes": (length) => "/".repeat(length),
+      "comments, one after the other": (length) => "/**/".repeat(length / 4),
+      "commas with spaces": (length) => `[${",  ".repeat(length / 3)}`,
+      "a comma and spaces": (length) => `[1,${" ".repeat(length)}x`,
+      "commas with comments": (length) => `[1,${",/**/".repeat(length / 5)}]`,
+      "lines": (length) => "\n".repeat(length)
+    }
+    it.effect.each(Object.keys(texts))("its parsing is linear in %s", (name) =>
+      Effect.gen(function*() {
+        assert.isBelow(
+          yield* growth((length) => {
+            const text = texts[name]!(length)
+            return Effect.sync(() => McpJson.parse(text))
+          }),
+          100
+        )
+      }))
+
+    const configs: Readonly<Record<string, (length: number) => unknown>> = {
+      "variables that do not end": (length) => ({ command: "x", args: ["${".repeat(length / 2)] }),
+      "variables that nobody can have": (length) => ({ command: "x", args: ["${}".repeat(length / 3)] }),
+      "defaults": (length) => ({ command: "x", args: ["${A:-b}".repeat(length / 7)] }),
+      "long defaults": (length) => ({ command: "x", args: [`\${A:-${"{".repeat(length)}}`] }),
+      "bad variables of a long name": (length) => ({
+        command: "x",
+        env: Object.fromEntries(Array.from({ length: length / 64 }, (_, i) => [`${i}=`, 1]))
+      })
+    }
+    it.effect.each(Object.keys(configs))("its decoding is linear in %s", (name) =>
+      Effect.gen(function*() {
+        const make = configs[name]!
+        // A name that long is in the path of each issue
+        const config = (length: number) => ({ mcpServers: { ["s".repeat(length / 8)]: make(length) } })
+        assert.isBelow(yield* growth((length) => decode(config(length))), 100)
+        const issues = yield* decode(config(65_536))
+        if (Result.isFailure(issues)) assert.isBelow(JSON.stringify(issues.failure).length, 65_536 * 8)
+      }))
+
+    it.effect("a variable that can't be expanded is told once for each value that has it", () =>
+      Effect.gen(function*() {
+        assert.deepStrictEqual(yield* decodeOne({ command: "x", args: ["${A}${A}${-}${-}", "${A}"] }), [
+          "mcpServers.s.args[0] needs the variable A, which is not set: set it, or write ${A:-default}",
+          "mcpServers.s.args[0] has a ${…} in it that is none of ${VAR}, ${VAR:-default} and ${env:VAR}",
+          "mcpServers.s.args[1] needs the variable A, which is not set: set it, or write ${A:-default}"
+        ])
+      }))
+
+    it.effect("the position of an error is the file's own, whatever the file says of positions", () =>
+      Effect.gen(function*() {
+        const cases = [
+          ["{ /* a\n b */ \"a\": 1, // c\n \"b\" 2 }", "line 3, column 6"],
+          ["\uFEFF{ \"a\": [1, /* , */ ] \"b\": 1 }", "line 1, column 23"],
+          ["{ \"a at position 1\": 1 \"at position 2\" }", "line 1, column 24"],
+          ["{ \"a\": \"\n\" }", "line 1, column 9"]
+        ] as const
+        for (const [contents, position] of cases) {
+          const error = yield* Effect.flip(fromFile(contents))
+          assert.include(error.message, position, contents)
+        }
+        const quoting = yield* Effect.flip(fromFile("{ \"a at position 1\": x at position 2 }"))
+        assert.notInclude(quoting.message, "column 2)")
+        assert.notInclude(quoting.message, "column 3)")
+      }))
+
+    // What a parser of JSON without comments says of the text without them
+    const pieces = [
+      "{",
+      "}",
+      "[",
+      "]",
+      ",",
+      ":",
+      " ",
+      "\n",
+      "1",
+      "\"a\"",
+      "\"//\"",
+      "\"/*\"",
+      "\"*/\"",
+      "\"\\\"\"",
+      "\",]\""
+    ]
+    const comments = ["// ,]}\n", "/* ,]} \n */", "/**/", "//\n"]
+    it.prop(
+      "comments and trailing commas change nothing of what else it says",
+      [Schema.Json, Schema.Array(Schema.Literals(comments)), Schema.Array(Schema.Literals(pieces))],
+      ([json, between, random]) => {
+        const joint = [" ", ...between].join("")
+        // Comments around each mark of punctuation that is not in a string
+        const value: unknown = JSON.parse(JSON.stringify(json))
+        const dressed = JSON.stringify(value, undefined, 1).replace(
+          /("(?:[^"\\]|\\.)*")|[[{:,\]}]/g,
+          (mark, string) => string ?? joint + mark + joint
+        )
+        assert.deepStrictEqual(Result.getOrThrow(McpJson.parse(dressed)), value)
+        const trailing = JSON.stringify([value]).replace(/\]$/, `,${joint}]`)
+        assert.deepStrictEqual(Result.getOrThrow(McpJson.parse(trailing)), [value])
+        // Anything is read or refused
+        assert.isTrue(Result.isResult(McpJson.parse(random.join("") + joint)))
+      }
+    )
   })
 
   describe("choosing a server", () => {

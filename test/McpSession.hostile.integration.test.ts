@@ -4,6 +4,7 @@
  * connection.
  */
 import { assert, describe, it } from "@effect/vitest"
+import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import { Identity } from "effect-mcp-sessions/Identity"
@@ -169,6 +170,82 @@ for (const [sdk, connector, era] of speakers) {
         }
         waiting.forEach((finish) => finish())
         yield* Fiber.join(slow)
+      }))
+
+    it.live("leaves nothing open when the server never ends its answer to the cancel", () =>
+      Effect.gen(function*() {
+        const { server, session } = yield* connected(connector, era)
+        server.on("tool", () => {})
+        server.on("notifications/cancelled", (to) => drip(to.writeHead(200, { "content-type": "text/plain" }), "no "))
+        yield* Effect.flip(call(session, "300 millis"))
+        yield* eventually(() => server.open() === 0)
+      }))
+
+    it.live("is sent once, also when its connection breaks under it", () =>
+      Effect.gen(function*() {
+        const { server, session } = yield* connected(connector, era)
+        // So that there is a connection to be used again
+        yield* session.callTool({ name: "before" })
+        server.on("tool", (to) => void to.socket!.resetAndDestroy())
+        assert.strictEqual((yield* Effect.flip(call(session))).reason._tag, "Unreachable")
+        yield* Effect.sleep("50 millis")
+        assert.deepStrictEqual(server.received, ["before", "tool"])
+      }))
+
+    it.live("is not sent again when its reply stream is resumed, however often", () =>
+      Effect.gen(function*() {
+        const { server, session } = yield* connected(connector, era)
+        let resumed = 0
+        server.on("tool", (to, { id }) => {
+          server.onGet((stream) => {
+            const end = ++resumed === 3 ? Scripted.event({ id: id!, result: { content: [] } }) : ""
+            Scripted.stream(stream).end(`id: ${resumed + 1}\nretry: 1\ndata: \n\n${end}`)
+          })
+          Scripted.stream(to).end("id: 1\nretry: 1\ndata: \n\n")
+        })
+        if (era === "2025-11-25") yield* call(session)
+        else yield* Effect.exit(call(session))
+        assert.deepStrictEqual(server.received, ["tool"])
+      }))
+  })
+
+  describe(`a session of a server of ${era} with ${sdk}`, { concurrent: true }, () => {
+    it.live("does not hammer a server that ends each stream and wants it back at once", () =>
+      Effect.gen(function*() {
+        const server = yield* Scripted.start({ era })
+        let gets = 0
+        const before = yield* Clock.currentTimeMillis
+        server.onGet((to) => {
+          gets++
+          Scripted.stream(to).end(`retry: 0\nid: ${gets}\ndata: \n\n`)
+        })
+        const session = yield* connector.http({ url: server.url })(Identity.fromKey("alice"), makeHandle())
+        server.on("tool", (to) => void Scripted.stream(to).end("retry: 0\nid: p\ndata: \n\n"))
+        const { reason } = yield* Effect.flip(session.callTool({ name: "tool" }, { timeout: "1 second" }))
+        assert.include(["RequestTimeout", "Unreachable"], reason._tag)
+        // Ten in a second for the call's stream, and for the server's own
+        assert.isAtMost(gets, 2 * (1 + ((yield* Clock.currentTimeMillis) - before) / 100))
+        yield* session.callTool({ name: "another" })
+        assert.deepStrictEqual(server.received.filter((name) => !name.startsWith("notifications/")), [
+          "tool",
+          "another"
+        ])
+      }))
+
+    it.live("survives a storm of list_changed, and keeps no list that it contradicts", () =>
+      Effect.gen(function*() {
+        const { handle, server, session } = yield* connected(connector, era)
+        const changed = Scripted.event({ method: "notifications/tools/list_changed" })
+        server.on("tool", (to, message) => {
+          const stream = Scripted.stream(to)
+          stream.write(changed.repeat(20_000))
+          stream.end(Scripted.event({ id: message.id!, result: Scripted.resultOf(message) }))
+        })
+        yield* session.listTools()
+        yield* call(session)
+        yield* session.listTools()
+        assert.strictEqual(server.received.filter((name) => name === "tools/list").length, 2)
+        assert.deepStrictEqual(handle.retired, [])
       }))
   })
 }

@@ -218,7 +218,7 @@ describe("McpSession", () => {
         assert.deepStrictEqual((yield* Fiber.join(second)).content, [{ type: "text", text: "second" }])
       }))
 
-    it.effect("in flight fail with SessionClosed when the session's scope closes, and later ones say they were not sent", () =>
+    it.effect("in flight fail with SessionClosed when the scope closes, and later ones say they were not sent", () =>
       Effect.gen(function*() {
         const { asked, close, session, until } = yield* connected()
         const fiber = yield* Effect.forkChild(Effect.flip(session.callTool({ name: "slow" })))
@@ -579,6 +579,64 @@ describe("classify", () => {
     ["connection refused", fetchFailed({ code: "ECONNREFUSED" }), "Unreachable ECONNREFUSED", false],
     ["the socket is closed mid-call", fetchFailed({ code: "UND_ERR_SOCKET" }), "Unreachable UND_ERR_SOCKET", true],
     ["a certificate nobody trusts", fetchFailed({ code: "CERT_HAS_EXPIRED" }), "Unreachable CERT_HAS_EXPIRED", false],
+    [
+      "v2: the era probe meets a certificate nobody trusts",
+      sdkError("SdkError", {
+        code: "ERA_NEGOTIATION_FAILED",
+        data: { cause: fetchFailed({ code: "DEPTH_ZERO_SELF_SIGNED_CERT" }) }
+      }),
+      "Unreachable DEPTH_ZERO_SELF_SIGNED_CERT",
+      false
+    ],
+    [
+      "v2: the era probe fails for a reason of another kind",
+      sdkError("SdkError", { code: "ERA_NEGOTIATION_FAILED", data: { cause: fetchFailed({ code: "ERR_NEW" }) } }),
+      "Unreachable ERR_NEW",
+      true
+    ],
+    [
+      "v2: the era probe fails without a code",
+      sdkError("SdkError", { code: "ERA_NEGOTIATION_FAILED", data: { cause: new TypeError("fetch failed") } }),
+      "Unreachable FETCH_FAILED",
+      true
+    ],
+    [
+      "a certificate of another host",
+      fetchFailed({ code: "ERR_TLS_CERT_ALTNAME_INVALID" }),
+      "Unreachable ERR_TLS_CERT_ALTNAME_INVALID",
+      false
+    ],
+    [
+      "no TLS on the other side",
+      fetchFailed({ code: "ERR_SSL_WRONG_VERSION_NUMBER" }),
+      "Unreachable ERR_SSL_WRONG_VERSION_NUMBER",
+      false
+    ],
+    [
+      "no cipher in common",
+      fetchFailed({ code: "ERR_SSL_SSLV3_ALERT_HANDSHAKE_FAILURE" }),
+      "Unreachable ERR_SSL_SSLV3_ALERT_HANDSHAKE_FAILURE",
+      false
+    ],
+    [
+      // TLS 1.3: the client has finished its handshake, and may have sent its request, when it hears of this
+      "the server wants a certificate of the client's",
+      fetchFailed({ code: "ERR_SSL_TLSV13_ALERT_CERTIFICATE_REQUIRED" }),
+      "Unreachable ERR_SSL_TLSV13_ALERT_CERTIFICATE_REQUIRED",
+      true
+    ],
+    [
+      "TLS breaks in the middle",
+      fetchFailed({ code: "ERR_SSL_DECRYPTION_FAILED_OR_BAD_RECORD_MAC" }),
+      "Unreachable ERR_SSL_DECRYPTION_FAILED_OR_BAD_RECORD_MAC",
+      true
+    ],
+    [
+      "TLS fails under a fetch that is not undici's",
+      sdkError("Error", { code: "UNABLE_TO_VERIFY_LEAF_SIGNATURE" }, "unable to verify the first certificate"),
+      "Unreachable UNABLE_TO_VERIFY_LEAF_SIGNATURE",
+      false
+    ],
     ["a fetch that fails without a code", new TypeError("fetch failed"), "Unreachable FETCH_FAILED", true],
     [
       "v2: the era probe is refused",

@@ -8,6 +8,7 @@ import {
   a,
   b,
   c,
+  call,
   d,
   fork,
   identities,
@@ -203,6 +204,16 @@ describe("SessionPool interruption", () => {
         yield* settle
         assert.deepStrictEqual(seen, [true])
         assert.deepStrictEqual(upstream.gone, ["a1"])
+      }))
+
+    it.effect("does not touch the calls of others on its session", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream()
+        const pool = yield* openPool({ connect: upstream.connect })
+        const calls = yield* Effect.forEach([a, a], (identity) => fork(pool.withSession(identity, call)))
+        yield* Fiber.interrupt(calls[0]!)
+        yield* TestClock.adjust(1_000)
+        assert.deepStrictEqual(calls.map(outcome), ["Interrupt", "success"])
       }))
   })
 

@@ -10,22 +10,27 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Scheduler from "effect/Scheduler"
+import * as Schema from "effect/Schema"
 import * as TestClock from "effect/testing/TestClock"
+import { SessionPoolError } from "effect-mcp-sessions"
 import {
   a,
   b,
   c,
+  call,
   d,
   fork,
   identities,
   lease,
   makeUpstream,
   openPool,
+  openWith,
   outcome,
   type Pool,
   type PoolOptions,
   record,
   Refused,
+  refuseFirst,
   settle,
   type TestSession,
   visit
@@ -60,13 +65,13 @@ describe("SessionPool invariants", () => {
           const upstream = makeUpstream()
           const pool = yield* openPool({ connect: upstream.connect, ...options })
           const gate = yield* Deferred.make<void>()
-          const call = yield* fork(pool.withSession(a, (session) => Effect.as(Deferred.await(gate), session)))
+          const caller = yield* fork(pool.withSession(a, (session) => Effect.as(Deferred.await(gate), session)))
           yield* end(pool, upstream.sessions[0]!)
           yield* settle
           assert.isTrue(upstream.sessions[0]!.isOpen)
           assert.notInclude(upstream.closed, "a1")
           yield* Deferred.succeed(gate, undefined)
-          assert.strictEqual((yield* Fiber.join(call)).name, "a1")
+          assert.strictEqual((yield* Fiber.join(caller)).name, "a1")
         }))
 
       it.effect(`a session that is ${how} closes when the last of several leases ends, not before`, () =>
@@ -115,6 +120,29 @@ describe("SessionPool invariants", () => {
         )
         yield* TestClock.adjust("10 seconds")
         for (const caller of callers) assert.isTrue(yield* Fiber.join(caller))
+      }))
+
+    it.effect("not by an eviction: the other identity waits its turn", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream()
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+        const calls = yield* Effect.forEach([a, b], (identity) => fork(pool.withSession(identity, call)))
+        yield* TestClock.adjust(2_000)
+        assert.deepStrictEqual(calls.map(outcome), ["success", "success"])
+        assert.strictEqual(upstream.peak, 1)
+      }))
+
+    it.effect("not by the idle sweep, an eviction or another identity's failed open", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({
+          dial: ({ identity }) => identity.key === "c" ? Effect.fail(new Refused({ why: "down" })) : Effect.void
+        })
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 2, idleTimeToLive: 10 })
+        const running = yield* fork(pool.withSession(a, call))
+        yield* visit(pool, b)
+        yield* Effect.flip(visit(pool, c))
+        yield* TestClock.adjust(1_000)
+        assert.strictEqual(outcome(running), "success")
       }))
   })
 
@@ -270,6 +298,38 @@ describe("SessionPool invariants", () => {
         yield* TestClock.adjust(100)
         assert.deepStrictEqual(callers.slice(0, 2).map(outcome), ["Refused", "Refused"])
       }))
+
+    it.effect("100 concurrent calls at capacity 10 are 100 successes: none has a session that is doomed", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream()
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 10 })
+        const calls = yield* Effect.forEach(identities(100), (identity) => fork(pool.withSession(identity, call)))
+        yield* TestClock.adjust(10_000)
+        assert.deepStrictEqual(new Set(calls.map(outcome)), new Set(["success"]))
+        assert.strictEqual(upstream.peak, 10)
+      }))
+
+    it.effect("a thousand identities open and close no more than capacity at once, also when both are slow", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ dial: () => Effect.sleep(5), hangUp: () => Effect.sleep(20) })
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 10 })
+        const calls = yield* Effect.forEach(identities(1_000), (identity) => fork(visit(pool, identity)))
+        yield* TestClock.adjust("29 seconds")
+        assert.deepStrictEqual(new Set(calls.map(outcome)), new Set(["success"]))
+        assert.isAtMost(upstream.peak, 10)
+        assert.isAtMost(upstream.peakClosing, 10)
+      }))
+
+    it.effect("thousands of hung opens stay within capacity, and are seen", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ dial: () => Effect.never })
+        const pool = yield* openPool({ connect: upstream.connect, acquireTimeout: 1_000 })
+        const callers = yield* Effect.forEach(identities(2_000), (identity) => fork(visit(pool, identity)))
+        assert.deepInclude(yield* pool.stats, { opening: 10, waiting: 1_990 })
+        yield* TestClock.adjust(1_000)
+        assert.strictEqual(callers.filter((caller) => outcome(caller) === "PoolExhausted").length, 1_990)
+        assert.strictEqual(upstream.connects, 10)
+      }))
   })
 
   describe("4. Closed once", () => {
@@ -355,6 +415,37 @@ describe("SessionPool invariants", () => {
         yield* settle
         assert.deepStrictEqual(log, ["socket"])
         assert.strictEqual((yield* pool.stats).closeFailures, 1)
+      }))
+
+    it.effect("all sessions at shutdown, though the close of one fails", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({
+          hangUp: ({ name }) => name === "a1" ? Effect.die("close failed") : Effect.void
+        })
+        const pool = yield* openPool({ connect: upstream.connect })
+        for (const identity of [a, b, c]) yield* visit(pool, identity)
+        yield* pool.close
+        assert.sameMembers(upstream.closed, ["a1", "b1", "c1"])
+        assert.sameMembers(upstream.gone, ["b1", "c1"])
+      }))
+
+    it.effect("whatever a busy pool of expiring, dying and evicted sessions has opened", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ dial: ({ name }) => name.length % 2 === 0 ? Effect.sleep(7) : Effect.void })
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 3, idleTimeToLive: 10, maxLifetime: 40 })
+        const callers = yield* Effect.forEach(
+          identities(30),
+          (identity, i) =>
+            fork(Effect.delay(
+              pool.withSession(identity, ({ handle }) => i % 3 === 0 ? handle.retire("died") : Effect.sleep(i)),
+              i * 3
+            ))
+        )
+        yield* TestClock.adjust("10 seconds")
+        assert.deepStrictEqual(new Set(callers.map(outcome)), new Set(["success"]))
+        assert.strictEqual(upstream.opened.length, 30)
+        assert.sameMembers(upstream.gone, upstream.opened)
+        assert.deepInclude(yield* pool.stats, { size: 0, opening: 0, draining: 0, closing: 0 })
       }))
   })
 
@@ -648,6 +739,15 @@ describe("SessionPool invariants", () => {
         yield* settle
         assert.strictEqual(lines.at(-1), "Closed a: invalidated")
       }))
+
+    it.effect("callers with a clock of their own wait by that of the pool", () =>
+      Effect.gen(function*() {
+        const { pool } = yield* openWith(() => ({}), { capacity: 1, acquireTimeout: 50 })
+        yield* pool.get(a)
+        const caller = yield* fork(TestClock.withLive(visit(pool, b)))
+        yield* TestClock.adjust(50)
+        assert.strictEqual(outcome(caller), "PoolExhausted")
+      }))
   })
 
   describe("9. Errors are typed", () => {
@@ -677,6 +777,24 @@ describe("SessionPool invariants", () => {
         }
       }))
 
+    it.effect("each error names the operation that failed, also where one open was joined by both", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ dial: () => Effect.never })
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 1, acquireTimeout: 0 })
+        const get = (identity: typeof a) => Effect.flip(visit(pool, identity))
+        const use = (identity: typeof a) => Effect.flip(pool.withSession(identity, () => Effect.void))
+        const [getting, using] = [yield* fork(get(a)), yield* fork(use(a))]
+        const exhausted = [yield* get(b), yield* use(b)]
+        yield* TestClock.adjust("30 seconds")
+        const late = [yield* Fiber.join(getting), yield* Fiber.join(using)]
+        yield* pool.close
+        const closed = [yield* get(a), yield* use(a)]
+        for (const errors of [exhausted, late, closed]) {
+          const methods = errors.map((error) => error._tag === "Refused" ? undefined : error.method)
+          assert.deepStrictEqual(methods, ["get", "withSession"])
+        }
+      }))
+
     it.effect("what a get is interrupted by is never the pool's doing", () =>
       Effect.gen(function*() {
         const upstream = makeUpstream({ dial: () => Effect.sleep(10) })
@@ -691,6 +809,41 @@ describe("SessionPool invariants", () => {
         for (const caller of callers) {
           const exit = yield* Fiber.join(caller)
           if (Exit.isFailure(exit)) assert.isFalse(Cause.hasInterrupts(exit.cause) || Cause.hasDies(exit.cause))
+        }
+      }))
+
+    it.effect("errors are told apart by their tag, and those of connect come unwrapped", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ dial: refuseFirst(1) })
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 1, acquireTimeout: 0 })
+        const why = yield* visit(pool, a).pipe(
+          Effect.catchTag("Refused", (error) => Effect.succeed(error.why))
+        )
+        assert.strictEqual(why, "a1")
+        yield* pool.get(a)
+        const capacity = yield* visit(pool, b).pipe(
+          Effect.catchTag("PoolExhausted", (error) => Effect.succeed(error.capacity))
+        )
+        assert.strictEqual(capacity, 1)
+      }))
+
+    it.effect("errors survive a wire: they encode and decode by their schema", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ dial: () => Effect.never })
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 1, acquireTimeout: 0 })
+        const hanging = yield* fork(visit(pool, a))
+        const exhausted = yield* Effect.flip(visit(pool, b))
+        yield* TestClock.adjust("30 seconds")
+        const timeout = yield* Effect.flip(Fiber.join(hanging))
+        yield* pool.close
+        const closed = yield* Effect.flip(visit(pool, a))
+        const codec = Schema.toCodecJson(SessionPoolError)
+        for (const error of [exhausted, timeout, closed]) {
+          if (error._tag === "Refused") return assert.fail("not an error of the pool")
+          const json = JSON.parse(JSON.stringify(yield* Schema.encodeEffect(codec)(error)))
+          const decoded = yield* Schema.decodeUnknownEffect(codec)(json)
+          assert.strictEqual(decoded._tag, error._tag)
+          assert.strictEqual(decoded.message, error.message)
         }
       }))
   })
@@ -760,6 +913,44 @@ describe("SessionPool invariants", () => {
         yield* pool.invalidate(c)
         const caller = yield* fork(visit(pool, a))
         assert.strictEqual(outcome(caller), "success", "without a single step of time")
+      }))
+
+    it.effect("a get does not fail because its expired session fails to close", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ hangUp: () => Effect.die("close failed") })
+        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: 100 })
+        yield* visit(pool, a)
+        yield* TestClock.adjust(101)
+        assert.strictEqual((yield* visit(pool, a)).name, "a2")
+        assert.strictEqual((yield* pool.stats).closeFailures, 1)
+      }))
+
+    it.effect("a get does not fail because the session that made room for it fails to close", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ hangUp: () => Effect.die("close failed") })
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+        yield* visit(pool, a)
+        assert.strictEqual((yield* visit(pool, b)).name, "b1")
+      }))
+
+    it.effect("a get does not wait for the close of the session that made room for it", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ hangUp: () => Effect.never })
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+        yield* visit(pool, a)
+        assert.strictEqual(outcome(yield* fork(visit(pool, b))), "success", "without a single step of time")
+      }))
+
+    it.effect("a get does not wait for closes that never settle", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ hangUp: () => Effect.never })
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 2 })
+        for (let i = 0; i < 2; i++) {
+          yield* visit(pool, a)
+          yield* pool.invalidate(a)
+        }
+        const caller = yield* fork(lease(pool, a))
+        assert.strictEqual(outcome(caller), "success")
       }))
   })
 
@@ -858,5 +1049,43 @@ describe("SessionPool invariants", () => {
       yield* settle
       assert.strictEqual(upstream.gone.length, 10_000)
       assert.deepInclude(yield* pool.stats, { size: 0, closing: 0, draining: 0 })
+    }))
+
+  it.effect("hold for ten thousand that wait for opens that all fail at once: the stack stays flat", () =>
+    Effect.gen(function*() {
+      const { pool, upstream } = yield* openWith(() => ({
+        dial: ({ identity }) => identity.key === "a" ? Effect.void : Effect.fail(new Refused({ why: "no" }))
+      }), { capacity: 1, acquireTimeout: "1 hour" })
+      const held = yield* lease(pool, a)
+      const callers = yield* Effect.forEach(identities(10_000), (identity) => fork(visit(pool, identity)))
+      yield* held.release
+      yield* settle
+      assert.deepStrictEqual(new Set(callers.map(outcome)), new Set(["Refused"]))
+      assert.strictEqual(upstream.connects, 10_001)
+    }))
+
+  it.effect("hold for ten thousand that wait for opens that end in their callers' own leases: the stack stays flat", () =>
+    Effect.gen(function*() {
+      const { pool } = yield* openWith(() => ({}), { capacity: 1, acquireTimeout: "1 hour" })
+      const held = yield* lease(pool, a)
+      const callers = yield* Effect.forEach(
+        identities(10_000),
+        (identity) => fork(pool.withSession(identity, ({ handle }) => handle.retire("died")))
+      )
+      yield* held.release
+      yield* settle
+      assert.deepStrictEqual(new Set(callers.map(outcome)), new Set(["success"]))
+    }))
+
+  it.effect("hold for ten thousand that join one open: the stack stays flat", () =>
+    Effect.gen(function*() {
+      const { pool, upstream } = yield* openWith(() => ({ dial: () => Effect.sleep(1) }))
+      const callers = yield* Effect.forEach(
+        Array.from({ length: 10_000 }),
+        () => fork(pool.withSession(a, () => Effect.void))
+      )
+      yield* TestClock.adjust(1)
+      assert.deepStrictEqual(new Set(callers.map(outcome)), new Set(["success"]))
+      assert.strictEqual(upstream.connects, 1)
     }))
 })

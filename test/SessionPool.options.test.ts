@@ -1,6 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -8,15 +9,19 @@ import * as Layer from "effect/Layer"
 import * as Random from "effect/Random"
 import * as TestClock from "effect/testing/TestClock"
 import { InvalidOptions } from "effect-mcp-sessions/InvalidOptions"
+import { PoolExhausted } from "effect-mcp-sessions/SessionPoolError"
 import {
   a,
   b,
   c,
+  call,
+  d,
   fork,
   identities,
   lease,
   makeUpstream,
   openPool,
+  openWith,
   outcome,
   Pool,
   type PoolOptions,
@@ -26,6 +31,8 @@ import {
   settle,
   visit
 } from "./support/pool.ts"
+
+class ForCheck extends Context.Service<ForCheck, { readonly is: true }>()("test/ForCheck") {}
 
 /** A pool whose check does what `check` says the nth time it is asked. */
 const checked = (options: {
@@ -195,6 +202,54 @@ describe("SessionPool options", () => {
         assert.deepStrictEqual(upstream.closed, [])
         assert.strictEqual((yield* visit(pool, a)).name, "a1")
       }))
+
+    it.effect("does not end a session in use, however long the call takes", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream()
+        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: 100 })
+        const first = yield* fork(pool.withSession(a, call))
+        yield* TestClock.adjust(500)
+        const second = yield* fork(pool.withSession(a, call))
+        yield* TestClock.adjust(1_000)
+        assert.deepStrictEqual([first, second].map(outcome), ["success", "success"])
+        assert.strictEqual(upstream.connects, 1)
+      }))
+
+    it.effect("closes expired sessions on time, not when their key returns", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream()
+        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: 100 })
+        yield* visit(pool, a)
+        yield* visit(pool, b)
+        yield* TestClock.adjust(101)
+        assert.deepStrictEqual(upstream.closed, ["a1", "b1"])
+        assert.strictEqual((yield* pool.stats).size, 0)
+      }))
+
+    it.effect("opens one new session for two gets of an expired one, whose close is slow", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ hangUp: () => Effect.sleep(500) })
+        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: 100 })
+        yield* visit(pool, a)
+        yield* TestClock.adjust(101)
+        const leases = yield* Effect.forEach([a, a], (identity) => lease(pool, identity))
+        assert.deepStrictEqual(leases.map(({ session }) => session.name), ["a2", "a2"])
+        const closing = yield* fork(pool.close)
+        yield* TestClock.adjust(1_000)
+        yield* Fiber.join(closing)
+        assert.sameMembers(upstream.gone, ["a1", "a2"])
+      }))
+
+    it.effect("counts from the end of the call, not from its start", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream()
+        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: 500 })
+        yield* fork(pool.withSession(a, call))
+        yield* TestClock.adjust(1_500)
+        assert.deepStrictEqual(upstream.closed, [])
+        yield* TestClock.adjust(1)
+        assert.deepStrictEqual(upstream.closed, ["a1"])
+      }))
   })
 
   describe("maxLifetime", () => {
@@ -292,6 +347,22 @@ describe("SessionPool options", () => {
         }
         assert.strictEqual(times[0], times[1])
       }))
+
+    it.effect("of a session that is gone does not end its successor's", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream()
+        const pool = yield* openPool({
+          connect: upstream.connect,
+          maxLifetime: 1_000,
+          idleTimeToLive: Duration.infinity
+        })
+        yield* visit(pool, a)
+        yield* TestClock.adjust(900)
+        yield* pool.invalidate(a)
+        yield* visit(pool, a)
+        yield* TestClock.adjust(900)
+        assert.deepStrictEqual(upstream.closed, ["a1"])
+      }))
   })
 
   describe("connectTimeout", () => {
@@ -333,6 +404,17 @@ describe("SessionPool options", () => {
         yield* TestClock.adjust("1 hour")
         assert.isTrue((yield* Fiber.join(caller)).session.isOpen)
       }))
+
+    it.effect("ends an open that hangs for all its callers, and the next get tries again", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ dial: ({ name }) => name === "a1" ? Effect.never : Effect.void })
+        const pool = yield* openPool({ connect: upstream.connect })
+        const callers = yield* Effect.forEach(Array.from({ length: 5 }), () => fork(visit(pool, a)))
+        assert.deepInclude(yield* pool.stats, { opening: 1, hits: 4, misses: 1 })
+        yield* TestClock.adjust("30 seconds")
+        assert.deepStrictEqual(new Set(callers.map(outcome)), new Set(["ConnectTimeout"]))
+        assert.strictEqual((yield* visit(pool, a)).name, "a2")
+      }))
   })
 
   describe("acquireTimeout", () => {
@@ -366,6 +448,41 @@ describe("SessionPool options", () => {
         if (error._tag === "PoolExhausted") assert.strictEqual(Duration.toMillis(error.waited), 0)
         yield* release
         assert.strictEqual((yield* visit(pool, b)).name, "b1")
+      }))
+
+    it.effect("tells a caller that waits for its own leases how many it holds", () =>
+      Effect.gen(function*() {
+        const pool = yield* openPool({ connect: makeUpstream().connect, capacity: 1, acquireTimeout: 1_000 })
+        const nested = pool.withSession(a, () =>
+          Effect.andThen(pool.invalidate(a), pool.withSession(a, () => Effect.void)))
+        const caller = yield* fork(Effect.flip(nested))
+        yield* TestClock.adjust(1_000)
+        const error = yield* Fiber.join(caller)
+        yield* lease(pool, a)
+        const other = yield* fork(Effect.flip(visit(pool, b)))
+        yield* TestClock.adjust(1_000)
+        const others = yield* Fiber.join(other)
+        assert.instanceOf(error, PoolExhausted)
+        assert.instanceOf(others, PoolExhausted)
+        assert.deepStrictEqual([error.held, error.method], [1, "withSession"])
+        assert.include(error.message, "holds a lease")
+        assert.deepStrictEqual([others.held, others.method], [0, "get"])
+        assert.notInclude(others.message, "holds")
+      }))
+
+    it.effect("counts the caller's leases of every kind, and none that has ended", () =>
+      Effect.gen(function*() {
+        const pool = yield* openPool({ connect: makeUpstream().connect, capacity: 2, acquireTimeout: 0 })
+        const exhausted = Effect.map(Effect.flip(visit(pool, d)), (error) =>
+          error instanceof PoolExhausted ? error.held : error)
+        const held = yield* lease(pool, a)
+        yield* lease(pool, a)
+        yield* pool.withSession(b, () =>
+          Effect.map(exhausted, (leases) => assert.strictEqual(leases, 3)))
+        const others = yield* fork(pool.withSession(b, () => Effect.never))
+        yield* held.release
+        assert.strictEqual(yield* exhausted, 1)
+        yield* Fiber.interrupt(others)
       }))
 
     it.effect("does not count the time that the open takes", () =>
@@ -604,6 +721,94 @@ describe("SessionPool options", () => {
           Effect.provide(layer)
         )
       }))
+
+    it.effect("finds out that a session is dead where its connector does not say so", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream()
+        const dead = new Set<string>()
+        const pool = yield* openPool({
+          connect: upstream.connect,
+          checkAfter: 100,
+          check: ({ name }) => dead.has(name) ? Effect.fail("Not connected") : Effect.void
+        })
+        const first = yield* visit(pool, a)
+        yield* first.handle.retire("died")
+        assert.strictEqual((yield* visit(pool, a)).name, "a2")
+        dead.add("a2")
+        yield* TestClock.adjust(100)
+        assert.strictEqual((yield* visit(pool, a)).name, "a3")
+        assert.deepStrictEqual(upstream.closed, ["a1", "a2"])
+      }))
+
+    it.effect("has failed whatever it fails or dies with", () =>
+      Effect.gen(function*() {
+        for (const failure of [Effect.fail("odd"), Effect.die({ odd: true }), Effect.fail(undefined)]) {
+          const upstream = makeUpstream()
+          const pool = yield* openPool({ connect: upstream.connect, check: () => failure, checkAfter: 0 })
+          yield* visit(pool, a)
+          assert.strictEqual((yield* visit(pool, a)).name, "a2")
+          assert.deepStrictEqual(upstream.closed, ["a1"])
+        }
+      }))
+
+    it.effect("may invalidate what it checks: it goes on, and the session ends after it", () =>
+      Effect.gen(function*() {
+        const { pool, upstream } = yield* openWith((self) => ({
+          check: ({ identity, isOpen }) =>
+            Effect.flatMap(
+              self,
+              (inner) => Effect.andThen(inner.invalidate(identity), isOpen ? Effect.void : Effect.fail("closed"))
+            )
+        }), { checkAfter: 0 })
+        yield* visit(pool, a)
+        const held = yield* lease(pool, a)
+        assert.isTrue(held.session.isOpen)
+        yield* held.release
+        yield* settle
+        assert.deepStrictEqual(upstream.gone.slice(0, 1), ["a1"])
+      }))
+
+    it.effect("that gets the session it checks shares its own lease", () =>
+      Effect.gen(function*() {
+        const { pool } = yield* openWith((self) => ({
+          check: ({ identity }) => Effect.flatMap(self, (inner) => inner.get(identity))
+        }), { checkAfter: 0, checkTimeout: 100 })
+        yield* visit(pool, a)
+        const caller = yield* fork(lease(pool, a))
+        yield* TestClock.adjust(100)
+        assert.strictEqual(outcome(caller), "success", "it ends with checkTimeout at the latest")
+        assert.strictEqual((yield* pool.stats).leased, 1)
+      }))
+
+    it.effect("does not hand out a session that dies while it is checked, although the check passes", () =>
+      Effect.gen(function*() {
+        const pool = yield* openPool({
+          connect: makeUpstream().connect,
+          check: () => Effect.sleep(50),
+          checkAfter: 0
+        })
+        const { handle } = yield* visit(pool, a)
+        const visiting = yield* fork(visit(pool, a))
+        yield* TestClock.adjust(10)
+        yield* handle.retire("died")
+        yield* TestClock.adjust(50)
+        assert.strictEqual((yield* Fiber.join(visiting)).name, "a2")
+      }))
+
+    it.effect("may need other services than connect", () =>
+      Effect.gen(function*() {
+        const service = yield* Pool
+        yield* visit(service, a)
+        assert.strictEqual((yield* visit(service, a)).name, "a1")
+      }).pipe(
+        Effect.provide(
+          Pool.layer({
+            connect: makeUpstream().connect,
+            check: () => ForCheck.use(() => Effect.void),
+            checkAfter: 0
+          }).pipe(Layer.provide(Layer.succeed(ForCheck, { is: true })))
+        )
+      ))
   })
 
   describe("failureTimeToLive", () => {
@@ -661,6 +866,27 @@ describe("SessionPool options", () => {
         const upstream = makeUpstream({ dial: ({ name }) => name === "a1" ? Effect.never : Effect.void })
         const pool = yield* openPool({ connect: upstream.connect, failureTimeToLive: "1 hour" })
         yield* Fiber.interrupt(yield* fork(visit(pool, a)))
+        assert.strictEqual((yield* visit(pool, a)).name, "a2")
+      }))
+
+    it.effect("of 0, the default, remembers no failure", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ dial: refuseFirst(2) })
+        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: "1 hour" })
+        yield* Effect.flip(visit(pool, a))
+        yield* Effect.flip(visit(pool, a))
+        assert.strictEqual((yield* visit(pool, a)).name, "a3")
+      }))
+
+    it.effect("does not remember the failure of an open that was invalidated", () =>
+      Effect.gen(function*() {
+        const fail = yield* Deferred.make<never, Refused>()
+        const upstream = makeUpstream({ dial: ({ name }) => name === "a1" ? Deferred.await(fail) : Effect.void })
+        const pool = yield* openPool({ connect: upstream.connect, failureTimeToLive: Duration.infinity })
+        const visiting = yield* fork(Effect.flip(visit(pool, a)))
+        assert.isTrue(yield* pool.invalidate(a))
+        yield* Deferred.fail(fail, new Refused({ why: "the old configuration" }))
+        assert.strictEqual((yield* Fiber.join(visiting))._tag, "Refused")
         assert.strictEqual((yield* visit(pool, a)).name, "a2")
       }))
   })

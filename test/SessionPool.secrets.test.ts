@@ -270,4 +270,13 @@ describe("SessionPool secrets", () => {
       assertClean(yield* witness.everything, token)
       assert.notStrictEqual(first.key, (yield* resolved(`Bearer ${token}x`)).key)
     }))
+
+  it.effect("do not escape in stats and entries", () =>
+    Effect.gen(function*() {
+      const pool = yield* openPool({ connect: makeUpstream().connect })
+      yield* visit(pool, Identity.fromKey("a", { credentials: Credentials.bearer("sk-live-SECRET") }))
+      const seen = JSON.stringify([yield* pool.stats, yield* pool.entries])
+      assert.notInclude(seen, "SECRET")
+      assert.notInclude(seen, Buffer.from("sk-live-SECRET").toString("base64").slice(0, 16))
+    }))
 })

@@ -14,18 +14,22 @@ import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
 import * as TestClock from "effect/testing/TestClock"
 import { Credentials, Identity, SessionPool, type SessionPoolEvent } from "effect-mcp-sessions"
+import * as Sent from "../src/internal/sent.ts"
 import {
   a,
   b,
   c,
+  call,
   d,
   fork,
   identities,
   lease,
   makeUpstream,
   openPool,
+  openWith,
   outcome,
   Pool,
+  type PoolOptions,
   record,
   Refused,
   refuseFirst,
@@ -35,6 +39,9 @@ import {
 } from "./support/pool.ts"
 
 const withToken = (key: string, token: string) => Identity.fromKey(key, { credentials: Credentials.bearer(token) })
+
+const until = (token: string, expiresAt: number) =>
+  Identity.fromKey("a", { credentials: Credentials.bearer(token, { expiresAt }) })
 
 const tokenOf = (credentials: Option.Option<Credentials>) =>
   Option.getOrUndefined(Option.map(credentials, ({ token }) => Redacted.value(token)))
@@ -300,6 +307,20 @@ describe("SessionPool", () => {
         const stats = yield* pool.stats
         assert.deepStrictEqual([stats.opening, stats.draining, stats.size], [0, 0, 0])
       }))
+
+    it.effect("opens a session for each of two identities with the same credentials", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream()
+        const pool = yield* openPool({ connect: upstream.connect })
+        const credentials = Credentials.bearer("the company's")
+        const [alice, bob] = [Identity.fromKey("alice", { credentials }), Identity.fromKey("bob", { credentials })]
+        const calls = yield* Effect.forEach([alice, bob], (identity) => fork(pool.withSession(identity, call)))
+        yield* Fiber.interrupt(calls[0]!)
+        yield* pool.invalidate(alice)
+        yield* TestClock.adjust(1_000)
+        assert.deepStrictEqual(calls.map(outcome), ["Interrupt", "success"])
+        assert.deepStrictEqual(upstream.opened, ["alice1", "bob1"])
+      }))
   })
 
   describe("withSession", () => {
@@ -489,6 +510,35 @@ describe("SessionPool", () => {
         yield* held.release
         assert.strictEqual((yield* Fiber.join(waiter)).name, "b1")
       }))
+
+    it.effect("knows an identity at an upstream by that key alone", () =>
+      Effect.gen(function*() {
+        const pool = yield* openPool({ connect: makeUpstream().connect })
+        const { lines } = yield* record(pool)
+        yield* visit(pool, a.at("weather"))
+        assert.isFalse(yield* pool.invalidate(a))
+        assert.isFalse(yield* pool.invalidate(Identity.fromKey("weather/a")))
+        assert.isTrue(yield* pool.invalidate(Identity.fromKey("a").at("weather")))
+        yield* settle
+        assert.deepStrictEqual(lines, [
+          "Opened ~weather/a",
+          "Retired ~weather/a: invalidated",
+          "Closed ~weather/a: invalidated"
+        ])
+      }))
+
+    it.effect("by a call of its own session lets it get another", () =>
+      Effect.gen(function*() {
+        const { pool, upstream } = yield* openWith(() => ({}))
+        const names = yield* pool.withSession(a, (old) =>
+          Effect.andThen(
+            pool.invalidate(a),
+            pool.withSession(a, (fresh) => Effect.sync(() => [old.name, old.isOpen, fresh.name]))
+          ))
+        assert.deepStrictEqual(names, ["a1", true, "a2"])
+        yield* settle
+        assert.deepStrictEqual(upstream.gone, ["a1"])
+      }))
   })
 
   describe("invalidateWhere", () => {
@@ -541,6 +591,21 @@ describe("SessionPool", () => {
         }))
         assert.deepStrictEqual(exit, Exit.die(bug))
         assert.strictEqual((yield* pool.stats).size, 2)
+      }))
+
+    it.effect("asks its predicate once for each session, however odd its answers", () =>
+      Effect.gen(function*() {
+        const { pool } = yield* openWith(() => ({}))
+        for (const identity of [a, b, c]) yield* visit(pool, identity)
+        const asked: Array<string> = []
+        assert.strictEqual(
+          yield* pool.invalidateWhere(({ key }) => {
+            asked.push(key)
+            return key !== "b"
+          }),
+          2
+        )
+        assert.sameMembers(asked, ["a", "b", "c"])
       }))
   })
 
@@ -635,6 +700,36 @@ describe("SessionPool", () => {
         const before = yield* pool.stats
         yield* visit(pool, a)
         assert.deepStrictEqual([before.size, before.misses, before.keys.length], [0, 0, 0])
+      }))
+
+    it.effect("count a get that finds an unhealthy session once", () =>
+      Effect.gen(function*() {
+        const { connect } = makeUpstream()
+        const pool = yield* openPool({ connect, check: () => Effect.fail("unwell"), checkAfter: 0 })
+        yield* visit(pool, a)
+        yield* visit(pool, a)
+        const { hits, misses } = yield* pool.stats
+        assert.deepStrictEqual([hits, misses], [0, 2])
+      }))
+
+    it.effect("count a session that its server has forgotten as a hit, also when its call is run again elsewhere", () =>
+      Effect.gen(function*() {
+        const expired = { _tag: "McpSessionError", reason: { _tag: "SessionExpired" } } as const
+        const sent = Sent.make()
+        sent.expirations.add(expired)
+        const { connect } = makeUpstream()
+        const pool = yield* openPool({
+          connect: (identity, handle) =>
+            Effect.map(connect(identity, handle), (session) => ({ ...session, [Sent.TypeId]: sent }))
+        })
+        yield* visit(pool, a)
+        const answer = yield* pool.withSession(
+          a,
+          ({ name }) => name === "a1" ? Effect.fail(expired) : Effect.succeed(name)
+        )
+        assert.strictEqual(answer, "a2")
+        const { hits, misses, retirements } = yield* pool.stats
+        assert.deepStrictEqual([hits, misses, retirements], [1, 1, 1])
       }))
   })
 
@@ -834,8 +929,40 @@ describe("SessionPool", () => {
         yield* Deferred.succeed(gate, undefined)
         yield* settle
         assert.strictEqual(read.at(-1), "k2999", "the newest is there")
-        assert.isBelow(read.length, 9_000, "not all are kept")
+        assert.isAtMost(read.length, 1_024 + 3, "what waits, and what the reader had taken before")
         assert.isTrue(new Set(read).size < 3_000, "the oldest are lost")
+        assert.strictEqual((yield* pool.stats).eventsLost, 9_000 - read.length)
+      }))
+
+    it.effect("are counted one by one, also those of one step", () =>
+      Effect.gen(function*() {
+        const pool = yield* openPool({ connect: makeUpstream().connect, capacity: 3_000 })
+        for (const identity of identities(3_000)) yield* visit(pool, identity)
+        const gate = yield* Deferred.make<void>()
+        const read: Array<string> = []
+        yield* Effect.forkScoped(
+          Stream.runForEach(pool.events, (event) =>
+            Effect.andThen(Effect.sync(() => void read.push(event._tag)), Deferred.await(gate))),
+          { startImmediately: true }
+        )
+        yield* pool.invalidateWhere(() =>
+          true
+        )
+        yield* settle
+        yield* Deferred.succeed(gate, undefined)
+        yield* settle
+        assert.strictEqual(read.length, 1_024)
+        assert.strictEqual(read.at(-1), "Closed")
+        assert.strictEqual((yield* pool.stats).eventsLost, 6_000 - 1_024)
+      }))
+
+    it.effect("are not kept for anybody when nobody reads, and lost to nobody", () =>
+      Effect.gen(function*() {
+        const pool = yield* openPool({ connect: makeUpstream().connect, capacity: 3_000 })
+        const { reader } = yield* record(pool)
+        yield* Fiber.interrupt(reader)
+        for (const identity of identities(3_000)) yield* visit(pool, identity)
+        assert.strictEqual((yield* pool.stats).eventsLost, 0)
       }))
 
     it.effect("of a reader that dies slow nobody", () =>
@@ -989,6 +1116,33 @@ describe("SessionPool", () => {
         yield* handle.retire("died")
         assert.deepStrictEqual(upstream.gone, ["a1"])
       }))
+
+    it.effect("of a session that has expired and is closing does not touch its successor", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ hangUp: ({ name }) => name === "a1" ? Effect.sleep(500) : Effect.void })
+        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: 100 })
+        const first = yield* visit(pool, a)
+        yield* TestClock.adjust(101)
+        const second = yield* lease(pool, a)
+        yield* TestClock.adjust(500)
+        yield* first.handle.retire("died")
+        assert.deepStrictEqual(upstream.gone, ["a1"])
+        assert.isTrue(second.session.isOpen)
+        assert.strictEqual(yield* visit(pool, a), second.session)
+      }))
+
+    it.effect("within a call that then fails gives the next call another session", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream()
+        const pool = yield* openPool({ connect: upstream.connect })
+        const request = pool.withSession(a, ({ handle, name }) =>
+          name === "a1"
+            ? Effect.andThen(handle.retire("died"), Effect.fail(new Refused({ why: "404" })))
+            : Effect.succeed(name))
+        assert.strictEqual((yield* Effect.flip(request))._tag, "Refused")
+        assert.strictEqual(yield* request, "a2")
+        assert.deepStrictEqual(upstream.closed, ["a1"])
+      }))
   })
 
   describe("handle.credentials", () => {
@@ -1004,6 +1158,28 @@ describe("SessionPool", () => {
         assert.strictEqual(tokenOf(yield* handle.credentials), "two", "none are no newer ones")
         yield* visit(pool, withToken("b", "other"))
         assert.strictEqual(tokenOf(yield* handle.credentials), "two")
+      }))
+
+    it.effect("are not replaced by some that expire sooner, which came late", () =>
+      Effect.gen(function*() {
+        const pool = yield* openPool({ connect: makeUpstream().connect, capacity: 1 })
+        const held = yield* lease(pool, b)
+        const callers = yield* Effect.forEach(
+          [until("an hour", 3_600_000), until("a minute", 60_000)],
+          (identity) => fork(visit(pool, identity))
+        )
+        yield* held.release
+        const { handle } = yield* Fiber.join(callers[0]!)
+        assert.strictEqual(tokenOf(yield* handle.credentials), "an hour", "of those who waited for room")
+        yield* visit(pool, until("a minute", 60_000))
+        assert.strictEqual(tokenOf(yield* handle.credentials), "an hour")
+        yield* visit(pool, until("two hours", 7_200_000))
+        assert.strictEqual(tokenOf(yield* handle.credentials), "two hours")
+        yield* visit(pool, withToken("a", "silent"))
+        assert.strictEqual(tokenOf(yield* handle.credentials), "silent")
+        yield* TestClock.adjust("3 minutes")
+        yield* visit(pool, until("a minute", 60_000))
+        assert.strictEqual(tokenOf(yield* handle.credentials), "silent", "what has expired is no news")
       }))
 
     it.effect("are none where none were presented", () =>
@@ -1150,6 +1326,173 @@ describe("SessionPool", () => {
         yield* TestClock.adjust(100)
         assert.strictEqual((yield* Fiber.join(second)).name, "a1")
         assert.strictEqual(upstream.connects, 1)
+      }))
+
+    it.effect("may return equal sessions for two identities: each is closed for its own", () =>
+      Effect.gen(function*() {
+        const closed: Array<string> = []
+        const one = { name: "one", identity: a, isOpen: true }
+        const pool = yield* openPool({
+          connect: (identity, handle) =>
+            Effect.acquireRelease(
+              Effect.succeed({ ...one, handle }),
+              () => Effect.sync(() => void closed.push(identity.key))
+            )
+        })
+        const held = yield* lease(pool, b)
+        yield* visit(pool, a)
+        yield* pool.invalidate(a)
+        yield* settle
+        assert.deepStrictEqual(closed, ["a"])
+        assert.strictEqual(yield* visit(pool, b), held.session)
+        assert.strictEqual((yield* pool.stats).size, 1)
+      }))
+
+    it.effect("may return the very same object for two identities: it counts as two sessions", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream()
+        const shared = yield* Deferred.make<TestSession>()
+        const pool = yield* openPool({
+          connect: (identity, handle) =>
+            Effect.gen(function*() {
+              const own = yield* upstream.connect(identity, handle)
+              yield* Deferred.succeed(shared, own)
+              return yield* Deferred.await(shared)
+            })
+        })
+        const first = yield* lease(pool, a)
+        const second = yield* lease(pool, b)
+        assert.strictEqual(first.session, second.session)
+        yield* pool.invalidate(b)
+        yield* second.release
+        yield* settle
+        assert.isTrue(first.session.isOpen)
+        assert.deepStrictEqual(upstream.closed, ["b1"])
+      }))
+
+    it.effect("may return any object: no class refuses it", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream()
+        const pool = yield* openPool({
+          connect: (identity, handle) =>
+            Effect.map(upstream.connect(identity, handle), (session) => Object.assign(Object.create(null), session))
+        })
+        assert.strictEqual((yield* visit(pool, a)).name, "a1")
+      }))
+
+    it.effect("may look at the pool: its own session is opening", () =>
+      Effect.gen(function*() {
+        const seen: Array<unknown> = []
+        const { pool } = yield* openWith((self) => ({
+          handshake: () =>
+            Effect.flatMap(self, ({ entries, stats }) =>
+              Effect.map(Effect.all([stats, entries]), ([{ opening, size }, { length }]) =>
+                seen.push([opening, size, length])))
+        }))
+        yield* visit(pool, a)
+        assert.deepStrictEqual(seen, [[1, 0, 0]])
+      }))
+
+    it.effect("may invalidate its own identity: who waits gets it, and nobody later", () =>
+      Effect.gen(function*() {
+        const { pool, upstream } = yield* openWith((self) => ({
+          handshake: ({ identity, name }) =>
+            name === "a1" ? Effect.flatMap(self, (inner) => inner.invalidate(identity)) : Effect.void
+        }))
+        const first = yield* lease(pool, a)
+        assert.strictEqual(first.session.name, "a1")
+        assert.isTrue(first.session.isOpen)
+        assert.strictEqual((yield* visit(pool, a)).name, "a2")
+        yield* first.release
+        yield* settle
+        assert.deepStrictEqual(upstream.gone, ["a1"])
+      }))
+
+    it.effect("that gets another identity at capacity 1 fails with PoolExhausted, and leaves nothing", () =>
+      Effect.gen(function*() {
+        const { pool } = yield* openWith((self) => ({
+          dial: ({ identity }) =>
+            identity.key === "a"
+              ? Effect.mapError(Effect.flatMap(self, (inner) => inner.get(b)), ({ _tag }) => new Refused({ why: _tag }))
+              : Effect.void
+        }), { capacity: 1, acquireTimeout: 100 })
+        const caller = yield* fork(visit(pool, a))
+        yield* TestClock.adjust(100)
+        const error = yield* Effect.flip(Fiber.join(caller))
+        assert.strictEqual(error._tag === "Refused" ? error.why : error._tag, "PoolExhausted")
+        assert.deepInclude(yield* pool.stats, { leased: 0, waiting: 0, opening: 0, draining: 0 })
+        assert.strictEqual((yield* visit(pool, b)).name, "b1")
+      }))
+
+    it.effect("of two identities that get each other end with ConnectTimeout", () =>
+      Effect.gen(function*() {
+        const { pool } = yield* openWith((self) => ({
+          dial: ({ identity }) => Effect.orDie(Effect.flatMap(self, (inner) => inner.get(identity.key === "a" ? b : a)))
+        }), { connectTimeout: 100 })
+        const callers = yield* Effect.forEach([a, b], (identity) => fork(visit(pool, identity)))
+        yield* TestClock.adjust(100)
+        for (const caller of callers) assert.include(["ConnectTimeout", "Die"], outcome(caller))
+        assert.deepInclude(yield* pool.stats, { leased: 0, waiting: 0, opening: 0, draining: 0 })
+      }))
+
+    it.effect("that returns no Effect is a defect at once, and says so", () =>
+      Effect.gen(function*() {
+        const pool = yield* openPool({ connect: (() => Promise.resolve({})) as unknown as PoolOptions["connect"] })
+        const exit = yield* Effect.exit(visit(pool, a))
+        assert.isTrue(Exit.hasDies(exit))
+        assert.include(String(exit), "connect must return an Effect")
+      }))
+  })
+
+  describe("a finalizer", () => {
+    it.effect("may get its own identity again: it gets the successor", () =>
+      Effect.gen(function*() {
+        const names: Array<string> = []
+        const { pool, upstream } = yield* openWith((self) => ({
+          hangUp: ({ identity, name }) =>
+            name === "a1"
+              ? Effect.flatMap(
+                self,
+                (inner) => Effect.map(Effect.orDie(visit(inner, identity)), (session) => names.push(session.name))
+              )
+              : Effect.void
+        }))
+        yield* visit(pool, a)
+        yield* pool.invalidate(a)
+        yield* settle
+        assert.deepStrictEqual(names, ["a2"])
+        assert.deepStrictEqual(upstream.gone, ["a1"])
+      }))
+
+    it.effect("that gets a session at shutdown is answered PoolClosed", () =>
+      Effect.gen(function*() {
+        const tags: Array<string> = []
+        const { pool, upstream } = yield* openWith((self) => ({
+          hangUp: () =>
+            Effect.flatMap(self, (inner) => Effect.map(Effect.flip(visit(inner, b)), ({ _tag }) => tags.push(_tag)))
+              .pipe(
+                Effect.ignore
+              )
+        }))
+        yield* visit(pool, a)
+        yield* pool.close
+        assert.deepStrictEqual(tags, ["PoolClosed"])
+        assert.deepStrictEqual(upstream.opened, ["a1"])
+      }))
+
+    it.effect("runs with the services of the pool, whoever ended the last lease", () =>
+      Effect.gen(function*() {
+        const Lamp = Context.Reference<string>("test/Lamp", { defaultValue: () => "off" })
+        const seen: Array<string> = []
+        const { pool } = yield* openWith(() => ({
+          hangUp: () => Effect.map(Lamp, (lamp) => seen.push(lamp))
+        }))
+        const held = yield* lease(pool, a)
+        yield* pool.invalidate(a)
+        yield* Effect.provideService(held.release, Lamp, "on")
+        yield* Effect.provideService(pool.withSession(b, () => pool.invalidate(b)), Lamp, "on")
+        yield* settle
+        assert.deepStrictEqual(seen, ["off", "off"])
       }))
   })
 
@@ -1332,6 +1675,99 @@ describe("SessionPool", () => {
         yield* pool.close
         yield* TestClock.adjust(100)
         assert.strictEqual(yield* Fiber.join(caller), "a1")
+      }))
+
+    it.effect("during an open leaves nothing open", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ dial: () => Effect.sleep(1_000) })
+        const pool = yield* openPool({ connect: upstream.connect })
+        const caller = yield* fork(visit(pool, a))
+        yield* pool.close
+        yield* TestClock.adjust(2_000)
+        assert.strictEqual(outcome(caller), "PoolClosed")
+        assert.deepStrictEqual(upstream.closed, upstream.opened)
+        assert.strictEqual((yield* pool.stats).size, 0)
+      }))
+
+    it.effect("is the end: no get opens a session that nobody would close", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ dial: () => Effect.sleep(1_000) })
+        const pool = yield* openPool({ connect: upstream.connect })
+        const caller = yield* fork(visit(pool, a))
+        yield* pool.close
+        const late = yield* Effect.flip(visit(pool, a))
+        assert.strictEqual(late._tag, "PoolClosed")
+        yield* TestClock.adjust("1 hour")
+        assert.strictEqual(outcome(caller), "PoolClosed")
+        assert.deepStrictEqual([upstream.connects, upstream.opened.length], [1, 0])
+      }))
+
+    it.effect("takes as long as the slowest close, not as all of them", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ hangUp: () => Effect.sleep(50) })
+        const pool = yield* openPool({ connect: upstream.connect })
+        for (const identity of identities(10)) yield* visit(pool, identity)
+        const closing = yield* fork(pool.close)
+        yield* TestClock.adjust(49)
+        assert.isUndefined(closing.pollUnsafe())
+        yield* TestClock.adjust(1)
+        assert.isDefined(closing.pollUnsafe())
+        assert.strictEqual(upstream.gone.length, 10)
+      }))
+
+    it.effect("asked for twice closes once", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ hangUp: () => Effect.sleep(50) })
+        const pool = yield* openPool({ connect: upstream.connect })
+        yield* visit(pool, a)
+        yield* fork(pool.close)
+        yield* fork(pool.close)
+        yield* TestClock.adjust(50)
+        assert.deepStrictEqual(upstream.closed, ["a1"])
+      }))
+
+    it.effect("at the end of a scope closes what was opened in it", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream()
+        yield* Effect.scoped(Effect.gen(function*() {
+          const pool = yield* openPool({ connect: upstream.connect })
+          yield* pool.get(a)
+          yield* visit(pool, b)
+        }))
+        assert.sameMembers(upstream.gone, ["a1", "b1"])
+      }))
+
+    it.effect("by a connect ends within its bounds", () =>
+      Effect.gen(function*() {
+        const { pool, upstream } = yield* openWith((self) => ({
+          handshake: () => Effect.flatMap(self, ({ close }) => close)
+        }), { closeTimeout: 100 })
+        const caller = yield* fork(visit(pool, a))
+        yield* TestClock.adjust(300)
+        assert.strictEqual(outcome(caller), "PoolClosed")
+        assert.deepStrictEqual(upstream.gone, ["a1"])
+      }))
+
+    it.effect("by a call closes its session under it, and the call goes on", () =>
+      Effect.gen(function*() {
+        const { pool, upstream } = yield* openWith(() => ({}))
+        const open = yield* pool.withSession(
+          a,
+          (session) => Effect.andThen(pool.close, Effect.sync(() => session.isOpen))
+        )
+        assert.isFalse(open)
+        assert.deepStrictEqual(upstream.gone, ["a1"])
+      }))
+
+    it.effect("ends an opening session that was retired like any other", () =>
+      Effect.gen(function*() {
+        const { pool, upstream } = yield* openWith(() => ({ handshake: () => Effect.never }))
+        const caller = yield* fork(visit(pool, a))
+        yield* pool.invalidate(a)
+        yield* pool.close
+        yield* settle
+        assert.strictEqual(outcome(caller), "PoolClosed")
+        assert.deepStrictEqual(upstream.gone, ["a1"])
       }))
   })
 

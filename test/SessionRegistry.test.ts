@@ -35,6 +35,7 @@ import {
   touch,
   used
 } from "./support/registry.ts"
+import { makeWall } from "./support/wall.ts"
 
 /** Whether the caller can still use the session. */
 const has = (registry: RegistryService, id: string, owner = alice) =>
@@ -838,6 +839,24 @@ describe("SessionRegistry", () => {
         assert.strictEqual(yield* registry.size, 0)
       }))
 
+    it.effect("is over within its bounds and a success, whatever an open ignores and a finalizer throws", () =>
+      Effect.gen(function*() {
+        const { backend, registry } = yield* start({
+          closeTimeout: 100,
+          backend: {
+            after: ({ info }) => info.owner === "alice" ? Effect.uninterruptible(Effect.sleep("1 hour")) : Effect.void,
+            close: () => Effect.die(new Error("sk-live-SECRET"))
+          }
+        })
+        yield* registry.create(bob)
+        yield* fork(Effect.exit(registry.create(alice)))
+        const closing = yield* fork(registry.close)
+        yield* TestClock.adjust(200)
+        assert.deepStrictEqual(closing.pollUnsafe(), Exit.void)
+        yield* TestClock.adjust("1 hour")
+        assert.sameMembers(backend.closed, ["alice1", "bob1"])
+      }))
+
     it.effect("ends a create in progress with RegistryClosed", () =>
       Effect.gen(function*() {
         const { backend, registry } = yield* start({ backend: { after: () => Effect.never } })
@@ -948,6 +967,69 @@ describe("SessionRegistry", () => {
           "Ended alice: shutdown",
           "Closed alice: shutdown"
         ])
+      }))
+
+    it.effect("a close that fails is logged without what its finalizer says", () =>
+      Effect.gen(function*() {
+        const written: Array<string> = []
+        const logger = Logger.make<unknown, void>(({ cause, fiber, message }) => {
+          written.push(inspect([message, Cause.pretty(cause), fiber.getRef(References.CurrentLogAnnotations)]))
+        })
+        const token = "sk-live-SECRET"
+        const rethrown = new TypeError(`Bearer ${token}\nis not accepted`)
+        rethrown.message = "the text of another error"
+        const backend = makeBackend({
+          close: ({ info }) => Effect.die(info.clientId === "throws" ? new Error(`Bearer ${token}`) : rethrown)
+        })
+        yield* Effect.gen(function*() {
+          const registry = yield* openRegistry({ open: backend.open })
+          for (const clientId of ["throws", "rethrows"]) yield* registry.create(alice, { clientId })
+          yield* registry.clear
+          yield* settle
+        }).pipe(Effect.provide(Logger.layer([logger])))
+        const text = written.join("\n")
+        assert.strictEqual(text.match(/finalizer failed/g)?.length, 2)
+        assert.match(text, /at .*SessionRegistry\.test\.ts:\d+/, "where it was thrown")
+        assert.include(text, "TypeError")
+        assert.notInclude(text, token)
+      }))
+
+    it.effect("events that a slow reader loses are counted", () =>
+      Effect.gen(function*() {
+        const { registry } = yield* start({ capacityPerOwner: 1_000 })
+        const gate = yield* Deferred.make<void>()
+        let read = 0
+        yield* Effect.forkScoped(
+          Stream.runForEach(registry.events, () => Effect.andThen(Effect.sync(() => read++), Deferred.await(gate))),
+          { startImmediately: true }
+        )
+        for (let i = 0; i < 700; i++) yield* registry.create(alice)
+        yield* registry.clear
+        yield* settle
+        yield* Deferred.succeed(gate, undefined)
+        yield* settle
+        assert.isAbove((yield* registry.stats).eventsLost, 0)
+        assert.strictEqual((yield* registry.stats).eventsLost, 2_100 - read)
+      }))
+
+    it.effect("times are those of the wall clock as it is set now, and durations are not", () =>
+      Effect.gen(function*() {
+        const wall = yield* makeWall
+        const { backend, registry } = yield* wall.on(start({ idleTimeToLive: 100 }))
+        yield* TestClock.adjust(1_000)
+        const { createdAt, id } = yield* registry.create(alice)
+        assert.strictEqual(createdAt, 1_000)
+        yield* TestClock.adjust(50)
+        yield* wall.jump(3_600_000)
+        yield* touch(registry, id, alice)
+        const info = yield* registry.peek(id, alice)
+        assert.deepStrictEqual([info.createdAt, info.lastActivityAt], [1_000, 3_601_050])
+        yield* wall.jump(-7_200_000)
+        assert.strictEqual((yield* registry.peek(id, alice)).lastActivityAt, -3_598_950)
+        yield* TestClock.adjust(100)
+        assert.deepStrictEqual(backend.closed, [])
+        yield* TestClock.adjust(1)
+        assert.deepStrictEqual(backend.closed, ["alice1"])
       }))
 
     it.effect("no id is whole in what is logged, traced or said, and what is said of it can't be used", () =>

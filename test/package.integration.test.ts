@@ -53,7 +53,7 @@ class Unpacked extends Context.Service<Unpacked, { readonly directory: string }>
     Effect.gen(function*() {
       const directory = yield* temporaryDirectory
       const copy = join(directory, "copy")
-      const absent = new Set(["node_modules", "dist", "build", ".git"].map((name) => join(root, name)))
+      const absent = new Set(["node_modules", "dist", "build", "docs", ".git"].map((name) => join(root, name)))
       cpSync(root, copy, { recursive: true, filter: (source) => !absent.has(source) })
       symlinkSync(join(root, "node_modules"), join(copy, "node_modules"))
       yield* run(copy, "npm", "pack", "--pack-destination", directory)

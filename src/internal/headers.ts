@@ -10,8 +10,8 @@ export const isHeaders = (u: unknown): boolean =>
   Headers.isHeaders(u) || (Predicate.isIterable(u) && Predicate.hasProperty(u, "get"))
 
 /**
- * All values of the header in the request, of whatever type they are, or `undefined` when there is no reading it. `name`
- * is in lower case.
+ * All values of the header in the request, of whatever type they are, or `undefined` when there is no reading it.
+ * `name` is in lower case.
  */
 export const valuesIn = (request: unknown, name: string): ReadonlyArray<unknown> | undefined => {
   // A getter, proxy or iterator that throws can't be read either

@@ -14,7 +14,7 @@ export const expiryOf = (token: string): Option.Option<number> => {
   if (token.length > maxLength) return Option.none()
   const start = token.indexOf(".") + 1
   const end = token.indexOf(".", start)
-  // A JWE has five parts, and its second is no payload
+  // A JWE has five parts, and its second is not the payload
   if (start === 0 || end === -1 || token.includes(".", end + 1)) return Option.none()
   return Option.flatMap(payloadOf(token.slice(start, end)), (payload) => {
     const millis = Predicate.hasProperty(payload, "exp") && typeof payload.exp === "number" ? payload.exp * 1000 : NaN

@@ -1,8 +1,8 @@
 /**
  * The keys that owners of sessions have, as text. A principal at an upstream is `~<upstream>/<principal>`.
  *
- * No name of an upstream has a `/` in it, and no principal's own key begins like that of one at an upstream: so the key of
- * each principal at each upstream is another, and nobody ever has to take one apart.
+ * No name of an upstream has a `/` in it, and no principal's own key begins like that of one at an upstream: so the
+ * key of each principal at each upstream is another, and nobody ever has to take one apart.
  */
 export const sessionKey = /^[\x21-\x7e]{1,256}$/
 
@@ -20,7 +20,7 @@ export const isOf = (key: string, upstream: string | undefined): boolean => {
   return key.startsWith(start) && principalKey.test(key.slice(start.length))
 }
 
-/** Why this is no key that a principal may have. */
+/** Why a principal may not have this key. */
 export const issueOf = (key: unknown): string =>
   typeof key === "string" && sessionKey.test(key)
     ? "a key that begins with \"~\", a name and \"/\" is for a principal at an upstream: call at(name) instead"

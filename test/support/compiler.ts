@@ -78,8 +78,8 @@ export interface Exported extends Named {
 
 type Generic = Node & { readonly typeParameters?: NodeArray<Node> | undefined }
 
-// Unique symbols, type ids, and what each class has
-const isHidden = ({ name }: Symbol) => name.startsWith("__@") || name.startsWith("~") || name === "prototype"
+// Unique symbols and private fields, type ids, and what each class has
+const isHidden = ({ name }: Symbol) => name.startsWith("__") || name.startsWith("~") || name === "prototype"
 
 /**
  * What a file exports. Of members those that are declared below `directory` alone: what is inherited from a package is

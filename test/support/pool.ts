@@ -3,6 +3,7 @@
  */
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -174,6 +175,19 @@ export const openPool = Effect.fnUntraced(function*(options: PoolOptions) {
   return { ...Context.get(context, Pool), close } satisfies OpenPool as OpenPool
 })
 
+/** A pool whose sessions know the pool. */
+export const openWith = Effect.fnUntraced(function*(
+  make: (self: Effect.Effect<OpenPool>) => UpstreamOptions & { readonly check?: PoolOptions["check"] },
+  options: Partial<PoolOptions> = {}
+) {
+  const self = yield* Deferred.make<OpenPool>()
+  const { check, ...upstreamOptions } = make(Deferred.await(self))
+  const upstream = makeUpstream(upstreamOptions)
+  const pool = yield* openPool({ connect: upstream.connect, check, ...options })
+  yield* Deferred.succeed(self, pool)
+  return { pool, upstream }
+})
+
 /** Builds the layer for nothing but its error. */
 export const refusal = (options: unknown): Effect.Effect<InvalidOptions | "accepted"> =>
   Effect.scoped(Layer.build(Pool.layer(options as PoolOptions))).pipe(
@@ -191,6 +205,13 @@ export const lease = Effect.fnUntraced(function*(pool: PoolService, identity: Id
   const session = yield* Scope.provide(pool.get(identity), scope)
   return { session, release: Scope.close(scope, Exit.void) } satisfies Lease as Lease
 })
+
+/** A call that takes a while, and fails as a real one would when its session is closed under it. */
+export const call = (session: TestSession): Effect.Effect<string, Refused> =>
+  Effect.flatMap(
+    Effect.sleep(1_000),
+    () => session.isOpen ? Effect.succeed("ok") : Effect.fail(new Refused({ why: "Connection closed" }))
+  )
 
 /** The session, with the lease ended already. */
 export const visit = (pool: PoolService, identity: Identity): Effect.Effect<TestSession, GetError> =>

@@ -1,5 +1,6 @@
 /**
- * One call: it has its own abort signal and its own timeout, takes progress, and fails the moment that its session ends.
+ * One call: it has its own abort signal and its own timeout, takes progress, and fails the moment that its session
+ * ends.
  */
 import type { Progress } from "@modelcontextprotocol/sdk/types.js"
 import type * as Cause from "effect/Cause"
@@ -93,8 +94,8 @@ export const make = ({ isOpen, reasonOf, server, timeout: defaultTimeout, wire }
       orElse: () => fail(method, new RequestTimeout({ requestSent: true }))
     })
 
-  // An answer that has come is not held back by who handles progress for longer than the call has time: it may have cost
-  // something. The handler is interrupted then, and nobody waits for it: it may not listen.
+  // An answer that has come is not held back by who handles progress for longer than the call has time: it may have
+  // cost something. The handler is interrupted then, and nobody waits for it: it may not listen.
   const withProgress = <A>(
     method: string,
     ask: Ask<A>,

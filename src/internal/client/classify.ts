@@ -75,8 +75,14 @@ const httpFailure = (status: number, body: string, sessionful: boolean): Failure
   return { _tag: "HttpFailure", status, requestSent: true }
 }
 
-const lostSession =
-  /no valid session|(invalid|unknown|expired|missing|no) session|session[\w -]*(not found|expired|invalid|unknown|terminated|does not exist)|no transport/i
+const lostSession = new RegExp(
+  [
+    "(no valid|invalid|unknown|expired|missing|no) session",
+    "session[\\w -]*(not found|expired|invalid|unknown|terminated|does not exist)",
+    "no transport"
+  ].join("|"),
+  "i"
+)
 
 const protocolFailure = (code: unknown, message: string, data: unknown): Failure => ({
   _tag: "ProtocolFailure",
@@ -99,19 +105,36 @@ const httpStatus = (code: unknown, message: string): number | undefined => {
   return match === null ? undefined : Number(match[1])
 }
 
-const networkCodes =
-  /^(ECONN[A-Z]+|ENOTFOUND|EAI_[A-Z]+|UND_ERR_[A-Z_]+|EPIPE|ENOENT|EACCES|EPERM|ENOTDIR|E2BIG|EHOSTUNREACH|ENETUNREACH|ETIMEDOUT|ERR_STREAM_[A-Z_]+)$/
+const codes = (...patterns: ReadonlyArray<string>) => new RegExp(`^(${patterns.join("|")})$`)
 
-const beforeSending =
-  /^(ECONNREFUSED|ENOTFOUND|EAI_[A-Z]+|UND_ERR_CONNECT_TIMEOUT|ENOENT|EACCES|EPERM|ENOTDIR|E2BIG|ERR_STREAM_DESTROYED|ERR_STREAM_WRITE_AFTER_END|ERR_TLS_.*|CERT_.*|.*SELF_SIGNED.*|UNABLE_TO_.*)$/
+// The system's, Node's streams', undici's, and of TLS: Node's, OpenSSL's, and why a certificate is not taken
+const networkCodes = codes(
+  "ECONN[A-Z]+|ENOTFOUND|EAI_[A-Z]+|EPIPE|EPROTO|ENOENT|EACCES|EPERM|ENOTDIR|E2BIG|EHOSTUNREACH|ENETUNREACH|ETIMEDOUT",
+  "ERR_STREAM_[A-Z_]+",
+  "UND_ERR_[A-Z_]+",
+  "ERR_TLS_[A-Z_]+",
+  "ERR_SSL_[A-Z0-9_]+",
+  "CERT_[A-Z_]+|[A-Z_]*SELF_SIGNED_CERT[A-Z_]*|UNABLE_TO_[A-Z_]+|HOSTNAME_MISMATCH"
+)
+
+// Of OpenSSL's errors only those of a handshake that never was
+const beforeSending = codes(
+  "ECONNREFUSED|ENOTFOUND|EAI_[A-Z]+|UND_ERR_CONNECT_TIMEOUT|ENOENT|EACCES|EPERM|ENOTDIR|E2BIG",
+  "ERR_STREAM_DESTROYED|ERR_STREAM_WRITE_AFTER_END",
+  "ERR_TLS_.*",
+  "ERR_SSL_(WRONG_VERSION_NUMBER|UNSUPPORTED_PROTOCOL|NO_PROTOCOLS_AVAILABLE)",
+  "ERR_SSL_\\w+_(ALERT_HANDSHAKE_FAILURE|ALERT_PROTOCOL_VERSION|UNRECOGNIZED_NAME)",
+  "CERT_.*|.*SELF_SIGNED_CERT.*|UNABLE_TO_.*|HOSTNAME_MISMATCH"
+)
 
 // undici says what happened in the chain of causes; the v2 SDK hides the chain's head in `data.cause`; an EventSource
 // has only its message
 const networkCode = (error: unknown, name: string, message: string): string | undefined => {
-  const isFetch = name === "TypeError" && /fetch failed|terminated/.test(message)
+  let isFetch = false
   for (let cause = error, depth = 0; cause !== undefined && cause !== null && depth < 6; depth++) {
-    const { code, data } = fields(cause)
-    if (typeof code === "string" && (networkCodes.test(code) || (isFetch && depth > 0))) return code
+    const { code, data, ...found } = fields(cause)
+    if (typeof code === "string" && (networkCodes.test(code) || isFetch)) return code
+    isFetch ||= found.name === "TypeError" && /fetch failed|terminated/.test(found.message)
     const isLocal = typeof code !== "number"
     cause = property(cause, "cause") ?? (isLocal ? property(data, "cause") : undefined)
   }

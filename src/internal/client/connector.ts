@@ -32,7 +32,7 @@ import { type Credentials, Identity } from "../../Identity.ts"
 import type { McpSession } from "../../McpSession.ts"
 import type { McpSessionError } from "../../McpSessionError.ts"
 import * as Scrub from "../scrub.ts"
-import * as Http from "./fetch.ts"
+import * as Fetch from "./fetch.ts"
 import type { ClientLike, MessageLike, TransportLike } from "./sdk.ts"
 import type { OpenOptions, OpenTransport } from "./session.ts"
 import * as Stdio from "./stdio.ts"
@@ -189,12 +189,19 @@ const http = <R>(
     makePlan(options, url.host, identity, handle, (scrub) => {
       scrub.add(url.password)
       for (const value of url.searchParams.values()) scrub.add(value, minimumSecret)
-      return Effect.map(headersOf(options, identity, handle, scrub), (headers) => {
-        const { attach, fetch } = Http.make({ fetch: options.fetch ?? globalFetch, headers, isStreamSession })
+      return Effect.gen(function*() {
+        const runPromise = Effect.runPromiseWith(yield* Effect.context<never>())
+        const { attach, fetch, streamFailure } = Fetch.make({
+          fetch: options.fetch ?? globalFetch,
+          headers: yield* headersOf(options, identity, handle, scrub),
+          pause: () => runPromise(Effect.sleep("100 millis")),
+          isStreamSession
+        })
         const transport = transportTo(url, { fetch })
         return {
           transport,
           attach,
+          ...(isStreamSession ? { failure: streamFailure } : {}),
           sessionful: isStreamSession,
           terminate: async () => transport.terminateSession?.()
         }

@@ -1,7 +1,7 @@
 /**
- * The `fetch` that an HTTP transport is given: it sets the headers of each request, and knows what becomes of each reply
- * stream. For the SDKs a stream that ends without its reply is no event at all, and one whose request was cancelled
- * stays open until the session is closed.
+ * The `fetch` that an HTTP transport is given: it sets the headers of each request, and knows what becomes of each
+ * reply stream. For the SDKs a stream that ends without its reply is no event at all, and one whose request was
+ * cancelled stays open until the session is closed.
  *
  *   POST -> (waiting for headers) -> reply stream -> reply                               done
  *                |                       |-> ended or broken, resumable  -> GET, by the SDK -> reply
@@ -15,6 +15,8 @@ import { type Listener, type RequestId, requestIds, type Wire } from "./wire.ts"
 
 export interface Http {
   readonly fetch: FetchLike
+  /** Why the stream that is the session could not be opened: an EventSource keeps that to itself. */
+  readonly streamFailure: () => unknown
   readonly attach: (wire: Wire) => Listener
 }
 
@@ -22,6 +24,8 @@ export interface Options {
   readonly fetch: FetchLike
   /** The headers of the coming request. Its rejection is the request's. */
   readonly headers: () => Promise<Readonly<Record<string, string>>>
+  /** The least time between two tries to open the same stream: a server's own `retry:` may be none at all. */
+  readonly pause: () => Promise<void>
   /**
    * Whether the session is the GET stream itself, as in the SSE transport: then its end is the session's. Left alone,
    * the EventSource would come back to a new session that was never initialized.
@@ -48,9 +52,11 @@ const maxTokens = 1_000
 
 export const make = (options: Options): Http => {
   const exchanges = new Map<string, Exchange>()
-  const resumable = new Map<string, { readonly id: RequestId; failures: number }>()
+  const resumable = new Map<string, { readonly id: RequestId; failures: number; ready: Promise<void> | undefined }>()
   let wire: Wire | undefined
   let hasStream = false
+  let streamFailure: unknown
+  let streamReady: Promise<void> | undefined
 
   const forgetTokens = (id: RequestId) => {
     for (const [token, resume] of resumable) if (resume.id === id) resumable.delete(token)
@@ -93,6 +99,8 @@ export const make = (options: Options): Http => {
 
   const reopen = async (url: string | URL, init: RequestInit, token: string): Promise<Response> => {
     const resuming = resumable.get(token)!
+    await resuming.ready
+    resuming.ready = options.pause()
     // Cancelled or given up meanwhile. To the SDK 405 says that there is no stream, and that this is fine.
     if (wire?.isAwaited(resuming.id) !== true) {
       resumable.delete(token)
@@ -117,7 +125,13 @@ export const make = (options: Options): Http => {
   /** The stream on which the server speaks unasked. */
   const stream = async (url: string | URL, init: RequestInit): Promise<Response> => {
     if (hasStream && options.isStreamSession) throw new Error("The stream of this session has ended")
-    const response = await options.fetch(url, init)
+    await streamReady
+    streamReady = options.pause()
+    const response = await options.fetch(url, init).catch((error: unknown) => {
+      streamFailure = error
+      throw error
+    })
+    streamFailure = undefined
     if (!isEventStream(response)) return response
     hasStream = true
     if (wire !== undefined) wire.isDeaf = false
@@ -139,6 +153,7 @@ export const make = (options: Options): Http => {
       const token = headers.get("last-event-id")
       return token !== null && resumable.has(token) ? reopen(url, request, token) : stream(url, request)
     },
+    streamFailure: () => streamFailure,
     attach: (attached) => {
       wire = attached
       return {
@@ -146,7 +161,8 @@ export const make = (options: Options): Http => {
           const exchange = exchanges.get(String(id))
           if (exchange === undefined || exchange.hasStream) return
           forget(exchange)
-          // 2025-11-25, basic/transports: the answer to a request MUST be a stream or one JSON object. All has been read
+          // 2025-11-25, basic/transports: the answer to a request MUST be a stream or one JSON object. All has been
+          // read
           const status = exchange.status === undefined ? "" : ` (HTTP ${exchange.status})`
           const message = `The server answered${status} without a reply to this request`
           for (const other of exchange.ids) attached.abandon(other, { code: -32603, message })
@@ -165,9 +181,10 @@ export const make = (options: Options): Http => {
           exchange.cancel()
         },
         onResumable: (id, token) => {
+          const ready = Array.from(resumable.values()).find((resume) => resume.id === id)?.ready
           forgetTokens(id)
           if (wire?.isAwaited(id) !== true) return
-          resumable.set(token, { id, failures: 0 })
+          resumable.set(token, { id, failures: 0, ready })
           if (resumable.size > maxTokens) resumable.delete(resumable.keys().next().value!)
         }
       }

@@ -1,8 +1,8 @@
 /**
  * What a server lists, asked for once and kept until the server says that it has changed.
  *
- * Whoever asks first starts it, everybody else joins, the last one to leave interrupts it. A failure is told to those who
- * wait and is not kept.
+ * Whoever asks first starts it, everybody else joins, the last one to leave interrupts it. A failure is told to those
+ * who wait and is not kept.
  */
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"

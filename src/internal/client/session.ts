@@ -46,6 +46,8 @@ export interface OpenTransport {
   readonly pid?: number | undefined
   /** Ends the session on the server; tried for two seconds when the session is closed. */
   readonly terminate?: (() => Promise<void>) | undefined
+  /** Why it could not connect, where its own error does not say so. */
+  readonly failure?: (() => unknown) | undefined
   /** Hears what happens on the wire. */
   readonly attach?: ((wire: Wire.Wire) => Wire.Listener) | undefined
   /** The session is known by something other than the transport's `sessionId`. */
@@ -87,10 +89,11 @@ const connect = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(options
   const session = yield* make(options, opened, client, wire, listener)
   yield* Effect.callback<void, McpSessionError | McpSessionErrorReason>((resume) => {
     // This may never settle, and nothing waits for it: closing the scope closes the transport. There is no signal to
-    // abort, because that sends a cancel (2025-11-25, basic/utilities/cancellation: `initialize` MUST NOT be cancelled).
+    // abort, because that sends a cancel (2025-11-25, basic/utilities/cancellation: `initialize` MUST NOT be
+    // cancelled).
     options.connect(client, wire, { timeout: Sdk.noTimeout }).then(
       () => resume(Effect.void),
-      (error) => resume(Effect.fail(toReason(error)))
+      (error) => resume(Effect.fail(toReason(opened.failure?.() ?? error)))
     )
   })
   return session()

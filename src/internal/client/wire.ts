@@ -3,7 +3,8 @@
  * unanswered, and the moment the connection ends. Both generations of the SDK connect to it as to any transport.
  *
  * It settles what they leave open:
- * - a connection ends once, and at once: the v1 and v2 stdio transports tell only when each holder of the pipes is gone;
+ * - a connection ends once, and at once: the v1 and v2 stdio transports tell only when each holder of the pipes is
+ *   gone;
  * - a request whose reply can no longer come is failed instead of waiting for its timeout ({@link Wire.abandon});
  * - a late reply to a cancelled request is dropped, where the SDK would report an error;
  * - replies never overtake the progress that was read before them: the SDK handles progress a microtask later;
@@ -22,8 +23,8 @@ export interface Wire extends TransportLike {
   readonly protocolVersion: string | undefined
   readonly isAwaited: (id: RequestId) => boolean
   /**
-   * Fails the request `id`, whose reply can't come any more: by default because its stream has ended. Does nothing if it
-   * has come.
+   * Fails the request `id`, whose reply can't come any more: by default because its stream has ended. Does nothing if
+   * it has come.
    */
   readonly abandon: (id: RequestId, error?: ErrorLike) => void
   /** What the server says unasked can't be heard for now: `isDeaf`, until somebody sets it to false. */

@@ -4,7 +4,7 @@
  * There is one answer for a session that the caller does not have, whatever the reason: a caller can't tell one from
  * another, byte for byte.
  */
-import type { JSONRPCErrorResponse, RequestId } from "@modelcontextprotocol/sdk/types.js"
+import type { JSONRPCErrorResponse, JSONRPCMessage, RequestId } from "@modelcontextprotocol/sdk/types.js"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
@@ -35,6 +35,9 @@ const refused = (
     })
   })
 
+// The rest of a body that was not read is nobody's
+const hangUp = { connection: "close" }
+
 export const notFound = refused(404, -32001, "Session not found")
 
 export const sessionRequired = refused(400, -32000, "Bad Request: Mcp-Session-Id header is required")
@@ -52,6 +55,18 @@ export const batchEmpty = refused(400, -32600, "Invalid Request: a batch must ha
 export const batchTooLarge = (limit: number): Refused =>
   refused(400, -32600, `Invalid Request: a batch must not have more than ${limit} messages`)
 
+export const malformed = refused(400, -32600, "Invalid Request: this is no JSON-RPC message")
+
+export const initialized = refused(400, -32600, "Invalid Request: Server already initialized")
+
+export const upgradeRefused = refused(400, -32000, "Bad Request: this endpoint upgrades to no other protocol", hangUp)
+
+export const tooSlow = refused(408, -32000, "Request Timeout: the body did not arrive in time", hangUp)
+
+export const tooManyRequests = (limit: number): Refused =>
+  refused(429, -32000, `Too Many Requests: the session has ${limit} in flight, as many as it may`, {
+    "retry-after": "1"
+  })
 export const tooDeep = (limit: number): Refused =>
   refused(400, -32600, `Invalid Request: nested more than ${limit} deep`)
 
@@ -65,7 +80,7 @@ export const unsupportedMediaType = refused(
 )
 
 export const tooLarge = (limit: number): Refused =>
-  refused(413, -32000, `Payload Too Large: the body must not exceed ${limit} bytes`)
+  refused(413, -32000, `Payload Too Large: the body must not exceed ${limit} bytes`, hangUp)
 
 export const unsupportedVersion = (supported: ReadonlyArray<string>): Refused =>
   refused(400, -32000, `Bad Request: Unsupported protocol version (supported versions: ${supported.join(", ")})`)
@@ -97,6 +112,21 @@ export const abandoned = (id: RequestId, isShuttingDown: boolean): JSONRPCErrorR
       : "The session ended before the request was answered. It may have run."
   }
 })
+
+/**
+ * The answer to what has such responses.
+ */
+export const responses = (messages: ReadonlyArray<JSONRPCMessage>, isShuttingDown: boolean): Answer =>
+  HttpServerResponse.jsonUnsafe(messages.length === 1 ? messages[0] : messages, {
+    status: isShuttingDown ? 503 : 200,
+    headers: { "cache-control": "no-store" }
+  })
+
+/**
+ * The same answer, after which the connection is closed: there may be more of the request to come.
+ */
+export const closing = ({ response }: Refused): Refused =>
+  new Refused({ response: HttpServerResponse.setHeaders(response, hangUp) })
 
 /**
  * The answer to a failure: its own if it has one.

@@ -3,6 +3,7 @@
  * requests in, begins and terminates sessions, and has an answer to every failure.
  */
 import * as Cause from "effect/Cause"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
@@ -20,7 +21,16 @@ import * as Answers from "./answers.ts"
 import * as Cors from "./cors.ts"
 import * as Listener from "./listener.ts"
 import * as Requests from "./requests.ts"
+import * as Socket from "./socket.ts"
 import * as Strays from "./strays.ts"
+
+/**
+ * A hold on a session that several share: it is given up when all of them have released it.
+ */
+export interface Lease {
+  readonly retain: () => void
+  readonly release: () => void
+}
 
 /**
  * Opens the registry of an endpoint's sessions. It shuts down with the current scope, or as soon as the HTTP server does
@@ -46,7 +56,37 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
     }, "layer"),
     scope
   )
-  const holding = yield* Listener.make(Scope.close(scope, Exit.void))
+  const listening = yield* Listener.make(Scope.close(scope, Exit.void))
+  const closing = Deferred.makeUnsafe<never, Answers.Refused>()
+  // Runs before the registry shuts down
+  yield* Scope.addFinalizer(scope, Deferred.fail(closing, Answers.unavailable))
+  const services = yield* Effect.context<never>()
+
+  /** Counts a request until the current scope closes, and finds out if its client vanishes. */
+  const holding = (request: HttpServerRequest): Effect.Effect<void, never, Scope.Scope> => {
+    Socket.keepAlive(request)
+    return listening(request)
+  }
+
+  /** The caller's session, held until the current scope has closed and nobody retains the lease. */
+  const hold = (id: string, identity: Identity) =>
+    Effect.suspend(() => {
+      const held = Scope.makeUnsafe()
+      let holders = 1
+      const lease: Lease = {
+        retain: () => void holders++,
+        release: () => {
+          if (--holders === 0) Effect.runForkWith(services)(Scope.close(held, Exit.void))
+        }
+      }
+      return Effect.andThen(
+        Effect.addFinalizer(() => --holders === 0 ? Scope.close(held, Exit.void) : Effect.void),
+        Effect.map(
+          Effect.provideService(registry.get(id, identity), Scope.Scope, held),
+          (session) => ({ session, lease })
+        )
+      )
+    })
 
   /**
    * A new session of the caller, held for as long as `initialize` and the current scope need it. If that fails the
@@ -54,7 +94,7 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
    */
   const begin = <E, R2>(
     identity: Identity,
-    initialize: (session: RegisteredSession<Resource>) => Effect.Effect<HttpServerResponse, E, R2>
+    initialize: (session: RegisteredSession<Resource>, lease: Lease) => Effect.Effect<HttpServerResponse, E, R2>
   ): Effect.Effect<
     HttpServerResponse,
     E | Answers.Refused | RegistryFull | OpenTimeout | RegistryClosed | SessionNotFound,
@@ -64,7 +104,7 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
       Effect.flatMap(
         restore(registry.create(identity)),
         (session) =>
-          restore(Effect.andThen(registry.get(session.id, identity), Effect.suspend(() => initialize(session)))).pipe(
+          restore(Effect.flatMap(hold(session.id, identity), ({ lease }) => initialize(session, lease))).pipe(
             Effect.onError(() => Effect.ignore(registry.terminate(session.id, identity)))
           )
       )
@@ -78,7 +118,17 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
     return Answers.terminated
   })
 
-  return { resolve: resolver.resolve, registry, holding, begin, terminate }
+  return {
+    resolve: resolver.resolve,
+    registry,
+    holding,
+    hold,
+    begin,
+    terminate,
+    isClosing: () => Deferred.isDoneUnsafe(closing),
+    /** Fails with the answer to a request that came too late. */
+    closing: Deferred.await(closing)
+  }
 })
 
 /**
@@ -109,7 +159,9 @@ export const serving = <E extends Respondable, R>(
 
 /** What serves an endpoint with these options. */
 export const toSettings = (
-  { allowTermination, allowedHosts, allowedOrigins, maxBodyBytes, path }: Options.Parsed<typeof endpoint.declaration>
+  { allowTermination, allowedHosts, allowedOrigins, bodyTimeout, maxBodyBytes, path }: Options.Parsed<
+    typeof endpoint.declaration
+  >
 ) => {
   const methods = allowTermination ? ["GET", "POST", "DELETE"] : ["GET", "POST"]
   const gate = Requests.gate({ allowedHosts, allowedOrigins })
@@ -120,6 +172,6 @@ export const toSettings = (
     methods,
     gate,
     cors: Cors.make({ isAllowed: (request) => gate(request) === undefined, methods }),
-    readText: Requests.textReader(maxBodyBytes)
+    readText: Requests.textReader(maxBodyBytes, bodyTimeout)
   }
 }

@@ -13,11 +13,20 @@ interface Event {
   readonly streamId: string
   readonly place: number
   readonly message: JSONRPCMessage
+  readonly bytes: number
 }
 
-export const make = (capacity: number): EventStore => {
+export interface Limits {
+  /** How many events are kept, */
+  readonly capacity: number
+  /** and how much they may take as JSON. */
+  readonly maxBytes: number
+}
+
+export const make = ({ capacity, maxBytes }: Limits): EventStore => {
   const events: Array<Event> = []
   let places = 0
+  let bytes = 0
 
   // Of a stream that has no event left, nothing is known.
   const locate = (id: string): Pick<Event, "streamId" | "place"> | undefined => {
@@ -31,8 +40,10 @@ export const make = (capacity: number): EventStore => {
     storeEvent: async (streamId, message) => {
       const place = places++
       const id = `${place}.${streamId}`
-      events.push({ id, streamId, place, message })
-      if (events.length > capacity) events.shift()
+      const event = { id, streamId, place, message, bytes: Buffer.byteLength(JSON.stringify(message)) }
+      events.push(event)
+      bytes += event.bytes
+      while (events.length > capacity || bytes > maxBytes) bytes -= events.shift()!.bytes
       return id
     },
     getStreamIdForEventId: async (id) => locate(id)?.streamId,

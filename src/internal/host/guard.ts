@@ -8,6 +8,7 @@
  * Nothing is handed on but a POST of somebody who is known. What would reach a server inside by a path that is not guarded
  * is refused, and a guard whose path no route has stops the build of the app.
  */
+import type { RequestId } from "@modelcontextprotocol/sdk/types.js"
 import * as Cause from "effect/Cause"
 import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -15,9 +16,11 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
 import type * as Types from "effect/Types"
 import * as FindMyWay from "effect/http/FindMyWay"
 import * as Headers from "effect/http/Headers"
+import * as HttpBody from "effect/http/HttpBody"
 import * as HttpEffect from "effect/http/HttpEffect"
 import * as HttpRouter from "effect/http/HttpRouter"
 import * as HttpServerError from "effect/http/HttpServerError"
@@ -103,10 +106,10 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
       )
     )
 
-  const readBody = Effect.fnUntraced(function*(request: Request) {
+  const readBody = Effect.fnUntraced(function*(request: Request, until: Effect.Effect<never, Answers.Refused>) {
     const issue = Requests.mediaTypeIssue(request)
     if (issue !== undefined) return yield* issue
-    const text = yield* settings.readText(request)
+    const text = yield* settings.readText(request, until)
     return { text, message: yield* Requests.parse(text) }
   })
 
@@ -114,14 +117,14 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     const { ended, resource } = yield* endpoint.registry.get(id, identity)
     // It is being initialized: its client has not heard of it
     if (resource.id === undefined) return yield* Answers.notFound
-    const { message, text } = yield* Effect.raceFirst(readBody(request), Effect.flatMap(ended, unstarted))
+    const { message, text } = yield* readBody(request, Effect.flatMap(ended, unstarted))
     const named = request.modify({ headers: Headers.set(request.headers, header, resource.id) })
     const unanswered = Effect.flatMap(ended, (reason) => abandoned(message, reason))
     const response = yield* Effect.raceFirst(handOn(handler, withText(named, text)), unanswered)
     yield* beforeResponse((minted, last) =>
       Effect.succeed(minted === undefined ? last : HttpServerResponse.setHeader(last, header, id))
     )
-    if (response.status !== 404) return response
+    if (response.status !== 404) return completed(response, message, ended, () => resource.hasEnded)
     if (resource.hasEnded) return yield* unanswered
     // The server inside has lost it
     yield* Effect.ignore(endpoint.registry.terminate(id, identity))
@@ -130,7 +133,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
 
   const withoutId = Effect.fnUntraced(function*(handler: Handler, request: Request, identity: Identity) {
     const anonymous = request.modify({ headers: Headers.remove(request.headers, header) })
-    const { message, text } = yield* readBody(anonymous)
+    const { message, text } = yield* readBody(anonymous, endpoint.closing)
     const handed = handOn(handler, withText(anonymous, text))
     if (!Requests.isInitialize(message)) return yield* withoutSession(handed, request)
     if (!isModern(request) && !Requests.isVersionSupported(request)) return yield* Requests.unsupportedVersion
@@ -158,6 +161,18 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     return yield* Answers.methodNotAllowed(methods().join(", "))
   })
 
+  // Once: whoever finds such a path could fill the log
+  let hasAdvised = false
+  const advise = Effect.suspend(() => {
+    if (hasAdvised) return Effect.void
+    hasAdvised = true
+    return Effect.logError(
+      `McpHttp.guard: a request reached an MCP server by a path other than ${settings.path}, and was refused, as all ` +
+        "others will be. Give the guard the whole path of that server's route, prefixes included. A server for everybody " +
+        "needs a guard of its own, with an IdentityResolver whose mode is \"disabled\", or another router"
+    )
+  })
+
   const passBy = (routes: Routes, request: Request) => {
     const watched = Strays.mayBeMessage(request) ? Strays.watch(request) : undefined
     return Effect.tap(
@@ -166,11 +181,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
         if (Strays.isTaken(request) || (minted === undefined && watched?.wasRead !== true)) {
           return Effect.succeed(response)
         }
-        return Effect.logError(
-          `McpHttp.guard: a request reached an MCP server by a path other than ${settings.path}, and was refused. ` +
-            "Give the guard the whole path of that server's route, prefixes included; a server for everybody needs a " +
-            "guard of its own, with an IdentityResolver whose mode is \"disabled\", or another router"
-        ).pipe(
+        return advise.pipe(
           Effect.andThen(minted === undefined ? Effect.void : Effect.asVoid(deleted(routes, request.url, minted))),
           Effect.as(Answers.unavailable.response)
         )
@@ -224,6 +235,56 @@ const abandoned = (message: unknown, reason: EndReason): Effect.Effect<Response,
   const errors = Requests.requestIds(message).map((id) => Answers.abandoned(id, false))
   if (reason === "shutdown" || errors.length === 0) return Answers.unavailable
   return Effect.succeed(HttpServerResponse.jsonUnsafe(Array.isArray(message) ? errors : errors[0]))
+}
+
+/**
+ * A stream that ends with its session, and has an error for each request then that has no response yet. Clients would wait
+ * for one until their own time is up.
+ */
+const completed = (
+  response: Response,
+  message: unknown,
+  ended: Effect.Effect<EndReason>,
+  hasEnded: () => boolean
+): Response => {
+  const { body } = response
+  if (body._tag !== "Stream") return response
+  const pending = new Set(Requests.requestIds(message))
+  let isOver = false
+  const errors = Effect.map(
+    ended,
+    (reason) => Stream.fromIterable(Array.from(pending, (id) => event(Answers.abandoned(id, reason === "shutdown"))))
+  )
+  const stream = body.stream.pipe(
+    Stream.map(answers((id) => void pending.delete(id))),
+    Stream.interruptWhen(Effect.tap(ended, () => Effect.sync(() => void (isOver = true)))),
+    // The server inside may have ended it first
+    Stream.concat(Stream.suspend(() => isOver || hasEnded() ? Stream.unwrap(errors) : Stream.empty))
+  )
+  return HttpServerResponse.setBody(response, HttpBody.stream(stream, body.contentType))
+}
+
+const event = (message: unknown): Uint8Array => new TextEncoder().encode(`data: ${JSON.stringify(message)}\n\n`)
+
+const parseJson = Option.liftThrowable((text: string): unknown => JSON.parse(text))
+
+/** Passes on what a stream of events says, and tells of the responses in it. */
+const answers = (onResponse: (id: RequestId) => void) => {
+  const decoder = new TextDecoder()
+  let line = ""
+  return (bytes: Uint8Array): Uint8Array => {
+    const lines = decoder.decode(bytes, { stream: true }).split("\n")
+    lines[0] = line + lines[0]!
+    line = lines.pop()!
+    for (const whole of lines) {
+      if (!whole.startsWith("data:")) continue
+      const message = Option.getOrUndefined(parseJson(whole.slice(5)))
+      for (const one of Array.isArray(message) ? message : [message]) {
+        if (Requests.isResponse(one)) onResponse(one.id)
+      }
+    }
+    return bytes
+  }
 }
 
 /**

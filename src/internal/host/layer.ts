@@ -29,6 +29,7 @@ export const make = Effect.fnUntraced(function*<E, R>(
   const services = yield* Effect.context<never>()
   const arrivals = makeArrivals()
   const stores = new WeakSet<EventStore>()
+  const sessions = new Map<string, Session>()
 
   const eventStoreOf = (info: SessionInfo): Effect.Effect<EventStore | undefined> =>
     Effect.suspend(() => {
@@ -49,14 +50,26 @@ export const make = Effect.fnUntraced(function*<E, R>(
           enableJsonResponse: settings.enableJsonResponse,
           eventStore,
           retryInterval: settings.retryInterval,
+          streamTimeToLive: settings.streamTimeToLive,
+          maxConcurrentRequests: settings.maxConcurrentRequests,
+          isShuttingDown: () => endpoint.isClosing(),
           onClosed: () =>
             void Effect.runForkWith(services)(Effect.ignore(endpoint.registry.terminate(info.id, { key: info.owner })))
         }
       )).pipe(
-        Effect.map((hosted): Session => ({ hosted, caller })),
+        Effect.flatMap((hosted) => keep(info.id, { hosted, caller })),
         Effect.catchCause((cause) => unopened(cause, caller))
       )
   }
+
+  const keep = (id: string, session: Session): Effect.Effect<Session, never, Scope.Scope> =>
+    Effect.acquireRelease(
+      Effect.sync(() => {
+        sessions.set(id, session)
+        return session
+      }),
+      () => Effect.sync(() => sessions.delete(id))
+    )
 
   const endpoint = yield* Endpoint.make(options, open)
 
@@ -71,22 +84,25 @@ export const make = Effect.fnUntraced(function*<E, R>(
     Fiber.runIn(Effect.runForkWith(services)(watched), hosted.scope)
   }
 
-  const readBody = Effect.fnUntraced(function*(request: HttpServerRequest) {
-    const issue = Requests.mediaTypeIssue(request)
-    if (issue !== undefined) return yield* issue
-    return yield* Requests.parse(yield* settings.readText(request))
-  })
+  const readBody = Effect.fnUntraced(
+    function*(request: HttpServerRequest, until: Effect.Effect<never, Answers.Refused>) {
+      const issue = Requests.mediaTypeIssue(request)
+      if (issue !== undefined) return yield* issue
+      return yield* Requests.parse(yield* settings.readText(request, until))
+    }
+  )
 
   const initialize = Effect.fnUntraced(function*(request: HttpServerRequest, identity: Identity) {
-    const body = yield* readBody(request)
+    if (!Requests.isVersionSupported(request)) return yield* Requests.unsupportedVersion
+    const body = yield* readBody(request, endpoint.closing)
     const issue = initializeIssue(body)
     if (issue !== undefined) return yield* issue
     return yield* arrivals.during(
       identity,
-      endpoint.begin(identity, (session) => {
+      endpoint.begin(identity, (session, lease) => {
         watch(session)
         return Effect.filterOrFail(
-          session.resource.hosted.handle(request, body),
+          session.resource.hosted.handle({ request, body, identity, lease }),
           ({ status }) => status === 200,
           (response) => new Answers.Refused({ response })
         )
@@ -94,10 +110,22 @@ export const make = Effect.fnUntraced(function*<E, R>(
     )
   })
 
+  // Nothing that is refused is activity, so the session is held when all that can be checked has been.
   const proceed = Effect.fnUntraced(function*(request: HttpServerRequest, id: string, identity: Identity) {
-    const { resource: { caller, hosted } } = yield* endpoint.registry.get(id, identity)
+    yield* endpoint.registry.peek(id, identity)
+    if (!Requests.isVersionSupported(request)) return yield* Requests.unsupportedVersion
+    const body = yield* request.method === "GET" ? acceptStream(request) : readMessages(request, id)
+    const { lease, session: { resource: { caller, hosted } } } = yield* endpoint.hold(id, identity)
     if (Option.isSome(identity.credentials)) caller.identity = identity
-    return yield* hosted.handle(request, request.method === "GET" ? undefined : yield* readBody(request))
+    return yield* hosted.handle({ request, body, identity, lease })
+  })
+
+  const readMessages = Effect.fnUntraced(function*(request: HttpServerRequest, id: string) {
+    const body = yield* readBody(request, sessions.get(id)?.hosted.ended ?? endpoint.closing)
+    if (!Requests.isMessages(body)) return yield* Answers.malformed
+    return Requests.isInitialize(body) || (Array.isArray(body) && body.some(Requests.isInitialize))
+      ? yield* Answers.initialized
+      : body
   })
 
   const methodNotAllowed = Answers.methodNotAllowed(settings.methods.join(", "))
@@ -130,6 +158,9 @@ interface Session {
 interface Caller {
   identity: Identity
 }
+
+const acceptStream = (request: HttpServerRequest): Effect.Effect<undefined, Answers.Refused> =>
+  Requests.streamIssue(request) ?? Effect.undefined
 
 const initializeIssue = (body: unknown): Answers.Refused | undefined => {
   if (isJSONRPCRequest(body) && isInitializeRequest(body)) return undefined
@@ -191,6 +222,8 @@ const parse = Effect.fnUntraced(function*<E, R>(options: Declared.LayerOptions<E
   return {
     ...settings,
     enableJsonResponse: parsed.response === "json",
-    retryInterval: parsed.retryInterval
+    retryInterval: parsed.retryInterval,
+    streamTimeToLive: parsed.streamTimeToLive,
+    maxConcurrentRequests: parsed.maxConcurrentRequests
   }
 })

@@ -1,13 +1,14 @@
 /**
  * What an MCP endpoint reads of a request before it looks for a session.
  */
-import { SUPPORTED_PROTOCOL_VERSIONS } from "@modelcontextprotocol/sdk/types.js"
+import { type RequestId, SUPPORTED_PROTOCOL_VERSIONS } from "@modelcontextprotocol/sdk/types.js"
 import * as ByteSize from "effect/ByteSize"
 import * as Effect from "effect/Effect"
 import * as Predicate from "effect/Predicate"
 import type { HttpServerError } from "effect/http/HttpServerError"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as Answers from "./answers.ts"
+import * as Socket from "./socket.ts"
 
 type Request = HttpServerRequest.HttpServerRequest
 
@@ -31,6 +32,10 @@ export const gate = (options: {
     return host !== undefined && loopback.test(withoutPort(host))
   })
   return (request) => {
+    if (Socket.isUpgrade(request)) {
+      Socket.abandon(request)
+      return Answers.upgradeRefused
+    }
     const host = hostOf(request)
     if (host !== undefined && !isHost(host)) return Answers.hostMalformed
     if (host === undefined || !isHostAllowed(host.toLowerCase())) return Answers.hostForbidden
@@ -92,20 +97,37 @@ export const mediaTypeIssue = ({ headers }: Request): Answers.Refused | undefine
 const notAcceptable = Answers.notAcceptable("both application/json and text/event-stream")
 
 /**
- * Reads the body of a POST. Fails with the answer to one that is too large.
+ * What is wrong with a GET's `Accept`.
  */
-export const textReader = (limit: number): (request: Request) => Effect.Effect<string, Answers.Refused> => {
+export const streamIssue = ({ headers }: Request): Answers.Refused | undefined =>
+  headers["accept"]?.toLowerCase().includes("text/event-stream") === true ? undefined : notAStream
+
+const notAStream = Answers.notAcceptable("text/event-stream")
+
+/**
+ * Reads the body of a POST. Fails with the answer to one that is too large, takes longer than `timeout` milliseconds, or
+ * is not there when `until` fails.
+ */
+export const textReader = (
+  limit: number,
+  timeout: number
+): (request: Request, until: Effect.Effect<never, Answers.Refused>) => Effect.Effect<string, Answers.Refused> => {
   const tooLarge = Answers.tooLarge(limit)
   const size = ByteSize.bytes(limit)
-  return (request) =>
-    request.text.pipe(
+  const tooSlow = Effect.andThen(Effect.sleep(timeout), Answers.tooSlow)
+  return (request, until) => {
+    if (Number(request.headers["content-length"]) > limit) return tooLarge
+    const text = request.text.pipe(
       Effect.provideService(HttpServerRequest.MaxBodySize, size),
       Effect.mapError(({ reason }: HttpServerError) =>
         reason._tag === "RequestParseError" && reason.reason === "BodyTooLarge" ? tooLarge : Answers.notJson
       )
     )
+    return Effect.raceAllFirst([text, tooSlow, Effect.mapError(until, Answers.closing)])
+  }
 }
 
+/**
 /**
  * What the body of a POST says: a message, or a batch of 1 to 100, as many as the SDK's servers take.
  */
@@ -120,6 +142,15 @@ export const parse = (text: string): Effect.Effect<unknown, Answers.Refused> =>
       }
     )
   })
+
+/**
+ * Whether a body is made of messages, as far as a look at it tells.
+ */
+export const isMessages = (body: unknown): boolean => Array.isArray(body) ? body.every(isMessage) : isMessage(body)
+
+const isMessage = (message: unknown): boolean =>
+  Predicate.hasProperty(message, "jsonrpc") && message.jsonrpc === "2.0" &&
+  (Predicate.hasProperty(message, "method") || Predicate.hasProperty(message, "id"))
 
 const maxBatch = 100
 
@@ -160,13 +191,16 @@ const isNestedDeeper = (text: string, limit: number): boolean => {
 /**
  * The ids of the requests in a body.
  */
-export const requestIds = (body: unknown): ReadonlyArray<string | number> =>
+export const requestIds = (body: unknown): ReadonlyArray<RequestId> =>
   (Array.isArray(body) ? body : [body]).flatMap((message: unknown) =>
-    Predicate.hasProperty(message, "method") && Predicate.hasProperty(message, "id") &&
-      (typeof message.id === "string" || typeof message.id === "number")
-      ? [message.id]
-      : []
+    hasId(message) && Predicate.hasProperty(message, "method") ? [message.id] : []
   )
+
+export const isResponse = (message: unknown): message is { readonly id: RequestId } =>
+  hasId(message) && !Predicate.hasProperty(message, "method")
+
+const hasId = (message: unknown): message is { readonly id: RequestId } =>
+  Predicate.hasProperty(message, "id") && (typeof message.id === "string" || typeof message.id === "number")
 
 export const isInitialize = (message: unknown): boolean =>
   Predicate.hasProperty(message, "method") && message.method === "initialize"

@@ -4,28 +4,39 @@
  * The SDK's transport does the protocol. Between it and the server stands a wire that knows which requests are in flight,
  * because of what the transport gets wrong (observed with 1.29 to 1.32):
  *
- * - A POST whose session ends is never answered when responses are JSON, nor one whose request the client has cancelled.
+ * - A POST whose session ends is never answered when responses are JSON, and with nothing when they are events; nor is one
+ *   whose request the client has cancelled.
  * - Of two requests in flight with one id, the first is never answered.
+ * - A client that comes back finds the stream taken that the kernel has not yet noticed to be dead.
+ * - What is written to a stream is kept until the client reads it, however much that is.
  * - An error of an event store is told to the client as "Parse error", its text included, and leaves the transport in two
  *   minds about whether it was initialized.
  * - All sessions that share an event store can replay each other's events.
  */
+import type { AuthInfo } from "@modelcontextprotocol/sdk/server/auth/types.js"
 import {
   type EventStore,
   WebStandardStreamableHTTPServerTransport
 } from "@modelcontextprotocol/sdk/server/webStandardStreamableHttp.js"
 import type { Transport } from "@modelcontextprotocol/sdk/shared/transport.js"
-import type { RequestId } from "@modelcontextprotocol/sdk/types.js"
-import * as Cause from "effect/Cause"
+import type { JSONRPCMessage, RequestId } from "@modelcontextprotocol/sdk/types.js"
+import type * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
-import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
-import * as Stream from "effect/Stream"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
+import type { Identity } from "../../Identity.ts"
 import type { ServerLike } from "../../McpHttpOptions.ts"
 import * as Answers from "./answers.ts"
+import * as Callers from "./callers.ts"
+import type { Lease } from "./endpoint.ts"
+import * as Outlet from "./outlet.ts"
+import * as Requests from "./requests.ts"
+
+type Answer = HttpServerResponse.HttpServerResponse
 
 export interface Options {
   readonly id: string
@@ -33,21 +44,32 @@ export interface Options {
   readonly eventStore: EventStore | undefined
   /** Milliseconds. */
   readonly retryInterval: number | undefined
+  /** Milliseconds, or `Infinity`. */
+  readonly streamTimeToLive: number
+  readonly maxConcurrentRequests: number
+  readonly isShuttingDown: () => boolean
   /** The server has closed its connection by itself. */
   readonly onClosed: () => void
+}
+
+/**
+ * A request of the session, `body` being what its body says.
+ */
+export interface Arrival {
+  readonly request: HttpServerRequest.HttpServerRequest
+  readonly body: unknown
+  readonly identity: Identity
+  /** Kept until what the request has started is done. */
+  readonly lease: Lease
 }
 
 export interface Hosted {
   /** Lives as long as the session. */
   readonly scope: Scope.Scope
-  /**
-   * Answers a request of the session, `body` being what its body says. The answer's body ends with the current scope, or
-   * with the session.
-   */
-  readonly handle: (
-    request: HttpServerRequest.HttpServerRequest,
-    body: unknown
-  ) => Effect.Effect<HttpServerResponse.HttpServerResponse, Answers.Refused, Scope.Scope>
+  /** The answer. Its body ends with the current scope, or with the session. */
+  readonly handle: (arrival: Arrival) => Effect.Effect<Answer, Answers.Refused, Scope.Scope>
+  /** Fails with the answer to a request that the session has ended under, before it was started. */
+  readonly ended: Effect.Effect<never, Answers.Refused>
   /** Ends the streams that clients have opened to listen, and that would stay open. */
   readonly endStreams: () => void
   /** Answers everything that is in flight, and ends every stream. */
@@ -69,51 +91,206 @@ export const open = Effect.fnUntraced(function*<E, R>(server: Effect.Effect<Serv
   return self satisfies Hosted as Hosted
 })
 
-// A POST, or a GET, that waits for its response.
-interface Waiting {
+/** A POST or GET, until it is answered and what it has started is done. */
+interface Exchange {
+  readonly isListening: boolean
+  readonly identity: Identity
+  readonly lease: Lease
+  /** The requests that it brought. */
   readonly ids: ReadonlyArray<RequestId>
-  readonly answer: (answer: Effect.Effect<Response | HttpServerResponse.HttpServerResponse, Answers.Refused>) => void
+  /** Those of them that have no response yet. */
+  readonly pending: Set<RequestId>
+  /** The responses to the others, while the answer waits for all of them. */
+  readonly responses: Array<JSONRPCMessage>
+  /** Whether the server has got any of its messages. */
+  hasStarted: boolean
+  /** Answers it, until it is answered. */
+  answer: ((answer: Effect.Effect<Response | Answer, Answers.Refused>) => void) | undefined
+  outlet: Outlet.Outlet | undefined
+  /** What its stream says last, when the session has ended under it. */
+  last: ReadonlyArray<JSONRPCMessage>
+  /** As the event store knows its stream. */
+  streamId: string | undefined
 }
 
+const makeExchange = ({ body, identity, lease, request }: Arrival): Exchange => {
+  const ids = Requests.requestIds(body)
+  return {
+    isListening: request.method === "GET",
+    identity,
+    lease,
+    ids,
+    pending: new Set(ids),
+    responses: [],
+    hasStarted: false,
+    answer: undefined,
+    outlet: undefined,
+    last: [],
+    streamId: undefined
+  }
+}
+
+/** More than this is not kept of a stream that nobody reads: bytes. */
+const maxBuffered = 1024 * 1024
+
+/** More than this is not kept for a client that will be back in a moment: messages and characters. */
+const maxHeld = { messages: 100, characters: 256 * 1024 }
+
 const make = (scope: Scope.Scope, options: Options) => {
+  const exchanges = new Set<Exchange>()
+  /** By request id, what is to be answered. */
+  const inFlight = new Map<RequestId, Exchange>()
+  /** Which exchange a message that comes in belongs to: the transport hands this through. */
+  const arrived = new WeakMap<AuthInfo, Exchange>()
+  /** Streams of an event store that are open, and the name that it has for the server's own. */
+  const streams = new Map<string, Exchange>()
+  let ownStreamId: string | undefined
+  /** On whose behalf the transport is being called. */
+  let current: Exchange | "server" | undefined
+  /** The answer to GET, and what is said while there is none for a moment. */
+  let listening: Exchange | undefined
+  let held: { readonly messages: Array<string>; characters: number } | undefined
+  let hasEnded = false
+  const ended = Deferred.makeUnsafe<never, Answers.Refused>()
+
+  const onBehalfOf = <A>(exchange: Exchange | "server" | undefined, f: () => A): A => {
+    current = exchange
+    try {
+      return f()
+    } finally {
+      current = undefined
+    }
+  }
+
+  // Asked synchronously, before anything else can call the transport.
+  const watched = (store: EventStore): EventStore => ({
+    storeEvent: (streamId, message) => {
+      if (current === "server") ownStreamId = streamId
+      else if (current !== undefined) attach(streamId, current)
+      return store.storeEvent(streamId, message)
+    },
+    replayEventsAfter: (id, replay) => store.replayEventsAfter(id, replay),
+    ...(store.getStreamIdForEventId === undefined ? {} : {
+      getStreamIdForEventId: async (id: string) => {
+        const resumed = current
+        const streamId = await store.getStreamIdForEventId!(id)
+        if (streamId !== undefined) giveWay(streamId)
+        if (streamId !== undefined && typeof resumed === "object") attach(streamId, resumed)
+        return streamId
+      }
+    })
+  })
+
+  const attach = (streamId: string, exchange: Exchange): void => {
+    exchange.streamId = streamId
+    streams.set(streamId, exchange)
+  }
+
+  /** Whoever comes back for a stream has lost it: the one that is open is a ghost's. */
+  const giveWay = (streamId: string): void => {
+    if (streamId === ownStreamId) return replaceListener()
+    const ghost = streams.get(streamId)
+    ghost?.outlet?.end()
+    for (const id of ghost?.pending ?? []) transport.closeSSEStream(id)
+  }
+
+  const replaceListener = (): void => {
+    listening?.outlet?.end()
+    transport.closeStandaloneSSEStream()
+  }
+
   const transport = new WebStandardStreamableHTTPServerTransport({
     sessionIdGenerator: () => options.id,
     enableJsonResponse: options.enableJsonResponse,
-    ...(options.eventStore === undefined ? {} : { eventStore: options.eventStore }),
+    // Comments are the outlet's: these would pile up where nobody reads
+    keepAliveMs: 0,
+    ...(options.eventStore === undefined ? {} : { eventStore: watched(options.eventStore) }),
     ...(options.retryInterval === undefined ? {} : { retryInterval: options.retryInterval })
   })
-  /** Those whose response has not come yet: its headers, where that is a stream. */
-  const waiting = new Set<Waiting>()
-  /** What reads the bodies of answers to GET. */
-  const listening = new Set<Reader>()
-  /** By request id, what is to be answered. */
-  const inFlight = new Map<RequestId, Waiting>()
-  let hasEnded = false
 
   const wire: Transport = {
     start: () => transport.start(),
     close: () => transport.close(),
     async send(message, { relatedRequestId } = {}) {
-      try {
-        await transport.send(message, relatedRequestId === undefined ? {} : { relatedRequestId })
-      } finally {
-        if (!("method" in message) && message.id !== undefined) inFlight.delete(message.id)
+      if (hasEnded) return
+      if (isResponse(message)) return respondTo(message)
+      if (relatedRequestId === undefined) return announce(message)
+      const exchange = inFlight.get(relatedRequestId)
+      if (exchange !== undefined && isUnread(exchange)) {
+        // What it misses it can have again, if there is an event store that has it
+        if (exchange.streamId !== undefined) transport.closeSSEStream(relatedRequestId)
+        else if (!("id" in message)) return
       }
+      return onBehalfOf(exchange, () => transport.send(message, { relatedRequestId }))
     },
     get sessionId() {
       return options.id
     }
   }
+
+  const respondTo = async (message: JSONRPCMessage & { readonly id: RequestId }): Promise<void> => {
+    const exchange = inFlight.get(message.id)
+    if (exchange !== undefined && exchange.ids.length > 1) exchange.responses.push(message)
+    try {
+      await onBehalfOf(exchange, () => transport.send(message))
+    } finally {
+      if (exchange !== undefined) settle(exchange, message.id)
+    }
+  }
+
+  /** Says what belongs to no request, on the server's own stream. */
+  const announce = async (message: JSONRPCMessage): Promise<void> => {
+    if (listening !== undefined && isUnread(listening)) {
+      listening.outlet?.drop()
+      held ??= { messages: [], characters: 0 }
+    }
+    if (held === undefined || options.eventStore !== undefined) {
+      return onBehalfOf("server", () => transport.send(message))
+    }
+    const text = JSON.stringify(message)
+    held.messages.push(text)
+    held.characters += text.length
+    while (held.messages.length > maxHeld.messages || held.characters > maxHeld.characters) {
+      held.characters -= held.messages.shift()!.length
+    }
+  }
+
+  const isUnread = ({ outlet }: Exchange): boolean => outlet !== undefined && outlet.buffered() > maxBuffered
+
+  const settle = (exchange: Exchange, id: RequestId): void => {
+    if (!exchange.pending.delete(id)) return
+    if (inFlight.get(id) === exchange) inFlight.delete(id)
+    if (exchange.pending.size === 0) {
+      exchange.lease.release()
+      leave(exchange)
+    }
+  }
+
+  const leave = (exchange: Exchange): void => {
+    if (exchange.pending.size > 0 || exchange.answer !== undefined || exchange.outlet !== undefined) return
+    exchanges.delete(exchange)
+    if (exchange.streamId !== undefined && streams.get(exchange.streamId) === exchange) {
+      streams.delete(exchange.streamId)
+    }
+  }
+
   Object.assign(
     transport,
     {
       onclose: () => {
+        if (!hasEnded) {
+          finish()
+          options.onClosed()
+        }
         wire.onclose?.()
-        if (!hasEnded) options.onClosed()
       },
       onerror: (error) => wire.onerror?.(error),
       onmessage: (message, extra) => {
-        wire.onmessage?.(message, extra)
+        const exchange = extra?.authInfo === undefined ? undefined : arrived.get(extra.authInfo)
+        // The transport may have waited for an event store in the meantime
+        if (hasEnded || exchange === undefined) return
+        exchange.hasStarted = true
+        wire.onmessage?.(message, Callers.introduce(exchange.identity, extra!))
         if ("method" in message && message.method === "notifications/cancelled") {
           cancelled(message.params?.["requestId"])
         }
@@ -130,77 +307,157 @@ const make = (scope: Scope.Scope, options: Options) => {
     if (post === undefined) return
     if (post.ids.length === 1) {
       transport.closeSSEStream(id)
-      if (waiting.delete(post)) post.answer(Effect.succeed(emptyStream))
+      post.answer?.(Effect.succeed(emptyStream))
     }
     // The transport answers a batch when it has a response to each request, so this one needs a response. The stream of a
     // single request has just been closed: the transport forgets the request, and then complains that there is no stream.
-    wire.send({ jsonrpc: "2.0", id, error: { code: -32800, message: "Request cancelled" } }).catch(() => undefined)
+    respondTo({ jsonrpc: "2.0", id, error: { code: -32800, message: "Request cancelled" } }).catch(() => undefined)
   }
 
-  const handle: Hosted["handle"] = (request, body) =>
+  const handle: Hosted["handle"] = (arrival) =>
     Effect.uninterruptibleMask((restore) =>
-      Effect.flatMap(
-        restore(respond(request, body)),
-        (response) =>
-          response instanceof Response
-            ? toAnswer(response, request.method === "GET" ? listening : undefined)
-            : Effect.succeed(response)
-      )
+      Effect.suspend(() => {
+        const exchange = makeExchange(arrival)
+        return Effect.flatMap(
+          restore(respond(arrival, exchange)),
+          (response) => response instanceof Response ? toAnswer(response, arrival, exchange) : Effect.succeed(response)
+        )
+      })
     )
 
-  const respond = (request: HttpServerRequest.HttpServerRequest, body: unknown) =>
-    Effect.callback<Response | HttpServerResponse.HttpServerResponse, Answers.Refused>((answer) => {
-      const ids = requestIds(body)
-      if (hasEnded) return answer(Answers.notFound)
-      if (ids.some((id, i) => inFlight.has(id) || ids.indexOf(id) !== i)) return answer(Answers.requestIdInUse)
+  const issueWith = ({ ids, pending }: Exchange): Answers.Refused | undefined => {
+    if (hasEnded) return gone()
+    if (pending.size < ids.length || ids.some((id) => inFlight.has(id))) return Answers.requestIdInUse
+    return inFlight.size + ids.length > options.maxConcurrentRequests
+      ? Answers.tooManyRequests(options.maxConcurrentRequests)
+      : undefined
+  }
+
+  const gone = (): Answers.Refused => options.isShuttingDown() ? Answers.unavailable : Answers.notFound
+
+  const respond = ({ body, request }: Arrival, exchange: Exchange) =>
+    Effect.callback<Response | Answer, Answers.Refused>((resume) => {
+      const issue = issueWith(exchange)
+      if (issue !== undefined) return resume(issue)
       const webRequest = toRequest(request)
-      const post: Waiting = { ids, answer }
-      const forget = () => {
-        for (const id of ids) if (inFlight.get(id) === post) inFlight.delete(id)
+      const authInfo = Callers.nobody()
+      arrived.set(authInfo, exchange)
+      exchanges.add(exchange)
+      exchange.answer = (answer) => {
+        exchange.answer = undefined
+        resume(answer)
+        leave(exchange)
       }
-      waiting.add(post)
-      for (const id of ids) inFlight.set(id, post)
-      transport.handleRequest(webRequest, body === undefined ? {} : { parsedBody: body }).then(
+      for (const id of exchange.ids) inFlight.set(id, exchange)
+      if (exchange.ids.length > 0) exchange.lease.retain()
+      if (exchange.isListening && !request.headers["last-event-id"]) replaceListener()
+      const parsed = body === undefined ? { authInfo } : { authInfo, parsedBody: body }
+      onBehalfOf(exchange, () => transport.handleRequest(webRequest, parsed)).then(
         (response) => {
-          if (response.status >= 400) forget()
-          if (waiting.delete(post)) answer(Effect.succeed(response))
+          if (response.status >= 400) forget(exchange)
+          if (exchange.answer !== undefined) exchange.answer(Effect.succeed(response))
           else void response.body?.cancel()
         },
         (defect) => {
-          forget()
-          if (waiting.delete(post)) answer(Effect.die(defect))
+          forget(exchange)
+          exchange.answer?.(Effect.die(defect))
         }
       )
-      return Effect.sync(() => waiting.delete(post))
+      return Effect.sync(() => {
+        exchange.answer = undefined
+        leave(exchange)
+      })
     })
 
-  const end = () => {
+  const forget = (exchange: Exchange): void => {
+    for (const id of exchange.ids) settle(exchange, id)
+  }
+
+  const toAnswer = (
+    response: Response,
+    { request }: Arrival,
+    exchange: Exchange
+  ): Effect.Effect<Answer, Answers.Refused, Scope.Scope> => {
+    const { body, status } = response
+    if (body === null || response.headers.get("content-type") !== "text/event-stream") return toPlainAnswer(response)
+    return Effect.contextWith((services: Context.Context<Scope.Scope>) => {
+      const outlet = Outlet.make(body, {
+        request,
+        services,
+        maxAge: exchange.isListening ? options.streamTimeToLive : Infinity,
+        patience: options.streamTimeToLive,
+        last: () => exchange.last,
+        onEnd: (isExpired) => {
+          exchange.outlet = undefined
+          if (listening === exchange) {
+            listening = undefined
+            // The client will be back in a moment
+            if (isExpired) held ??= { messages: [], characters: 0 }
+          }
+          leave(exchange)
+        }
+      })
+      exchange.outlet = outlet
+      exchanges.add(exchange)
+      if (exchange.isListening && (exchange.streamId === undefined || exchange.streamId === ownStreamId)) {
+        listen(exchange)
+      }
+      return Effect.as(
+        // Not the stream's own: it may never begin, if the client is gone by now.
+        Effect.addFinalizer(() => Effect.sync(outlet.leave)),
+        HttpServerResponse.stream(outlet.stream, {
+          status,
+          headers: headersOf(response),
+          contentType: "text/event-stream"
+        })
+      )
+    })
+  }
+
+  const listen = (exchange: Exchange): void => {
+    listening = exchange
+    const missed = held?.messages ?? []
+    held = undefined
+    for (const text of missed) void wire.send(JSON.parse(text) as JSONRPCMessage).catch(() => undefined)
+  }
+
+  const endStreams = (): void => {
+    for (const { isListening, outlet } of Array.from(exchanges)) if (isListening) outlet?.end()
+  }
+
+  /** Answers what is in flight. The transport closes the streams after it. */
+  const finish = (): void => {
+    if (hasEnded) return
     hasEnded = true
-    const posts = Array.from(waiting)
-    waiting.clear()
-    inFlight.clear()
-    for (const post of posts) post.answer(Answers.notFound)
+    Deferred.doneUnsafe(ended, Exit.fail(gone()))
+    const isShuttingDown = options.isShuttingDown()
+    for (const exchange of Array.from(exchanges)) {
+      const { answer, hasStarted, ids, pending, responses } = exchange
+      exchange.last = Array.from(pending, (id) => Answers.abandoned(id, isShuttingDown))
+      if (!hasStarted) answer?.(gone())
+      else if (ids.length === 0) answer?.(Effect.succeed(accepted))
+      // Else the transport has the answer, and is about to give it
+      else if (pending.size > 0) {
+        answer?.(Effect.succeed(Answers.responses([...responses, ...exchange.last], isShuttingDown)))
+      }
+      forget(exchange)
+    }
+  }
+
+  const end = (): void => {
+    finish()
     void transport.close()
   }
 
-  const endStreams = () => {
-    for (const reader of listening) void reader.cancel()
-  }
-
-  return { scope, wire, handle, endStreams, end }
+  return { scope, wire, handle, ended: Deferred.await(ended), endStreams, end }
 }
 
 // -----------------------------------------------------------------------------
 // Messages
 // -----------------------------------------------------------------------------
 
-const requestIds = (body: unknown): ReadonlyArray<RequestId> =>
-  (Array.isArray(body) ? body : [body]).flatMap((message: unknown) =>
-    Predicate.hasProperty(message, "method") && Predicate.hasProperty(message, "id") &&
-      (typeof message.id === "string" || typeof message.id === "number")
-      ? [message.id]
-      : []
-  )
+const isResponse = (message: JSONRPCMessage): message is JSONRPCMessage & { readonly id: RequestId } =>
+  !("method" in message) && message.id !== undefined
 
 // -----------------------------------------------------------------------------
 // Requests and responses
@@ -217,30 +474,11 @@ const emptyStream = HttpServerResponse.text("", {
   headers: { "cache-control": "no-cache, no-transform" }
 })
 
-type Reader = ReadableStreamDefaultReader<Uint8Array>
+const accepted = HttpServerResponse.empty({ status: 202 })
 
-const toAnswer = (
-  response: Response,
-  readers: Set<Reader> | undefined
-): Effect.Effect<HttpServerResponse.HttpServerResponse, Answers.Refused, Scope.Scope> => {
+const toPlainAnswer = (response: Response): Effect.Effect<Answer, Answers.Refused> => {
   const { body, status } = response
   if (body === null) return Effect.succeed(HttpServerResponse.empty({ status, headers: headersOf(response) }))
-  if (response.headers.get("content-type") === "text/event-stream") {
-    const reader = body.getReader()
-    readers?.add(reader)
-    return Effect.as(
-      // Not the stream's own: it may never begin, if the client is gone by now.
-      Effect.addFinalizer(() => {
-        readers?.delete(reader)
-        return Effect.ignore(Effect.tryPromise(() => reader.cancel()))
-      }),
-      HttpServerResponse.stream(events(reader), {
-        status,
-        headers: headersOf(response),
-        contentType: "text/event-stream"
-      })
-    )
-  }
   return Effect.flatMap(Effect.promise(() => response.text()), (text) => {
     if (status === 404) return Answers.notFound
     if (status >= 500 || (status === 400 && hasData(text))) {
@@ -266,37 +504,3 @@ const headersOf = (response: Response): Record<string, string> => {
 
 // What the transport adds to a "Parse error" that is none: the JSON was parsed before.
 const hasData = (text: string): boolean => text.includes("\"code\":-32700") && text.includes("\"data\":")
-
-/**
- * Begins with a comment if there is no event at once: a Node server sends the headers with the first bytes of the body, and
- * a client that has no headers does not know that its stream is open.
- */
-const events = (reader: Reader): Stream.Stream<Uint8Array> => {
-  let next: ReturnType<typeof reader.read> | undefined
-  let isFirst = true
-  return Stream.fromPull(Effect.succeed(
-    Effect.callback<readonly [Uint8Array], Cause.Done>((resume) => {
-      let isWaiting = true
-      const tick = isFirst
-        ? setImmediate(() => {
-          isWaiting = false
-          resume(Effect.succeed([comment]))
-        })
-        : undefined
-      isFirst = false
-      next ??= reader.read()
-      const settle = (pulled: Effect.Effect<readonly [Uint8Array], Cause.Done>) => {
-        if (!isWaiting) return
-        clearImmediate(tick)
-        next = undefined
-        resume(pulled)
-      }
-      next.then(
-        ({ value }) => settle(value === undefined ? Cause.done() : Effect.succeed([value])),
-        () => settle(Cause.done())
-      )
-    })
-  ))
-}
-
-const comment = new TextEncoder().encode(":\n\n")

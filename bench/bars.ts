@@ -1,0 +1,48 @@
+/**
+ * What good looks like: for each ratio how far it shall come down, and what it was when it was last written down. README
+ * shows this table.
+ *
+ * `npm run bench -- --check` fails when a ratio is more than 25 % past its bar: the goal where that is reached, else
+ * today's figure, so that nothing gets worse on the way.
+ */
+export interface Bar {
+  readonly goal: number
+  readonly today: number
+}
+
+/** What noise may add. */
+const slack = 1.25
+
+/** What a ratio must not pass. */
+export const limit = ({ goal, today }: Bar): number => Math.max(goal, today) * slack
+
+export const isReached = ({ goal, today }: Bar): boolean => today <= goal
+
+export const bars = {
+  /** ÷ `Effect.scoped(RcMap.get)`, 1,000 keys, f an exit */
+  withSession: { goal: 0.36, today: 0.44 },
+  /** ÷ the same */
+  scopedGet: { goal: 0.6, today: 0.73 },
+  /** 100 hot identities among 100,000 ÷ alone */
+  crowded: { goal: 1.5, today: 1.2 },
+  /** expiring 100 of 100,000 ÷ 100 of 1,000 */
+  expiry: { goal: 1.5, today: 1.5 },
+  /** ÷ `ScopedCache.get` */
+  miss: { goal: 1.2, today: 2 },
+  /** bytes of an idle session beyond a bare `Scope` */
+  idleBytes: { goal: 640, today: 831 },
+  /** opening in process ÷ a call on a session that is there */
+  openInProcess: { goal: 8, today: 9.8 },
+  /** ÷ the same SDK server bare */
+  inbound: { goal: 1.1, today: 1.15 }
+} satisfies Readonly<Record<string, Bar>>
+
+/** What has a goal and no measurement yet, so that `--check` says nothing about it. */
+export const unmeasured = [
+  "withSession with an f that suspends on a real session ÷ RcMap.get: 0.42",
+  "header → identity → hit ÷ an un-leased map of promises: 1.4 plain, 1.6 from a Node request",
+  "an idle entry with 100 services in the layer's context: 640 bytes, as without them",
+  "a pooled session in process / an idle McpHttp session beyond the SDK's own server: 24 KB / 7 KB",
+  "stdio from standby ÷ cold: 0.15",
+  "a remote call through the cluster ÷ a local one: 4"
+]

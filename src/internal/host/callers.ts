@@ -1,0 +1,51 @@
+/**
+ * Whose a message is that the SDK hands to its server: known to the handlers of that server by what comes with the message.
+ */
+import type { AuthInfo } from "@modelcontextprotocol/sdk/server/auth/types.js"
+import type { MessageExtraInfo } from "@modelcontextprotocol/sdk/types.js"
+import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
+import * as Struct from "effect/Struct"
+import type { Credentials, Identity } from "../../Identity.ts"
+
+/** By what the SDK says of the HTTP request, which it hands on as it is. */
+const identities = new WeakMap<object, Identity>()
+
+export const identityOf = (extra: { readonly requestInfo?: object | undefined }): Option.Option<Identity> =>
+  Option.fromUndefinedOr(extra.requestInfo === undefined ? undefined : identities.get(extra.requestInfo))
+
+/**
+ * What comes with a message of the identity. `authInfo` is there if it has credentials, for there are servers that take it
+ * for a proof of some.
+ */
+export const introduce = (identity: Identity, extra: MessageExtraInfo): MessageExtraInfo => {
+  if (extra.requestInfo !== undefined) identities.set(extra.requestInfo, identity)
+  return {
+    ...Struct.omit(extra, ["authInfo"]),
+    ...Option.match(identity.credentials, {
+      onNone: () => ({}),
+      onSome: (credentials) => ({ authInfo: new CallerAuth(identity, credentials) })
+    })
+  }
+}
+
+/** A mark to find a message's request by, until it is known who sent it. */
+export const nobody = (): AuthInfo => ({ token: "", clientId: "", scopes: [] })
+
+// A handler may read the token. What prints, copies or serialises this does not see it.
+class CallerAuth implements AuthInfo {
+  readonly clientId: string
+  readonly scopes: Array<string> = []
+  readonly extra: { readonly identity: Identity }
+  readonly #credentials: Credentials
+
+  constructor(identity: Identity, credentials: Credentials) {
+    this.clientId = identity.key
+    this.extra = { identity }
+    this.#credentials = credentials
+  }
+
+  get token(): string {
+    return Redacted.value(this.#credentials.token)
+  }
+}

@@ -1,0 +1,179 @@
+/**
+ * The body of an answer that is a stream of events: from the SDK's transport to the client.
+ *
+ * What the transport writes is kept here until the client takes it, so that it is known how much of it there is, and so
+ * that what ends the stream can still add to it. A stream that has nothing to say says a comment now and then, for
+ * whatever stands between, and for the kernel to find out that the client is gone.
+ */
+import type { JSONRPCMessage } from "@modelcontextprotocol/sdk/types.js"
+import * as Arr from "effect/Array"
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import type { HttpServerRequest } from "effect/http/HttpServerRequest"
+import * as Socket from "./socket.ts"
+
+export interface Outlet {
+  readonly stream: Stream.Stream<Uint8Array>
+  /** How many bytes the client has not taken yet. */
+  readonly buffered: () => number
+  /** Ends it without the transport, which forgets it. What is buffered is still said. */
+  readonly end: () => void
+  /** The same, and what is buffered is dropped. */
+  readonly drop: () => void
+  /** The client has it all, or is gone. */
+  readonly leave: () => void
+}
+
+/** How long a stream may be silent. Longer than the kernel needs to find out that a silent peer is gone. */
+const silence = "15 seconds"
+
+/** How long a client may take to read the rest of a stream that was ended early. */
+const patienceWhenEnded = "5 seconds"
+
+/** What a kernel buffers, whether the client reads it or not. */
+const unnoticed = 64 * 1024
+
+export interface Options {
+  readonly request: HttpServerRequest
+  /** Those of the request, whose scope ends when the client has it all or is gone. */
+  readonly services: Context.Context<Scope.Scope>
+  /** How old it may get: milliseconds, or `Infinity`. */
+  readonly maxAge: number
+  /** How long the client may take to read the rest of one that has ended: milliseconds, or `Infinity`. */
+  readonly patience: number
+  /** What it says last. */
+  readonly last: () => ReadonlyArray<JSONRPCMessage>
+  readonly onEnd: (isExpired: boolean) => void
+}
+
+export const make = (body: ReadableStream<Uint8Array>, options: Options): Outlet => {
+  const scope = Context.get(options.services, Scope.Scope)
+  const runFork = Effect.runForkWith(options.services)
+  const reader = body.getReader()
+  let chunks: Array<Uint8Array> = []
+  let buffered = 0
+  let isDone = false
+  let hasBegun = false
+  let isSilent = true
+  let isExpired = false
+  let isLeft = false
+  let waiter: ((pulled: Pulled) => void) | undefined
+
+  const run = (effect: Effect.Effect<void>): void => void Fiber.runIn(runFork(effect), scope)
+
+  const push = (chunk: Uint8Array): void => {
+    chunks.push(chunk)
+    buffered += chunk.byteLength
+  }
+
+  const offer = (): void => {
+    if (waiter === undefined) return
+    const resume = waiter
+    waiter = undefined
+    resume(next())
+  }
+
+  const next = (): Pulled => {
+    isSilent = false
+    const taken = chunks
+    if (!Arr.isArrayNonEmpty(taken)) return Cause.done()
+    chunks = []
+    buffered = 0
+    return Effect.succeed(taken)
+  }
+
+  const hangUpAfter = (patience: Duration.Input): void =>
+    run(Effect.andThen(Effect.sleep(patience), Effect.sync(() => Socket.hangUp(options.request))))
+
+  const finish = (isEarly: boolean): void => {
+    if (isDone) return
+    isDone = true
+    for (const message of options.last()) push(encode(`event: message\ndata: ${JSON.stringify(message)}\n\n`))
+    options.onEnd(isExpired)
+    if (waiter !== undefined) offer()
+    else if (isEarly && !isLeft) hangUpAfter(patienceWhenEnded)
+    else if (buffered > unnoticed && options.patience < Infinity) hangUpAfter(options.patience)
+  }
+
+  const read = (): void =>
+    void reader.read().then(({ value }) => {
+      if (isDone) return
+      if (value === undefined) return finish(options.last().length > 0)
+      push(value)
+      offer()
+      read()
+    }, () => finish(true))
+
+  const end = (): void => {
+    finish(true)
+    void reader.cancel().catch(() => undefined)
+  }
+
+  const leave = (): void => {
+    isLeft = true
+    end()
+  }
+
+  read()
+  if (options.maxAge < Infinity) {
+    run(Effect.andThen(
+      Effect.sleep(options.maxAge),
+      Effect.sync(() => {
+        isExpired = true
+        end()
+      })
+    ))
+  }
+
+  const beat = Effect.sync(() => {
+    if (isSilent && waiter !== undefined) {
+      push(comment)
+      offer()
+    }
+    isSilent = true
+  })
+
+  const pull = Effect.callback<Arr.NonEmptyReadonlyArray<Uint8Array>, Cause.Done>((resume) => {
+    if (isDone || chunks.length > 0) return resume(next())
+    waiter = resume
+    const isFirst = !hasBegun
+    hasBegun = true
+    if (!isFirst) return Effect.sync(() => waiter = undefined)
+    // A Node server sends the headers with the first bytes of the body, and a client that has no headers does not know
+    // that its stream is open
+    const tick = setImmediate(() => {
+      if (waiter !== resume) return
+      run(Effect.forever(Effect.andThen(Effect.sleep(silence), beat)))
+      push(comment)
+      offer()
+    })
+    return Effect.sync(() => {
+      waiter = undefined
+      clearImmediate(tick)
+    })
+  })
+
+  return {
+    stream: Stream.fromPull(Effect.succeed(pull)),
+    buffered: () => buffered,
+    end,
+    drop: () => {
+      chunks = []
+      buffered = 0
+      end()
+    },
+    leave
+  }
+}
+
+type Pulled = Effect.Effect<Arr.NonEmptyReadonlyArray<Uint8Array>, Cause.Done>
+
+const encoder = new TextEncoder()
+const encode = (text: string): Uint8Array => encoder.encode(text)
+
+const comment = encode(":\n\n")

@@ -1,0 +1,64 @@
+/**
+ * What can be done with the connection that a request came over, where that is one of Node's HTTP server. With any other
+ * server all of this does nothing.
+ */
+import * as Predicate from "effect/Predicate"
+import type { HttpServerRequest } from "effect/http/HttpServerRequest"
+
+// A `Socket` of node:net.
+interface Socket {
+  readonly setKeepAlive: (enable: boolean, initialDelay: number) => unknown
+  readonly setTimeout: (millis: number, callback: () => void) => unknown
+  readonly once: (event: "end", callback: () => void) => unknown
+  readonly resume: () => unknown
+  readonly destroy: () => unknown
+}
+
+const kept = new WeakSet<Socket>()
+
+/**
+ * Lets the kernel find out within some 13 seconds that a silent peer is gone: Node asks for ten probes a second apart, after
+ * this delay. It only asks while all that was sent has arrived, so this has to be done before the next comment is sent.
+ */
+export const keepAlive = (request: HttpServerRequest): void => {
+  const socket = socketOf(request)
+  if (socket === undefined || kept.has(socket)) return
+  kept.add(socket)
+  socket.setKeepAlive(true, 2_000)
+}
+
+/**
+ * Whether Node has taken the request for the beginning of another protocol. It reads the socket of such a one no more, and
+ * so does not notice that its client is gone.
+ */
+export const isUpgrade = ({ headers }: HttpServerRequest): boolean =>
+  headers["upgrade"] !== undefined && /\bupgrade\b/i.test(headers["connection"] ?? "")
+
+/**
+ * Reads what such a client still sends, and closes the connection after it or after two silent seconds.
+ */
+export const abandon = (request: HttpServerRequest): void => {
+  const socket = socketOf(request)
+  if (socket === undefined) return
+  const destroy = () => void socket.destroy()
+  socket.setTimeout(2_000, destroy)
+  socket.once("end", destroy)
+  socket.resume()
+}
+
+/**
+ * Closes the connection at once: whoever does not read what is written will not read that it has ended.
+ */
+export const hangUp = (request: HttpServerRequest): void => {
+  const { source } = request
+  // Of HTTP/2 the stream alone: others share the connection
+  const stream = Predicate.hasProperty(source, "stream") ? source.stream : undefined
+  if (Predicate.hasProperty(stream, "close") && typeof stream.close === "function") stream.close()
+  else socketOf(request)?.destroy()
+}
+
+const socketOf = ({ source }: HttpServerRequest): Socket | undefined =>
+  Predicate.hasProperty(source, "httpVersionMajor") && source.httpVersionMajor === 1 &&
+    Predicate.hasProperty(source, "socket") && Predicate.hasProperty(source.socket, "setKeepAlive")
+    ? source.socket as unknown as Socket
+    : undefined
