@@ -8,6 +8,7 @@ import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
+import * as Struct from "effect/Struct"
 import type * as HttpRouter from "effect/http/HttpRouter"
 import type { Identity } from "./Identity.ts"
 import * as Options from "./internal/options.ts"
@@ -140,7 +141,15 @@ const path = Options.custom<HttpRouter.PathInput, HttpRouter.PathInput>({
   config: Config.String
 })
 
-const { open: _, ...registryOptions } = registry.declaration
+const { open: _, ...ofRegistry } = registry.declaration
+
+/**
+ * Those that are the registry's.
+ *
+ * @internal
+ */
+export const registryOptions = (options: EndpointOptions): Omit<SessionRegistryOptions<never, never, never>, "open"> =>
+  Struct.pick(options, Object.keys(ofRegistry) as Array<keyof typeof ofRegistry>)
 
 /**
  * @internal
@@ -152,7 +161,7 @@ export const endpoint = Options.declare<EndpointOptions>()({ module: "McpHttp", 
   maxBodyBytes: Options.withDefault(Options.count, 4 * 1024 * 1024, { shown: "4 MiB" }),
   bodyTimeout: Options.withDefault(Options.timeout, "30 seconds"),
   allowTermination: Options.withDefault(Options.boolean, true),
-  ...registryOptions
+  ...ofRegistry
 })
 
 /**

@@ -5,7 +5,9 @@ import * as Scope from "effect/Scope"
 import * as Exit from "effect/Exit"
 import * as TestClock from "effect/testing/TestClock"
 import { Identity, RegistryFull, type SessionOwner } from "effect-mcp-sessions"
+import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import * as SessionRegistry from "effect-mcp-sessions/SessionRegistry"
+import { begin, call, initialize, makeLog, makeServer, post, textOf, web } from "./support/mcpHttp.ts"
 import {
   alice,
   bob,
@@ -270,5 +272,34 @@ describe("stats", () => {
       yield* registry.terminate(id, alice)
       yield* Effect.flip(touch(registry, id, alice))
       assert.strictEqual((yield* registry.stats).notFound, 4)
+    }))
+})
+
+describe("McpHttp", () => {
+  it.effect("does not count initialize as a use: strangers who never come back give way", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* web(McpHttp.layer({ server: makeServer(makeLog()), capacity: 2 }))
+      const echo = call("echo", { message: "hello" })
+      const session = yield* begin(endpoint, "user")
+      yield* Effect.flatMap(post(endpoint, echo, { as: "user", session }), textOf)
+      for (let i = 0; i < 5; i++) yield* begin(endpoint, `stranger-${i}`)
+      assert.deepInclude(yield* endpoint.registry.stats, { size: 2, evictions: 4, refusals: 0 })
+      assert.strictEqual((yield* post(endpoint, echo, { as: "user", session })).status, 200)
+    }))
+
+  it.effect("limits an owner, and not everybody who has no identity", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* web(McpHttp.layer({ server: makeServer(makeLog()), capacityPerOwner: 1 }))
+      const open = Effect.fnUntraced(function*(as?: string) {
+        const response = yield* post(endpoint, initialize, { as })
+        yield* textOf(response)
+        const session = response.headers.get("mcp-session-id") ?? undefined
+        if (session !== undefined) {
+          yield* Effect.flatMap(post(endpoint, call("whoami"), { as, session }), textOf)
+        }
+        return response.status
+      })
+      assert.deepStrictEqual([yield* open("user"), yield* open("user")], [200, 503])
+      assert.deepStrictEqual([yield* open(), yield* open(), yield* open()], [200, 200, 200])
     }))
 })
