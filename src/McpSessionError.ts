@@ -6,12 +6,18 @@
  */
 import * as Schema from "effect/Schema"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
-import { respond } from "./internal/problem.ts"
+import { CredentialScheme } from "./Identity.ts"
+import { challenge, respond } from "./internal/problem.ts"
 
 /**
  * Whether the request may have reached the server. `false` only if it certainly did not, so that repeating it is safe.
  */
 const requestSent = Schema.Boolean
+
+/**
+ * The scheme of the credentials that were refused, if they were the caller's own: forwarded, and not the connector's.
+ */
+const forwarded = Schema.optionalKey(CredentialScheme)
 
 /**
  * The session ended before the answer came: its child process died, its connection was closed, or its scope ended. Its
@@ -45,14 +51,17 @@ export class SessionExpired extends Schema.TaggedClass<SessionExpired>()("Sessio
  *
  * @category errors
  */
-export class Unauthorized extends Schema.TaggedClass<Unauthorized>()("Unauthorized", { requestSent }) {}
+export class Unauthorized extends Schema.TaggedClass<Unauthorized>()("Unauthorized", {
+  requestSent,
+  forwarded
+}) {}
 
 /**
  * The server answered 403. The session lives on.
  *
  * @category errors
  */
-export class Forbidden extends Schema.TaggedClass<Forbidden>()("Forbidden", { requestSent }) {}
+export class Forbidden extends Schema.TaggedClass<Forbidden>()("Forbidden", { requestSent, forwarded }) {}
 
 /**
  * No answer came within the time that the call (60 seconds by default), or the connect, was given. The server was told
@@ -142,8 +151,9 @@ export type McpSessionErrorReason = typeof McpSessionErrorReason.Type
 /**
  * The error of every operation of a session, and of opening one.
  *
- * Answers 504 for a timeout, 503 when the server can't be reached or says that it is busy, 502 for everything else:
- * what goes wrong upstream is not the caller's to repair, and is not told in detail.
+ * Answers 401 or 403 with a challenge if the server refused credentials of the caller's own, which were forwarded; 504
+ * for a timeout, 503 when the server can't be reached or says that it is busy, 502 for everything else: what goes wrong
+ * upstream is not the caller's to repair, and is not told in detail.
  *
  * @category errors
  */
@@ -226,8 +236,20 @@ const endOf = ({ detail, exitCode, signal }: SessionClosed): string => {
 
 const notFound: ReadonlySet<string> = new Set(["ENOENT", "EACCES", "EPERM", "ENOTDIR"])
 
-const statusOf = (reason: McpSessionErrorReason): { readonly status: number; readonly title: string } => {
+const statusOf = (reason: McpSessionErrorReason): Parameters<typeof respond>[1] => {
   switch (reason._tag) {
+    case "Unauthorized":
+      return reason.forwarded === undefined ? failed : {
+        status: 401,
+        title: "The MCP server refused the credentials",
+        headers: { "www-authenticate": `${challenge(reason.forwarded)}, error="invalid_token"` }
+      }
+    case "Forbidden":
+      return reason.forwarded === undefined ? failed : {
+        status: 403,
+        title: "The MCP server does not allow this",
+        headers: { "www-authenticate": `${challenge(reason.forwarded)}, error="insufficient_scope"` }
+      }
     case "RequestTimeout":
       return { status: 504, title: "The MCP server did not answer in time" }
     case "Unreachable":
@@ -235,8 +257,10 @@ const statusOf = (reason: McpSessionErrorReason): { readonly status: number; rea
     case "HttpFailure":
       return reason.status === 429 || reason.status === 503
         ? { status: 503, title: "The MCP server is busy" }
-        : { status: 502, title: "The MCP server failed" }
+        : failed
     default:
-      return { status: 502, title: "The MCP server failed" }
+      return failed
   }
 }
+
+const failed = { status: 502, title: "The MCP server failed" }

@@ -29,7 +29,7 @@ import type {
   SessionHandle,
   StdioOptions
 } from "../../Connector.ts"
-import { Identity } from "../../Identity.ts"
+import { type CredentialScheme, Identity } from "../../Identity.ts"
 import type { McpSession } from "../../McpSession.ts"
 import { McpSessionError, PreparationFailed } from "../../McpSessionError.ts"
 import * as Scrub from "../scrub.ts"
@@ -220,11 +220,13 @@ const http = <R>(
       if (typeof options.headers === "object") {
         for (const secret of Secrets.ofRecord(options.headers)) scrub.add(secret)
       }
+      let forwarded: CredentialScheme | undefined
+      const onForwarded = (scheme: CredentialScheme | undefined) => void (forwarded = scheme)
       return Effect.gen(function*() {
         const runPromise = Effect.runPromiseWith(yield* Effect.context<never>())
         const { attach, fetch, streamFailure } = Fetch.make({
           fetch: holding(options.fetch ?? globalFetch, scrub),
-          headers: yield* headersOf(options, options.name ?? url.host, identity, handle, scrub),
+          headers: yield* headersOf(options, options.name ?? url.host, identity, handle, scrub, onForwarded),
           pause: () => runPromise(Effect.sleep("100 millis")),
           isStreamSession
         })
@@ -234,6 +236,7 @@ const http = <R>(
           attach,
           ...(isStreamSession ? { failure: streamFailure } : {}),
           sessionful: isStreamSession,
+          forwarded: () => forwarded,
           terminate: async () => transport.terminateSession?.()
         }
       })
@@ -359,7 +362,8 @@ const headersOf = <R>(
   server: string,
   identity: Identity,
   handle: SessionHandle,
-  scrub: Scrub.Scrub
+  scrub: Scrub.Scrub,
+  onForwarded: (scheme: CredentialScheme | undefined) => void
 ): Effect.Effect<() => Promise<Readonly<Record<string, string>>>, never, R> =>
   Effect.map(Effect.context<R>(), (context) => {
     const runPromise = Effect.runPromiseWith(context)
@@ -376,7 +380,9 @@ const headersOf = <R>(
       }
       const { credentials } = current
       const own = yield* perIdentity("headers", options.headers, current)
-      if (options.forwardCredentials !== true || Option.isNone(credentials)) return own
+      const isForwarded = options.forwardCredentials === true && Option.isSome(credentials)
+      onForwarded(isForwarded ? credentials.value.scheme : undefined)
+      if (!isForwarded) return own
       return { ...own, [credentials.value.name]: Redacted.value(credentials.value.header) }
     })
     return () => runPromise(prepared("headers", server, headers))

@@ -2,6 +2,7 @@
  * What a rejection of either SDK is to a caller: classified, and without secrets.
  */
 import * as Predicate from "effect/Predicate"
+import type { CredentialScheme } from "../../Identity.ts"
 import {
   Forbidden,
   HttpFailure,
@@ -22,12 +23,14 @@ import { classify } from "./classify.ts"
  */
 export const reasonOf = (
   error: unknown,
-  { isUnsent = false, scrub, sessionful }: {
+  { forwarded, isUnsent = false, scrub, sessionful }: {
     /** The session is known by something: a server that does not know it has forgotten it. */
     readonly sessionful: boolean
     readonly scrub: Scrub
     /** Nothing can have been sent, whatever the error says. */
     readonly isUnsent?: boolean
+    /** The scheme of the caller's own credentials, if those were sent. */
+    readonly forwarded?: CredentialScheme | undefined
   }
 ): McpSessionErrorReason | McpSessionError => {
   const own = ownError(error)
@@ -40,9 +43,9 @@ export const reasonOf = (
     case "SessionExpired":
       return new SessionExpired(failure)
     case "Unauthorized":
-      return new Unauthorized(failure)
+      return new Unauthorized({ ...failure, ...(forwarded === undefined ? {} : { forwarded }) })
     case "Forbidden":
-      return new Forbidden(failure)
+      return new Forbidden({ ...failure, ...(forwarded === undefined ? {} : { forwarded }) })
     case "RequestTimeout":
       return new RequestTimeout(failure)
     case "HttpFailure":

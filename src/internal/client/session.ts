@@ -9,7 +9,7 @@ import * as PubSub from "effect/PubSub"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { SessionHandle } from "../../Connector.ts"
-import type { Identity } from "../../Identity.ts"
+import type { CredentialScheme, Identity } from "../../Identity.ts"
 import type { CallOptions, McpSession, ProgressOptions } from "../../McpSession.ts"
 import { McpSessionError, type McpSessionErrorReason, RequestTimeout, SessionClosed } from "../../McpSessionError.ts"
 import type { Scrub } from "../scrub.ts"
@@ -48,6 +48,8 @@ export interface OpenTransport {
   readonly terminate?: (() => Promise<void>) | undefined
   /** Why it could not connect, where its own error does not say so. */
   readonly failure?: (() => unknown) | undefined
+  /** The scheme of the caller's own credentials, if those went out with the latest request. */
+  readonly forwarded?: (() => CredentialScheme | undefined) | undefined
   /** Why the connection has ended, where that is known. */
   readonly ending?: (() => Ending | undefined) | undefined
   /** Hears what happens on the wire. */
@@ -105,7 +107,7 @@ const connect = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(options
         const ending = opened.ending?.()
         resume(Effect.fail(
           ending === undefined
-            ? reasonOf(opened.failure?.() ?? error, { sessionful: false, scrub })
+            ? reasonOf(opened.failure?.() ?? error, { sessionful: false, scrub, forwarded: opened.forwarded?.() })
             // A server that has exited before it was connected has run nothing
             : new SessionClosed({ ...ending, requestSent: ending.detail !== undefined })
         ))
@@ -140,7 +142,11 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(
       return handle.retire(reason)
     })
   const toReason = (error: unknown) =>
-    reasonOf(error, { sessionful: opened.sessionful === true || wire.sessionId !== undefined, scrub })
+    reasonOf(error, {
+      sessionful: opened.sessionful === true || wire.sessionId !== undefined,
+      scrub,
+      forwarded: opened.forwarded?.()
+    })
   const calls = Calls.make({
     wire,
     server,
