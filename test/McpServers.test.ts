@@ -9,7 +9,13 @@ import * as Schema from "effect/Schema"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import { Identity } from "../src/Identity.ts"
 import * as McpJson from "../src/internal/client/mcpJson.ts"
-import { McpServers, type McpServersError } from "../src/McpServers.ts"
+import { InvalidOptions } from "../src/InvalidOptions.ts"
+import {
+  McpServers,
+  type McpServersError,
+  type McpServersMakeOptions,
+  type McpServersOptions
+} from "../src/McpServers.ts"
 
 const env = (variables: Record<string, string>) =>
   Effect.provide(ConfigProvider.layer(ConfigProvider.fromEnvRecord(variables)))
@@ -30,8 +36,12 @@ const decodeOne = (server: unknown, variables?: Record<string, string>) =>
     })
   )
 
+/** The options are in order, so an error is the configuration's. */
+const dieOfOptions = <A, R>(effect: Effect.Effect<A, McpServersError | InvalidOptions, R>) =>
+  Effect.catchTag(effect, "InvalidOptions", (error) => Effect.die(error))
+
 const fromFileSystem = (layer: Layer.Layer<FileSystem.FileSystem>) =>
-  McpServers.pipe(Effect.provide(McpServers.layer("mcp.json").pipe(Layer.provide(layer))))
+  dieOfOptions(McpServers.pipe(Effect.provide(McpServers.layer("mcp.json").pipe(Layer.provide(layer)))))
 
 const fromFile = (contents: string, variables: Record<string, string> = {}) =>
   env(variables)(fromFileSystem(FileSystem.layerNoop({ readFileString: () => Effect.succeed(contents) })))
@@ -302,6 +312,7 @@ describe("McpServers", () => {
         )
         const error = yield* McpServers.make({ servers: { a: { url: "${URL:-http://a}" } } }).pipe(
           Effect.provide(ConfigProvider.layer(provider)),
+          dieOfOptions,
           Effect.flip
         )
         assert.strictEqual(error.path, "servers.a.url")
@@ -325,15 +336,16 @@ describe("McpServers", () => {
 
     it.effect("answers 500 and names nothing, should it reach a client", () =>
       Effect.gen(function*() {
-        const error: McpServersError = yield* Effect.flip(McpServers.make({}))
+        const error: McpServersError = yield* Effect.flip(dieOfOptions(McpServers.make({})))
         const response = yield* error[HttpServerRespondable.symbol]()
         assert.strictEqual(response.status, 500)
         assert.strictEqual(error.message, "the configuration: the file has neither `mcpServers` nor `servers`.")
         assert.deepStrictEqual([error.module, error.method, error.reference], [
           "McpServers",
-          "layer",
+          "make",
           "invalid-servers"
         ])
+        assert.strictEqual((yield* Effect.flip(fromFile("{}"))).method, "layer")
       }))
   })
 
@@ -480,6 +492,70 @@ describe("McpServers", () => {
     )
   })
 
+  describe("an option without a meaning", () => {
+    const wrong: Readonly<Record<string, ReadonlyArray<unknown>>> = {
+      file: ["", 5, null, {}],
+      forwardCredentials: [true, "all", null],
+      clientInfo: ["me", {}, { name: "me" }, null],
+      connectTimeout: ["soon", 0, -1, NaN, Infinity, {}],
+      requestTimeout: ["soon", 0, -1, NaN, Infinity, {}],
+      sampling: [{}, true],
+      elicitation: [{}, true],
+      roots: [[], "/"],
+      // The name of each server is in the configuration
+      name: ["weather"],
+      forwardCredential: [() => true]
+    }
+    it.effect.each(Object.keys(wrong))("%s fails make and layer with its name", (option) =>
+      Effect.gen(function*() {
+        for (const value of wrong[option]!) {
+          const options = { [option]: value } as McpServersOptions
+          const made = yield* Effect.flip(McpServers.make({ servers: {} }, options))
+          assert.instanceOf(made, InvalidOptions)
+          assert.deepStrictEqual([made.module, made.method, made.option], ["McpServers", "make", option])
+          const layer = option === "file"
+            ? McpServers.layer(value as string)
+            : McpServers.layer("mcp.json", options)
+          const built = yield* Layer.build(layer).pipe(
+            Effect.provide(FileSystem.layerNoop({ readFileString: () => Effect.succeed("{ \"servers\": {} }") })),
+            Effect.flip
+          )
+          assert.instanceOf(built, InvalidOptions)
+          assert.deepStrictEqual([built.module, built.method, built.option], ["McpServers", "layer", option])
+        }
+      }))
+
+    it.effect("an answer of forwardCredentials that is neither true nor false is one", () =>
+      Effect.gen(function*() {
+        const config = { servers: { weather: { url: "http://a" } } }
+        for (const answer of ["yes", 1, Promise.resolve(true)]) {
+          const forwardCredentials = () => answer as unknown as boolean
+          const error = yield* Effect.flip(McpServers.make(config, { forwardCredentials }))
+          assert.instanceOf(error, InvalidOptions)
+          assert.strictEqual(
+            error.message,
+            "McpServers.make: option \"forwardCredentials\" must answer true or false for \"weather\""
+          )
+        }
+      }))
+
+    it.effect("is not one that is left undefined", () =>
+      Effect.gen(function*() {
+        const options: McpServersMakeOptions = {
+          file: undefined,
+          forwardCredentials: undefined,
+          clientInfo: undefined,
+          connectTimeout: undefined,
+          requestTimeout: undefined,
+          sampling: undefined,
+          elicitation: undefined,
+          roots: undefined
+        }
+        const { names } = yield* McpServers.make({ servers: { weather: { url: "http://a" } } }, options)
+        assert.deepStrictEqual(names, ["weather"])
+      }))
+  })
+
   describe("choosing a server", () => {
     const handle = { retire: () => Effect.void, credentials: Effect.succeedNone }
     const connect = (identity: Identity, config: unknown) =>
@@ -499,6 +575,9 @@ describe("McpServers", () => {
         )
         if (error._tag !== "UnknownServer") return
         assert.deepStrictEqual([error.name, ...error.known], ["wether", "weather", "files"])
+        assert.strictEqual(error.method, "connect")
+        const servers = yield* McpServers.make(config)
+        assert.strictEqual((yield* Effect.flip(servers.connector("wether"))).method, "connector")
         assert.strictEqual((yield* error[HttpServerRespondable.symbol]()).status, 404)
       }))
 

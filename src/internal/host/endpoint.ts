@@ -89,11 +89,12 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
     })
 
   /**
-   * A new session of the caller, held for as long as `initialize` and the current scope need it. If that fails the
+   * A new session of the caller, as its `message` asks for, held for as long as `initialize` and the current scope need it. If that fails the
    * session ends: what the client has not heard of, it will never use.
    */
   const begin = <E, R2>(
     identity: Identity,
+    message: unknown,
     initialize: (session: RegisteredSession<Resource>, lease: Lease) => Effect.Effect<HttpServerResponse, E, R2>
   ): Effect.Effect<
     HttpServerResponse,
@@ -102,7 +103,7 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
   > =>
     Effect.uninterruptibleMask((restore) =>
       Effect.flatMap(
-        restore(registry.create(identity)),
+        restore(registry.create(identity, { clientId: Requests.clientOf(message) })),
         (session) =>
           restore(Effect.flatMap(hold(session.id, identity), ({ lease }) => initialize(session, lease))).pipe(
             Effect.onError(() => Effect.ignore(registry.terminate(session.id, identity)))
@@ -159,19 +160,20 @@ export const serving = <E extends Respondable, R>(
 
 /** What serves an endpoint with these options. */
 export const toSettings = (
-  { allowTermination, allowedHosts, allowedOrigins, bodyTimeout, maxBodyBytes, path }: Options.Parsed<
+  { allowTermination, allowedHosts, allowedOrigins, bodyTimeout, maxBodyBytes, path, sessions }: Options.Parsed<
     typeof endpoint.declaration
   >
 ) => {
   const methods = allowTermination ? ["GET", "POST", "DELETE"] : ["GET", "POST"]
-  const gate = Requests.gate({ allowedHosts, allowedOrigins })
+  const originIssue = Requests.gate({ allowedHosts, allowedOrigins })
   return {
     path,
+    sessions,
     allowTermination,
     /** What clients may use, whichever of it the server has. */
     methods,
-    gate,
-    cors: Cors.make({ isAllowed: (request) => gate(request) === undefined, methods }),
+    gate: (request: HttpServerRequest) => Requests.upgradeIssue(request) ?? originIssue(request),
+    cors: Cors.make({ isAllowed: (request) => originIssue(request) === undefined, methods }),
     readText: Requests.textReader(maxBodyBytes, bodyTimeout)
   }
 }
