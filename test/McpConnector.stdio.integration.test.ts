@@ -5,6 +5,7 @@ import { fileURLToPath } from "node:url"
 import { inspect } from "node:util"
 import { assert, describe, it } from "@effect/vitest"
 import type { CallToolResult } from "@modelcontextprotocol/sdk/types.js"
+import * as Cause from "effect/Cause"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -343,16 +344,21 @@ for (const [sdk, connector] of generations) {
           assert.deepStrictEqual((yield* Fiber.join(fiber)).reason, new SessionClosed({ requestSent: true }))
         }).pipe(Effect.provide(Logger.layer([]))))
 
-      it.live("tells the server nothing of why a handler failed", () =>
-        Effect.gen(function*() {
+      it.live("tells the server nothing of why a handler failed, and the log no credentials", () => {
+        const lines: Array<string> = []
+        const logger = Logger.make(({ cause, message }) => void lines.push(`${String(message)} ${Cause.pretty(cause)}`))
+        return Effect.gen(function*() {
           const { session } = yield* connected({
             ...fixture().options,
-            roots: () => Effect.fail("the database password is hunter2")
+            roots: () => Effect.fail("the database password is hunter2, the token s3cret-token")
           })
           const error = yield* Effect.flip(call(session, "roots"))
           assert.include(error.message, "could not answer")
           assert.notInclude(error.message, "hunter2")
-        }).pipe(Effect.provide(Logger.layer([]))))
+          assert.include(lines.join(), "the token <redacted>")
+          assert.notInclude(lines.join(), "s3cret-token")
+        }).pipe(Effect.provide(Logger.layer([logger])))
+      })
     })
 
     it.live("gives the child the safe variables and the identity's own", () =>

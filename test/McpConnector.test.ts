@@ -1,3 +1,4 @@
+import { readFileSync } from "node:fs"
 import { inspect } from "node:util"
 import { assert, describe, it } from "@effect/vitest"
 import { McpServer } from "@modelcontextprotocol/sdk/server/mcp.js"
@@ -18,6 +19,10 @@ import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
 import { McpSessionError, Unauthorized } from "effect-mcp-sessions/McpSession"
 import { SessionPool } from "effect-mcp-sessions/SessionPool"
 import { makeHandle } from "./support/sessions.ts"
+
+const manifest: { readonly name: string; readonly version: string } = JSON.parse(
+  readFileSync(new URL("../package.json", import.meta.url), "utf8")
+)
 
 const greeter = (greeting: string) => {
   const server = new McpServer({ name: "greeter", version: "1.0.0" }, { instructions: "Greet." })
@@ -236,6 +241,15 @@ describe("The time to connect", () => {
 })
 
 describe("McpConnector.inProcess", () => {
+  it.effect("tells the server the name and the version of this package", () =>
+    Effect.gen(function*() {
+      const server = greeter("Hello")
+      const connect = McpConnector.inProcess(() => Effect.succeed(server))
+      yield* connect(Identity.fromKey("alice"), makeHandle())
+      const { name, version } = server.server.getClientVersion()!
+      assert.deepStrictEqual({ name, version }, { name: manifest.name, version: manifest.version })
+    }))
+
   it.effect("gives each session a server of its own, made with the connector's services", () =>
     Effect.gen(function*() {
       const connect = McpConnector.inProcess(({ key }) =>

@@ -34,6 +34,7 @@ import type { McpSession } from "../../McpSession.ts"
 import { McpSessionError, PreparationFailed } from "../../McpSessionError.ts"
 import * as Scrub from "../scrub.ts"
 import * as Secrets from "../secrets.ts"
+import { version } from "../version.ts"
 import * as Fetch from "./fetch.ts"
 import type { ClientLike, MessageLike, TransportLike } from "./sdk.ts"
 import * as ConnectorOptions from "./options.ts"
@@ -138,7 +139,7 @@ const connector = <RT, R, C>(
 /**
  * What a server is told by default that it talks to.
  */
-export const clientInfo = { name: "effect-mcp-sessions", version: "0.1.0" }
+export const clientInfo = { name: "effect-mcp-sessions", version }
 
 // -----------------------------------------------------------------------------
 // Transports
@@ -282,7 +283,7 @@ type Handler<P, A> = (params: P, signal: AbortSignal) => Promise<A>
 
 const handlers = <R>(
   { elicitation, roots, sampling }: Options<R>,
-  { identity, server }: Pick<Plan<never>, "identity" | "server">
+  { identity, scrub, server }: Pick<Plan<never>, "identity" | "scrub" | "server">
 ): Effect.Effect<Handlers, never, R> =>
   Effect.map(Effect.context<R>(), (context) => {
     const runPromise = Effect.runPromiseWith(context)
@@ -291,7 +292,8 @@ const handlers = <R>(
         runPromise(
           Effect.tapCause(
             Effect.suspend(() => f(params)),
-            (cause) => Effect.logWarning(`${method} of "${server}" could not be answered`, cause)
+            (cause) =>
+              Effect.logWarning(`${method} of "${server}" could not be answered: ${scrub(Cause.pretty(cause))}`)
           ),
           { signal }
         ).catch(() => Promise.reject(unanswered))
