@@ -46,23 +46,6 @@ const fromFileSystem = (layer: Layer.Layer<FileSystem.FileSystem>) =>
 const fromFile = (contents: string, variables: Record<string, string> = {}) =>
   env(variables)(fromFileSystem(FileSystem.layerNoop({ readFileString: () => Effect.succeed(contents) })))
 
-/** The least that it took, which what else the machine does can only make more. */
-const cost = Effect.fnUntraced(function*<A>(work: Effect.Effect<A>) {
-  let least = Infinity
-  for (let i = 0; i < 5; i++) {
-    const before = process.hrtime.bigint()
-    yield* work
-    least = Math.min(least, Number(process.hrtime.bigint() - before))
-  }
-  return least
-})
-
-/** How many times as long it takes with 16 times as much: 16 where it is linear, 256 where it is quadratic. */
-const growth = Effect.fnUntraced(function*<A>(work: (length: number) => Effect.Effect<A>) {
-  const one = yield* cost(work(16_384))
-  return (yield* cost(work(16 * 16_384))) / one
-})
-
 describe("McpServers", () => {
   describe("what a file may say", () => {
     it.effect("a command with everything that goes with it", () =>
@@ -396,16 +379,11 @@ describe("McpServers", () => {
       "commas with comments": (length) => `[1,${",/**/".repeat(length / 5)}]`,
       "lines": (length) => "\n".repeat(length)
     }
-    it.effect.each(Object.keys(texts))("its parsing is linear in %s", (name) =>
-      Effect.gen(function*() {
-        assert.isBelow(
-          yield* growth((length) => {
-            const text = texts[name]!(length)
-            return Effect.sync(() => McpJson.parse(text))
-          }),
-          100
-        )
-      }))
+    // What is quadratic takes minutes for as much, and what is linear no time worth measuring
+    it.each(Object.keys(texts))("its parsing is linear in %s", (name) => {
+      const text = texts[name]!(1024 * 1024)
+      assert.isTrue(Result.isResult(McpJson.parse(text)))
+    })
 
     const configs: Readonly<Record<string, (length: number) => unknown>> = {
       "variables that do not end": (length) => ({ command: "x", args: ["${".repeat(length / 2)] }),
@@ -417,15 +395,17 @@ describe("McpServers", () => {
         env: Object.fromEntries(Array.from({ length: length / 64 }, (_, i) => [`${i}=`, 1]))
       })
     }
-    it.effect.each(Object.keys(configs))("its decoding is linear in %s", (name) =>
-      Effect.gen(function*() {
-        const make = configs[name]!
-        // A name that long is in the path of each issue
-        const config = (length: number) => ({ mcpServers: { ["s".repeat(length / 8)]: make(length) } })
-        assert.isBelow(yield* growth((length) => decode(config(length))), 100)
-        const issues = yield* decode(config(65_536))
-        if (Result.isFailure(issues)) assert.isBelow(JSON.stringify(issues.failure).length, 65_536 * 8)
-      }))
+    it.effect.each(Object.keys(configs))(
+      "its decoding is linear in %s, and so are its issues",
+      (name) =>
+        Effect.gen(function*() {
+          const length = 256 * 1024
+          // A name that long is in the path of each issue
+          const config = { mcpServers: { ["s".repeat(length / 8)]: configs[name]!(length) } }
+          const decoded = yield* decode(config)
+          if (Result.isFailure(decoded)) assert.isBelow(JSON.stringify(decoded.failure).length, 8 * length)
+        })
+    )
 
     it.effect("a variable that can't be expanded is told once for each value that has it", () =>
       Effect.gen(function*() {
