@@ -15,6 +15,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
+import * as Stream from "effect/Stream"
 import * as HttpRouter from "effect/http/HttpRouter"
 import * as HttpServer from "effect/http/HttpServer"
 import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
@@ -64,7 +65,8 @@ class OfGuard extends SessionRegistry.SessionRegistry.Operator<OfGuard>()("test/
 const endpoint = {
   capacity: options.capacity,
   bodyTimeout: options.timeToLive,
-  idleTimeToLive: 2 * options.timeToLive
+  idleTimeToLive: 2 * options.timeToLive,
+  unusedTimeToLive: 2 * options.timeToLive
 }
 
 const app = Layer.mergeAll(
@@ -119,6 +121,11 @@ const main = Effect.gen(function*() {
       unhandled,
       told
     }
+  }
+  for (const [i, operator] of operators.entries()) {
+    if (process.env["DEBUG"]) Effect.runFork(Stream.runForEach(operator.events, (event) => Effect.sync(() => {
+      if (event._tag === "Ended" || event._tag === "Refused") process.stderr.write(`${i} ${JSON.stringify(event)}\n`)
+    })))
   }
   process.on("message", () => void measure().then((measured) => process.send!(measured)))
   const { address } = Context.get(context, HttpServer.HttpServer)

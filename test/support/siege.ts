@@ -145,6 +145,7 @@ const user = async (index: number) => {
     return answer.status === status
   }
   let session: string | undefined
+  let lastOk = 0, begunAt = 0
   const begin = async () => {
     const begun = await ask(agent, "POST", path, headersOf(token), initialize)
     if (!expect(begun, 200, "initialize")) return
@@ -157,7 +158,7 @@ const user = async (index: number) => {
       202,
       "initialized"
     )
-    ids(path)[index] = session
+    ids(path)[index] = session; begunAt = performance.now()
   }
   const end = async () => {
     expect(await ask(agent, "DELETE", path, headersOf(token, session)), 204, "DELETE")
@@ -178,6 +179,7 @@ const user = async (index: number) => {
       const message = `${index}-${n}`
       const started = performance.now()
       const answer = await ask(agent, "POST", path, headersOf(token, session), call("echo", n, message))
+      if (answer.status !== 200 && process.env["DEBUG"]) process.stderr.write(`${answer.status} n=${n} last=${started - lastOk} took=${performance.now() - started} begun=${started - begunAt}\n`); lastOk = performance.now()
       latencies.push(performance.now() - started)
       if (expect(answer, 200, "call")) {
         const data = /^data: (\{.*)$/m.exec(answer.body)?.[1] ?? answer.body
@@ -241,10 +243,11 @@ const beginAs = async (path: Path, token: string) => {
 
 /** Has a stream and a call in flight, and is never heard of again. */
 const vanish = async (path: Path) => {
-  const token = `secret-vanished-${made++}`
+  const number = made++
+  const token = `secret-vanished-${number}`
   const session = await beginAs(path, token)
   if (session === undefined) return count("vanish: 503")
-  const from = `127.66.${made >> 8}.${made & 255}`
+  const from = `127.66.${number >> 8}.${number & 255}`
   for (const [method, body] of [["GET", undefined], ["POST", call("wait", 1)]] as const) {
     const socket = await open(from)
     write(socket, method, path, headersOf(token, session), body)
@@ -321,6 +324,8 @@ const guess = async (path: Path) => {
   count("guess")
 }
 
+const pend: Record<string, number> = {}
+if (process.env["DEBUG"]) setInterval(() => process.stderr.write(JSON.stringify(["pend", pend]) + "\n"), 2000).unref()
 const besiege = async (end: number) => {
   const kinds = { vanish, neverRead, upgrade, half, newcomer, guess }
   await Promise.all(Object.entries(kinds).flatMap(([name, kind]) =>
@@ -329,7 +334,8 @@ const besiege = async (end: number) => {
       const every = 1000 / options.rate / (kind === newcomer ? 10 : 1)
       const under: Array<Promise<void>> = []
       while (performance.now() < end) {
-        under.push(kind(path).catch((error) => void wrong.push(`${path} ${name}: ${String(error)}`)))
+        pend[name] = (pend[name] ?? 0) + 1
+      under.push(kind(path).catch((error) => void wrong.push(`${path} ${name}: ${String(error)}`)).finally(() => { pend[name]!-- }))
         await sleep(Math.random() * 2 * every)
       }
       await Promise.all(under)
@@ -367,10 +373,10 @@ const campaign = async (duration: number) => {
 const settle = async () => {
   const started = performance.now()
   let measured = await measure()
-  // A session that was never used has a minute
-  while (measured.sessions + measured.sockets > 0 && performance.now() - started < 100_000) {
+  while (measured.sessions + measured.sockets > 0 && performance.now() - started < 20_000) {
     await sleep(200)
     measured = await measure()
+    if (process.env["DEBUG"]) process.stderr.write(JSON.stringify([performance.now() - started, measured, wrong.slice(0, 5), strangers]) + "\n")
   }
   return { measured, settled: performance.now() - started }
 }

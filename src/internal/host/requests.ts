@@ -4,9 +4,11 @@
 import { type RequestId, SUPPORTED_PROTOCOL_VERSIONS } from "@modelcontextprotocol/sdk/types.js"
 import * as ByteSize from "effect/ByteSize"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
+import type * as Scope from "effect/Scope"
 import type { HttpServerError } from "effect/http/HttpServerError"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as Answers from "./answers.ts"
@@ -113,12 +115,15 @@ const notAStream = Answers.notAcceptable("text/event-stream")
 
 /**
  * Reads the body of a POST. Fails with the answer to one that is too large, takes longer than `timeout` milliseconds, or
- * is not there when `until` fails.
+ * is not there when `until` fails. The current scope has to be open until that has been sent.
  */
 export const textReader = (
   limit: number,
   timeout: number
-): (request: Request, until: Effect.Effect<never, Answers.Refused>) => Effect.Effect<string, Answers.Refused> => {
+): (
+  request: Request,
+  until: Effect.Effect<never, Answers.Refused>
+) => Effect.Effect<string, Answers.Refused, Scope.Scope> => {
   const tooLarge = Answers.tooLarge(limit)
   const size = ByteSize.bytes(limit)
   const tooSlow = Effect.andThen(Effect.sleep(timeout), Answers.tooSlow)
@@ -130,7 +135,11 @@ export const textReader = (
         reason._tag === "RequestParseError" && reason.reason === "BodyTooLarge" ? tooLarge : Answers.notJson
       )
     )
-    return Effect.raceAllFirst([text, tooSlow, Effect.mapError(until, Answers.closing)])
+    // Whoever stops reading from Node's request closes its connection: not before it has been answered
+    return Effect.flatMap(
+      Effect.forkScoped(text, { startImmediately: true }),
+      (reading) => Effect.raceAllFirst([Fiber.join(reading), tooSlow, Effect.mapError(until, Answers.closing)])
+    )
   }
 }
 
