@@ -1,7 +1,9 @@
 /**
  * Bodies that are made to be slow, or to break what reads them.
  */
+import { connect } from "node:net"
 import { assert, describe, it } from "@effect/vitest"
+import { CallToolRequestSchema } from "@modelcontextprotocol/sdk/types.js"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
@@ -137,6 +139,44 @@ describe("a body that stops half-way", () => {
       const { body, status } = yield* Fiber.join(answer)
       assert.strictEqual(status, 404)
       assert.include(body, "Session not found")
+    }))
+})
+
+describe("an answer that nobody reads", () => {
+  it.live("holds its session for as long as a stream may last, and its connection too", () =>
+    Effect.gen(function*() {
+      const log = makeLog()
+      const endpoint = yield* socket(McpHttp.layer({
+        streamTimeToLive: 500,
+        server: (info) =>
+          Effect.map(makeServer(log)(info), (server) => {
+            // More than the kernels of both sides keep
+            server.setRequestHandler(CallToolRequestSchema, () => ({
+              content: [{ type: "text" as const, text: "x".repeat(24 * 1024 * 1024) }]
+            }))
+            return server
+          })
+      }))
+      const session = yield* begin(endpoint)
+      const { hostname, port } = new URL(endpoint.url)
+      const body = JSON.stringify(call("big"))
+      const peer = yield* Effect.acquireRelease(
+        Effect.sync(() => connect(Number(port), hostname).pause()),
+        (opened) => Effect.sync(() => opened.destroy())
+      )
+      peer.on("error", () => undefined)
+      peer.write(
+        "POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" +
+          `Accept: application/json, text/event-stream\r\nMcp-Session-Id: ${session}\r\n` +
+          `Content-Length: ${body.length}\r\n\r\n${body}`
+      )
+      const held = Effect.map(endpoint.registry.stats, (stats) => stats.held)
+      yield* Effect.sleep(10).pipe(Effect.andThen(held), Effect.repeat({ until: (count) => count === 1 }))
+      yield* Effect.sleep(10).pipe(
+        Effect.andThen(held),
+        Effect.repeat({ until: (count) => count === 0 }),
+        Effect.timeout("10 seconds")
+      )
     }))
 })
 

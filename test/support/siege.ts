@@ -181,12 +181,13 @@ const user = async (index: number) => {
       const answer = await ask(agent, "POST", path, headersOf(token, session), call("echo", n, message))
       if (answer.status !== 200 && process.env["DEBUG"]) process.stderr.write(`${answer.status} n=${n} last=${started - lastOk} took=${performance.now() - started} begun=${started - begunAt}\n`); lastOk = performance.now()
       latencies.push(performance.now() - started)
-      if (expect(answer, 200, "call")) {
+      if (!expect(answer, 200, "call")) session = undefined
+      else {
         const data = /^data: (\{.*)$/m.exec(answer.body)?.[1] ?? answer.body
         const { id, result } = JSON.parse(data)
         if (id !== n || !JSON.stringify(result.content).includes(message)) wrong.push(`${path} call: ${data}`)
       }
-      if (n % 20 === 0) await end()
+      if (n % 20 === 0 && session !== undefined) await end()
     } catch (error) {
       wrong.push(`${path} ${String(error)}`)
       session = undefined
