@@ -101,45 +101,51 @@ describe("a body made to be slow", () => {
     suite(Effect.map(openGuarded(web), (endpoint) => ({ ...endpoint, called: () => endpoint.log.called }))))
 })
 
+const half = (headers: string) =>
+  "POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" +
+  `Accept: application/json, text/event-stream\r\nMCP-Protocol-Version: 2025-11-25\r\n${headers}\r\n`
+const withLength = half("Content-Length: 1000\r\n") + "{\"jsonrpc\":"
+const inChunks = half("Transfer-Encoding: chunked\r\n") + "2\r\n{\"\r\n"
+const openImpatient = (kind: "layer" | "guard") =>
+  kind === "guard"
+    ? openGuarded(socket, { bodyTimeout: 200 })
+    : socket(McpHttp.layer({ server: makeServer(makeLog()), bodyTimeout: 200 }))
+
 describe("a body that stops half-way", () => {
-  const half = (headers: string) =>
-    "POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" +
-    `Accept: application/json, text/event-stream\r\nMCP-Protocol-Version: 2025-11-25\r\n${headers}\r\n`
-  const withLength = half("Content-Length: 1000\r\n") + "{\"jsonrpc\":"
-  const inChunks = half("Transfer-Encoding: chunked\r\n") + "2\r\n{\"\r\n"
-  const open = (kind: "layer" | "guard") =>
-    kind === "guard"
-      ? openGuarded(socket, { bodyTimeout: 200 })
-      : socket(McpHttp.layer({ server: makeServer(makeLog()), bodyTimeout: 200 }))
+  it.live.each(["layer", "guard"] as const)(
+    "is answered with 408 by McpHttp.%s, whatever it was for",
+    (kind) =>
+      Effect.gen(function*() {
+        const endpoint = yield* openImpatient(kind)
+        const session = yield* begin(endpoint)
+        const named = (request: string) => request.replace("\r\n", `\r\nMcp-Session-Id: ${session}\r\n`)
+        for (const request of [withLength, inChunks, named(withLength), named(inChunks)]) {
+          const { body, status } = yield* write(endpoint, request)
+          assert.strictEqual(status, 408, request)
+          assert.include(body, "did not arrive in time")
+        }
+      })
+  )
 
-  it.live.each(["layer", "guard"] as const)("is answered with 408 by McpHttp.%s, whatever it was for", (kind) =>
-    Effect.gen(function*() {
-      const endpoint = yield* open(kind)
-      const session = yield* begin(endpoint)
-      const named = (request: string) => request.replace("\r\n", `\r\nMcp-Session-Id: ${session}\r\n`)
-      for (const request of [withLength, inChunks, named(withLength), named(inChunks)]) {
-        const { body, status } = yield* write(endpoint, request)
-        assert.strictEqual(status, 408, request)
-        assert.include(body, "did not arrive in time")
-      }
-    }))
-
-  it.live.each(["layer", "guard"] as const)("is answered with 404 by McpHttp.%s when its session ends", (kind) =>
-    Effect.gen(function*() {
-      const endpoint = yield* kind === "guard"
-        ? openGuarded(socket)
-        : socket(McpHttp.layer({ server: makeServer(makeLog()) }))
-      const session = yield* begin(endpoint)
-      const answer = yield* Effect.forkChild(
-        write(endpoint, withLength.replace("\r\n", `\r\nMcp-Session-Id: ${session}\r\n`)),
-        { startImmediately: true }
-      )
-      yield* Effect.sleep(200)
-      yield* endpoint.registry.clear
-      const { body, status } = yield* Fiber.join(answer)
-      assert.strictEqual(status, 404)
-      assert.include(body, "Session not found")
-    }))
+  it.live.each(["layer", "guard"] as const)(
+    "is answered with 404 by McpHttp.%s when its session ends",
+    (kind) =>
+      Effect.gen(function*() {
+        const endpoint = yield* kind === "guard"
+          ? openGuarded(socket)
+          : socket(McpHttp.layer({ server: makeServer(makeLog()) }))
+        const session = yield* begin(endpoint)
+        const answer = yield* Effect.forkChild(
+          write(endpoint, withLength.replace("\r\n", `\r\nMcp-Session-Id: ${session}\r\n`)),
+          { startImmediately: true }
+        )
+        yield* Effect.sleep(200)
+        yield* endpoint.registry.clear
+        const { body, status } = yield* Fiber.join(answer)
+        assert.strictEqual(status, 404)
+        assert.include(body, "Session not found")
+      })
+  )
 })
 
 describe("an answer that nobody reads", () => {

@@ -3,7 +3,7 @@
  * says what it holds when it is asked to.
  */
 import { createServer } from "node:http"
-import { setImmediate as turn } from "node:timers/promises"
+import { setImmediate as turn, setTimeout as sleep } from "node:timers/promises"
 import { setFlagsFromString } from "node:v8"
 import { runInNewContext } from "node:vm"
 import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
@@ -15,7 +15,6 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
-import * as Stream from "effect/Stream"
 import * as HttpRouter from "effect/http/HttpRouter"
 import * as HttpServer from "effect/http/HttpServer"
 import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
@@ -24,6 +23,7 @@ import * as SessionRegistry from "effect-mcp-sessions/SessionRegistry"
 import { inside, makeInsideLog } from "./guarded.ts"
 
 export interface Besieged {
+  /** In bytes; after a collection if it was asked for. */
   readonly heap: number
   /** Connections that are open. */
   readonly sockets: number
@@ -81,8 +81,8 @@ const app = Layer.mergeAll(
         server.setRequestHandler(CallToolRequestSchema, async ({ params }, extra) => {
           switch (params.name) {
             case "wait":
-              await new Promise((resolve) => extra.signal.addEventListener("abort", resolve))
-              return content("aborted")
+              await sleep(options.timeToLive)
+              return content("waited")
             case "big":
               return content("x".repeat(1024 * 1024))
             default: {
@@ -95,7 +95,7 @@ const app = Layer.mergeAll(
       })
   }),
   McpHttp.guard({ ...endpoint, path: "/guard", sessions: OfGuard }),
-  inside(makeInsideLog(), { path: "/guard" })
+  inside({ ...makeInsideLog(), release: Effect.sleep(options.timeToLive) }, { path: "/guard" })
 ).pipe(Layer.provide(IdentityResolver.layer({ mode: "required" })))
 
 const node = createServer()
@@ -107,10 +107,11 @@ const main = Effect.gen(function*() {
     )
   )
   const operators = [Context.get(context, OfLayer), Context.get(context, OfGuard)]
-  const measure = async (): Promise<Besieged> => {
-    for (let i = 0; i < 3; i++) {
+  const measure = async (isThorough: boolean): Promise<Besieged> => {
+    if (isThorough) {
       collect()
       await turn()
+      collect()
     }
     const stats = await Promise.all(operators.map((operator) => Effect.runPromise(operator.stats)))
     return {
@@ -122,12 +123,7 @@ const main = Effect.gen(function*() {
       told
     }
   }
-  for (const [i, operator] of operators.entries()) {
-    if (process.env["DEBUG"]) Effect.runFork(Stream.runForEach(operator.events, (event) => Effect.sync(() => {
-      if (event._tag === "Ended" || event._tag === "Refused") process.stderr.write(`${i} ${JSON.stringify(event)}\n`)
-    })))
-  }
-  process.on("message", () => void measure().then((measured) => process.send!(measured)))
+  process.on("message", (isThorough: boolean) => void measure(isThorough).then((measured) => process.send!(measured)))
   const { address } = Context.get(context, HttpServer.HttpServer)
   process.send!("port" in address ? address.port : 0)
   yield* Effect.never

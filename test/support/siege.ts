@@ -24,6 +24,8 @@ export interface SiegeOptions {
   readonly timeToLive: number
   /** How often each kind of stranger comes to each endpoint, a second. */
   readonly rate: number
+  /** In how many turns. */
+  readonly turns: number
   /** Whether packets can be dropped. */
   readonly namespace: boolean
 }
@@ -54,8 +56,14 @@ const server = fork(
 server.once("exit", () => process.exit(1))
 const [port]: [number] = await once(server, "message") as [number]
 
-const measure = async (): Promise<Besieged> => {
-  server.send("measure")
+const whilst = async (condition: () => boolean, body: () => Promise<unknown>): Promise<void> => {
+  if (!condition()) return
+  await body()
+  return whilst(condition, body)
+}
+
+const measure = async (isThorough = false): Promise<Besieged> => {
+  server.send(isThorough)
   const [measured] = await once(server, "message")
   return measured
 }
@@ -145,7 +153,6 @@ const user = async (index: number) => {
     return answer.status === status
   }
   let session: string | undefined
-  let lastOk = 0, begunAt = 0
   const begin = async () => {
     const begun = await ask(agent, "POST", path, headersOf(token), initialize)
     if (!expect(begun, 200, "initialize")) return
@@ -158,7 +165,7 @@ const user = async (index: number) => {
       202,
       "initialized"
     )
-    ids(path)[index] = session; begunAt = performance.now()
+    ids(path)[index] = session
   }
   const end = async () => {
     expect(await ask(agent, "DELETE", path, headersOf(token, session)), 204, "DELETE")
@@ -166,7 +173,9 @@ const user = async (index: number) => {
     session = undefined
   }
   await sleep(Math.random() * options.thinking)
-  for (let n = 1; !done; n++) {
+  let n = 0
+  await whilst(() => !done, async () => {
+    n++
     try {
       if (session === undefined) await begin()
       // As many streams as there are users would be held in vain
@@ -179,10 +188,10 @@ const user = async (index: number) => {
       const message = `${index}-${n}`
       const started = performance.now()
       const answer = await ask(agent, "POST", path, headersOf(token, session), call("echo", n, message))
-      if (answer.status !== 200 && process.env["DEBUG"]) process.stderr.write(`${answer.status} n=${n} last=${started - lastOk} took=${performance.now() - started} begun=${started - begunAt}\n`); lastOk = performance.now()
       latencies.push(performance.now() - started)
-      if (!expect(answer, 200, "call")) session = undefined
-      else {
+      if (!expect(answer, 200, "call")) {
+        session = undefined
+      } else {
         const data = /^data: (\{.*)$/m.exec(answer.body)?.[1] ?? answer.body
         const { id, result } = JSON.parse(data)
         if (id !== n || !JSON.stringify(result.content).includes(message)) wrong.push(`${path} call: ${data}`)
@@ -193,7 +202,7 @@ const user = async (index: number) => {
       session = undefined
     }
     await sleep(Math.random() * 2 * options.thinking)
-  }
+  })
   if (session !== undefined) await end().catch((error) => wrong.push(`${path} end: ${String(error)}`))
   agent.destroy()
 }
@@ -218,7 +227,11 @@ const open = async (from = "127.0.0.1"): Promise<Socket> => {
 }
 
 const head = (method: string, path: Path, headers: Record<string, string>) =>
-  [`${method} ${path} HTTP/1.1`, "host: localhost", ...Object.entries(headers).map(([name, value]) => `${name}: ${value}`)]
+  [
+    `${method} ${path} HTTP/1.1`,
+    "host: localhost",
+    ...Object.entries(headers).map(([name, value]) => `${name}: ${value}`)
+  ]
     .join("\r\n") + "\r\n\r\n"
 
 const write = (socket: Socket, method: string, path: Path, headers: Record<string, string>, body?: unknown) => {
@@ -233,6 +246,14 @@ const write = (socket: Socket, method: string, path: Path, headers: Record<strin
     ) + (text ?? "")
   )
 }
+
+/** What it is answered at first: nothing if the server hangs up, or says none in half a minute. */
+const answerTo = (socket: Socket): Promise<string> =>
+  Promise.race([
+    once(socket, "data").then(String, () => ""),
+    once(socket, "close").then(() => "", () => ""),
+    sleep(30_000, "", { ref: false })
+  ])
 
 const beginAs = async (path: Path, token: string) => {
   const begun = await ask(undefined, "POST", path, headersOf(token), initialize)
@@ -249,10 +270,8 @@ const vanish = async (path: Path) => {
   const session = await beginAs(path, token)
   if (session === undefined) return count("vanish: 503")
   const from = `127.66.${number >> 8}.${number & 255}`
-  for (const [method, body] of [["GET", undefined], ["POST", call("wait", 1)]] as const) {
-    const socket = await open(from)
-    write(socket, method, path, headersOf(token, session), body)
-  }
+  write(await open(from), "GET", path, headersOf(token, session))
+  write(await open(from), "POST", path, headersOf(token, session), call("wait", 1))
   await sleep(100)
   if (options.namespace) execFileSync("ip", ["route", "add", "blackhole", `${from}/32`, "table", "local"])
   count("vanish")
@@ -280,8 +299,8 @@ const upgrade = async (path: Path) => {
     connection: "Upgrade",
     upgrade: "websocket"
   })
-  const [said] = await once(socket, "data")
-  const status = /^HTTP\/1\.1 (\d+)/.exec(String(said))?.[1]
+  const said = await answerTo(socket)
+  const status = /^HTTP\/1\.1 (\d+)/.exec(said)?.[1]
   count(`upgrade: ${status}`)
   if (status !== "400") wrong.push(`${path} upgrade: ${status}`)
 }
@@ -295,13 +314,9 @@ const half = async (path: Path) => {
     head("POST", path, { ...headersOf(token, session), "content-type": "application/json", "content-length": "1000" }) +
       "{\"jsonrpc\":"
   )
-  const started = performance.now()
-  const [said] = await Promise.race([once(socket, "data"), once(socket, "close").then(() => [""])])
-  const status = /^HTTP\/1\.1 (\d+)/.exec(String(said))?.[1]
-  // 404 where the session has ended meanwhile
-  if (status !== "408" && status !== "404") {
-    wrong.push(`${path} half: ${String(said).slice(0, 200)} after ${performance.now() - started}`)
-  }
+  const status = /^HTTP\/1\.1 (\d+)/.exec(await answerTo(socket))?.[1]
+  // Its session may have given way, or ended
+  if (status !== "408" && status !== "404") wrong.push(`${path} half: ${status}`)
   count(`half: ${status}`)
 }
 
@@ -325,23 +340,22 @@ const guess = async (path: Path) => {
   count("guess")
 }
 
-const pend: Record<string, number> = {}
-if (process.env["DEBUG"]) setInterval(() => process.stderr.write(JSON.stringify(["pend", pend]) + "\n"), 2000).unref()
 const besiege = async (end: number) => {
   const kinds = { vanish, neverRead, upgrade, half, newcomer, guess }
-  await Promise.all(Object.entries(kinds).flatMap(([name, kind]) =>
-    paths.map(async (path) => {
-      // Most of them are newcomers
-      const every = 1000 / options.rate / (kind === newcomer ? 10 : 1)
-      const under: Array<Promise<void>> = []
-      while (performance.now() < end) {
-        pend[name] = (pend[name] ?? 0) + 1
-      under.push(kind(path).catch((error) => void wrong.push(`${path} ${name}: ${String(error)}`)).finally(() => { pend[name]!-- }))
-        await sleep(Math.random() * 2 * every)
-      }
-      await Promise.all(under)
-    })
-  ))
+  await Promise.all(
+    Object.entries(kinds).flatMap(([name, kind]) =>
+      paths.map(async (path) => {
+        // Most of them are newcomers
+        const every = 1000 / options.rate / (kind === newcomer ? 20 : 1)
+        const under: Array<Promise<void>> = []
+        await whilst(() => performance.now() < end, () => {
+          under.push(kind(path).catch((error) => void wrong.push(`${path} ${name}: ${String(error)}`)))
+          await sleep(Math.random() * 2 * every)
+        }
+        await Promise.all(under)
+      })
+    )
+  )
 }
 
 // -----------------------------------------------------------------------------
@@ -357,15 +371,16 @@ const campaign = async (duration: number) => {
   const samples = { quiet: [] as Array<number>, besieged: [] as Array<number> }
   const users = Array.from({ length: options.clients }, (_, index) => user(index))
   await sleep(2 * options.thinking)
-  for (let turn = 0; turn < 2; turn++) {
+  let turn = 0
+  await whilst(() => turn++ < options.turns, async () => {
     latencies = samples.quiet
-    await sleep(duration / 4)
+    await sleep(duration / options.turns / 2)
     latencies = samples.besieged
-    await besiege(performance.now() + duration / 2)
+    await besiege(performance.now() + duration / options.turns)
     // Until the last of them has been answered
     latencies = []
     await sleep(options.thinking)
-  }
+  })
   done = true
   await Promise.all(users)
   return samples
@@ -374,16 +389,22 @@ const campaign = async (duration: number) => {
 const settle = async () => {
   const started = performance.now()
   let measured = await measure()
-  while (measured.sessions + measured.sockets > 0 && performance.now() - started < 20_000) {
+  const isLeft = () => measured.sessions + measured.sockets > 0 && performance.now() - started < 60_000
+  await whilst(isLeft, async () => {
     await sleep(200)
     measured = await measure()
-    if (process.env["DEBUG"]) process.stderr.write(JSON.stringify([performance.now() - started, measured, wrong.slice(0, 5), strangers]) + "\n")
-  }
-  return { measured, settled: performance.now() - started }
+  })
+  const settled = performance.now() - started
+  return { measured: await measure(true), settled }
 }
 
+// Else the first users find their sessions expired before the server has got going
+await Promise.all([0, 1].map((index) => {
+  setTimeout(() => void (done = true), 1_000)
+  return user(index)
+}))
 // What is compiled and cached once is not counted
-await campaign(Math.min(options.duration / 4, 5_000))
+await campaign(options.duration / 6)
 const { measured: before } = await settle()
 const { besieged, quiet } = await campaign(options.duration)
 const { measured: after, settled } = await settle()
