@@ -41,7 +41,7 @@ describe("McpHttp under siege", () => {
           clients,
           duration: 60_000,
           thinking: 2_500,
-          timeToLive: 5_000,
+          timeToLive: 10_000,
           rate: 1,
           turns: 2
         })

@@ -350,8 +350,8 @@ const besiege = async (end: number) => {
         const under: Array<Promise<void>> = []
         await whilst(() => performance.now() < end, () => {
           under.push(kind(path).catch((error) => void wrong.push(`${path} ${name}: ${String(error)}`)))
-          await sleep(Math.random() * 2 * every)
-        }
+          return sleep(Math.random() * 2 * every)
+        })
         await Promise.all(under)
       })
     )
