@@ -42,6 +42,7 @@ export * from "./SessionRegistryError.ts"
  * @category models
  */
 export interface SessionOwner {
+  /** Names the owner: two with one key are the same. */
   readonly key: SessionKey
   /** Whether it is everybody who has no identity of their own: then `capacityPerOwner` does not limit it. */
   readonly shared?: boolean | undefined
@@ -56,11 +57,15 @@ export interface SessionOwner {
 export interface SessionInfo {
   /** The `Mcp-Session-Id`. Not a credential, and all the same no text for a log: eight characters of it are enough. */
   readonly id: string
+  /** The key of its owner. */
   readonly owner: SessionKey
+  /** When it was asked for, before it was opened. */
   readonly createdAt: number
   /** When it was last taken hold of or let go, whichever is later. */
   readonly lastActivityAt: number
+  /** What its client calls itself, if it was told. */
   readonly clientId?: string
+  /** What its tenant is called, if it was told. */
   readonly tenantId?: string
 }
 
@@ -70,15 +75,15 @@ export interface SessionInfo {
  * @category models
  */
 export interface RegisteredSession<out Resource> extends SessionInfo {
+  /** What `open` opened. Closed by its finalizers when the session ends, once nobody holds it or at once if it has to. */
   readonly resource: Resource
   /**
-   * Completes when the session takes no more requests, because it was terminated, is past its lifetime or the registry
-   * shuts down. Calls in flight may go on; a stream that would stay open should not.
+   * Completes when the session takes no more requests, whatever the reason, which it says: at once if that is so. Calls in flight may go on; a stream that would stay open should not.
    */
   readonly retired: Effect.Effect<EndReason>
   /**
    * Completes when the resource is about to be closed, whoever holds it: it was terminated, or the registry has shut down.
-   * A call in flight has to end now.
+   * Says the reason; at once if that is so. A call in flight has to end now.
    */
   readonly ended: Effect.Effect<EndReason>
 }
@@ -97,7 +102,9 @@ export type EndReason = "expired" | "evicted" | "lifetime" | "terminated" | "shu
  * @category models
  */
 export interface CreateOptions {
+  /** What the client calls itself: by default nothing. */
   readonly clientId?: string | undefined
+  /** What the tenant is called: by default nothing. */
   readonly tenantId?: string | undefined
 }
 
@@ -111,7 +118,7 @@ export interface SessionRegistryOptions<Resource, E, R> {
    * Opens what belongs to a session. Its finalizers close it. Runs with the services, the span and a scope of the
    * registry, never those of the request that asked for the session. The session does not exist for anybody before.
    */
-  readonly open: (info: SessionInfo) => Effect.Effect<Resource, E, R>
+  readonly open: (info: SessionInfo) => Effect.Effect<Resource, E, R | Scope.Scope>
   /**
    * How many sessions may be opening, open or draining at once: an integer, by default 10,000. Beyond it the oldest session
    * that was never used gives way to a newcomer; if there is none, the newcomer is refused with `RegistryFull`.
@@ -175,15 +182,21 @@ export const declared = Options.declare<SessionRegistryOptions<never, never, nev
 export interface SessionRegistryStats {
   /** Sessions that take requests: held and idle. The expired are none. */
   readonly size: number
+  /** The option. */
   readonly capacity: number
-  /** How many of them one owner may have. */
+  /** How many of them one owner may have: the option, or what it is by default. */
   readonly capacityPerOwner: number
+  /** The option. */
   readonly idleTimeToLive: Duration.Duration
+  /** Sessions that a request or a stream holds. */
   readonly held: number
+  /** Sessions that nobody holds, kept until their time to live has passed. */
   readonly idle: number
+  /** Sessions that `open` has been called for and not returned. */
   readonly opening: number
   /** Take no more requests, and are still held, opening, or waiting for a place among the closing. */
   readonly draining: number
+  /** Sessions whose finalizers run, until they end or `closeTimeout` has passed. */
   readonly closing: number
   /** Owners of a session that is opening, open or draining. */
   readonly owners: number
@@ -218,6 +231,7 @@ export interface SessionRegistryStats {
  * @category models
  */
 export interface SessionRegistryEntry extends SessionInfo {
+  /** Whether a request or a stream holds it. */
   readonly state: "held" | "idle"
   /** By how many requests and streams it is held. */
   readonly holders: number
