@@ -165,15 +165,15 @@ export const toSettings = (
   >
 ) => {
   const methods = allowTermination ? ["GET", "POST", "DELETE"] : ["GET", "POST"]
-  const gate = Requests.gate({ allowedHosts, allowedOrigins })
+  const originIssue = Requests.gate({ allowedHosts, allowedOrigins })
   return {
     path,
     sessions,
     allowTermination,
     /** What clients may use, whichever of it the server has. */
     methods,
-    gate,
-    cors: Cors.make({ isAllowed: (request) => gate(request) === undefined, methods }),
+    gate: (request: HttpServerRequest) => Requests.upgradeIssue(request) ?? originIssue(request),
+    cors: Cors.make({ isAllowed: (request) => originIssue(request) === undefined, methods }),
     readText: Requests.textReader(maxBodyBytes, bodyTimeout)
   }
 }

@@ -146,7 +146,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     const refusal = settings.gate(request)
     if (refusal !== undefined) return yield* refusal
     const id = isModern(request) ? undefined : Requests.sessionId(request)
-    // The server inside has no streams to listen to, but whose session it is does not matter to that
+    // There are no streams to listen to. Where there are sessions, a GET of one that the caller does not have is 404.
     if (!methods().includes(request.method) && (request.method !== "GET" || !isSessionful)) {
       return yield* Answers.methodNotAllowed(methods().join(", "))
     }

@@ -21,6 +21,15 @@ type Request = HttpServerRequest.HttpServerRequest
 export type AllowList = ReadonlyArray<string> | "*"
 
 /**
+ * Refuses what asks for another protocol: nobody would read that connection again. It is given up.
+ */
+export const upgradeIssue = (request: Request): Answers.Refused | undefined => {
+  if (!Socket.isUpgrade(request)) return undefined
+  Socket.abandon(request)
+  return Answers.upgradeRefused
+}
+
+/**
  * Refuses a request that a web page of somebody else's may have sent: by its `Origin`, which browsers add and other
  * clients leave out, or by its `Host`, which is the attacker's when a name of theirs was rebound to this machine.
  *
@@ -37,12 +46,10 @@ export const gate = (options: {
     return host !== undefined && loopback.test(withoutPort(host))
   })
   return (request) => {
-    if (Socket.isUpgrade(request)) {
-      Socket.abandon(request)
-      return Answers.upgradeRefused
-    }
-    const host = hostOf(request)
-    if (host !== undefined && !isHost(host)) return Answers.hostMalformed
+    const authority = authorityOf(request)
+    // A WHATWG request has no Host header: its URL says where it was sent.
+    const host = request.headers["host"] ?? authority
+    if ([host, authority].some((value) => value !== undefined && !isHost(value))) return Answers.hostMalformed
     if (host === undefined || !isHostAllowed(host.toLowerCase())) return Answers.hostForbidden
     const origin = request.headers["origin"]
     return origin === undefined || isOriginAllowed(origin.toLowerCase()) ? undefined : Answers.originForbidden
@@ -60,20 +67,18 @@ const allows = (
   return (value) => listed.has(value) || (shorten !== undefined && listed.has(shorten(value)))
 }
 
-// A name or an address, and a port. With anything else it is no URL's, as with the credentials that some put before it.
+// A name or an address, and a port. Some put credentials before it.
 const isHost = (host: string): boolean => /^(?:\[[\da-f:.]+\]|[\w.~!$&'()*+,;=%-]+)(?::\d*)?$/i.test(host)
 
 const loopback = /^(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])$/
 
 const withoutPort = (host: string): string => host.replace(/:\d*$/, "")
 
-// A WHATWG request has no Host header: its URL says where it was sent.
-const hostOf = (request: Request): string | undefined =>
-  request.headers["host"] ?? /^https?:\/\/([^/?#]+)/i.exec(request.originalUrl)?.[1]
+const authorityOf = (request: Request): string | undefined => /^https?:\/\/([^/?#]*)/i.exec(request.originalUrl)?.[1]
 
 /**
- * The session that the request names. An empty header names none, and several are no id at all: they arrive joined by a
- * comma and a space, which no id has.
+ * The session that the request names. An empty header names none. Several arrive joined by a comma and a
+ * space, and no session has such an id.
  */
 export const sessionId = (request: Request): string | undefined => request.headers["mcp-session-id"] || undefined
 
