@@ -60,6 +60,7 @@ export type Connector<R = never, C = Client> = (
  * @category models
  */
 export interface ServerLike<in T> {
+  /** Called once, with the end of a pair of transports that the session has the other of. */
   connect(transport: T): Promise<void>
 }
 
@@ -111,23 +112,31 @@ export interface Options<out R = never> {
 }
 
 /**
+ * How a connector starts a server as a child process, and talks to it over its stdin and stdout.
+ *
  * @category models
  */
 export interface StdioOptions<out R = never> extends Options<R> {
+  /** The program to start. Without a path it is looked for in PATH; no shell reads it. */
   readonly command: string
+  /** What the program is started with. By default nothing. */
   readonly args?: ReadonlyArray<string> | undefined
   /**
    * Added to the six variables that the SDK deems safe to pass on (HOME, LOGNAME, PATH, SHELL, TERM, USER). The rest of
    * this process' environment stays here.
    */
   readonly env?: PerIdentity<R> | undefined
+  /** The directory it is started in. By default that of this process. */
   readonly cwd?: string | undefined
 }
 
 /**
+ * How a connector reaches a server over HTTP.
+ *
  * @category models
  */
 export interface HttpOptions<out R = never> extends Options<R> {
+  /** Where the server is. A string that is no URL is `InvalidOptions`, or a failure of the open. */
   readonly url: string | URL
   /**
    * Asked for before each request, with the newest credentials in the identity: what it returns may change from one to

@@ -8,10 +8,10 @@ import * as Schema from "effect/Schema"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import { respond } from "./internal/problem.ts"
 
-/**
- * Whether the request may have reached the server. `false` only if it certainly did not, so that repeating it is safe.
- */
-const requestSent = Schema.Boolean
+const sent = {
+  /** Whether the request may have reached the server: `false` only if it certainly did not, so that repeating is safe. */
+  requestSent: Schema.Boolean
+}
 
 /**
  * The session ended before the answer came: its child process died, its connection was closed, or its scope ended. Its
@@ -19,7 +19,7 @@ const requestSent = Schema.Boolean
  *
  * @category errors
  */
-export class SessionClosed extends Schema.TaggedClass<SessionClosed>()("SessionClosed", { requestSent }) {}
+export class SessionClosed extends Schema.TaggedClass<SessionClosed>()("SessionClosed", sent) {}
 
 /**
  * The server no longer knows the session (404, or 400 that says so, with a session id). The request was refused, not
@@ -28,21 +28,21 @@ export class SessionClosed extends Schema.TaggedClass<SessionClosed>()("SessionC
  *
  * @category errors
  */
-export class SessionExpired extends Schema.TaggedClass<SessionExpired>()("SessionExpired", { requestSent }) {}
+export class SessionExpired extends Schema.TaggedClass<SessionExpired>()("SessionExpired", sent) {}
 
 /**
  * The server answered 401. The session lives on.
  *
  * @category errors
  */
-export class Unauthorized extends Schema.TaggedClass<Unauthorized>()("Unauthorized", { requestSent }) {}
+export class Unauthorized extends Schema.TaggedClass<Unauthorized>()("Unauthorized", sent) {}
 
 /**
  * The server answered 403. The session lives on.
  *
  * @category errors
  */
-export class Forbidden extends Schema.TaggedClass<Forbidden>()("Forbidden", { requestSent }) {}
+export class Forbidden extends Schema.TaggedClass<Forbidden>()("Forbidden", sent) {}
 
 /**
  * No answer came within the time that the call (60 seconds by default), or the connect, was given. The server was told
@@ -50,7 +50,7 @@ export class Forbidden extends Schema.TaggedClass<Forbidden>()("Forbidden", { re
  *
  * @category errors
  */
-export class RequestTimeout extends Schema.TaggedClass<RequestTimeout>()("RequestTimeout", { requestSent }) {}
+export class RequestTimeout extends Schema.TaggedClass<RequestTimeout>()("RequestTimeout", sent) {}
 
 /**
  * The server answered with a JSON-RPC error, or with something that is not the protocol, such as a body without the
@@ -61,10 +61,14 @@ export class RequestTimeout extends Schema.TaggedClass<RequestTimeout>()("Reques
  * @category errors
  */
 export class ProtocolFailure extends Schema.TaggedClass<ProtocolFailure>()("ProtocolFailure", {
+  /** The JSON-RPC error's own. */
+  /** The JSON-RPC error's own. */
   code: Schema.Number,
   message: Schema.String,
+  /** The JSON-RPC error's own: whatever the server sent. */
   data: Schema.Unknown,
-  requestSent
+  /** Whether the request may have reached the server. */
+  ...sent
 }) {}
 
 /**
@@ -74,8 +78,10 @@ export class ProtocolFailure extends Schema.TaggedClass<ProtocolFailure>()("Prot
  * @category errors
  */
 export class HttpFailure extends Schema.TaggedClass<HttpFailure>()("HttpFailure", {
+  /** The HTTP status. */
   status: Schema.Int,
-  requestSent
+  /** Whether the request may have reached the server. */
+  ...sent
 }) {}
 
 /**
@@ -87,8 +93,11 @@ export class HttpFailure extends Schema.TaggedClass<HttpFailure>()("HttpFailure"
  * @category errors
  */
 export class Unreachable extends Schema.TaggedClass<Unreachable>()("Unreachable", {
+  /** What the system, undici or TLS call it. */
+  /** The system's, such as `ECONNREFUSED` or `ENOENT`. */
   code: Schema.String,
-  requestSent
+  /** Whether the request may have reached the server. */
+  ...sent
 }) {}
 
 /**

@@ -9,6 +9,7 @@ import { join } from "node:path"
 import { fileURLToPath } from "node:url"
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Sessions from "effect-mcp-sessions"
 import * as Compiler from "./support/compiler.ts"
 
 const root = fileURLToPath(new URL("..", import.meta.url))
@@ -21,16 +22,14 @@ import { McpProtocol, McpServer } from "effect/ai"
 import { HttpRouter, HttpServerRequest } from "effect/http"
 import { CircuitBreaker, RateLimiter } from "effect/persistence"
 import { TestClock } from "effect/testing"
+import { createServer } from "node:http"
 import { assert, it } from "@effect/vitest"
 import { Server } from "@modelcontextprotocol/sdk/server/index.js"
-import * as Sessions from "effect-mcp-sessions"
-import { ConnectTimeout, Credentials, Identity, IdentityResolver, InvalidOptions, McpConnector, McpHttp, McpServers,
-  McpSession, McpSessionError, SessionPool, SessionPoolError, SessionRegistry, UnknownServer,
-  type SessionHandle, type SessionInfo } from "effect-mcp-sessions"
+import { ${Object.keys(Sessions).join(", ")}, type SessionHandle, type SessionInfo } from "effect-mcp-sessions"
 import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
 
 interface Connection { readonly query: (sql: string) => Effect.Effect<ReadonlyArray<object>> }
-interface User { readonly id: string }
+interface User { readonly id: string; readonly scopes: ReadonlyArray<string> }
 declare class SqlError { readonly _tag: "SqlError" }
 declare const identity: Identity
 declare const request: { readonly headers: Record<string, string> }
@@ -44,7 +43,8 @@ declare const makeServer: (info: SessionInfo) => Effect.Effect<Server, never, Sc
 declare const forward: <E, R>(
   lease: (f: (session: McpSession) => Effect.Effect<object, McpSessionError>) => Effect.Effect<object, E, R>
 ) => Effect.Effect<Server, never, R | Scope.Scope>
-declare const verify: (request: object) => Effect.Effect<User>
+declare const verify: (request: object) => Effect.Effect<User, { readonly _tag: "Expired" }>
+declare const lookup: (request: object) => Effect.Effect<string, Error>
 declare const digest: (text: string) => string
 declare const testPool: Layer.Layer<SessionPool>
 declare const closed: Array<string>
@@ -66,6 +66,9 @@ const meanings: Readonly<Record<string, string>> = {
     const verify = (_: object) => Effect.succeed({ sub: "alice" })`,
   "src/McpConnectorV2.ts": `
     type Client = import("@modelcontextprotocol/client").Client`,
+  "src/McpHttp.ts": `
+    const { McpServer: SdkServer } = await import("@modelcontextprotocol/sdk/server/mcp.js")
+    const server = new SdkServer({ name: "example", version: "1.0.0" })`,
   "src/McpServers.ts": `
     const { NodeServices } = await import("@effect/platform-node")`,
   "src/McpSession.ts": `
@@ -115,7 +118,7 @@ describe("documents", () => {
         isComplete(block) ? block.code : `${prelude}\n{${meanings[block.file] ?? ""}\n${block.code}}\n`
       ])))
       const wrong = blocks.flatMap(({ file, line }, i) =>
-        complaints[`block${i}.ts`]!.map((complaint) => `${file}:${line}: ${complaint}`)
+        complaints[`block${i}.ts`]!.map(({ at, text }) => `${file}:${line}: ${at}: ${text}`)
       )
       assert.deepStrictEqual(wrong, [])
     }), 60_000)
