@@ -43,8 +43,8 @@ declare const makeServer: (info: SessionInfo) => Effect.Effect<Server, never, Sc
 declare const forward: <E, R>(
   lease: (f: (session: McpSession) => Effect.Effect<object, McpSessionError>) => Effect.Effect<object, E, R>
 ) => Effect.Effect<Server, never, R | Scope.Scope>
-declare const verify: (request: object) => Effect.Effect<User, { readonly _tag: "Expired" }>
-declare const lookup: (request: object) => Effect.Effect<string, Error>
+declare const verify: (request: object) => Effect.Effect<User>
+declare const lookup: (request: object) => Effect.Effect<string, SqlError>
 declare const digest: (text: string) => string
 declare const testPool: Layer.Layer<SessionPool>
 declare const closed: Array<string>
