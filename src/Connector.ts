@@ -1,7 +1,6 @@
 /**
  * What a pool calls to open a session, what it gives along, and the options that all connectors have in common.
  */
-import type { Client } from "@modelcontextprotocol/sdk/client/index.js"
 import type {
   CreateMessageRequestParams,
   CreateMessageResult,
@@ -16,7 +15,7 @@ import type * as Effect from "effect/Effect"
 import type * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import type { Credentials, Identity } from "./Identity.ts"
-import type { McpSession } from "./McpSession.ts"
+import type { McpSession, SdkClient } from "./McpSession.ts"
 import type { McpSessionError } from "./McpSessionError.ts"
 
 /**
@@ -49,7 +48,7 @@ export interface SessionHandle {
  *
  * @category models
  */
-export type Connector<R = never, C = Client> = (
+export type Connector<R = never, C = SdkClient> = (
   identity: Identity,
   handle: SessionHandle
 ) => Effect.Effect<McpSession<C>, McpSessionError, Scope.Scope | R>
@@ -64,7 +63,9 @@ export interface ServerLike<in T> {
 }
 
 /**
- * A record, or one that depends on the identity, and may take an Effect to find out.
+ * A record, or one that depends on the identity, and may take an Effect to find out. That may fail with any error: then
+ * nothing is sent, and the open or the call fails with the reason `PreparationFailed`, which has the error as its `cause`.
+ * A `McpSessionError` comes through as it is.
  *
  * @category models
  */
@@ -72,29 +73,38 @@ export type PerIdentity<R = never> =
   | Readonly<Record<string, string>>
   | ((
     identity: Identity
-  ) => Readonly<Record<string, string>> | Effect.Effect<Readonly<Record<string, string>>, McpSessionError, R>)
+  ) => Readonly<Record<string, string>> | Effect.Effect<Readonly<Record<string, string>>, unknown, R>)
 
 /**
- * What every connector takes.
+ * What every connector takes. A connector is made with its options checked: it throws `InvalidOptions`, which names the
+ * first that is wrong or unknown. Durations are any `Duration.Input`; a number is milliseconds.
+ *
+ * What a session is given is taken out of its errors and logs where it is a secret, in any encoding: credentials always,
+ * environment variables, headers, arguments and parts of the URL if their name says so (`token`, `key`, `password`,
+ * `cookie`, …) or if they look like one. Plain words under other names stay.
  *
  * @category models
  */
 export interface Options<out R = never> {
-  /** What errors and logs call the server. By default its host or its command. */
+  /** What errors and logs call the server. Default: its host, the last part of its command, or `"in-process"`. */
   readonly name?: string | undefined
-  /** What the server is told that it talks to. Default: this library. */
+  /** What the server is told that it talks to: a name, a version and what else MCP has there. Default: this library. */
   readonly clientInfo?: Implementation | undefined
   /**
-   * How long opening a session may take, else the open fails with `RequestTimeout`. By default a connector has no such
-   * bound of its own: the pool has one, `SessionPool.layer({ connectTimeout })`, 30 seconds unless it says otherwise.
+   * How long opening a session may take, more than 0 and finite, else the open fails with `RequestTimeout`. By default a
+   * connector has no such bound of its own: the pool has one, `SessionPool.layer({ connectTimeout })`, 30 seconds unless it
+   * says otherwise.
    */
   readonly connectTimeout?: Duration.Input | undefined
-  /** How long a call may take that says nothing else, 60 seconds by default. */
+  /**
+   * How long a call may take that says nothing else, more than 0 and finite, else it fails with `RequestTimeout`. Default:
+   * 60 seconds.
+   */
   readonly requestTimeout?: Duration.Input | undefined
   /**
    * Answers the server's `sampling/createMessage`, and declares that this client can. A failure is logged, and told to
    * the server as an internal error without its text. Interrupted when the server cancels the request or the session
-   * ends.
+   * ends. Default: none, and the server is told so.
    */
   readonly sampling?:
     | ((
@@ -111,23 +121,35 @@ export interface Options<out R = never> {
 }
 
 /**
+ * The options of `stdio`.
+ *
  * @category models
  */
 export interface StdioOptions<out R = never> extends Options<R> {
+  /**
+   * The program to start, looked for in `PATH` unless it is a path. No shell reads it. One that can't be started fails the
+   * open with `Unreachable` and the system's code, such as `ENOENT`.
+   */
   readonly command: string
+  /** Its arguments, each as it is. Default: none. */
   readonly args?: ReadonlyArray<string> | undefined
   /**
-   * Added to the six variables that the SDK deems safe to pass on (HOME, LOGNAME, PATH, SHELL, TERM, USER). The rest of
-   * this process' environment stays here.
+   * Its environment variables, which may depend on the identity; asked for once a session. They are added to the six that
+   * the SDK deems safe to pass on (HOME, LOGNAME, PATH, SHELL, TERM, USER). The rest of this process' environment stays
+   * here.
    */
   readonly env?: PerIdentity<R> | undefined
+  /** Its working directory. Default: this process' own. */
   readonly cwd?: string | undefined
 }
 
 /**
+ * The options of `http` and `sse`.
+ *
  * @category models
  */
 export interface HttpOptions<out R = never> extends Options<R> {
+  /** Where the server is: http or https, with a path. What is secret in it stays out of errors and logs. */
   readonly url: string | URL
   /**
    * Asked for before each request, with the newest credentials in the identity: what it returns may change from one to
@@ -139,7 +161,7 @@ export interface HttpOptions<out R = never> extends Options<R> {
    * for this identity, on each request. The session stays the same. Default: false.
    */
   readonly forwardCredentials?: boolean | undefined
-  /** Default: the global `fetch`. */
+  /** Sends the requests. Default: the global `fetch`, as it is at the time of each. */
   readonly fetch?: FetchLike | undefined
 }
 

@@ -15,7 +15,7 @@ import * as SchemaGetter from "effect/SchemaGetter"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import { expiryOf } from "./internal/jwt.ts"
 import * as Keys from "./internal/keys.ts"
-import { respond } from "./internal/problem.ts"
+import { challenge, respond } from "./internal/problem.ts"
 
 /**
  * The name of a session's owner: 1 to 256 characters of visible ASCII, safe to log. Never put a credential in it.
@@ -487,7 +487,3 @@ const expected = (scheme: CredentialScheme | undefined): string => {
       return "`Bearer` and one token (RFC 6750)"
   }
 }
-
-// RFC 9110 section 11.6.1. There is no registered scheme for a raw value: "ApiKey" is what is in use.
-const challenge = (scheme: CredentialScheme | undefined, realm = "mcp"): string =>
-  `${scheme === "basic" ? "Basic" : scheme === "raw" ? "ApiKey" : "Bearer"} realm="${realm.replace(/["\\]/g, "\\$&")}"`

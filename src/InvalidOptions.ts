@@ -23,16 +23,18 @@ export type Configurable<Options> =
  *
  * @category errors
  */
-export class InvalidOptions extends Schema.TaggedError<InvalidOptions>()("InvalidOptions", {
-  /** The module that refused it: `SessionPool`, `IdentityResolver`, … */
-  module: Schema.String,
-  /** What it was given to: by default `layer`. */
-  method: Schema.String.pipe(Schema.withConstructorDefault(Effect.succeed("layer"))),
-  /** The name of the option. */
-  option: Schema.String,
-  /** What it must be and what it was, worded to follow the option's name. Never the value of a secret. */
-  issue: Schema.String
-}) {
+export class InvalidOptions
+  extends Schema.TaggedError<InvalidOptions>("effect-mcp-sessions/InvalidOptions")("InvalidOptions", {
+    /** The module that refused it: `SessionPool`, `IdentityResolver`, … */
+    module: Schema.String,
+    /** What it was given to: by default `layer`. */
+    method: Schema.String.pipe(Schema.withConstructorDefault(Effect.succeed("layer"))),
+    /** The name of the option. */
+    option: Schema.String,
+    /** What it must be and what it was, worded to follow the option's name. Never the value of a secret. */
+    issue: Schema.String
+  })
+{
   readonly reference = "invalid-options"
 
   override get message(): string {

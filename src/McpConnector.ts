@@ -19,7 +19,10 @@ import {
 } from "@modelcontextprotocol/sdk/types.js"
 import type * as Connectors from "./Connector.ts"
 import * as Connecting from "./internal/client/connector.ts"
+import * as ConnectorOptions from "./internal/client/options.ts"
 import * as OpenSession from "./internal/client/session.ts"
+import * as Declare from "./internal/options.ts"
+import type { SdkClient } from "./McpSession.ts"
 
 export type { Connector, HttpOptions, Options, PerIdentity, StdioOptions } from "./Connector.ts"
 
@@ -30,7 +33,16 @@ export type { Connector, HttpOptions, Options, PerIdentity, StdioOptions } from 
  */
 export type ServerLike = Connectors.ServerLike<Transport>
 
-const connectors = Connecting.make<Client, Transport>({
+const module = "McpConnector"
+
+const connectors = Connecting.make<SdkClient, Transport>({
+  module,
+  options: {
+    stdio: Declare.declare<Connectors.StdioOptions<unknown>>()({ module }, ConnectorOptions.stdio),
+    http: Declare.declare<Connectors.HttpOptions<unknown>>()({ module }, ConnectorOptions.http),
+    sse: Declare.declare<Connectors.HttpOptions<unknown>>()({ module }, ConnectorOptions.http),
+    inProcess: Declare.declare<Connectors.Options<unknown>>()({ module }, ConnectorOptions.inProcess)
+  },
   stdio: { readBuffer: () => new ReadBuffer(), serialize: serializeMessage, environment: getDefaultEnvironment },
   http: (url, init) => new StreamableHTTPClientTransport(url, init),
   sse: (url, init) => new SSEClientTransport(url, init),

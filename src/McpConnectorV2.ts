@@ -31,10 +31,14 @@ import { getDefaultEnvironment } from "@modelcontextprotocol/client/stdio"
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Predicate from "effect/Predicate"
 import type * as Connectors from "./Connector.ts"
 import type { Identity } from "./Identity.ts"
 import { noTimeout } from "./internal/client/sdk.ts"
+import * as Declare from "./internal/options.ts"
 import * as Connecting from "./internal/client/connector.ts"
+import * as ConnectorOptions from "./internal/client/options.ts"
 import * as OpenSession from "./internal/client/session.ts"
 
 /**
@@ -86,7 +90,29 @@ export interface StdioOptions<out R = never> extends Connectors.StdioOptions<R>,
  */
 export interface HttpOptions<out R = never> extends Connectors.HttpOptions<R>, Negotiation {}
 
+const module = "McpConnectorV2"
+
+const versionNegotiation = Declare.custom<VersionNegotiationMode, VersionNegotiationMode>({
+  rule: "\"auto\", \"legacy\" or { pin: \"a version\" }",
+  read: Option.liftPredicate((value): value is VersionNegotiationMode =>
+    value === "auto" || value === "legacy" ||
+    (Predicate.hasProperty(value, "pin") && typeof value.pin === "string" && value.pin !== "")
+  )
+})
+
+const negotiation = {
+  versionNegotiation: Declare.withDefault(versionNegotiation, "auto"),
+  probeTimeout: Declare.withDefault(Declare.timeout, "10 seconds")
+} satisfies Declare.DeclarationOf<Negotiation>
+
 const connectors = Connecting.make<Client, Transport, Negotiation>({
+  module,
+  options: {
+    stdio: Declare.declare<StdioOptions<unknown>>()({ module }, { ...ConnectorOptions.stdio, ...negotiation }),
+    http: Declare.declare<HttpOptions<unknown>>()({ module }, { ...ConnectorOptions.http, ...negotiation }),
+    sse: Declare.declare<Connectors.HttpOptions<unknown>>()({ module }, ConnectorOptions.http),
+    inProcess: Declare.declare<Connectors.Options<unknown>>()({ module }, ConnectorOptions.inProcess)
+  },
   stdio: { readBuffer: () => new ReadBuffer(), serialize: serializeMessage, environment: getDefaultEnvironment },
   http: (url, init) => new StreamableHTTPClientTransport(url, init),
   sse: (url, init) => new SSEClientTransport(url, init),
@@ -95,11 +121,11 @@ const connectors = Connecting.make<Client, Transport, Negotiation>({
     return [ours as Transport, theirs]
   },
   // The SDK's SSE and in-memory transports are of the older kind
-  opener: (transport, options, negotiation = { versionNegotiation: "legacy" }) =>
+  opener: (transport, options, own = { versionNegotiation: "legacy" }) =>
     opener(
       options.clientInfo ?? Connecting.clientInfo,
-      negotiation.versionNegotiation ?? "auto",
-      transport === "stdio" ? Duration.toMillis(negotiation.probeTimeout ?? "10 seconds") : undefined
+      own.versionNegotiation ?? "auto",
+      transport === "stdio" ? Duration.toMillis(own.probeTimeout ?? "10 seconds") : undefined
     )
 })
 

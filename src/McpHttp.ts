@@ -28,6 +28,7 @@
  */
 import type { EventStore } from "@modelcontextprotocol/sdk/server/webStandardStreamableHttp.js"
 import type * as Config from "effect/Config"
+import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Option from "effect/Option"
@@ -42,8 +43,8 @@ import * as HostGuard from "./internal/host/guard.ts"
 import * as HostLayer from "./internal/host/layer.ts"
 import type { Configurable, InvalidOptions } from "./InvalidOptions.ts"
 import * as Declared from "./McpHttpOptions.ts"
-import type { EndpointOptions, LayerOptions, MemoryEventStoreOptions } from "./McpHttpOptions.ts"
-import { SessionRegistry } from "./SessionRegistry.ts"
+import type { EndpointOptions, LayerOptions, MemoryEventStoreOptions, Provides } from "./McpHttpOptions.ts"
+import type { SessionRegistry } from "./SessionRegistry.ts"
 
 export type * from "./McpHttpOptions.ts"
 
@@ -54,7 +55,8 @@ export type * from "./McpHttpOptions.ts"
  * The session ends them when it ends, and all of them end with the layer, or with the Node server that they came to as
  * soon as that stops listening.
  *
- * It provides the `SessionRegistry` of its sessions, so that an operator can list, count and terminate them.
+ * It provides the `SessionRegistry` of its sessions, so that an operator can list, count and terminate them. Where there are
+ * several such layers, each is given a tag of its own for that, with the option `sessions`.
  *
  * Fails with `InvalidOptions` when an option has no meaning.
  *
@@ -78,13 +80,16 @@ export type * from "./McpHttpOptions.ts"
  *
  * @category layers
  */
-export const layer = <E = never, R = never>(
-  options: LayerOptions<E, R>
+export const layer = <E = never, R = never, Sessions = SessionRegistry>(
+  options: LayerOptions<E, R> & Provides<Sessions>
 ): Layer.Layer<
-  SessionRegistry,
+  Sessions,
   InvalidOptions,
   HttpRouter.HttpRouter | IdentityResolver | Exclude<R, Scope.Scope>
-> => Layer.effect(SessionRegistry, HostLayer.make(options, "layer"))
+> =>
+  provide(
+    HostLayer.make(options, "layer")
+  )
 
 /**
  * {@link layer} with options from the configuration, and from `options` where that is silent. The variables are named
@@ -97,15 +102,14 @@ export const layer = <E = never, R = never>(
  *
  * @category layers
  */
-export const layerConfig = <E = never, R = never>(
-  options: Configurable<LayerOptions<E, R>>
+export const layerConfig = <E = never, R = never, Sessions = SessionRegistry>(
+  options: Configurable<LayerOptions<E, R>> & Provides<Sessions>
 ): Layer.Layer<
-  SessionRegistry,
+  Sessions,
   InvalidOptions | Config.ConfigError,
   HttpRouter.HttpRouter | IdentityResolver | Exclude<R, Scope.Scope>
 > =>
-  Layer.effect(
-    SessionRegistry,
+  provide(
     Effect.flatMap(Declared.layer.configured(options), (configured) => HostLayer.make(configured, "layerConfig"))
   )
 
@@ -137,27 +141,32 @@ export const layerConfig = <E = never, R = never>(
  *
  * @category layers
  */
-export const guard = (
-  options: EndpointOptions = {}
-): Layer.Layer<SessionRegistry, InvalidOptions, HttpRouter.HttpRouter | IdentityResolver> =>
-  Layer.effect(SessionRegistry, HostGuard.make(options, "guard"))
+export const guard = <Sessions = SessionRegistry>(
+  options: EndpointOptions & Provides<Sessions> = {}
+): Layer.Layer<Sessions, InvalidOptions, HttpRouter.HttpRouter | IdentityResolver> =>
+  provide(HostGuard.make(options, "guard"))
 
 /**
  * {@link guard} with options from the configuration, as {@link layerConfig} reads them.
  *
  * @category layers
  */
-export const guardConfig = (
-  options: Configurable<EndpointOptions> = {}
+export const guardConfig = <Sessions = SessionRegistry>(
+  options: Configurable<EndpointOptions> & Provides<Sessions> = {}
 ): Layer.Layer<
-  SessionRegistry,
+  Sessions,
   InvalidOptions | Config.ConfigError,
   HttpRouter.HttpRouter | IdentityResolver
 > =>
-  Layer.effect(
-    SessionRegistry,
+  provide(
     Effect.flatMap(Declared.endpoint.configured(options), (configured) => HostGuard.make(configured, "guardConfig"))
   )
+
+// Under the tag that was asked for. That is one of `Sessions`, and the default if there was none.
+const provide = <Sessions, E, R>(
+  made: Effect.Effect<Context.Context<unknown>, E, R>
+): Layer.Layer<Sessions, E, Exclude<R, Scope.Scope>> =>
+  Layer.effectContext(made as Effect.Effect<Context.Context<Sessions>, E, R>)
 
 // -----------------------------------------------------------------------------
 // Event stores

@@ -4,14 +4,22 @@
 import type { EventStore } from "@modelcontextprotocol/sdk/server/webStandardStreamableHttp.js"
 import type { Transport } from "@modelcontextprotocol/sdk/shared/transport.js"
 import * as Config from "effect/Config"
+import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
+import * as Struct from "effect/Struct"
 import type * as HttpRouter from "effect/http/HttpRouter"
 import type { Identity } from "./Identity.ts"
 import * as Options from "./internal/options.ts"
-import { declared as registry, type SessionInfo, type SessionRegistryOptions } from "./SessionRegistry.ts"
+import {
+  declared as registry,
+  type Operator,
+  type SessionInfo,
+  SessionRegistry,
+  type SessionRegistryOptions
+} from "./SessionRegistry.ts"
 
 /**
  * What both layers take. Durations are `Duration.Input`; a number is milliseconds.
@@ -19,6 +27,11 @@ import { declared as registry, type SessionInfo, type SessionRegistryOptions } f
  * @category models
  */
 export interface EndpointOptions extends Omit<SessionRegistryOptions<never, never, never>, "open"> {
+  /**
+   * The tag under which an operator finds the sessions, as `SessionRegistry.Operator` makes them: by default
+   * `SessionRegistry` itself, which only one layer of an application can provide.
+   */
+  readonly sessions?: Context.Key<unknown, Operator> | undefined
   /**
    * The path of the endpoint, by default `"/mcp"`. For `layer` it is within the router that it is added to; for `guard` it is
    * the whole path of the server's route, with the prefixes of its router.
@@ -43,6 +56,16 @@ export interface EndpointOptions extends Omit<SessionRegistryOptions<never, neve
   readonly bodyTimeout?: Duration.Input | undefined
   /** Whether an owner may end a session with DELETE, by default true. If not, that answers 405. */
   readonly allowTermination?: boolean | undefined
+}
+
+/**
+ * The option of which the type of a layer depends: what it provides.
+ *
+ * @category models
+ */
+export interface Provides<Sessions> {
+  /** See {@link EndpointOptions}. */
+  readonly sessions?: Context.Key<Sessions, Operator> | undefined
 }
 
 /**
@@ -140,19 +163,33 @@ const path = Options.custom<HttpRouter.PathInput, HttpRouter.PathInput>({
   config: Config.String
 })
 
-const { open: _, ...registryOptions } = registry.declaration
+const operator = Options.custom<Context.Key<unknown, Operator>, Context.Key<unknown, Operator>>({
+  rule: "the tag of an operator's view",
+  read: Option.liftPredicate(Context.isKey)
+})
+
+const { open: _, ...ofRegistry } = registry.declaration
+
+/**
+ * Those that are the registry's.
+ *
+ * @internal
+ */
+export const registryOptions = (options: EndpointOptions): Omit<SessionRegistryOptions<never, never, never>, "open"> =>
+  Struct.pick(options, Object.keys(ofRegistry) as Array<keyof typeof ofRegistry>)
 
 /**
  * @internal
  */
 export const endpoint = Options.declare<EndpointOptions>()({ module: "McpHttp", variables: "MCP_REGISTRY" }, {
+  sessions: Options.withDefault(operator, SessionRegistry, { shown: "SessionRegistry" }),
   path: Options.withDefault(path, "/mcp"),
   allowedOrigins: Options.optional(allowList, { shown: "this machine" }),
   allowedHosts: Options.optional(allowList, { shown: "this machine" }),
   maxBodyBytes: Options.withDefault(Options.count, 4 * 1024 * 1024, { shown: "4 MiB" }),
   bodyTimeout: Options.withDefault(Options.timeout, "30 seconds"),
   allowTermination: Options.withDefault(Options.boolean, true),
-  ...registryOptions
+  ...ofRegistry
 })
 
 /**

@@ -14,11 +14,13 @@
  * Upstreams.withSession(identity.at("weather"), (session) => session.callTool({ name: "forecast" }))
  * ```
  */
+import type { Implementation } from "@modelcontextprotocol/sdk/types.js"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
+import * as Predicate from "effect/Predicate"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
@@ -26,7 +28,9 @@ import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import type { SessionHandle } from "./Connector.ts"
 import type { Identity } from "./Identity.ts"
 import * as McpJson from "./internal/client/mcpJson.ts"
+import * as Options from "./internal/options.ts"
 import { respond } from "./internal/problem.ts"
+import { InvalidOptions } from "./InvalidOptions.ts"
 import * as McpConnector from "./McpConnector.ts"
 import type { McpSession } from "./McpSession.ts"
 import type { McpSessionError } from "./McpSessionError.ts"
@@ -45,18 +49,29 @@ export interface McpServersOptions extends Omit<McpConnector.Options, "name"> {
 }
 
 /**
+ * What {@link McpServers.make} takes: the same, and a name for the configuration.
+ *
+ * @category models
+ */
+export interface McpServersMakeOptions extends McpServersOptions {
+  /** What errors call the configuration. The default is `"the configuration"`. */
+  readonly file?: string | undefined
+}
+
+/**
  * The servers of one configuration, by name.
  *
  * @category services
  */
 export class McpServers extends Context.Service<McpServers, {
-  /** In the order of the file. */
+  /** The names of the servers, in the order of the file. */
   readonly names: ReadonlyArray<string>
+  /** The connector of the server with this name. Fails with `UnknownServer` when there is none. */
   readonly connector: (name: string) => Effect.Effect<McpConnector.Connector, UnknownServer>
 }>()("effect-mcp-sessions/McpServers") {
   /**
    * The servers of a configuration that is in memory already: `{ mcpServers: { … } }`, or VS Code's
-   * `{ servers: { … } }`. `file` is what errors call it, `"the configuration"` by default.
+   * `{ servers: { … } }`.
    *
    * - A server has a `command` (with `args`, `env`, `cwd`), or a `url` (with `headers`); `type` is `stdio`, `http`,
    *   `streamable-http` or `sse`, and may be left out: a `url` without it is `http`.
@@ -68,31 +83,36 @@ export class McpServers extends Context.Service<McpServers, {
    * - Other properties are ignored: every client has some of its own. Only `envFile` and `headersHelper` are refused,
    *   because without them the server would be another one.
    *
-   * Fails with {@link McpServersError}, which lists everything that is wrong and quotes no value.
+   * Fails with {@link McpServersError}, which lists everything that is wrong and quotes no value, and with
+   * `InvalidOptions` when an option is not what its type says, or unknown.
    */
   static make(
     config: unknown,
-    { file = "the configuration", ...options }: McpServersOptions & { readonly file?: string | undefined } = {}
-  ): Effect.Effect<McpServers["Service"], McpServersError> {
-    return Effect.flatMap(McpJson.decode(config), (decoded) =>
-      Result.isFailure(decoded)
-        ? Effect.fail(new McpServersError({ file, issues: decoded.failure }))
-        : Effect.succeed(fromConfigs(decoded.success, options)))
+    options: McpServersMakeOptions = {}
+  ): Effect.Effect<McpServers["Service"], McpServersError | InvalidOptions> {
+    return Effect.suspend(() => {
+      const parsed = declared.parse(options, "make")
+      if (Result.isFailure(parsed)) return Effect.fail(parsed.failure)
+      const { file = "the configuration", ...others } = options
+      return fromConfig(config, others, { file, method: "make" })
+    })
   }
 
   /**
-   * Reads the servers from `file` once, when the layer is built. It may have comments and trailing commas.
+   * Reads the servers from `file` once, when the layer is built. It may have comments and trailing commas, and is read
+   * in time that is linear in its length.
    *
    * Fails with {@link McpServersError} when the file can't be read, is not JSON, or is not as {@link McpServers.make}
-   * says.
+   * says, and with `InvalidOptions` when `file` or an option is not what its type says, or unknown.
    */
   static layer(
     file: string,
-    options?: McpServersOptions
-  ): Layer.Layer<McpServers, McpServersError, FileSystem.FileSystem> {
+    options: McpServersOptions = {}
+  ): Layer.Layer<McpServers, McpServersError | InvalidOptions, FileSystem.FileSystem> {
     return Layer.effect(
       McpServers,
       Effect.gen(function*() {
+        yield* Effect.fromResult(declared.parse(Predicate.isObject(options) ? { ...options, file } : options))
         const fileSystem = yield* FileSystem.FileSystem
         const text = yield* Effect.mapError(
           fileSystem.readFileString(file),
@@ -103,7 +123,7 @@ export class McpServers extends Context.Service<McpServers, {
         )
         const json = McpJson.parse(text)
         if (Result.isFailure(json)) return yield* new McpServersError({ file, issues: [json.failure] })
-        return yield* McpServers.make(json.success, { ...options, file })
+        return yield* fromConfig(json.success, options, { file, method: "layer" })
       })
     )
   }
@@ -119,39 +139,89 @@ export class McpServers extends Context.Service<McpServers, {
   ): Effect.Effect<McpSession, McpSessionError | UnknownServer, Scope.Scope | McpServers> {
     const name = Option.getOrElse(identity.upstream, () => "")
     return McpServers.use((servers) =>
-      Effect.flatMap(servers.connector(name), (connector) => connector(identity, handle))
+      Effect.flatMap(
+        Effect.mapError(servers.connector(name), ({ known }) => new UnknownServer({ name, known, method: "connect" })),
+        (connector) => connector(identity, handle)
+      )
     )
   }
 }
 
-const fromConfigs = (
-  configs: ReadonlyMap<string, McpJson.ServerConfig>,
-  options: McpServersOptions
-): McpServers["Service"] => {
-  const connectors = new Map(Array.from(configs, ([name, config]) => [name, toConnector(name, config, options)]))
+// -----------------------------------------------------------------------------
+// Options
+// -----------------------------------------------------------------------------
+
+const clientInfo = Options.custom<Implementation, Implementation>({
+  rule: "an object with a name and a version",
+  read: Option.liftPredicate((value): value is Implementation =>
+    Predicate.isObject(value) && typeof value["name"] === "string" && typeof value["version"] === "string"
+  )
+})
+
+const fileName = Options.custom<string, string>({
+  rule: "the path of a file, as a text that is not empty",
+  read: Option.liftPredicate((value): value is string => typeof value === "string" && value !== "")
+})
+
+const declared = Options.declare<McpServersMakeOptions>()({ module: "McpServers" }, {
+  file: Options.optional(fileName, { shown: "the configuration" }),
+  forwardCredentials: Options.optional(Options.fn),
+  clientInfo: Options.optional(clientInfo, { shown: "this library" }),
+  connectTimeout: Options.optional(Options.timeout),
+  requestTimeout: Options.withDefault(Options.timeout, "60 seconds"),
+  sampling: Options.optional(Options.fn),
+  elicitation: Options.optional(Options.fn),
+  roots: Options.optional(Options.fn)
+})
+
+// -----------------------------------------------------------------------------
+// Servers
+// -----------------------------------------------------------------------------
+
+interface Source {
+  readonly file: string
+  readonly method: "layer" | "make"
+}
+
+const fromConfig = Effect.fnUntraced(function*(
+  config: unknown,
+  options: McpServersOptions,
+  { file, method }: Source
+): Effect.fn.Return<McpServers["Service"], McpServersError | InvalidOptions> {
+  const configs = yield* McpJson.decode(config)
+  if (Result.isFailure(configs)) return yield* new McpServersError({ file, issues: configs.failure, method })
+  const connectors = new Map<string, McpConnector.Connector>()
+  for (const [name, server] of configs.success) {
+    const forwardCredentials: unknown = options.forwardCredentials?.(name) ?? false
+    if (typeof forwardCredentials !== "boolean") {
+      const issue = `must answer true or false for "${name}"`
+      return yield* new InvalidOptions({ module: "McpServers", method, option: "forwardCredentials", issue })
+    }
+    connectors.set(name, toConnector(name, server, { ...options, forwardCredentials }))
+  }
   const names = Array.from(connectors.keys())
   return {
     names,
     connector: (name) => {
       const connector = connectors.get(name)
       return connector === undefined
-        ? Effect.fail(new UnknownServer({ name, known: names }))
+        ? Effect.fail(new UnknownServer({ name, known: names, method: "connector" }))
         : Effect.succeed(connector)
     }
   }
-}
+})
 
 const toConnector = (
   name: string,
   server: McpJson.ServerConfig,
-  { forwardCredentials, ...options }: McpServersOptions
+  { forwardCredentials, ...options }: Omit<McpConnector.Options, "name"> & { readonly forwardCredentials: boolean }
 ): McpConnector.Connector => {
   if (server.type === "stdio") {
     const { type: _, ...config } = server
     return McpConnector.stdio({ ...options, ...config, name })
   }
   const { type, ...config } = server
-  const http = { ...options, ...config, name, forwardCredentials: forwardCredentials?.(name) }
+  const http = { ...options, ...config, name, forwardCredentials }
   return type === "sse" ? McpConnector.sse(http) : McpConnector.http(http)
 }
 
@@ -172,6 +242,8 @@ export const McpServersIssue = Schema.Struct({
 })
 
 /**
+ * One thing that is wrong with a configuration: where, and what.
+ *
  * @category errors
  */
 export type McpServersIssue = typeof McpServersIssue.Type
@@ -182,14 +254,18 @@ export type McpServersIssue = typeof McpServersIssue.Type
  *
  * @category errors
  */
-export class McpServersError extends Schema.TaggedError<McpServersError>()("McpServersError", {
-  /** The file as it was given to the layer. */
-  file: Schema.String,
-  /** In the order of the file, at least one. */
-  issues: Schema.NonEmptyArray(McpServersIssue)
-}) {
+export class McpServersError extends Schema.TaggedError<McpServersError>("effect-mcp-sessions/McpServersError")(
+  "McpServersError",
+  {
+    /** The file as it was given. */
+    file: Schema.String,
+    /** Everything that is wrong, in the order of the file: at least one. */
+    issues: Schema.NonEmptyArray(McpServersIssue),
+    /** The function that it was given to: `layer` (the default) or `make`. */
+    method: Schema.Literals(["layer", "make"]).pipe(Schema.withConstructorDefault(Effect.succeed("layer" as const)))
+  }
+) {
   readonly module = "McpServers"
-  readonly method = "layer"
   readonly reference = "invalid-servers"
 
   /** Where the first issue is. */
@@ -219,14 +295,19 @@ export class McpServersError extends Schema.TaggedError<McpServersError>()("McpS
  *
  * @category errors
  */
-export class UnknownServer extends Schema.TaggedError<UnknownServer>()("UnknownServer", {
-  /** The name that was given to `identity.at(name)`; empty if it was not called. */
-  name: Schema.String,
-  /** The names that there are, in the order of the file. */
-  known: Schema.Array(Schema.String)
-}) {
+export class UnknownServer
+  extends Schema.TaggedError<UnknownServer>("effect-mcp-sessions/UnknownServer")("UnknownServer", {
+    /** The name that was given to `identity.at(name)`; empty if it was not called. */
+    name: Schema.String,
+    /** The names that there are, in the order of the file. */
+    known: Schema.Array(Schema.String),
+    /** The function that was asked for it: `connect` (the default), or the service's `connector`. */
+    method: Schema.Literals(["connect", "connector"]).pipe(
+      Schema.withConstructorDefault(Effect.succeed("connect" as const))
+    )
+  })
+{
   readonly module = "McpServers"
-  readonly method = "connect"
   readonly reference = "unknown-server"
 
   override get message(): string {

@@ -1,12 +1,13 @@
 /**
  * Why something that was asked of an MCP session did not happen.
  *
- * One error, eight reasons. `Effect.catchReason("McpSessionError", "Unauthorized", …)` handles one of them. A tool that
+ * One error, nine reasons. `Effect.catchReason("McpSessionError", "Unauthorized", …)` handles one of them. A tool that
  * answers with `isError` has answered: that is a value, never one of these.
  */
 import * as Schema from "effect/Schema"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
-import { respond } from "./internal/problem.ts"
+import { CredentialScheme } from "./Identity.ts"
+import { challenge, respond } from "./internal/problem.ts"
 
 /**
  * Whether the request may have reached the server. `false` only if it certainly did not, so that repeating it is safe.
@@ -14,12 +15,27 @@ import { respond } from "./internal/problem.ts"
 const requestSent = Schema.Boolean
 
 /**
+ * The scheme of the credentials that were refused, if they were the caller's own: forwarded, and not the connector's.
+ */
+const forwarded = Schema.optionalKey(CredentialScheme)
+
+/**
  * The session ended before the answer came: its child process died, its connection was closed, or its scope ended. Its
  * pool has retired it: get another one. The request may have run, if `requestSent`.
  *
  * @category errors
  */
-export class SessionClosed extends Schema.TaggedClass<SessionClosed>()("SessionClosed", { requestSent }) {}
+export class SessionClosed extends Schema.TaggedClass<SessionClosed>()("SessionClosed", {
+  requestSent,
+  /** What ended it, where it was no exit: a message over the SDK's limit of 10 MiB. */
+  detail: Schema.optionalKey(Schema.String),
+  /** What the server's process exited with, if it did. */
+  exitCode: Schema.optionalKey(Schema.Int),
+  /** The signal that killed it, such as `"SIGKILL"`. */
+  signal: Schema.optionalKey(Schema.String),
+  /** The last lines that it wrote to stderr, ten at most, with the session's secrets taken out. */
+  stderr: Schema.optionalKey(Schema.String)
+}) {}
 
 /**
  * The server no longer knows the session (404, or 400 that says so, with a session id). The request was refused, not
@@ -35,14 +51,17 @@ export class SessionExpired extends Schema.TaggedClass<SessionExpired>()("Sessio
  *
  * @category errors
  */
-export class Unauthorized extends Schema.TaggedClass<Unauthorized>()("Unauthorized", { requestSent }) {}
+export class Unauthorized extends Schema.TaggedClass<Unauthorized>()("Unauthorized", {
+  requestSent,
+  forwarded
+}) {}
 
 /**
  * The server answered 403. The session lives on.
  *
  * @category errors
  */
-export class Forbidden extends Schema.TaggedClass<Forbidden>()("Forbidden", { requestSent }) {}
+export class Forbidden extends Schema.TaggedClass<Forbidden>()("Forbidden", { requestSent, forwarded }) {}
 
 /**
  * No answer came within the time that the call (60 seconds by default), or the connect, was given. The server was told
@@ -92,6 +111,20 @@ export class Unreachable extends Schema.TaggedClass<Unreachable>()("Unreachable"
 }) {}
 
 /**
+ * The connector's own `headers`, `env` or server could not be made for this identity, so nothing was sent. The session,
+ * if there is one already, lives on.
+ *
+ * @category errors
+ */
+export class PreparationFailed extends Schema.TaggedClass<PreparationFailed>()("PreparationFailed", {
+  /** The option whose Effect failed. */
+  option: Schema.Literals(["headers", "env", "server"]),
+  /** What it failed, died or threw with. Redacted, because it may quote what it was about: `Redacted.value(cause)`. */
+  cause: Schema.Redacted(Schema.Unknown),
+  requestSent
+}) {}
+
+/**
  * The schema of the eight reasons.
  *
  * @category errors
@@ -104,11 +137,12 @@ export const McpSessionErrorReason = Schema.Union([
   RequestTimeout,
   ProtocolFailure,
   HttpFailure,
-  Unreachable
+  Unreachable,
+  PreparationFailed
 ])
 
 /**
- * One of the eight reasons, told apart by its `_tag`.
+ * One of the nine reasons, told apart by its `_tag`.
  *
  * @category errors
  */
@@ -117,8 +151,9 @@ export type McpSessionErrorReason = typeof McpSessionErrorReason.Type
 /**
  * The error of every operation of a session, and of opening one.
  *
- * Answers 504 for a timeout, 503 when the server can't be reached or says that it is busy, 502 for everything else:
- * what goes wrong upstream is not the caller's to repair, and is not told in detail.
+ * Answers 401 or 403 with a challenge if the server refused credentials of the caller's own, which were forwarded; 504
+ * for a timeout, 503 when the server can't be reached or says that it is busy, 502 for everything else: what goes wrong
+ * upstream is not the caller's to repair, and is not told in detail.
  *
  * @category errors
  */
@@ -157,13 +192,16 @@ const references = {
   RequestTimeout: "request-timeout",
   ProtocolFailure: "protocol-failure",
   HttpFailure: "http-failure",
-  Unreachable: "unreachable"
+  Unreachable: "unreachable",
+  PreparationFailed: "preparation-failed"
 } as const
 
 const describe = (reason: McpSessionErrorReason, repeat: string): string => {
   switch (reason._tag) {
     case "SessionClosed":
-      return `the session has ended. Get another one; ${repeat}.`
+      return `the session has ended${endOf(reason)}. Get another one; ${repeat}.${
+        reason.stderr === undefined ? "" : ` The last of its stderr:\n${reason.stderr}`
+      }`
     case "SessionExpired":
       return "the server no longer knows this session and refused the request. Get another session and repeat it."
     case "Unauthorized":
@@ -185,13 +223,33 @@ const describe = (reason: McpSessionErrorReason, repeat: string): string => {
           ? "Look at the command and its working directory."
           : `See whether it runs and what its log says; ${repeat}.`
       }`
+    case "PreparationFailed":
+      return `the connector's \`${reason.option}\` failed, so nothing was sent. See \`reason.cause\`; ${repeat}.`
   }
+}
+
+const endOf = ({ detail, exitCode, signal }: SessionClosed): string => {
+  if (detail !== undefined) return `: ${detail}`
+  if (signal !== undefined) return `: ${signal} killed the server's process`
+  return exitCode === undefined ? "" : `: the server's process exited with code ${exitCode}`
 }
 
 const notFound: ReadonlySet<string> = new Set(["ENOENT", "EACCES", "EPERM", "ENOTDIR"])
 
-const statusOf = (reason: McpSessionErrorReason): { readonly status: number; readonly title: string } => {
+const statusOf = (reason: McpSessionErrorReason): Parameters<typeof respond>[1] => {
   switch (reason._tag) {
+    case "Unauthorized":
+      return reason.forwarded === undefined ? failed : {
+        status: 401,
+        title: "The MCP server refused the credentials",
+        headers: { "www-authenticate": `${challenge(reason.forwarded)}, error="invalid_token"` }
+      }
+    case "Forbidden":
+      return reason.forwarded === undefined ? failed : {
+        status: 403,
+        title: "The MCP server does not allow this",
+        headers: { "www-authenticate": `${challenge(reason.forwarded)}, error="insufficient_scope"` }
+      }
     case "RequestTimeout":
       return { status: 504, title: "The MCP server did not answer in time" }
     case "Unreachable":
@@ -199,8 +257,10 @@ const statusOf = (reason: McpSessionErrorReason): { readonly status: number; rea
     case "HttpFailure":
       return reason.status === 429 || reason.status === 503
         ? { status: 503, title: "The MCP server is busy" }
-        : { status: 502, title: "The MCP server failed" }
+        : failed
     default:
-      return { status: 502, title: "The MCP server failed" }
+      return failed
   }
 }
+
+const failed = { status: 502, title: "The MCP server failed" }

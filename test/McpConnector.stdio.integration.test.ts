@@ -2,13 +2,16 @@ import { spawn } from "node:child_process"
 import { existsSync, readFileSync } from "node:fs"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
+import { inspect } from "node:util"
 import { assert, describe, it } from "@effect/vitest"
 import type { CallToolResult } from "@modelcontextprotocol/sdk/types.js"
+import * as Cause from "effect/Cause"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Logger from "effect/Logger"
+import * as Redacted from "effect/Redacted"
 import * as References from "effect/References"
 import * as Scope from "effect/Scope"
 import { Credentials, Identity } from "effect-mcp-sessions/Identity"
@@ -125,11 +128,56 @@ for (const [sdk, connector] of generations) {
           assert.strictEqual(error.server, "no-such-command")
         }))
 
-      it.live("to a server that exits at start fails with SessionClosed", () =>
+      it.live("to a server that exits at start fails with its exit code and last words, and may be repeated", () => {
+        const lines: Array<string> = []
+        const logger = Logger.make(({ logLevel, message }) => void lines.push(`${logLevel} ${String(message)}`))
+        return Effect.gen(function*() {
+          const error = yield* Effect.flip(connected({
+            command: process.execPath,
+            args: [
+              "-e",
+              "console.error('no database\\ntoken s3cret-token'); process.stderr.write('bye'); process.exitCode = 7"
+            ]
+          }))
+          assert.deepStrictEqual(
+            error.reason,
+            new SessionClosed({ requestSent: false, exitCode: 7, stderr: "no database\ntoken <redacted>\nbye" })
+          )
+          assert.include(error.message, "exited with code 7")
+          assert.include(error.message, "repeating this is safe")
+          assert.deepStrictEqual(lines, [`Warn ${error.message}`])
+        }).pipe(Effect.provide(Logger.layer([logger])))
+      })
+
+      it.live("to a server that is killed at start fails with the signal", () =>
         Effect.gen(function*() {
-          const error = yield* Effect.flip(connected(fixture("exit-at-start").options))
-          assert.strictEqual(error.reason._tag, "SessionClosed")
-        }))
+          const error = yield* Effect.flip(connected({
+            command: process.execPath,
+            args: ["-e", "process.kill(process.pid, 'SIGKILL')"]
+          }))
+          assert.deepStrictEqual(error.reason, new SessionClosed({ requestSent: false, signal: "SIGKILL" }))
+        }).pipe(Effect.provide(Logger.layer([]))))
+
+      it.live("with a NUL in an environment variable fails without quoting it, and nothing was sent", () =>
+        Effect.gen(function*() {
+          const error = yield* Effect.flip(connected({
+            command: "cat",
+            env: () => ({ API_KEY: "s3cret-\0-word" })
+          }))
+          assert.strictEqual(error.reason._tag, "PreparationFailed")
+          assert.isFalse(error.reason.requestSent)
+          assert.notMatch(`${error.message} ${inspect(error, { depth: 9 })} ${JSON.stringify(error)}`, /s3cret|-word/)
+        }).pipe(Effect.provide(Logger.layer([]))))
+
+      it.live("with an env that fails tells of it, and starts nothing", () =>
+        Effect.gen(function*() {
+          const error = yield* Effect.flip(connected({ command: "cat", env: () => Effect.fail({ _tag: "NoVault" }) }))
+          assert.strictEqual(error.reason._tag, "PreparationFailed")
+          assert(error.reason._tag === "PreparationFailed")
+          assert.strictEqual(error.reason.option, "env")
+          assert.deepStrictEqual(Redacted.value(error.reason.cause), { _tag: "NoVault" })
+          assert.isFalse(error.reason.requestSent)
+        }).pipe(Effect.provide(Logger.layer([]))))
 
       it.live("to a server that hangs ends with its deadline, and with the process", () =>
         Effect.gen(function*() {
@@ -174,11 +222,12 @@ for (const [sdk, connector] of generations) {
                 startImmediately: true
               })
               const error = yield* Effect.flip(call(session, tool))
-              assert.deepStrictEqual(error.reason, new SessionClosed({ requestSent: true }))
-              assert.deepStrictEqual((yield* Fiber.join(slow)).reason, new SessionClosed({ requestSent: true }))
+              const ending = tool === "die" ? { exitCode: 3 } : { signal: "SIGKILL" }
+              assert.deepStrictEqual(error.reason, new SessionClosed({ requestSent: true, ...ending }))
+              assert.deepStrictEqual((yield* Fiber.join(slow)).reason, error.reason)
               assert.include(handle.retired, "died")
               const late = yield* Effect.flip(call(session, "echo", { message: "hi" }))
-              assert.deepStrictEqual(late.reason, new SessionClosed({ requestSent: false }))
+              assert.deepStrictEqual(late.reason, new SessionClosed({ requestSent: false, ...ending }))
             }
           }
         }))
@@ -295,16 +344,21 @@ for (const [sdk, connector] of generations) {
           assert.deepStrictEqual((yield* Fiber.join(fiber)).reason, new SessionClosed({ requestSent: true }))
         }).pipe(Effect.provide(Logger.layer([]))))
 
-      it.live("tells the server nothing of why a handler failed", () =>
-        Effect.gen(function*() {
+      it.live("tells the server nothing of why a handler failed, and the log no credentials", () => {
+        const lines: Array<string> = []
+        const logger = Logger.make(({ cause, message }) => void lines.push(`${String(message)} ${Cause.pretty(cause)}`))
+        return Effect.gen(function*() {
           const { session } = yield* connected({
             ...fixture().options,
-            roots: () => Effect.fail("the database password is hunter2")
+            roots: () => Effect.fail("the database password is hunter2, the token s3cret-token")
           })
           const error = yield* Effect.flip(call(session, "roots"))
           assert.include(error.message, "could not answer")
           assert.notInclude(error.message, "hunter2")
-        }).pipe(Effect.provide(Logger.layer([]))))
+          assert.include(lines.join(), "the token <redacted>")
+          assert.notInclude(lines.join(), "s3cret-token")
+        }).pipe(Effect.provide(Logger.layer([logger])))
+      })
     })
 
     it.live("gives the child the safe variables and the identity's own", () =>
@@ -320,9 +374,43 @@ for (const [sdk, connector] of generations) {
         assert.strictEqual(yield* call(session, "env", { name: "MCP_TEST_PRIVATE" }), "")
       }))
 
+    it.live("ends the session with the reason when a message is longer than the SDK's limit", () =>
+      Effect.gen(function*() {
+        const { handle, session } = yield* connected(fixture().options)
+        const error = yield* Effect.flip(call(session, "big"))
+        assert(error.reason._tag === "SessionClosed")
+        assert.include(error.reason.detail, "10 MiB")
+        assert.include(error.message, "10 MiB")
+        assert.isTrue(error.reason.requestSent)
+        assert.deepStrictEqual(handle.retired, ["died"])
+      }))
+
+    it.live("keeps the token out of errors and logs, however much else the child was given", () => {
+      const lines: Array<string> = []
+      const logger = Logger.make(({ message }) => void lines.push(String(message)))
+      return Effect.gen(function*() {
+        const error = yield* Effect.flip(connected({
+          command: process.execPath,
+          args: [
+            "-e",
+            "console.error('production', 's3cret-token', process.env.KEY_0, encodeURIComponent(process.env.KEY_39))"
+          ],
+          env: {
+            NODE_ENV: "production",
+            ...Object.fromEntries(Array.from({ length: 40 }, (_, index) => [`KEY_${index}`, `=secret/${index}=`]))
+          }
+        }))
+        assert.include(error.message, "production <redacted> <redacted> <redacted>")
+        assert.isAbove(lines.length, 0)
+        for (const line of lines) assert.notMatch(line, /s3cret|secret/)
+      }).pipe(Effect.provide(Logger.layer([logger])), Effect.provideService(References.MinimumLogLevel, "Debug"))
+    })
+
     it.live("logs the child's stderr at debug level, without credentials", () => {
       const lines: Array<string> = []
-      const logger = Logger.make(({ logLevel, message }) => void lines.push(`${logLevel} ${String(message)}`))
+      const logger = Logger.make(({ logLevel, message }) => {
+        if (logLevel === "Debug") lines.push(`${logLevel} ${String(message)}`)
+      })
       return Effect.gen(function*() {
         const { close } = yield* connected({
           command: process.execPath,

@@ -1,16 +1,28 @@
+import { readFileSync } from "node:fs"
+import { inspect } from "node:util"
 import { assert, describe, it } from "@effect/vitest"
 import { McpServer } from "@modelcontextprotocol/sdk/server/mcp.js"
+import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
+import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Logger from "effect/Logger"
+import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
 import { Identity } from "effect-mcp-sessions/Identity"
+import { InvalidOptions } from "effect-mcp-sessions/InvalidOptions"
 import * as McpConnector from "effect-mcp-sessions/McpConnector"
+import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
 import { McpSessionError, Unauthorized } from "effect-mcp-sessions/McpSession"
 import { SessionPool } from "effect-mcp-sessions/SessionPool"
 import { makeHandle } from "./support/sessions.ts"
+
+const manifest: { readonly name: string; readonly version: string } = JSON.parse(
+  readFileSync(new URL("../package.json", import.meta.url), "utf8")
+)
 
 const greeter = (greeting: string) => {
   const server = new McpServer({ name: "greeter", version: "1.0.0" }, { instructions: "Greet." })
@@ -45,6 +57,167 @@ type Same<A, B> = [A] extends [B] ? [B] extends [A] ? true : false : false
 const slow = (options: McpConnector.Options = {}) =>
   McpConnector.inProcess(() => Effect.as(Effect.sleep("45 seconds"), greeter("Hello")), options)
 
+// -----------------------------------------------------------------------------
+// Wrong options
+// -----------------------------------------------------------------------------
+
+const secret = "s3cret-0123456789"
+
+/** What each option can't be, by constructor. */
+const wrong: Readonly<
+  Record<"common" | "stdio" | "http" | "negotiation", Readonly<Record<string, ReadonlyArray<unknown>>>>
+> = {
+  common: {
+    name: ["", 5, null],
+    clientInfo: [{}, "me", { name: "me" }, null],
+    connectTimeout: [0, -1, Number.NaN, Infinity, "soon", {}, null],
+    requestTimeout: [0, "-1 seconds", Infinity, "soon", null],
+    sampling: [5, {}, null],
+    elicitation: [true],
+    roots: [[]],
+    timeout: ["1 second"]
+  },
+  stdio: {
+    command: [undefined, "", 5, "a\0b"],
+    args: ["-y", [5], [`${secret}\0`], null],
+    env: ["A=b", { A: 5 }, { A: undefined }, { "A=B": secret }, { A: `${secret}\0` }, [["A", secret]], null],
+    cwd: ["", 5, null],
+    url: ["http://upstream.test/mcp"]
+  },
+  http: {
+    url: [undefined, "", "upstream", `ftp://${secret}@host`, `http://${secret}:x:y/`, 5, null],
+    headers: ["a: b", { a: 5 }, { "": secret }, { "a b": secret }, { a: `${secret}\nx` }, null],
+    forwardCredentials: ["yes", 1, null],
+    fetch: [{}, "fetch", null],
+    command: ["server"]
+  },
+  negotiation: {
+    versionNegotiation: ["newest", {}, { pin: "" }, null],
+    probeTimeout: [0, -1, Infinity, null]
+  }
+}
+
+type Constructor = (options: unknown) => unknown
+
+const generations = [
+  ["McpConnector", McpConnector, {}],
+  ["McpConnectorV2", McpConnectorV2, wrong.negotiation]
+] as const
+
+const makeGreeter = () => Effect.succeed(greeter("Hello"))
+
+const constructors = generations.flatMap(([module, connectors, negotiation]) => {
+  const stdio = { ...wrong.common, ...wrong.stdio, ...negotiation }
+  const http = { ...wrong.common, ...wrong.http }
+  return [
+    [module, "stdio", connectors.stdio as Constructor, { command: "server" }, stdio],
+    [module, "http", connectors.http as Constructor, { url: "http://upstream.test" }, { ...http, ...negotiation }],
+    [module, "sse", connectors.sse as Constructor, { url: "http://upstream.test" }, http],
+    [
+      module,
+      "inProcess",
+      (options: unknown) =>
+        (connectors.inProcess as (server: unknown, options: unknown) => unknown)(makeGreeter, options),
+      {},
+      wrong.common
+    ]
+  ] as const
+})
+
+const thrownBy = (f: () => unknown): unknown => {
+  try {
+    f()
+  } catch (error) {
+    return error
+  }
+  return undefined
+}
+
+describe("A connector", () => {
+  for (const [module, method, make, right, options] of constructors) {
+    it(`of ${module}.${method} is not made with an option that is wrong, which its error names`, () => {
+      assert.isUndefined(thrownBy(() => make(right)))
+      for (const [option, values] of Object.entries(options)) {
+        for (const value of values) {
+          const error = thrownBy(() => make({ ...right, [option]: value }))
+          assert.instanceOf(error, InvalidOptions, `${option}: ${String(value)}`)
+          assert.deepInclude(error, { module, method, option })
+          assert.notInclude(`${error.message} ${JSON.stringify(error)}`, secret)
+        }
+      }
+      for (const nothing of [null, "http://upstream.test", 5]) {
+        assert.instanceOf(thrownBy(() => make(nothing)), InvalidOptions)
+      }
+    })
+  }
+
+  it("in process is not made of what is no function", () => {
+    for (const [module, connectors] of generations) {
+      const error = thrownBy(() => (connectors.inProcess as Constructor)(greeter("Hello")))
+      assert.instanceOf(error, InvalidOptions)
+      assert.deepInclude(error, { module, method: "inProcess", option: "server" })
+    }
+  })
+})
+
+// -----------------------------------------------------------------------------
+// Headers that fail
+// -----------------------------------------------------------------------------
+
+class NoVault extends Data.TaggedError("NoVault")<{ readonly quoted: string }> {}
+
+const failures: Readonly<Record<string, () => McpConnector.PerIdentity>> = {
+  "fail with an error of their own": () => () => Effect.fail(new NoVault({ quoted: secret })),
+  "die": () => () => Effect.die(new Error(secret)),
+  "throw": () => () => {
+    throw new Error(secret)
+  },
+  "can't be sent": () => () => ({ authorization: `${secret}\nx` }),
+  "are none": () => () => undefined as unknown as Record<string, string>
+}
+
+const https: ReadonlyArray<
+  readonly [string, (options: McpConnector.HttpOptions) => McpConnector.Connector<never, unknown>]
+> = [
+  ["McpConnector", McpConnector.http],
+  ["McpConnectorV2", McpConnectorV2.http]
+]
+
+for (const [module, http] of https) {
+  describe(`Headers of ${module}.http that`, () => {
+    for (const [title, headers] of Object.entries(failures)) {
+      it.effect(`${title} fail the open, say that nothing was sent, and quote nothing`, () => {
+        const lines: Array<string> = []
+        const logger = Logger.make(({ cause, message }) => void lines.push(`${String(message)} ${Cause.pretty(cause)}`))
+        let requests = 0
+        const connect = http({
+          url: "http://upstream.test/mcp",
+          headers: headers(),
+          fetch: () => {
+            requests++
+            return Promise.resolve(new Response(null, { status: 500 }))
+          }
+        })
+        return Effect.gen(function*() {
+          const error = yield* Effect.flip(connect(Identity.fromKey("alice"), makeHandle()))
+          assert(error.reason._tag === "PreparationFailed")
+          assert.strictEqual(error.reason.option, "headers")
+          assert.isFalse(error.reason.requestSent)
+          assert.strictEqual(requests, 0)
+          assert.strictEqual(lines.length, 1)
+          assert.notInclude(
+            [...lines, error.message, inspect(error, { depth: 9 }), JSON.stringify(error), error.stack].join(),
+            secret
+          )
+          const cause = Redacted.value(error.reason.cause)
+          if (title.startsWith("fail")) assert.instanceOf(cause, NoVault)
+          else assert.instanceOf(cause, Error)
+        }).pipe(Effect.provide(Logger.layer([logger])))
+      })
+    }
+  })
+}
+
 describe("The time to connect", () => {
   const alice = Identity.fromKey("alice")
 
@@ -68,6 +241,15 @@ describe("The time to connect", () => {
 })
 
 describe("McpConnector.inProcess", () => {
+  it.effect("tells the server the name and the version of this package", () =>
+    Effect.gen(function*() {
+      const server = greeter("Hello")
+      const connect = McpConnector.inProcess(() => Effect.succeed(server))
+      yield* connect(Identity.fromKey("alice"), makeHandle())
+      const { name, version } = server.server.getClientVersion()!
+      assert.deepStrictEqual({ name, version }, { name: manifest.name, version: manifest.version })
+    }))
+
   it.effect("gives each session a server of its own, made with the connector's services", () =>
     Effect.gen(function*() {
       const connect = McpConnector.inProcess(({ key }) =>

@@ -14,6 +14,7 @@ import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import { SessionPool, type SessionPoolOptions } from "effect-mcp-sessions/SessionPool"
 import type { McpSession } from "effect-mcp-sessions/McpSession"
 import type { McpSessionError } from "effect-mcp-sessions/McpSessionError"
+import * as HttpServers from "./support/servers/http.ts"
 import * as Gateway from "../examples/gateway.ts"
 import {
   begin,
@@ -159,5 +160,27 @@ describe("a gateway", () => {
       assert.strictEqual(yield* say(endpoint, "alice-2", session, "token"), "Bearer alice-2")
       assert.strictEqual(log.opened, 1)
       assert.strictEqual(yield* above.registry.size, 1)
+    }))
+
+  it.live("answers 401 and 403 where the upstream refuses what is forwarded, and 502 where it refuses the gateway", () =>
+    Effect.gen(function*() {
+      for (const [status, behaviour] of [[401, { authorization: "Bearer other" }], [403, { status: 403 }]] as const) {
+        const above = yield* HttpServers.start(behaviour)
+        const answerOf = (forwardCredentials: boolean) =>
+          Effect.flatMap(
+            open(Gateway.bySession, { connect: McpConnector.http({ url: above.url, forwardCredentials }) }),
+            (endpoint) => post(endpoint, initialize, { as: "alice-1" })
+          )
+        const forwarded = yield* answerOf(true)
+        assert.strictEqual(forwarded.status, status)
+        assert.strictEqual(
+          forwarded.headers.get("www-authenticate"),
+          `Bearer realm="mcp", error="${status === 401 ? "invalid_token" : "insufficient_scope"}"`
+        )
+        assert.notInclude(yield* textOf(forwarded), "alice-1")
+        const own = yield* answerOf(false)
+        assert.strictEqual(own.status, 502)
+        assert.isNull(own.headers.get("www-authenticate"))
+      }
     }))
 })

@@ -3,9 +3,23 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import { openGuarded } from "./support/guarded.ts"
-import { begin, call, type Endpoint, makeLog, makeServer, post, textOf, web } from "./support/mcpHttp.ts"
+import {
+  begin,
+  call,
+  type Endpoint,
+  initialize,
+  makeLog,
+  makeServer,
+  post,
+  socket,
+  textOf,
+  web
+} from "./support/mcpHttp.ts"
+import { write } from "./support/rawHttp.ts"
 
 const versioned = { "mcp-protocol-version": "2025-11-25" }
 
@@ -82,4 +96,45 @@ describe("a body made to be slow", () => {
 
   describe("McpHttp.guard", () =>
     suite(Effect.map(openGuarded(web), (endpoint) => ({ ...endpoint, called: () => endpoint.log.called }))))
+})
+
+describe("a Host that is not one", () => {
+  it.live.each(["layer", "guard"] as const)(
+    "is refused with 400, and quoted nowhere, by McpHttp.%s",
+    (kind) =>
+      Effect.gen(function*() {
+        const logged: Array<string> = []
+        const logger = Logger.layer([
+          Logger.make(({ cause, message }) => void logged.push(`${String(message)} ${cause}`))
+        ])
+        const start: typeof socket = (app, resolver) => socket(Layer.provideMerge(app, logger), resolver)
+        const endpoint = yield* kind === "guard"
+          ? openGuarded(start, { allowedHosts: "*" })
+          : start(McpHttp.layer({ server: makeServer(makeLog()), allowedHosts: "*" }))
+        const body = JSON.stringify(initialize)
+        for (
+          const [target, host] of [
+            ["/mcp", "user:password@localhost"],
+            ["/mcp", "user:password@"],
+            ["/mcp", "password@localhost:80"],
+            ["/mcp", "localhost/password"],
+            ["/mcp", "localhost?password"],
+            ["/mcp", "local host password"],
+            ["/mcp", "localhost:password"],
+            ["/mcp", "[password]"],
+            ["http://user:password@localhost/mcp", "localhost"]
+          ]
+        ) {
+          const said = yield* write(
+            endpoint,
+            `POST ${target} HTTP/1.1\r\nHost: ${host}\r\nConnection: close\r\nContent-Type: application/json\r\n` +
+              `Accept: application/json, text/event-stream\r\nContent-Length: ${body.length}\r\n\r\n${body}`
+          )
+          assert.strictEqual(said.status, 400, `${target} at ${host}`)
+          assert.notInclude(said.body, "password")
+        }
+        assert.deepStrictEqual(logged, [])
+        assert.strictEqual(yield* endpoint.registry.size, 0)
+      })
+  )
 })

@@ -894,16 +894,16 @@ describe("SessionPool options", () => {
   describe("that have no meaning", () => {
     const connect = makeUpstream().connect
 
-    const refuse = (option: string, value: unknown, show: string) =>
-      it.effect(`are refused by the layer: ${option} ${show}`, () =>
-        Effect.gen(function*() {
-          const error = yield* refusal({ connect, [option]: value })
-          if (error === "accepted") return assert.fail(`${option} ${show} was accepted`)
-          assert.instanceOf(error, InvalidOptions)
-          assert.strictEqual(error.option, option)
-          assert.strictEqual(error.module, "SessionPool")
-          assert.include(error.message, option)
-        }))
+    const refuse = (option: string, refused: ReadonlyArray<readonly [value: unknown, show: string]>) =>
+      it.effect(`are refused by the layer: ${option}`, () =>
+        Effect.forEach(refused, ([value, show]) =>
+          Effect.map(refusal({ connect, [option]: value }), (error) => {
+            if (error === "accepted") return assert.fail(`${option} ${show} was accepted`)
+            assert.instanceOf(error, InvalidOptions)
+            assert.strictEqual(error.option, option, show)
+            assert.strictEqual(error.module, "SessionPool")
+            assert.include(error.message, option)
+          })))
 
     const values: ReadonlyArray<readonly [unknown, string]> = [
       [-1, "-1"],
@@ -938,41 +938,35 @@ describe("SessionPool options", () => {
       [Duration.millis(-5), "a negative Duration"],
       [Duration.negativeInfinity, "minus infinity"]
     ]
-    for (const [value, show] of [...values, ...moreCounts]) refuse("capacity", value, show)
-
-    const durations = [
-      "idleTimeToLive",
-      "maxLifetime",
-      "connectTimeout",
-      "acquireTimeout",
-      "closeTimeout",
-      "drainTimeout",
-      "checkAfter",
-      "checkTimeout",
-      "failureTimeToLive"
+    const zeros: ReadonlyArray<readonly [unknown, string]> = [
+      [0, "0"],
+      [Duration.zero, "zero"],
+      ["0 seconds", "\"0 seconds\""]
     ]
-    for (const option of durations) {
-      for (const [value, show] of [...values, ...moreDurations]) refuse(option, value, show)
-    }
-    for (const option of ["idleTimeToLive", "maxLifetime", "connectTimeout", "closeTimeout", "checkTimeout"]) {
-      for (const [value, show] of [[0, "0"], [Duration.zero, "zero"], ["0 seconds", "\"0 seconds\""]] as const) {
-        refuse(option, value, show)
-      }
-    }
-    for (const option of ["connectTimeout", "acquireTimeout", "closeTimeout", "drainTimeout", "checkTimeout"]) {
-      for (const [value, show] of [[Infinity, "Infinity"], [Duration.infinity, "infinity"]] as const) {
-        refuse(option, value, `${show}: whoever waits could wait for ever`)
-      }
-    }
+    // Whoever waits so long could wait for ever.
+    const endless: ReadonlyArray<readonly [unknown, string]> = [
+      [Infinity, "Infinity"],
+      [Duration.infinity, "infinity"]
+    ]
+    refuse("capacity", [...values, ...moreCounts])
     for (
-      const [value, show] of [[undefined, "left out"], [null, "null"], ["connect", "a string"], [{}, "{}"]] as const
+      const [option, ...more] of [
+        ["idleTimeToLive", zeros],
+        ["maxLifetime", zeros],
+        ["connectTimeout", zeros, endless],
+        ["acquireTimeout", endless],
+        ["closeTimeout", zeros, endless],
+        ["drainTimeout", endless],
+        ["checkAfter"],
+        ["checkTimeout", zeros, endless],
+        ["failureTimeToLive"]
+      ] as const
     ) {
-      refuse("connect", value, show)
+      refuse(option, [...values, ...moreDurations, ...more.flat()])
     }
-    for (const [value, show] of [[null, "null"], [true, "true"], ["ping", "a string"]] as const) {
-      refuse("check", value, show)
-    }
-    refuse("idleTimeToLife", 5, "is an unknown option")
+    refuse("connect", [[undefined, "left out"], [null, "null"], ["connect", "a string"], [{}, "{}"]])
+    refuse("check", [[null, "null"], [true, "true"], ["ping", "a string"]])
+    refuse("idleTimeToLife", [[5, "is an unknown option"]])
 
     it.effect("are refused by the layer: no options at all", () =>
       Effect.gen(function*() {

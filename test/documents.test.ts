@@ -24,13 +24,13 @@ import { TestClock } from "effect/testing"
 import { assert, it } from "@effect/vitest"
 import { Server } from "@modelcontextprotocol/sdk/server/index.js"
 import * as Sessions from "effect-mcp-sessions"
-import { ConnectTimeout, Credentials, Identity, IdentityResolver, InvalidOptions, McpConnector, McpHttp, McpServers,
+import { AccessDenied, ConnectTimeout, Credentials, Identity, IdentityResolver, IdentityUnavailable, InvalidOptions, McpConnector, McpHttp, McpServers,
   McpSession, McpSessionError, SessionPool, SessionPoolError, SessionRegistry, UnknownServer,
   type SessionHandle, type SessionInfo } from "effect-mcp-sessions"
 import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
 
 interface Connection { readonly query: (sql: string) => Effect.Effect<ReadonlyArray<object>> }
-interface User { readonly id: string }
+interface User { readonly id: string; readonly scopes: ReadonlyArray<string> }
 declare class SqlError { readonly _tag: "SqlError" }
 declare const identity: Identity
 declare const request: { readonly headers: Record<string, string> }
@@ -45,6 +45,7 @@ declare const forward: <E, R>(
   lease: (f: (session: McpSession) => Effect.Effect<object, McpSessionError>) => Effect.Effect<object, E, R>
 ) => Effect.Effect<Server, never, R | Scope.Scope>
 declare const verify: (request: object) => Effect.Effect<User>
+declare const lookup: (request: object) => Effect.Effect<string, SqlError>
 declare const digest: (text: string) => string
 declare const testPool: Layer.Layer<SessionPool>
 declare const closed: Array<string>

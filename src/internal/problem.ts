@@ -26,3 +26,11 @@ export const respond = (
       { "cache-control": "no-store", ...options.headers }
     )
   )
+
+/**
+ * What asks for credentials of a scheme, without parameters but the realm.
+ *
+ * RFC 9110 section 11.6.1. There is no registered scheme for a raw value: "ApiKey" is what is in use.
+ */
+export const challenge = (scheme: "basic" | "bearer" | "raw" | undefined, realm = "mcp"): string =>
+  `${scheme === "basic" ? "Basic" : scheme === "raw" ? "ApiKey" : "Bearer"} realm="${realm.replace(/["\\]/g, "\\$&")}"`

@@ -1,42 +1,373 @@
 /**
  * Takes secrets out of texts that others wrote: an upstream's error message may quote the token it was sent, a child's
- * stderr its environment.
+ * stderr its environment, Node's own errors the value that it could not pass on.
+ *
+ * A text is searched once for all secrets, however many there are: it is read through windows of eight characters, and
+ * only where a window is known is there something to compare. It is searched as it is, and then as what it stands for:
+ * with its percent-encoding, its backslashes and its HTML entities undone, once for each layer of them. Of a secret that
+ * was cut the rest is found too, from 15 characters on.
  */
 export interface Scrub {
   (text: string): string
-  /** Every value of `data` that is a string, at any depth. What can't be read as JSON is dropped. */
+  /** The same for a text whose end was cut off: no beginning of a secret is left there. */
+  readonly cut: (text: string) => string
+  /** Each string and number of `data` at any depth, names too. What can't be written as JSON is dropped. */
   readonly data: (data: unknown) => unknown
-  /** From now on `secret` is taken out too. Anything shorter than `minimum` characters (default 1) stays. */
-  readonly add: (secret: string, minimum?: number) => void
-  /** The length of the longest secret. */
-  readonly longest: () => number
+  /** From now on `secret` is taken out, for as long as this lives. */
+  readonly add: (secret: string) => void
+  /**
+   * The same for one that comes and goes, such as a rotated token: until all that hold it have let go, and after that
+   * until 1,000 others have been let go of.
+   */
+  readonly hold: (secret: string) => () => void
 }
 
-// Rotated tokens come one after the other: what was not heard of for longest is forgotten
-const capacity = 32
-
 export const make = (): Scrub => {
-  const secrets = new Set<string>()
-  const scrub = (text: string): string => {
-    let scrubbed = text
-    for (const secret of secrets) scrubbed = scrubbed.replaceAll(secret, "<redacted>")
-    return scrubbed
+  const known = new Map<string, Entry>()
+  /** Those nobody holds any more, the first to go first. */
+  const released = new Set<string>()
+  let index = makeIndex()
+
+  const entryOf = (secret: string): Entry => {
+    let entry = known.get(secret)
+    if (entry === undefined) {
+      entry = { holders: 0, forms: formsOf(secret) }
+      known.set(secret, entry)
+      for (const form of entry.forms) index.add(form)
+    }
+    released.delete(secret)
+    return entry
   }
+
+  const release = (secret: string, entry: Entry) => {
+    entry.holders--
+    if (entry.holders > 0) return
+    released.add(secret)
+    // An index only grows, so it is made anew when half of what it has is no longer wanted
+    if (released.size < 2 * maxReleased) return
+    for (const forgotten of released) {
+      if (released.size === maxReleased) break
+      released.delete(forgotten)
+      known.delete(forgotten)
+    }
+    index = makeIndex()
+    for (const { forms } of known.values()) for (const form of forms) index.add(form)
+  }
+
+  const search = (text: string, isCut: boolean): string => {
+    if (known.size === 0) return text
+    const found: Array<Span> = []
+    let view: View | undefined = { text, starts: undefined }
+    for (let layer = 0; view !== undefined && layer <= maxLayers; layer++) {
+      const { starts }: View = view
+      const push = (from: number, to: number) => {
+        if (from < to) found.push(starts === undefined ? [from, to] : [starts[from]!, starts[to]!])
+      }
+      index.find(view.text, push)
+      // A beginning of `leastPart` characters would be found; the last escape may be half of one
+      const { length } = view.text
+      if (isCut) push(Math.max(0, length - Math.min(index.longest(), leastPart) - 6), length)
+      view = decoded(view)
+    }
+    return found.length === 0 ? text : without(text, found)
+  }
+
+  const scrub = (text: string): string => search(text, false)
+
+  const scrubData = (data: unknown): unknown => {
+    switch (typeof data) {
+      case "string":
+        return scrub(data)
+      case "number": {
+        const text = String(data)
+        return scrub(text) === text ? data : redacted
+      }
+      case "object":
+        if (data === null) return null
+        if (Array.isArray(data)) return data.map(scrubData)
+        return Object.fromEntries(Object.entries(data).map(([name, value]) => [scrub(name), scrubData(value)]))
+      default:
+        return data
+    }
+  }
+
   return Object.assign(scrub, {
+    cut: (text: string) => search(text, true),
     data: (data: unknown): unknown => {
       try {
-        const json = JSON.stringify(data, (_, value: unknown) => typeof value === "string" ? scrub(value) : value)
-        return json === undefined ? undefined : JSON.parse(json)
+        const json = JSON.stringify(data)
+        return json === undefined ? undefined : scrubData(JSON.parse(json))
       } catch {
         return undefined
       }
     },
-    add: (secret: string, minimum = 1) => {
-      if (secret.length < minimum) return
-      secrets.delete(secret)
-      if (secrets.size === capacity) secrets.delete(secrets.values().next().value!)
-      secrets.add(secret)
+    add: (secret: string) => {
+      if (secret !== "") entryOf(secret).holders = Infinity
     },
-    longest: () => Math.max(0, ...Array.from(secrets, (secret) => secret.length))
+    hold: (secret: string) => {
+      if (secret === "") return () => {}
+      const entry = entryOf(secret)
+      entry.holders++
+      let isHeld = true
+      return () => {
+        if (isHeld) release(secret, entry)
+        isHeld = false
+      }
+    }
   })
+}
+
+interface Entry {
+  holders: number
+  readonly forms: ReadonlyArray<string>
+}
+
+const redacted = "<redacted>"
+
+const maxReleased = 1_000
+
+// -----------------------------------------------------------------------------
+// The forms of a secret
+// -----------------------------------------------------------------------------
+
+// What a text may quote in its place. Encodings that can be undone wherever they stand are none of them: see `decoded`.
+const formsOf = (secret: string): ReadonlyArray<string> => {
+  const forms = new Set([secret])
+  const trimmed = secret.trim()
+  if (trimmed.length >= leastPartial) forms.add(trimmed)
+  if (secret.length < leastPartial) return Array.from(forms)
+  forms.add(secret.replaceAll(" ", "+"))
+  const bytes = Buffer.from(secret)
+  forms.add(bytes.toString("base64").replace(/=+$/, ""))
+  forms.add(bytes.toString("base64url"))
+  // A key in PEM is read line by line where a log is
+  for (const line of secret.split(/[\r\n]+/)) if (line.trim().length >= windowSize) forms.add(line.trim())
+  return Array.from(forms)
+}
+
+// What is shorter than this is a secret as a whole and not in any other form: too much would look like it
+const leastPartial = 4
+
+// -----------------------------------------------------------------------------
+// The search
+// -----------------------------------------------------------------------------
+
+type Span = readonly [from: number, to: number]
+
+const windowSize = 8
+
+// From how many characters on a part of a secret is one
+const leastPart = 15
+
+// So that a token of 8 KB costs no more than a few windows. Its beginning and its end always have one.
+const maxWindows = 32
+
+// The tokens of one issuer all begin alike: a few of them stand for the rest, each of which is known by its rarest window
+const maxSharers = 8
+
+interface Window {
+  readonly secret: string
+  readonly offset: number
+}
+
+interface Index {
+  readonly add: (secret: string) => void
+  readonly find: (text: string, found: (from: number, to: number) => void) => void
+  readonly longest: () => number
+}
+
+const makeIndex = (): Index => {
+  // By size, of which there are eight at most: secrets that are shorter than a window are windows of their own size
+  const tables = new Map<number, Map<number, Array<Window>>>()
+  let longest = 0
+
+  const windowsAt = (secret: string, offset: number, size: number): Array<Window> => {
+    let table = tables.get(size)
+    if (table === undefined) tables.set(size, table = new Map())
+    const key = keyOf(hashOf(secret, offset, size))
+    let windows = table.get(key)
+    if (windows === undefined) table.set(key, windows = [])
+    return windows
+  }
+
+  return {
+    longest: () => longest,
+    add: (secret) => {
+      const { length } = secret
+      longest = Math.max(longest, length)
+      const size = Math.min(length, windowSize)
+      const last = length - size
+      const stride = Math.max(windowSize, Math.ceil(length / maxWindows))
+      let rarest = windowsAt(secret, last, size)
+      let rarestAt = last
+      let isKnown = false
+      for (let offset = 0; offset <= last; offset = offset < last ? Math.min(offset + stride, last) : last + 1) {
+        const windows = windowsAt(secret, offset, size)
+        if (windows.length < rarest.length) {
+          rarest = windows
+          rarestAt = offset
+        }
+        if (windows.length >= maxSharers) continue
+        windows.push({ secret, offset })
+        isKnown = true
+      }
+      if (!isKnown) rarest.push({ secret, offset: rarestAt })
+    },
+    find: (text, found) => {
+      for (const [size, table] of tables) findWindows(text, size, table, found)
+    }
+  }
+}
+
+const findWindows = (
+  text: string,
+  size: number,
+  table: ReadonlyMap<number, ReadonlyArray<Window>>,
+  found: (from: number, to: number) => void
+) => {
+  if (text.length < size) return
+  const highest = highestOf(size)
+  let hash = hashOf(text, 0, size)
+  // What was found last, as far as it is of one piece: a secret that lies within it is not looked at again
+  let from = 0
+  let to = 0
+  // A text that is made to be slow, nearly a secret everywhere, is not read with care: each window of a secret is one
+  let patience = 50_000 + 50 * text.length
+  for (let at = 0;; at++) {
+    for (const { offset, secret } of table.get(keyOf(hash)) ?? []) {
+      if (Math.max(0, at - offset) >= from && Math.min(text.length, at - offset + secret.length) <= to) continue
+      const isPatient = patience > 0
+      const left = isPatient ? commonBefore(text, at, secret, offset) : Math.min(at, offset)
+      const right = isPatient ? commonAfter(text, at, secret, offset) : secret.length - offset
+      patience -= 1 + left + right
+      if (isPatient && (right < size || left + right < Math.min(secret.length, leastPart))) continue
+      if (at - left > to) {
+        found(from, to)
+        from = at - left
+      } else from = Math.min(from, at - left)
+      to = Math.max(to, Math.min(text.length, at + right))
+    }
+    if (at + size >= text.length) break
+    hash = (Math.imul(hash - Math.imul(text.charCodeAt(at), highest), base) + text.charCodeAt(at + size)) | 0
+  }
+  found(from, to)
+}
+
+const commonBefore = (text: string, at: number, secret: string, offset: number): number => {
+  const most = Math.min(at, offset)
+  let length = 0
+  while (length < most && text.charCodeAt(at - length - 1) === secret.charCodeAt(offset - length - 1)) length++
+  return length
+}
+
+const commonAfter = (text: string, at: number, secret: string, offset: number): number => {
+  const most = Math.min(text.length - at, secret.length - offset)
+  let length = 0
+  while (length < most && text.charCodeAt(at + length) === secret.charCodeAt(offset + length)) length++
+  return length
+}
+
+const base = 0x01000193
+
+const hashOf = (text: string, from: number, size: number): number => {
+  let hash = 0
+  for (let at = from; at < from + size; at++) hash = (Math.imul(hash, base) + text.charCodeAt(at)) | 0
+  return hash
+}
+
+// V8 keeps integers of up to 31 bits without an object of their own
+const keyOf = (hash: number): number => hash & 0x3FFFFFFF
+
+const highestOf = (size: number): number => {
+  let highest = 1
+  for (let power = 1; power < size; power++) highest = Math.imul(highest, base)
+  return highest
+}
+
+const without = (text: string, found: ReadonlyArray<Span>): string => {
+  let rest = 0
+  let scrubbed = ""
+  for (const [from, to] of found.toSorted((a, b) => a[0] - b[0])) {
+    if (to <= rest) continue
+    if (from >= rest) scrubbed += text.slice(rest, from) + redacted
+    rest = to
+  }
+  return scrubbed + text.slice(rest)
+}
+
+// -----------------------------------------------------------------------------
+// What a text stands for
+// -----------------------------------------------------------------------------
+
+// JSON in JSON in a URL, and one more
+const maxLayers = 4
+
+interface View {
+  readonly text: string
+  /** Where each character, and the end, begins in the text that was given. Undefined for that text itself. */
+  readonly starts: Int32Array | undefined
+}
+
+const escapes =
+  /\\(?:u\{([\da-f]{1,6})\}|u([\da-f]{4})|x([\da-f]{2})|([^]))|((?:%[\da-f]{2})+)|&(?:#(\d{1,7})|#x([\da-f]{1,6})|(amp|lt|gt|quot|apos));/gi
+
+const controls: Readonly<Record<string, string>> = {
+  "0": "\0",
+  b: "\b",
+  f: "\f",
+  n: "\n",
+  r: "\r",
+  t: "\t",
+  v: "\v"
+}
+
+const entities: Readonly<Record<string, string>> = { amp: "&", lt: "<", gt: ">", quot: "\"", apos: "'" }
+
+/**
+ * One layer of escapes undone, or nothing when there is none.
+ */
+const decoded = ({ starts, text }: View): View | undefined => {
+  let result = ""
+  let rest = 0
+  // No escape stands for more characters than it has itself
+  const mapped = new Int32Array(text.length + 1)
+  const sourceOf = (at: number) => starts === undefined ? at : starts[at]!
+  const push = (characters: string, at: number, step: number) => {
+    for (let index = 0; index < characters.length; index++) mapped[result.length + index] = sourceOf(at + index * step)
+    result += characters
+  }
+  for (const found of text.matchAll(escapes)) {
+    push(text.slice(rest, found.index), rest, 1)
+    rest = found.index + found[0].length
+    const percent = found[5]
+    if (percent === undefined) push(characterOf(found), found.index, 0)
+    else pushBytes(percent, (characters, offset) => push(characters, found.index + offset, 0))
+  }
+  if (rest === 0) return undefined
+  push(text.slice(rest), rest, 1)
+  mapped[result.length] = sourceOf(text.length)
+  return { text: result, starts: mapped }
+}
+
+const characterOf = (
+  [whole, braced, unicode, hex, character, , decimal, hexadecimal, name]: RegExpExecArray
+): string => {
+  const code = braced ?? unicode ?? hex ?? hexadecimal
+  if (code !== undefined) return fromCode(Number.parseInt(code, 16), whole)
+  if (decimal !== undefined) return fromCode(Number(decimal), whole)
+  if (name !== undefined) return entities[name.toLowerCase()]!
+  return controls[character!] ?? character!
+}
+
+const fromCode = (code: number, otherwise: string): string => code <= 0x10FFFF ? String.fromCodePoint(code) : otherwise
+
+/** The characters of a run of `%XX`, and where in it each begins. */
+const pushBytes = (run: string, push: (characters: string, offset: number) => void) => {
+  const bytes = Buffer.from(run.replaceAll("%", ""), "hex")
+  for (let at = 0; at < bytes.length;) {
+    const lead = bytes[at]!
+    const size = lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4
+    push(bytes.toString("utf8", at, at + size), at * 3)
+    at += size
+  }
 }

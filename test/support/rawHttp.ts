@@ -1,22 +1,27 @@
 /**
  * Requests of any bytes, which no HTTP client would send.
  */
-import { once } from "node:events"
 import { connect } from "node:net"
 import * as Effect from "effect/Effect"
 import type { Endpoint } from "./mcpHttp.ts"
 
-/** What a server says to a request of any bytes, before it hangs up or for as long as it takes to be clear. */
-export const write = (endpoint: Endpoint, bytes: string | Buffer) =>
+/**
+ * What a server says to a request of any bytes, until it hangs up or has been silent after its first words; nothing if it
+ * says none within `patience` milliseconds.
+ */
+export const write = (endpoint: Endpoint, bytes: string | Buffer, patience = 15_000) =>
   Effect.promise(async () => {
     const { hostname, port } = new URL(endpoint.url)
     const peer = connect(Number(port), hostname)
     let said = ""
-    peer.on("data", (data) => said += data.toString("latin1"))
+    peer.on("data", (data) => {
+      said += data.toString("latin1")
+      peer.setTimeout(1_000)
+    })
     peer.on("error", () => undefined)
+    peer.setTimeout(patience, () => void peer.destroy())
     peer.write(bytes)
-    await Promise.race([once(peer, "close"), new Promise((resolve) => setTimeout(resolve, 1_000))])
-    peer.destroy()
+    await new Promise((resolve) => peer.once("close", resolve))
     return { status: Number(/^HTTP\/1\.1 (\d+)/.exec(said)?.[1] ?? 0), body: said.split("\r\n\r\n")[1] ?? "" }
   })
 

@@ -11,7 +11,12 @@ import * as Fiber from "effect/Fiber"
 import * as Queue from "effect/Queue"
 import * as Stream from "effect/Stream"
 import type { ProgressOptions } from "../../McpSession.ts"
-import { McpSessionError, type McpSessionErrorReason, RequestTimeout, SessionClosed } from "../../McpSessionError.ts"
+import {
+  McpSessionError,
+  type McpSessionErrorReason,
+  RequestTimeout,
+  type SessionClosed
+} from "../../McpSessionError.ts"
 import * as Sdk from "./sdk.ts"
 import type { Wire } from "./wire.ts"
 
@@ -46,12 +51,13 @@ export interface Options {
   readonly timeout: Duration.Input
   readonly isOpen: () => boolean
   readonly reasonOf: (error: unknown) => McpSessionErrorReason | McpSessionError
+  readonly closed: (requestSent: boolean) => SessionClosed
 }
 
 // Whoever handles progress more slowly than it comes loses the oldest
 const maxProgress = 256
 
-export const make = ({ isOpen, reasonOf, server, timeout: defaultTimeout, wire }: Options): Calls => {
+export const make = ({ closed, isOpen, reasonOf, server, timeout: defaultTimeout, wire }: Options): Calls => {
   const inFlight = new Set<() => void>()
   const own = new WeakSet<McpSessionError>()
 
@@ -64,21 +70,22 @@ export const make = ({ isOpen, reasonOf, server, timeout: defaultTimeout, wire }
 
   const attempt: Calls["attempt"] = (method, ask, onProgress) =>
     Effect.callback((resume) => {
-      if (wire.closed || !isOpen()) return resume(fail(method, new SessionClosed({ requestSent: false })))
+      if (wire.closed || !isOpen()) return resume(fail(method, closed(false)))
       // One a call: v1 never removes its listener from the signal, and would cancel what has long been answered
       const controller = new AbortController()
       const end = (result: Parameters<typeof resume>[0]) => {
         inFlight.delete(onEnd)
         resume(result)
       }
-      const onEnd = () => end(fail(method, new SessionClosed({ requestSent: true })))
+      const onEnd = () => end(fail(method, closed(true)))
       inFlight.add(onEnd)
       const options = { signal: controller.signal, timeout: Sdk.noTimeout }
       const asked = async () => ask(onProgress === undefined ? options : { ...options, onprogress: onProgress })
       asked().then(
         (value) => end(Effect.succeed(value)),
         (error) => {
-          const reason = reasonOf(error)
+          const found = reasonOf(error)
+          const reason = found._tag === "SessionClosed" ? closed(found.requestSent) : found
           end(reason._tag === "McpSessionError" ? Effect.fail(reason) : fail(method, reason))
         }
       )

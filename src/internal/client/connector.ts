@@ -12,6 +12,7 @@ import type {
   ElicitResult,
   Root
 } from "@modelcontextprotocol/sdk/types.js"
+import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
@@ -28,12 +29,15 @@ import type {
   SessionHandle,
   StdioOptions
 } from "../../Connector.ts"
-import { type Credentials, Identity } from "../../Identity.ts"
+import { type CredentialScheme, Identity } from "../../Identity.ts"
 import type { McpSession } from "../../McpSession.ts"
-import type { McpSessionError } from "../../McpSessionError.ts"
+import { McpSessionError, PreparationFailed } from "../../McpSessionError.ts"
 import * as Scrub from "../scrub.ts"
+import * as Secrets from "../secrets.ts"
+import { version } from "../version.ts"
 import * as Fetch from "./fetch.ts"
 import type { ClientLike, MessageLike, TransportLike } from "./sdk.ts"
+import * as ConnectorOptions from "./options.ts"
 import type { OpenOptions, OpenTransport } from "./session.ts"
 import * as Stdio from "./stdio.ts"
 
@@ -41,6 +45,9 @@ import * as Stdio from "./stdio.ts"
  * A generation of the SDK, with clients `C`, server transports `T` and options of its own `N`.
  */
 export interface Sdk<C extends ClientLike, T, N> {
+  /** Its module, as errors call it. */
+  readonly module: string
+  readonly options: { readonly [K in TransportKind]: ConnectorOptions.Declared }
   readonly stdio: {
     readonly readBuffer: () => Stdio.ReadBufferLike
     readonly serialize: (message: never) => string
@@ -86,23 +93,28 @@ export const make = <C extends ClientLike, T, N = unknown>(sdk: Sdk<C, T, N>) =>
   stdio: <O extends StdioOptions<unknown> & N>(
     options: Only<O, StdioOptions & N>
   ): Connector<Services<O>, C> => {
+    ConnectorOptions.check(sdk.options.stdio, "stdio", options)
     const read = options as StdioOptions<Services<O>>
     return connector(read, stdio(read, sdk.stdio), sdk.opener("stdio", options, options))
   },
   http: <O extends HttpOptions<unknown> & N>(
     options: Only<O, HttpOptions & N>
   ): Connector<Services<O>, C> => {
+    ConnectorOptions.check(sdk.options.http, "http", options)
     const read = options as HttpOptions<Services<O>>
     return connector(read, http(read, false, sdk.http), sdk.opener("http", options, options))
   },
   sse: <O extends HttpOptions<unknown>>(options: Only<O, HttpOptions>): Connector<Services<O>, C> => {
+    ConnectorOptions.check(sdk.options.sse, "sse", options)
     const read = options as HttpOptions<Services<O>>
     return connector(read, http(read, true, sdk.sse), sdk.opener("sse", options, undefined))
   },
   inProcess: <R = never, O extends Options<unknown> = Options>(
-    server: (identity: Identity) => Effect.Effect<ServerLike<T>, McpSessionError, R | Scope.Scope>,
+    server: (identity: Identity) => Effect.Effect<ServerLike<T>, unknown, R | Scope.Scope>,
     options?: Only<O, Options>
   ): Connector<R | Services<O>, C> => {
+    ConnectorOptions.checkServer(sdk.module, server)
+    if (options !== undefined) ConnectorOptions.check(sdk.options.inProcess, "inProcess", options)
     const read: Options<Services<O>> = options as Options<Services<O>> | undefined ?? {}
     return connector(read, inProcess(read, server, sdk.pair), sdk.opener("inProcess", read, undefined))
   }
@@ -116,13 +128,18 @@ const connector = <RT, R, C>(
 (identity, handle) =>
   Effect.suspend(() => {
     const planned = plan(identity, handle)
-    return Effect.flatMap(handlers(options, planned), (handlers) => open(planned, handlers))
+    return Effect.flatMap(handlers(options, planned), (handlers) => open(planned, handlers)).pipe(
+      // Once, however often a generation has tried. The message has no secrets in it.
+      Effect.tapError((error) =>
+        Effect.annotateLogs(Effect.logWarning(error.message), { server: planned.server, session: identity.key })
+      )
+    )
   })
 
 /**
  * What a server is told by default that it talks to.
  */
-export const clientInfo = { name: "effect-mcp-sessions", version: "0.1.0" }
+export const clientInfo = { name: "effect-mcp-sessions", version }
 
 // -----------------------------------------------------------------------------
 // Transports
@@ -136,7 +153,7 @@ const makePlan = <R>(
   transport: (scrub: Scrub.Scrub) => Effect.Effect<OpenTransport, unknown, Scope.Scope | R>
 ): Plan<R> => {
   const scrub = Scrub.make()
-  addCredentials(scrub, identity.credentials)
+  for (const secret of Secrets.ofCredentials(identity.credentials)) scrub.add(secret)
   return {
     identity,
     handle,
@@ -161,8 +178,9 @@ const stdio = <R>(
     Effect.gen(function*() {
       const runFork = Effect.runForkWith(yield* Effect.context<never>())
       const logged = Effect.annotateLogs({ server: options.name ?? server, session: identity.key })
-      const env = yield* perIdentity(options.env, identity)
-      for (const value of Object.values(env)) scrub.add(value, minimumSecret)
+      const env = yield* prepared("env", options.name ?? server, perIdentity("env", options.env, identity))
+      for (const secret of [...Secrets.ofRecord(env), ...Secrets.ofArguments(options.args ?? [])]) scrub.add(secret)
+      const lastLines: Array<string> = []
       const transport = yield* Stdio.make({
         command: options.command,
         args: options.args ?? [],
@@ -170,9 +188,21 @@ const stdio = <R>(
         cwd: options.cwd,
         readBuffer: sdk.readBuffer(),
         serialize: sdk.serialize as (message: MessageLike) => string,
-        onStderr: (line) => runFork(logged(Effect.logDebug(scrubLine(scrub, line))))
+        onStderr: (line) => {
+          const scrubbed = scrubLine(scrub, line)
+          lastLines.push(scrubbed.slice(0, 500))
+          if (lastLines.length > 10) lastLines.shift()
+          runFork(logged(Effect.logDebug(scrubbed)))
+        }
       })
-      return { transport, pid: transport.pid }
+      return {
+        transport,
+        pid: transport.pid,
+        ending: () => {
+          const ending = transport.ending()
+          return ending === undefined || lastLines.length === 0 ? ending : { ...ending, stderr: lastLines.join("\n") }
+        }
+      }
     }))
 }
 
@@ -187,13 +217,17 @@ const http = <R>(
   const url = new URL(options.url)
   return (identity: Identity, handle: SessionHandle): Plan<R> =>
     makePlan(options, url.host, identity, handle, (scrub) => {
-      scrub.add(url.password)
-      for (const value of url.searchParams.values()) scrub.add(value, minimumSecret)
+      for (const secret of Secrets.ofUrl(url)) scrub.add(secret)
+      if (typeof options.headers === "object") {
+        for (const secret of Secrets.ofRecord(options.headers)) scrub.add(secret)
+      }
+      let forwarded: CredentialScheme | undefined
+      const onForwarded = (scheme: CredentialScheme | undefined) => void (forwarded = scheme)
       return Effect.gen(function*() {
         const runPromise = Effect.runPromiseWith(yield* Effect.context<never>())
         const { attach, fetch, streamFailure } = Fetch.make({
-          fetch: options.fetch ?? globalFetch,
-          headers: yield* headersOf(options, identity, handle, scrub),
+          fetch: holding(options.fetch ?? globalFetch, scrub),
+          headers: yield* headersOf(options, options.name ?? url.host, identity, handle, scrub, onForwarded),
           pause: () => runPromise(Effect.sleep("100 millis")),
           isStreamSession
         })
@@ -203,6 +237,7 @@ const http = <R>(
           attach,
           ...(isStreamSession ? { failure: streamFailure } : {}),
           sessionful: isStreamSession,
+          forwarded: () => forwarded,
           terminate: async () => transport.terminateSession?.()
         }
       })
@@ -214,13 +249,13 @@ const http = <R>(
  */
 const inProcess = <R, T>(
   options: Options<unknown>,
-  server: (identity: Identity) => Effect.Effect<ServerLike<T>, McpSessionError, R | Scope.Scope>,
+  server: (identity: Identity) => Effect.Effect<ServerLike<T>, unknown, R | Scope.Scope>,
   pair: () => readonly [TransportLike, T]
 ) =>
 (identity: Identity, handle: SessionHandle): Plan<R> =>
   makePlan(options, "in-process", identity, handle, () =>
     Effect.gen(function*() {
-      const instance = yield* server(identity)
+      const instance = yield* prepared("server", options.name ?? "in-process", Effect.suspend(() => server(identity)))
       const [transport, theirs] = pair()
       yield* Effect.tryPromise({ try: () => instance.connect(theirs), catch: (error) => error })
       return { transport }
@@ -248,7 +283,7 @@ type Handler<P, A> = (params: P, signal: AbortSignal) => Promise<A>
 
 const handlers = <R>(
   { elicitation, roots, sampling }: Options<R>,
-  { identity, server }: Pick<Plan<never>, "identity" | "server">
+  { identity, scrub, server }: Pick<Plan<never>, "identity" | "scrub" | "server">
 ): Effect.Effect<Handlers, never, R> =>
   Effect.map(Effect.context<R>(), (context) => {
     const runPromise = Effect.runPromiseWith(context)
@@ -257,7 +292,8 @@ const handlers = <R>(
         runPromise(
           Effect.tapCause(
             Effect.suspend(() => f(params)),
-            (cause) => Effect.logWarning(`${method} of "${server}" could not be answered`, cause)
+            (cause) =>
+              Effect.logWarning(`${method} of "${server}" could not be answered: ${scrub(Cause.pretty(cause))}`)
           ),
           { signal }
         ).catch(() => Promise.reject(unanswered))
@@ -280,53 +316,120 @@ const unanswered = new Error("The client could not answer this request")
 // Identities
 // -----------------------------------------------------------------------------
 
+/**
+ * What `record` gives for `identity`. Dies with what it throws, and when that is no record of texts that can be sent.
+ */
 const perIdentity = <R>(
+  option: "headers" | "env",
   record: PerIdentity<R> | undefined,
   identity: Identity
-): Effect.Effect<Readonly<Record<string, string>>, McpSessionError, R> => {
-  const found = typeof record === "function" ? record(identity) : record ?? {}
-  return Effect.isEffect(found) ? found : Effect.succeed(found)
+): Effect.Effect<Readonly<Record<string, string>>, unknown, R> =>
+  Effect.suspend(() => {
+    const found: unknown = typeof record === "function" ? record(identity) : record ?? {}
+    return Effect.isEffect(found)
+      ? Effect.flatMap(found as Effect.Effect<unknown, unknown, R>, (value) => checked(option, value))
+      : checked(option, found)
+  })
+
+const checked = (option: "headers" | "env", value: unknown): Effect.Effect<Readonly<Record<string, string>>> => {
+  const issue = option === "env" ? ConnectorOptions.issueOfEnv(value) : ConnectorOptions.issueOfHeaders(value)
+  return issue === undefined
+    ? Effect.succeed(value as Readonly<Record<string, string>>)
+    : Effect.die(new TypeError(`${option} ${issue}`))
 }
 
 /**
- * The headers of the coming request. What goes out in one is from then on taken out of errors.
+ * Whatever goes wrong before a request is sent is one reason, and says that it was not. An error of the library's own
+ * comes through as it is.
+ */
+const prepared = <A, R>(
+  option: PreparationFailed["option"],
+  server: string,
+  effect: Effect.Effect<A, unknown, R>
+): Effect.Effect<A, McpSessionError, R> =>
+  Effect.catchCause(effect, (cause) => {
+    if (Cause.hasInterruptsOnly(cause)) return Effect.failCause(cause as Cause.Cause<never>)
+    const error = Cause.squash(cause)
+    if (error instanceof McpSessionError) return Effect.fail(error)
+    const reason = new PreparationFailed({ option, cause: Redacted.make(error), requestSent: false })
+    // Whoever asked knows for what: see `reasonOf`
+    return Effect.fail(new McpSessionError({ reason, method: "connect", server }))
+  })
+
+/**
+ * The headers of the coming request, with the newest credentials in the identity.
  */
 const headersOf = <R>(
   options: HttpOptions<R>,
+  server: string,
   identity: Identity,
   handle: SessionHandle,
-  scrub: Scrub.Scrub
+  scrub: Scrub.Scrub,
+  onForwarded: (scheme: CredentialScheme | undefined) => void
 ): Effect.Effect<() => Promise<Readonly<Record<string, string>>>, never, R> =>
   Effect.map(Effect.context<R>(), (context) => {
     const runPromise = Effect.runPromiseWith(context)
+    let current = identity
+    let held: ReadonlyArray<() => void> = []
     const headers = Effect.gen(function*() {
-      const credentials = Option.orElse(yield* handle.credentials, () => identity.credentials)
-      const current = new Identity({ ...identity, credentials }, { disableChecks: true })
-      addCredentials(scrub, credentials)
-      const own = yield* perIdentity(options.headers, current)
-      for (const value of Object.values(own)) scrub.add(value, minimumSecret)
-      if (options.forwardCredentials !== true || Option.isNone(credentials)) return own
+      const newest = Option.getOrUndefined(yield* handle.credentials)
+      if (newest !== undefined && newest !== Option.getOrUndefined(current.credentials)) {
+        const credentials = Option.some(newest)
+        current = new Identity({ ...identity, credentials }, { disableChecks: true })
+        const before = held
+        held = Secrets.ofCredentials(credentials).map(scrub.hold)
+        for (const release of before) release()
+      }
+      const { credentials } = current
+      const own = yield* perIdentity("headers", options.headers, current)
+      const isForwarded = options.forwardCredentials === true && Option.isSome(credentials)
+      onForwarded(isForwarded ? credentials.value.scheme : undefined)
+      if (!isForwarded) return own
       return { ...own, [credentials.value.name]: Redacted.value(credentials.value.header) }
     })
-    return () => runPromise(headers)
+    return () => runPromise(prepared("headers", server, headers))
   })
+
+/**
+ * Secrets that go out in headers are taken out of texts for as long as the answer can be read, which may quote them: the
+ * stream of a session is open for hours, and a token is rotated many times meanwhile.
+ */
+const holding = (fetch: FetchLike, scrub: Scrub.Scrub): FetchLike => {
+  // Most headers are what they were the last time
+  const latest = new Map<string, { readonly value: string; readonly secrets: ReadonlyArray<string> }>()
+  const secretsOf = (name: string, value: string) => {
+    const known = latest.get(name)
+    if (known?.value === value) return known.secrets
+    const secrets = Secrets.ofRecord({ [name]: value })
+    latest.set(name, { value, secrets })
+    return secrets
+  }
+  return async (url, init) => {
+    const releases: Array<() => void> = []
+    new Headers(init?.headers).forEach((value, name) => {
+      for (const secret of secretsOf(name, value)) releases.push(scrub.hold(secret))
+    })
+    const release = () => {
+      for (const one of releases) one()
+    }
+    try {
+      const response = await fetch(url, init)
+      if (releases.length > 0 && response.body !== null) answers.register(response.body, release)
+      else release()
+      return response
+    } catch (error) {
+      release()
+      throw error
+    }
+  }
+}
+
+// What nothing refers to any more has been read
+const answers = new FinalizationRegistry<() => void>((release) => release())
 
 // Late-bound, so that tests and instrumentation that replace the global one are heard
 const globalFetch: FetchLike = (url, init) => fetch(url, init)
 
-// What is shorter than this in a header or an environment is rather a flag than a secret
-const minimumSecret = 8
-
-const addCredentials = (scrub: Scrub.Scrub, credentials: Option.Option<Credentials>): void => {
-  if (Option.isNone(credentials)) return
-  scrub.add(Redacted.value(credentials.value.header))
-  const token = Redacted.value(credentials.value.token)
-  scrub.add(token)
-  if (credentials.value.scheme !== "basic") return
-  // RFC 7617: a user and a password, which an upstream may quote on their own
-  scrub.add(Buffer.from(token, "base64").toString().replace(/^[^:]*:/, ""), 4)
-}
-
-// A secret that the limit has cut in two would not be found
+// A secret that the limit has cut in two is found only where it is known that there is a cut
 const scrubLine = (scrub: Scrub.Scrub, line: string): string =>
-  scrub(line.length < Stdio.stderrLineLimit ? line : line.slice(0, line.length - scrub.longest()))
+  line.length < Stdio.stderrLineLimit ? scrub(line) : scrub.cut(line)

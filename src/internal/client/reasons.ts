@@ -1,6 +1,8 @@
 /**
  * What a rejection of either SDK is to a caller: classified, and without secrets.
  */
+import * as Predicate from "effect/Predicate"
+import type { CredentialScheme } from "../../Identity.ts"
 import {
   Forbidden,
   HttpFailure,
@@ -21,20 +23,29 @@ import { classify } from "./classify.ts"
  */
 export const reasonOf = (
   error: unknown,
-  sessionful: boolean,
-  scrub: Scrub
+  { forwarded, isUnsent = false, scrub, sessionful }: {
+    /** The session is known by something: a server that does not know it has forgotten it. */
+    readonly sessionful: boolean
+    readonly scrub: Scrub
+    /** Nothing can have been sent, whatever the error says. */
+    readonly isUnsent?: boolean
+    /** The scheme of the caller's own credentials, if those were sent. */
+    readonly forwarded?: CredentialScheme | undefined
+  }
 ): McpSessionErrorReason | McpSessionError => {
-  if (error instanceof McpSessionError) return error
-  const failure = classify(error, sessionful)
+  const own = ownError(error)
+  if (own !== undefined) return own.reason._tag === "PreparationFailed" ? own.reason : own
+  const classified = classify(error, sessionful)
+  const failure = isUnsent ? { ...classified, requestSent: false } : classified
   switch (failure._tag) {
     case "SessionClosed":
       return new SessionClosed(failure)
     case "SessionExpired":
       return new SessionExpired(failure)
     case "Unauthorized":
-      return new Unauthorized(failure)
+      return new Unauthorized({ ...failure, ...(forwarded === undefined ? {} : { forwarded }) })
     case "Forbidden":
-      return new Forbidden(failure)
+      return new Forbidden({ ...failure, ...(forwarded === undefined ? {} : { forwarded }) })
     case "RequestTimeout":
       return new RequestTimeout(failure)
     case "HttpFailure":
@@ -48,4 +59,19 @@ export const reasonOf = (
         data: scrub.data(failure.data)
       })
   }
+}
+
+// v2 wraps what a probe fails with
+const ownError = (error: unknown): McpSessionError | undefined => {
+  let found = error
+  for (let depth = 0; depth < 4; depth++) {
+    if (found instanceof McpSessionError) return found
+    if (!Predicate.hasProperty(found, "cause") && !Predicate.hasProperty(found, "data")) return undefined
+    found = Predicate.hasProperty(found, "cause") && found.cause !== undefined
+      ? found.cause
+      : Predicate.hasProperty(found, "data") && Predicate.hasProperty(found.data, "cause")
+      ? found.data.cause
+      : undefined
+  }
+  return undefined
 }

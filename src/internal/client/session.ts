@@ -9,9 +9,9 @@ import * as PubSub from "effect/PubSub"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { SessionHandle } from "../../Connector.ts"
-import type { Identity } from "../../Identity.ts"
+import type { CredentialScheme, Identity } from "../../Identity.ts"
 import type { CallOptions, McpSession, ProgressOptions } from "../../McpSession.ts"
-import { McpSessionError, type McpSessionErrorReason, RequestTimeout } from "../../McpSessionError.ts"
+import { McpSessionError, type McpSessionErrorReason, RequestTimeout, SessionClosed } from "../../McpSessionError.ts"
 import type { Scrub } from "../scrub.ts"
 import { TypeId } from "../sent.ts"
 import * as Calls from "./calls.ts"
@@ -48,11 +48,18 @@ export interface OpenTransport {
   readonly terminate?: (() => Promise<void>) | undefined
   /** Why it could not connect, where its own error does not say so. */
   readonly failure?: (() => unknown) | undefined
+  /** The scheme of the caller's own credentials, if those went out with the latest request. */
+  readonly forwarded?: (() => CredentialScheme | undefined) | undefined
+  /** Why the connection has ended, where that is known. */
+  readonly ending?: (() => Ending | undefined) | undefined
   /** Hears what happens on the wire. */
   readonly attach?: ((wire: Wire.Wire) => Wire.Listener) | undefined
   /** The session is known by something other than the transport's `sessionId`. */
   readonly sessionful?: boolean | undefined
 }
+
+/** What a `SessionClosed` says of the end. */
+export type Ending = Omit<SessionClosed, "_tag" | "requestSent">
 
 /**
  * Opens a session: connects, within `connectTimeout` if that is given, and closes it with the scope. Whatever a
@@ -80,8 +87,11 @@ export const open = <C extends Sdk.ClientLike, R = never>(
   })
 
 const connect = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(options: OpenOptions<C, R>) {
-  const toReason = (error: unknown) => reasonOf(error, false, options.scrub)
-  const opened = yield* Effect.mapError(options.transport, toReason)
+  const { scrub } = options
+  const opened = yield* Effect.mapError(
+    options.transport,
+    (error) => reasonOf(error, { sessionful: false, scrub, isUnsent: true })
+  )
   const wire = Wire.make(opened.transport)
   const listener = opened.attach?.(wire) ?? {}
   wire.listener = listener
@@ -93,7 +103,15 @@ const connect = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(options
     // cancelled).
     options.connect(client, wire, { timeout: Sdk.noTimeout }).then(
       () => resume(Effect.void),
-      (error) => resume(Effect.fail(toReason(opened.failure?.() ?? error)))
+      (error) => {
+        const ending = opened.ending?.()
+        resume(Effect.fail(
+          ending === undefined
+            ? reasonOf(opened.failure?.() ?? error, { sessionful: false, scrub, forwarded: opened.forwarded?.() })
+            // A server that has exited before it was connected has run nothing
+            : new SessionClosed({ ...ending, requestSent: ending.detail !== undefined })
+        ))
+      }
     )
   })
   return session()
@@ -124,8 +142,19 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(
       return handle.retire(reason)
     })
   const toReason = (error: unknown) =>
-    reasonOf(error, opened.sessionful === true || wire.sessionId !== undefined, scrub)
-  const calls = Calls.make({ wire, server, timeout: requestTimeout, isOpen: () => isOpen, reasonOf: toReason })
+    reasonOf(error, {
+      sessionful: opened.sessionful === true || wire.sessionId !== undefined,
+      scrub,
+      forwarded: opened.forwarded?.()
+    })
+  const calls = Calls.make({
+    wire,
+    server,
+    timeout: requestTimeout,
+    isOpen: () => isOpen,
+    reasonOf: toReason,
+    closed: (requestSent) => new SessionClosed({ ...opened.ending?.(), requestSent })
+  })
   const watch = Liveness.make({
     probe: calls.within("ping", calls.attempt("ping", (o) => Sdk.probe(client, o)), "5 seconds"),
     retire,

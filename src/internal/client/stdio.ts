@@ -19,7 +19,14 @@ export interface ReadBufferLike {
 
 export interface StdioTransport extends TransportLike {
   readonly pid: number
+  /** Why it has ended, once that is known. */
+  readonly ending: () => Ending | undefined
 }
+
+export type Ending =
+  | { readonly detail: string }
+  | { readonly exitCode: number }
+  | { readonly signal: string }
 
 export interface Options {
   readonly command: string
@@ -33,6 +40,14 @@ export interface Options {
 }
 
 export const stderrLineLimit = 8192
+
+// Of the SDK's buffer, in bytes
+const messageLimit = 10 * 1024 * 1024
+
+const newline = 10
+
+// How long a child that no longer reads has to exit, in milliseconds, before that is an error of its own
+const lastWords = 250
 
 /**
  * Starts the child. Fails with Node's own error when it can't be started. When the scope closes the whole process tree
@@ -51,6 +66,7 @@ export const make = (options: Options): Effect.Effect<StdioTransport, unknown, S
 const fromChild = (child: ChildProcess, { onStderr, readBuffer, serialize }: Options): StdioTransport => {
   const stdin = child.stdin!
   let closed = false
+  let isOverfull = false
 
   const close = () => {
     if (closed) return
@@ -63,6 +79,14 @@ const fromChild = (child: ChildProcess, { onStderr, readBuffer, serialize }: Opt
 
   const transport: StdioTransport = {
     pid: child.pid!,
+    ending: () =>
+      isOverfull
+        ? { detail: "a message of the server was longer than the SDK's limit of 10 MiB" }
+        : child.exitCode !== null
+        ? { exitCode: child.exitCode }
+        : child.signalCode === null
+        ? undefined
+        : { signal: child.signalCode },
     start: async () => {
       if (closed) throw new Error("Connection closed")
     },
@@ -71,19 +95,34 @@ const fromChild = (child: ChildProcess, { onStderr, readBuffer, serialize }: Opt
       closed
         ? Promise.reject(new Error("Not connected"))
         : new Promise((resolve, reject) =>
-          stdin.write(serialize(message), (error) => error === null || error === undefined ? resolve() : reject(error))
+          stdin.write(serialize(message), (error) => {
+            if (error === null || error === undefined) return resolve()
+            // A child that no longer reads is about to exit: with what, and not that its pipe broke, is what it died of
+            setTimeout(() => reject(error), lastWords).unref()
+          })
         )
   }
 
+  // The SDK's buffer is copied with each chunk, so it is given whole lines
+  let pending: Array<Buffer> = []
+  let pendingSize = 0
+
   child.stdout!.on("data", (chunk: Buffer) => {
     if (closed) return
+    const end = chunk.lastIndexOf(newline) + 1
+    pendingSize += chunk.length
+    if (end === 0 && pendingSize <= messageLimit) return void pending.push(chunk)
     try {
-      readBuffer.append(chunk)
+      readBuffer.append(Buffer.concat([...pending, end === 0 ? chunk : chunk.subarray(0, end)]))
     } catch (error) {
-      // More than the SDK's limit of 10 MB in one line: what follows can't be made sense of
+      // What follows can't be made sense of
+      isOverfull = true
+      pending = []
       report(error)
       return close()
     }
+    pending = [chunk.subarray(end)]
+    pendingSize = chunk.length - end
     for (;;) {
       if (closed) return
       try {
@@ -95,17 +134,24 @@ const fromChild = (child: ChildProcess, { onStderr, readBuffer, serialize }: Opt
       }
     }
   })
-  lines(child, onStderr)
+  const flushLines = lines(child, onStderr)
   child.on("error", report)
   stdin.on("error", report)
   child.stdout!.on("error", report)
   // The pipe may hold the child's last words: two turns of the loop read what is there, however long its other holders
   // live. "close" would wait for them.
-  child.once("exit", () => setImmediate(() => setImmediate(close)))
+  const onExit = () => {
+    flushLines()
+    close()
+  }
+  child.once("exit", () => setImmediate(() => setImmediate(onExit)))
   return transport
 }
 
-const lines = (child: ChildProcess, onLine: (line: string) => void): void => {
+/**
+ * Calls `onLine` with each line of the child's stderr. The result does so with the one that has no end yet.
+ */
+const lines = (child: ChildProcess, onLine: (line: string) => void): () => void => {
   let line = ""
   const flush = () => {
     if (line !== "") onLine(line)
@@ -123,4 +169,5 @@ const lines = (child: ChildProcess, onLine: (line: string) => void): void => {
   child.stderr!.on("error", () => {})
   // Not "end": that never comes when the pipe is let go of while somebody still holds its other end
   child.stderr!.once("close", flush)
+  return flush
 }

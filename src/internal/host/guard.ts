@@ -10,7 +10,7 @@
  */
 import type { RequestId } from "@modelcontextprotocol/sdk/types.js"
 import * as Cause from "effect/Cause"
-import type * as Context from "effect/Context"
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -79,8 +79,8 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
         })
     ))
 
-  const initialize = (handler: Handler, { url }: Request, identity: Identity) =>
-    endpoint.begin(identity, ({ id, resource }) =>
+  const initialize = (handler: Handler, { url }: Request, message: unknown, identity: Identity) =>
+    endpoint.begin(identity, message, ({ id, resource }) =>
       Effect.tap(
         handler,
         beforeResponse((minted, response) => {
@@ -137,7 +137,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     const handed = handOn(handler, withText(anonymous, text))
     if (!Requests.isInitialize(message)) return yield* withoutSession(handed, request)
     if (!isModern(request) && !Requests.isVersionSupported(request)) return yield* Requests.unsupportedVersion
-    return yield* initialize(handed, request, identity)
+    return yield* initialize(handed, request, message, identity)
   })
 
   const methods = (): ReadonlyArray<string> => settings.allowTermination && isSessionful ? ["POST", "DELETE"] : ["POST"]
@@ -146,7 +146,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     const refusal = settings.gate(request)
     if (refusal !== undefined) return yield* refusal
     const id = isModern(request) ? undefined : Requests.sessionId(request)
-    // The server inside has no streams to listen to, but whose session it is does not matter to that
+    // There are no streams to listen to. Where there are sessions, a GET of one that the caller does not have is 404.
     if (!methods().includes(request.method) && (request.method !== "GET" || !isSessionful)) {
       return yield* Answers.methodNotAllowed(methods().join(", "))
     }
@@ -215,7 +215,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
         : passBy(routes, request))
   })
 
-  return operatorOf(endpoint.registry)
+  return Context.make(settings.sessions, operatorOf(endpoint.registry))
 })
 
 // The id is in the response when everything else has had its say.

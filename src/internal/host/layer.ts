@@ -4,6 +4,8 @@
 import type { EventStore } from "@modelcontextprotocol/sdk/server/webStandardStreamableHttp.js"
 import { isInitializeRequest, isJSONRPCRequest } from "@modelcontextprotocol/sdk/types.js"
 import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
@@ -11,7 +13,7 @@ import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import * as HttpRouter from "effect/http/HttpRouter"
 import type { HttpServerRequest } from "effect/http/HttpServerRequest"
-import type { Identity, SessionKey } from "../../Identity.ts"
+import { Identity, type SessionKey } from "../../Identity.ts"
 import * as Declared from "../../McpHttpOptions.ts"
 import { operatorOf, type RegisteredSession, type SessionInfo } from "../../SessionRegistry.ts"
 import * as Scrub from "../scrub.ts"
@@ -27,6 +29,7 @@ export const make = Effect.fnUntraced(function*<E, R>(
   const settings = yield* parse(options, method)
   const router = yield* HttpRouter.HttpRouter
   const services = yield* Effect.context<never>()
+  const clock = yield* Clock.Clock
   const arrivals = makeArrivals()
   const stores = new WeakSet<EventStore>()
   const sessions = new Map<string, Session>()
@@ -99,7 +102,7 @@ export const make = Effect.fnUntraced(function*<E, R>(
     if (issue !== undefined) return yield* issue
     return yield* arrivals.during(
       identity,
-      endpoint.begin(identity, (session, lease) => {
+      endpoint.begin(identity, body, (session, lease) => {
         watch(session)
         return Effect.filterOrFail(
           session.resource.hosted.handle({ request, body, identity, lease }),
@@ -116,7 +119,7 @@ export const make = Effect.fnUntraced(function*<E, R>(
     if (!Requests.isVersionSupported(request)) return yield* Requests.unsupportedVersion
     const body = yield* request.method === "GET" ? acceptStream(request) : readMessages(request, id)
     const { lease, session: { resource: { caller, hosted } } } = yield* endpoint.hold(id, identity)
-    if (Option.isSome(identity.credentials)) caller.identity = identity
+    caller.identity = Identity.newest(caller.identity, identity, clock)
     return yield* hosted.handle({ request, body, identity, lease })
   })
 
@@ -143,7 +146,7 @@ export const make = Effect.fnUntraced(function*<E, R>(
 
   yield* router.add("*", settings.path, (request) => Endpoint.serving(settings, request, serve(request)))
 
-  return operatorOf(endpoint.registry)
+  return Context.make(settings.sessions, operatorOf(endpoint.registry))
 })
 
 // -----------------------------------------------------------------------------

@@ -4,7 +4,9 @@
 import { type RequestId, SUPPORTED_PROTOCOL_VERSIONS } from "@modelcontextprotocol/sdk/types.js"
 import * as ByteSize from "effect/ByteSize"
 import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
+import * as Schema from "effect/Schema"
 import type { HttpServerError } from "effect/http/HttpServerError"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as Answers from "./answers.ts"
@@ -14,6 +16,15 @@ type Request = HttpServerRequest.HttpServerRequest
 
 /** `"*"` is any. */
 export type AllowList = ReadonlyArray<string> | "*"
+
+/**
+ * Refuses what asks for another protocol: nobody would read that connection again. It is given up.
+ */
+export const upgradeIssue = (request: Request): Answers.Refused | undefined => {
+  if (!Socket.isUpgrade(request)) return undefined
+  Socket.abandon(request)
+  return Answers.upgradeRefused
+}
 
 /**
  * Refuses a request that a web page of somebody else's may have sent: by its `Origin`, which browsers add and other
@@ -32,12 +43,10 @@ export const gate = (options: {
     return host !== undefined && loopback.test(withoutPort(host))
   })
   return (request) => {
-    if (Socket.isUpgrade(request)) {
-      Socket.abandon(request)
-      return Answers.upgradeRefused
-    }
-    const host = hostOf(request)
-    if (host !== undefined && !isHost(host)) return Answers.hostMalformed
+    const authority = authorityOf(request)
+    // A WHATWG request has no Host header: its URL says where it was sent.
+    const host = request.headers["host"] ?? authority
+    if ([host, authority].some((value) => value !== undefined && !isHost(value))) return Answers.hostMalformed
     if (host === undefined || !isHostAllowed(host.toLowerCase())) return Answers.hostForbidden
     const origin = request.headers["origin"]
     return origin === undefined || isOriginAllowed(origin.toLowerCase()) ? undefined : Answers.originForbidden
@@ -55,20 +64,18 @@ const allows = (
   return (value) => listed.has(value) || (shorten !== undefined && listed.has(shorten(value)))
 }
 
-// A name or an address, and a port. With anything else it is no URL's, as with the credentials that some put before it.
+// A name or an address, and a port. Some put credentials before it.
 const isHost = (host: string): boolean => /^(?:\[[\da-f:.]+\]|[\w.~!$&'()*+,;=%-]+)(?::\d*)?$/i.test(host)
 
 const loopback = /^(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])$/
 
 const withoutPort = (host: string): string => host.replace(/:\d*$/, "")
 
-// A WHATWG request has no Host header: its URL says where it was sent.
-const hostOf = (request: Request): string | undefined =>
-  request.headers["host"] ?? /^https?:\/\/([^/?#]+)/i.exec(request.originalUrl)?.[1]
+const authorityOf = (request: Request): string | undefined => /^https?:\/\/([^/?#]*)/i.exec(request.originalUrl)?.[1]
 
 /**
- * The session that the request names. An empty header names none, and several are no id at all: they arrive joined by a
- * comma and a space, which no id has.
+ * The session that the request names. An empty header names none. Several arrive joined by a comma and a
+ * space, and no session has such an id.
  */
 export const sessionId = (request: Request): string | undefined => request.headers["mcp-session-id"] || undefined
 
@@ -127,7 +134,6 @@ export const textReader = (
   }
 }
 
-/**
 /**
  * What the body of a POST says: a message, or a batch of 1 to 100, as many as the SDK's servers take.
  */
@@ -204,3 +210,18 @@ const hasId = (message: unknown): message is { readonly id: RequestId } =>
 
 export const isInitialize = (message: unknown): boolean =>
   Predicate.hasProperty(message, "method") && message.method === "initialize"
+
+/**
+ * What the client of an initialize request calls itself, for an operator to read: 128 characters of it, and none that a
+ * terminal or a log would obey.
+ */
+export const clientOf = (message: unknown): string | undefined => {
+  const { name } = Option.getOrElse(decodeClient(message), () => nameless).params.clientInfo
+  return name.replaceAll(/\p{C}/gu, "").slice(0, 128) || undefined
+}
+
+const decodeClient = Schema.decodeUnknownOption(
+  Schema.Struct({ params: Schema.Struct({ clientInfo: Schema.Struct({ name: Schema.String }) }) })
+)
+
+const nameless = { params: { clientInfo: { name: "" } } }

@@ -15,7 +15,7 @@ export interface Events<A> {
 }
 
 /** How many events wait for a reader that is slow. */
-export const capacity = 1024
+const capacity = 1024
 
 /**
  * Every reader has a queue of its own: what one of them leaves lying is lost to that one alone, and nothing is kept when

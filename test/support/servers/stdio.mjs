@@ -82,6 +82,7 @@ if (behaviours.has("hang-initialize")) {
   const { server, watch } = makeServer(makeCalls(), {
     pid: { run: () => text(process.pid) },
     grandchild: { run: () => text(grandchild.pid) },
+    big: { run: () => text("x".repeat(11 * 1024 * 1024)) },
     die: { run: () => process.exit(3) },
     kill: { run: () => process.kill(process.pid, "SIGKILL") },
     garbage: {

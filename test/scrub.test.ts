@@ -1,0 +1,283 @@
+import { inspect } from "node:util"
+import { assert, describe, it } from "@effect/vitest"
+import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
+import * as fc from "fast-check"
+import { Credentials } from "effect-mcp-sessions/Identity"
+import * as Scrub from "../src/internal/scrub.ts"
+import * as Secrets from "../src/internal/secrets.ts"
+
+const scrubbing = (...secrets: ReadonlyArray<string>) => {
+  const scrub = Scrub.make()
+  for (const secret of secrets) scrub.add(secret)
+  return scrub
+}
+
+// -----------------------------------------------------------------------------
+// Hostile texts
+// -----------------------------------------------------------------------------
+
+const jsonEscaped = (text: string) => JSON.stringify(text).slice(1, -1)
+
+const percentEncoded = (text: string) =>
+  Array.from(Buffer.from(text), (byte) => `%${byte.toString(16).padStart(2, "0")}`).join("")
+
+/** How others quote a text. */
+const encodings: Readonly<Record<string, (text: string) => string>> = {
+  raw: (text) => text,
+  uri: encodeURI,
+  component: encodeURIComponent,
+  form: (text) => new URLSearchParams({ q: text }).toString(),
+  query: (text) => new URL(`http://host/?q=${encodeURI(text)}`).href,
+  percent: percentEncoded,
+  json: jsonEscaped,
+  jsonInJson: (text) => jsonEscaped(jsonEscaped(text)),
+  jsonInUri: (text) => encodeURIComponent(JSON.stringify({ text })),
+  unicode: (text) => Array.from(text, (character) => `\\u{${character.codePointAt(0)!.toString(16)}}`).join(""),
+  inspect: (text) => inspect(text),
+  html: (text) =>
+    text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll("\"", "&quot;").replaceAll("'", "&#39;"),
+  base64: (text) => Buffer.from(text).toString("base64"),
+  base64url: (text) => Buffer.from(text).toString("base64url")
+}
+
+/** All that somebody could read out of a text. */
+const readings = (text: string): ReadonlyArray<string> => {
+  const found = [text]
+  for (let layer = 0; layer < 4; layer++) {
+    const last = found.at(-1)!
+    found.push(
+      last.replace(
+        /\\u\{([\da-f]+)\}|\\u([\da-f]{4})|\\x([\da-f]{2})/gi,
+        (_, a: string, b: string, c: string) => String.fromCodePoint(Number.parseInt(a ?? b ?? c, 16))
+      ).replace(/\\([^])/g, "$1").replace(
+        /(%[\da-f]{2})+/gi,
+        (run) => Buffer.from(run.replaceAll("%", ""), "hex").toString()
+      )
+    )
+  }
+  return found
+}
+
+const words = fc.array(
+  fc.constantFrom(
+    "the",
+    "tool",
+    "failed",
+    "at",
+    "line",
+    "42",
+    "{\"error\":",
+    "}",
+    "http://",
+    "\\n",
+    "%",
+    "\"",
+    "\n",
+    " "
+  ),
+  { maxLength: 12 }
+).map((parts) => parts.join(" "))
+
+const tokenOf = (minLength: number) =>
+  fc.string({
+    unit: fc.constantFrom(..."ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~+/="),
+    minLength,
+    maxLength: 400,
+    size: "max"
+  }).filter((text) => new Set(text).size > 4)
+
+const password = fc.string({ unit: "binary", minLength: 8, maxLength: 60 }).filter((text) =>
+  // What can't be written in UTF-8 reaches nobody as it is; what is one character over and over is in every text
+  Buffer.from(text).toString() === text && new Set(text).size > 4
+)
+
+const secret = fc.oneof(tokenOf(8), password)
+
+describe("Scrub", () => {
+  it("lets no secret through, whatever encodes it and wherever it stands", () => {
+    fc.assert(
+      fc.property(
+        fc.array(secret, { minLength: 1, maxLength: 40 }),
+        fc.array(fc.tuple(words, fc.nat(), fc.constantFrom(...Object.keys(encodings))), { minLength: 1, maxLength: 6 }),
+        words,
+        (secrets, parts, end) => {
+          const scrub = scrubbing(...secrets)
+          const said = parts.map(([before, which, encoding]) =>
+            before + encodings[encoding]!(secrets[which % secrets.length]!)
+          )
+          const scrubbed = scrub(said.join(" ") + end)
+          for (const reading of readings(scrubbed)) {
+            for (const one of secrets) assert.notInclude(reading, one)
+          }
+          for (const [, which, encoding] of parts) {
+            assert.notInclude(scrubbed, encodings[encoding]!(secrets[which % secrets.length]!))
+          }
+        }
+      ),
+      { numRuns: 500 }
+    )
+  })
+
+  it("leaves less than 15 characters of one that somebody else has cut", () => {
+    fc.assert(
+      fc.property(
+        tokenOf(31),
+        fc.nat(),
+        words,
+        (one, at, before) => {
+          const from = at % (one.length - 16)
+          const heads = [one.slice(0, from + 16), one.slice(from)]
+          for (const part of heads) {
+            const scrubbed = scrubbing(one)(`${before} '${part}...`)
+            for (let start = 0; start + 15 <= part.length; start++) {
+              assert.notInclude(scrubbed, part.slice(start, start + 15))
+            }
+          }
+        }
+      )
+    )
+  })
+
+  it("leaves no beginning of one at the end of a text that was cut", () => {
+    const one = "s3cret-t0ken"
+    for (const said of [one, percentEncoded(one), jsonEscaped(`${one}"`)]) {
+      for (let length = 1; length <= said.length; length++) {
+        const scrubbed = scrubbing(one).cut(`${"word ".repeat(8)}${said.slice(0, length)}`)
+        for (const reading of readings(scrubbed)) assert.notInclude(reading, "s3")
+        assert.include(scrubbed, "word word")
+      }
+    }
+  })
+
+  it("takes out secrets that overlap as a whole", () => {
+    assert.strictEqual(scrubbing("abcdefghij", "ghijklmnop")("<abcdefghijklmnop>"), "<<redacted>>")
+    assert.strictEqual(scrubbing("abcdefghij", "abcdefghijklmnop")("abcdefghijklmnop"), "<redacted>")
+  })
+
+  it("takes out short ones too, as they are", () => {
+    assert.strictEqual(scrubbing("k1")("no k1 here, only k2"), "no <redacted> here, only k2")
+  })
+
+  it("takes secrets out of data at any depth: names and numbers too", () => {
+    const scrub = scrubbing("s3cret-token", "12345678")
+    assert.deepStrictEqual(
+      scrub.data({ a: [{ "for s3cret-token": 1 }, "s3cret-token", 12345678, 5, null, true], b: { c: undefined } }),
+      { a: [{ "for <redacted>": 1 }, "<redacted>", "<redacted>", 5, null, true], b: {} }
+    )
+    assert.strictEqual(scrub.data(1n), undefined)
+  })
+
+  it("forgets nothing that it was given, however much that is", () => {
+    const secrets = Array.from({ length: 5_000 }, (_, index) => `given-${index}-${"x".repeat(index % 40)}`)
+    const scrub = scrubbing(...secrets)
+    for (let index = 0; index < 5_000; index++) scrub.hold(`rotated-${index}-token`)()
+    for (const one of secrets) assert.strictEqual(scrub(`: ${one}`), ": <redacted>")
+  })
+
+  it("forgets what is rotated long after nobody holds it, and nothing that is held", () => {
+    const scrub = scrubbing()
+    const release = scrub.hold("first-token-of-all")
+    scrub.hold("second-token-of-all")()
+    for (let index = 0; index < 10_000; index++) {
+      scrub.hold(`rotated-${index}-token`)()
+      if (index >= 900) continue
+      assert.strictEqual(scrub("second-token-of-all"), "<redacted>")
+    }
+    assert.strictEqual(scrub("first-token-of-all"), "<redacted>")
+    assert.strictEqual(scrub("rotated-9500-token"), "<redacted>")
+    release()
+    assert.strictEqual(scrub("first-token-of-all"), "<redacted>")
+  })
+})
+
+const named = (name: string, value: string) => Secrets.ofRecord({ [name]: value })
+
+const ofSome = (credentials: Credentials) => Secrets.ofCredentials(Option.some(credentials))
+
+describe("Secrets", () => {
+  it("are no plain words, settings, paths, hosts and versions", () => {
+    for (
+      const [name, value] of Object.entries({
+        NODE_ENV: "production",
+        LOG_LEVEL: "debug,information",
+        AUTH_MODE: "required",
+        AUTH: "basic",
+        SORT_KEY: "name",
+        MAX_TOKENS: "40960000",
+        TOKEN_ENABLED: "true",
+        SESSION_SECRET_FILE: "/run/secrets/session",
+        GOOGLE_APPLICATION_CREDENTIALS: "/home/alice/key.json",
+        ISSUER: "https://accounts.example.com/v1/",
+        DATABASE: "postgres://localhost:5432/production",
+        HOST: "localhost:3000",
+        PATH: "/usr/local/bin:/usr/bin:/opt/node20.19.1/bin",
+        TARGET: "x86_64-linux-gnu",
+        MODEL: "claude-sonnet-4-5-20250929",
+        LANG: "en_US.UTF-8",
+        GREETING: "Hello world, how are you?",
+        accept: "application/json, text/event-stream",
+        "user-agent": "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36"
+      })
+    ) assert.deepStrictEqual(named(name, value), [], name)
+  })
+
+  it("are values under names that mean them, plain words too", () => {
+    for (
+      const name of [
+        "DB_PASSWORD",
+        "apiToken",
+        "X-Api-Key",
+        "clientSecret",
+        "cookie",
+        "PGPASSWORD",
+        "AWS_SECRET_ACCESS_KEY"
+      ]
+    ) assert.include(named(name, "production"), "production", name)
+    assert.include(named("Authorization", "Bearer production"), "production")
+    assert.include(named("Proxy-Authorization", `Basic ${btoa("alice:production")}`), "production")
+    assert.include(named("cookie", "theme=dark; sid=8f3a9c"), "8f3a9c")
+  })
+
+  it("are values that look like them, whatever they are called", () => {
+    for (
+      const value of [
+        "hunter2hunter2",
+        "sk-proj-9fJ2kLq8ZxT4",
+        "550e8400-e29b-41d4-a716-446655440000",
+        "QmFzZTY0IGVuY29kZWQgdGV4dA==",
+        "p@$$w0rd!",
+        "8f14e45fceea167a5a36dedd4bea2543"
+      ]
+    ) assert.deepStrictEqual(named("THING", value), [value])
+  })
+
+  it("are found within URLs, JSON, lists and arguments", () => {
+    assert.include(named("DATABASE_URL", "postgres://app:word@db/x"), "word")
+    assert.include(named("HOOK", "https://example.com/hooks/T0B9xK2pQ7?token=abcd"), "T0B9xK2pQ7")
+    assert.include(named("HOOK", "https://example.com/?token=abcd"), "abcd")
+    assert.include(named("CONFIG", JSON.stringify({ db: [{ password: "word" }] })), "word")
+    assert.include(named("DSN", "Server=db;Password=word"), "word")
+    assert.include(Secrets.ofArguments(["--api-key", "my word"]), "my word")
+    assert.include(Secrets.ofArguments(["--token=word"]), "word")
+    assert.include(Secrets.ofArguments(["run", "-e", "GITHUB_TOKEN=word"]), "word")
+    assert.include(Secrets.ofUrl(new URL("https://host/mcp?key=w%20o%20r%20d")), "w o r d")
+    assert.deepStrictEqual(
+      Secrets.ofArguments(["-y", "@modelcontextprotocol/server-filesystem", "/home/alice/docs"]),
+      []
+    )
+  })
+
+  it("are a credential's header, its token and the password in it", () => {
+    assert.deepStrictEqual(ofSome(Credentials.bearer("abc")), ["Bearer abc", "abc"])
+    const token = btoa("alice:word")
+    const basic = new Credentials({
+      scheme: "basic",
+      token: Redacted.make(token),
+      header: Redacted.make(`Basic ${token}`),
+      name: "authorization"
+    })
+    assert.deepStrictEqual(ofSome(basic), [`Basic ${token}`, token, "alice:word", "word"])
+    assert.deepStrictEqual(Secrets.ofCredentials(Option.none()), [])
+  })
+})
