@@ -161,9 +161,9 @@ const dismiss = <I extends { readonly key: string }, A, E>(
   party: Party<I, A, E>
 ): ReadonlySet<Caller<I, A, E>> => {
   self.parties.delete(party.owner.key)
-  for (const caller of party.callers) {
-    caller.party = undefined
-    Linked.remove(self.line, caller)
+  for (const member of party.callers) {
+    member.party = undefined
+    Linked.remove(self.line, member)
   }
   return party.callers
 }
