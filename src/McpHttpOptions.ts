@@ -9,6 +9,7 @@ import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
+import * as Struct from "effect/Struct"
 import type * as HttpRouter from "effect/http/HttpRouter"
 import type { Identity } from "./Identity.ts"
 import * as Options from "./internal/options.ts"
@@ -167,7 +168,15 @@ const operator = Options.custom<Context.Key<unknown, Operator>, Context.Key<unkn
   read: Option.liftPredicate(Context.isKey)
 })
 
-const { open: _, ...registryOptions } = registry.declaration
+const { open: _, ...ofRegistry } = registry.declaration
+
+/**
+ * Those that are the registry's.
+ *
+ * @internal
+ */
+export const registryOptions = (options: EndpointOptions): Omit<SessionRegistryOptions<never, never, never>, "open"> =>
+  Struct.pick(options, Object.keys(ofRegistry) as Array<keyof typeof ofRegistry>)
 
 /**
  * @internal
@@ -180,7 +189,7 @@ export const endpoint = Options.declare<EndpointOptions>()({ module: "McpHttp", 
   maxBodyBytes: Options.withDefault(Options.count, 4 * 1024 * 1024, { shown: "4 MiB" }),
   bodyTimeout: Options.withDefault(Options.timeout, "30 seconds"),
   allowTermination: Options.withDefault(Options.boolean, true),
-  ...registryOptions
+  ...ofRegistry
 })
 
 /**

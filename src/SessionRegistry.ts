@@ -4,7 +4,8 @@
  * - Ids are minted here, from 192 random bits. None is accepted from a client, none is used twice.
  * - A session is its owner's alone. To everybody else it does not exist: unknown, expired, terminated and someone else's
  *   are one and the same {@link SessionNotFound}, and a refused request leaves no trace on the session.
- * - Full means that the newcomer is refused. No resident is ever evicted for it.
+ * - Full means that the newcomer is refused, unless there is a session that was never used: the oldest of these gives way.
+ *   No session that was ever used is evicted.
  * - Whoever holds a session keeps it alive; its idle time counts from the end of the last hold. Only its owner, an
  *   operator, or the end of the registry itself closes it while it is held, and tells its holders.
  *
@@ -18,7 +19,6 @@ import * as Data from "effect/Data"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
@@ -28,6 +28,7 @@ import { randomBytes } from "node:crypto"
 import type { SessionKey } from "./Identity.ts"
 import * as Events from "./internal/lease/events.ts"
 import * as Leased from "./internal/lease/leased.ts"
+import * as Shares from "./internal/lease/shares.ts"
 import type * as Time from "./internal/lease/time.ts"
 import * as Options from "./internal/options.ts"
 import type { Configurable, InvalidOptions } from "./InvalidOptions.ts"
@@ -41,7 +42,10 @@ export * from "./SessionRegistryError.ts"
  * @category models
  */
 export interface SessionOwner {
+  /** Whose sessions they are: two owners with equal keys are one. */
   readonly key: SessionKey
+  /** Whether it is everybody who has no identity of their own: then `capacityPerOwner` does not limit it. */
+  readonly shared?: boolean | undefined
 }
 
 /**
@@ -53,11 +57,15 @@ export interface SessionOwner {
 export interface SessionInfo {
   /** The `Mcp-Session-Id`. Not a credential, and all the same no text for a log: eight characters of it are enough. */
   readonly id: string
+  /** The key of the identity that created it, and alone may use it. */
   readonly owner: SessionKey
+  /** When it was created, in milliseconds since the epoch. */
   readonly createdAt: number
   /** When it was last taken hold of or let go, whichever is later. */
   readonly lastActivityAt: number
+  /** What `create` was told. It decides nothing. */
   readonly clientId?: string
+  /** What `create` was told. It decides nothing. */
   readonly tenantId?: string
 }
 
@@ -67,6 +75,7 @@ export interface SessionInfo {
  * @category models
  */
 export interface RegisteredSession<out Resource> extends SessionInfo {
+  /** What `open` opened for it. */
   readonly resource: Resource
   /**
    * Completes when the session takes no more requests, because it was terminated, is past its lifetime or the registry
@@ -81,12 +90,12 @@ export interface RegisteredSession<out Resource> extends SessionInfo {
 }
 
 /**
- * Why a session takes no more requests: it was idle for too long (`expired`), is past its `lifetime`, was `terminated` by
- * its owner or an operator, or the registry shuts down.
+ * Why a session takes no more requests: it was idle for too long (`expired`), has never been used and gave way to a
+ * newcomer (`evicted`), is past its `lifetime`, was `terminated` by its owner or an operator, or the registry shuts down.
  *
  * @category models
  */
-export type EndReason = "expired" | "lifetime" | "terminated" | "shutdown"
+export type EndReason = "expired" | "evicted" | "lifetime" | "terminated" | "shutdown"
 
 /**
  * What a new session is called by others. Kept and shown, never used to decide anything.
@@ -94,7 +103,9 @@ export type EndReason = "expired" | "lifetime" | "terminated" | "shutdown"
  * @category models
  */
 export interface CreateOptions {
+  /** Shown in {@link SessionInfo}, for operators. */
   readonly clientId?: string | undefined
+  /** Shown in {@link SessionInfo}, for operators. */
   readonly tenantId?: string | undefined
 }
 
@@ -110,17 +121,26 @@ export interface SessionRegistryOptions<Resource, E, R> {
    */
   readonly open: (info: SessionInfo) => Effect.Effect<Resource, E, R>
   /**
-   * How many sessions may be opening, open or draining at once: an integer, by default 10,000. Beyond it a newcomer is
-   * refused with `RegistryFull`.
+   * How many sessions may be opening, open or draining at once: an integer, by default 10,000. Beyond it the oldest session
+   * that was never used gives way to a newcomer; if there is none, the newcomer is refused with `RegistryFull`.
    */
   readonly capacity?: number | undefined
-  /** The same for one owner: by default there is no such limit, and one owner can take all the room. */
+  /**
+   * The same for one owner, so that none can take all the room: an integer, by default a hundredth of `capacity`, and at
+   * least 10. The shared identity has no such limit: it is everybody without an identity of their own.
+   */
   readonly capacityPerOwner?: number | undefined
   /**
    * How long a session that nobody holds is kept, counted from the end of the last hold: by default 30 minutes, and
    * `Duration.infinity` for ever. Many clients do not recover from a session that expires under them.
    */
   readonly idleTimeToLive?: Duration.Input | undefined
+  /**
+   * The same for a session that was never used: that has had no `get`, or over HTTP no request since `initialize`. By
+   * default 1 minute, and never longer than `idleTimeToLive`. When there is no room for a newcomer, the oldest of these
+   * gives way to it: they cost a stranger nothing.
+   */
+  readonly unusedTimeToLive?: Duration.Input | undefined
   /**
    * How long after it was opened a session takes requests, less up to 2.5 %: by default for ever. Then it is closed as
    * soon as nobody holds it.
@@ -142,8 +162,12 @@ export const declared = Options.declare<SessionRegistryOptions<never, never, nev
   {
     open: Options.required(Options.fn),
     capacity: Options.withDefault(Options.count, 10_000, { aliases: ["MCP_SESSION_CAPACITY"] }),
-    capacityPerOwner: Options.optional(Options.count, { aliases: ["MCP_SESSION_CAPACITY_PER_OWNER"] }),
+    capacityPerOwner: Options.optional(Options.count, {
+      aliases: ["MCP_SESSION_CAPACITY_PER_OWNER"],
+      shown: "a hundredth of capacity, at least 10"
+    }),
     idleTimeToLive: Options.withDefault(Options.timeToLive, "30 minutes", { aliases: ["MCP_SESSION_IDLE_MS"] }),
+    unusedTimeToLive: Options.withDefault(Options.timeToLive, "1 minute"),
     maxLifetime: Options.withDefault(Options.timeToLive, "Infinity"),
     openTimeout: Options.withDefault(Options.timeout, "30 seconds"),
     closeTimeout: Options.withDefault(Options.timeout, "10 seconds"),
@@ -159,15 +183,21 @@ export const declared = Options.declare<SessionRegistryOptions<never, never, nev
 export interface SessionRegistryStats {
   /** Sessions that take requests: held and idle. The expired are none. */
   readonly size: number
+  /** As it was configured. */
   readonly capacity: number
-  /** `Infinity` when there is no such limit. */
+  /** How many of them one owner may have. */
   readonly capacityPerOwner: number
+  /** As it was configured. */
   readonly idleTimeToLive: Duration.Duration
+  /** Sessions with a request or a stream. */
   readonly held: number
+  /** Sessions without one. */
   readonly idle: number
+  /** Sessions whose `open` runs. */
   readonly opening: number
   /** Take no more requests, and are still held, opening, or waiting for a place among the closing. */
   readonly draining: number
+  /** Sessions whose finalizers run. */
   readonly closing: number
   /** Owners of a session that is opening, open or draining. */
   readonly owners: number
@@ -175,6 +205,13 @@ export interface SessionRegistryStats {
   readonly created: number
   /** Newcomers that found the registry, or their owner's share of it, full. */
   readonly refusals: number
+  /**
+   * Ids that were asked for in vain, by whatever operation: unknown, expired, terminated, and those of others. Many of them
+   * are somebody's guesses, or clients that do not initialize anew.
+   */
+  readonly notFound: number
+  /** Sessions that were never used and gave way to a newcomer. */
+  readonly evictions: number
   /** Sessions that were idle for too long. */
   readonly expirations: number
   /** Sessions ended by `terminate`, `terminateAll` or `clear`, or because nobody waited for them any more. */
@@ -195,6 +232,7 @@ export interface SessionRegistryStats {
  * @category models
  */
 export interface SessionRegistryEntry extends SessionInfo {
+  /** `held` by a request or stream, or `idle`. */
   readonly state: "held" | "idle"
   /** By how many requests and streams it is held. */
   readonly holders: number
@@ -452,6 +490,75 @@ const layers = <Provided, Resource, E>(
 // Constructors
 // -----------------------------------------------------------------------------
 
+/**
+ * What those have who host sessions for others.
+ *
+ * @internal
+ */
+export interface Hosting<out Resource, out E> extends Service<Resource, E> {
+  /**
+   * As `create`, but the session is held until the current scope closes, for what is still to be done before its client
+   * hears of it. That is no use of it: its `unusedTimeToLive` begins then.
+   *
+   * It can be interrupted while the session opens, and then nothing is left of it, also where its caller can't be: such a
+   * caller loses no session between this and what comes next.
+   */
+  readonly createHeld: (
+    owner: SessionOwner,
+    options?: CreateOptions
+  ) => Effect.Effect<
+    RegisteredSession<Resource>,
+    E | RegistryFull | OpenTimeout | RegistryClosed,
+    Scope.Scope
+  >
+}
+
+/**
+ * @internal
+ */
+export const make = Effect.fnUntraced(function*<Resource, E, R>(
+  input: SessionRegistryOptions<Resource, E, R>,
+  method: "layer" | "layerConfig"
+) {
+  const options = yield* read(input, method)
+  const observed = yield* makeObserved
+  const engine = yield* Leased.make<Registration, Resource, E | OpenTimeout | RegistryClosed, R>({
+    ...options,
+    ...hooks(() => self),
+    open: (slot): ReturnType<typeof input.open> => input.open(toInfo(self.engine.time, slot))
+  })
+  const self: Registry<Resource, E> = { options, engine, shares: Shares.make(), observed }
+  // Runs before the engine's own shutdown.
+  yield* Effect.addFinalizer(() => Effect.sync(() => Leased.beginShutdown(engine)))
+  return {
+    create: (owner, names) => create(self, owner, names),
+    createHeld: (owner, names) => createHeld(self, owner, names),
+    get: (id, owner) => get(self, id, owner),
+    peek: (id, owner) => look(self, "peek", id, owner, (slot) => toInfo(engine.time, slot)),
+    terminate: (id, owner) => Effect.asVoid(look(self, "terminate", id, owner, (slot) => terminate(self, slot))),
+    terminateAll: (owner) => Effect.sync(() => terminateWhere(self, (slot) => slot.info.owner === owner.key)),
+    clear: Effect.sync(() => terminateWhere(self, () => true)),
+    size: Effect.sync(() => size(self)),
+    entries: Effect.sync(() => entries(self)),
+    stats: Effect.sync(() => stats(self)),
+    events: observed.events.stream
+  } satisfies Hosting<Resource, E> as Hosting<Resource, E>
+})
+
+const read = (input: unknown, method: "layer" | "layerConfig") =>
+  Effect.map(Effect.fromResult(declared.parse(input, method)), (options) => ({
+    ...options,
+    capacityPerOwner: options.capacityPerOwner ?? Math.max(10, Math.ceil(options.capacity / 100))
+  }))
+
+// A registry's parts. The engine's state is its own.
+interface Registry<in out Resource, in out E> {
+  readonly options: Effect.Success<ReturnType<typeof read>>
+  readonly engine: Leased.Leased<Registration, Resource, E | OpenTimeout | RegistryClosed>
+  readonly shares: Shares.Shares<SessionKey, Slot<Resource, E>>
+  readonly observed: Observed
+}
+
 type Slot<Resource, E> = Leased.Slot<Registration, Resource, E | OpenTimeout | RegistryClosed>
 
 // What the registry keeps of a session beside its slot, whose key is the id.
@@ -468,240 +575,360 @@ interface Registration {
   ended: Deferred.Deferred<EndReason> | undefined
 }
 
-/**
- * @internal
- */
-export const make = Effect.fnUntraced(function*<Resource, E, R>(
-  input: SessionRegistryOptions<Resource, E, R>,
-  method: "layer" | "layerConfig"
-) {
-  const { capacityPerOwner = Infinity, ...rest } = yield* Effect.fromResult(declared.parse(input, method))
-  const options = { ...rest, capacityPerOwner }
-  const events = yield* Events.make<SessionRegistryEvent>()
-  const counts = {
+// -----------------------------------------------------------------------------
+// Observing
+// -----------------------------------------------------------------------------
+
+// What has happened, counted and told.
+interface Observed {
+  readonly events: Events.Events<SessionRegistryEvent>
+  readonly counts: {
+    -readonly [
+      K in
+        | "created"
+        | "refusals"
+        | "notFound"
+        | "evictions"
+        | "expirations"
+        | "terminations"
+        | "retirements"
+        | "failures"
+        | "closeFailures"
+    ]: number
+  }
+}
+
+const makeObserved = Effect.map(Events.make<SessionRegistryEvent>(), (events): Observed => ({
+  events,
+  counts: {
     created: 0,
     refusals: 0,
+    notFound: 0,
+    evictions: 0,
     expirations: 0,
     terminations: 0,
     retirements: 0,
     failures: 0,
     closeFailures: 0
   }
-  /** How many sessions of an owner take a place. */
-  const shares = new Map<SessionKey, number>()
+}))
 
-  const engine = yield* Leased.make<Registration, Resource, E | OpenTimeout | RegistryClosed, R>({
-    ...options,
-    open: (slot): ReturnType<typeof input.open> => input.open(toInfo(engine.time, slot)),
-    openTimedOut: () => new OpenTimeout({ after: Duration.millis(options.openTimeout) }),
-    shutDown: () => new RegistryClosed(),
-    labels,
-    onOpened: (slot) => {
-      counts.created++
-      events.emit(SessionRegistryEvent.Created(labels(slot)))
-    },
-    onOpenFailed: (slot, cause) => {
-      if (Leased.isShutDown(engine)) return
-      counts.failures++
-      const timeout = Option.exists(Cause.findErrorOption(cause), (error) => error instanceof OpenTimeout)
-      events.emit(SessionRegistryEvent.CreateFailed({ ...labels(slot), reason: timeout ? "timeout" : "failed" }))
-    },
-    onRetired: (slot) => {
-      const reason = endReason(slot)
-      if (reason === "expired") counts.expirations++
-      else if (reason === "terminated") counts.terminations++
-      else counts.retirements++
-      events.emit(SessionRegistryEvent.Ended({ ...labels(slot), reason }))
-      tell(slot.info.retired, reason)
-    },
-    onLeft: (slot) => {
-      const { owner } = slot.info
-      const left = shares.get(owner)! - 1
-      if (left > 0) shares.set(owner, left)
-      else shares.delete(owner)
-      if (slot.phase === "closing") tellEnded(slot)
-    },
-    onClosed: (slot, lived) =>
-      events.emit(SessionRegistryEvent.Closed({ ...labels(slot), reason: endReason(slot), lived })),
-    onCloseFailed: (slot, reason) => {
-      counts.closeFailures++
-      events.emit(SessionRegistryEvent.CloseFailed({ ...labels(slot), reason }))
-    }
+// The engine calls them once there is a registry.
+const hooks = <Resource, E>(
+  registry: () => Registry<Resource, E>
+): Omit<Leased.Options<Registration, Resource, E | OpenTimeout | RegistryClosed, never>, "open" | keyof Limits> => ({
+  openTimedOut: () => new OpenTimeout({ after: Duration.millis(registry().options.openTimeout) }),
+  shutDown: () => new RegistryClosed(),
+  labels,
+  onOpened: (slot) => {
+    const { counts, events } = registry().observed
+    counts.created++
+    events.emit(SessionRegistryEvent.Created(labels(slot)))
+  },
+  onOpenFailed: (slot, cause) => {
+    const { engine, observed: { counts, events } } = registry()
+    if (Leased.isShutDown(engine)) return
+    counts.failures++
+    const timeout = Option.exists(Cause.findErrorOption(cause), (error) => error instanceof OpenTimeout)
+    events.emit(SessionRegistryEvent.CreateFailed({ ...labels(slot), reason: timeout ? "timeout" : "failed" }))
+  },
+  onRetired: (slot) => {
+    const { engine, observed: { counts, events }, shares } = registry()
+    const reason = endReason(slot)
+    counts[countOf[reason]]++
+    Shares.removeUnused(shares, slot.info.owner, slot)
+    events.emit(SessionRegistryEvent.Ended({ ...labels(slot), reason }))
+    tell(engine, slot.info.retired, reason)
+  },
+  onLeft: (slot) => {
+    const { engine, shares } = registry()
+    Shares.giveBack(shares, slot.info.owner)
+    if (slot.phase === "closing") tellEnded(engine, slot)
+  },
+  onClosed: (slot, lived) =>
+    registry().observed.events.emit(
+      SessionRegistryEvent.Closed({ ...labels(slot), reason: endReason(slot), lived })
+    ),
+  onCloseFailed: (slot, reason) => {
+    const { counts, events } = registry().observed
+    counts.closeFailures++
+    events.emit(SessionRegistryEvent.CloseFailed({ ...labels(slot), reason }))
+  }
+})
+
+type Limits = Pick<
+  Leased.Options<never, never, never, never>,
+  | "capacity"
+  | "idleTimeToLive"
+  | "unusedTimeToLive"
+  | "maxLifetime"
+  | "openTimeout"
+  | "closeTimeout"
+  | "drainTimeout"
+>
+
+const countOf = {
+  expired: "expirations",
+  evicted: "evictions",
+  terminated: "terminations",
+  lifetime: "retirements",
+  shutdown: "retirements"
+} as const satisfies Record<EndReason, keyof Observed["counts"]>
+
+const tell = <Resource, E>(
+  engine: Registry<Resource, E>["engine"],
+  waiting: Deferred.Deferred<EndReason> | undefined,
+  reason: EndReason
+): void => {
+  if (waiting !== undefined) Leased.start(engine, Effect.asVoid(Deferred.succeed(waiting, reason)))
+}
+
+const tellEnded = <Resource, E>(engine: Registry<Resource, E>["engine"], slot: Slot<Resource, E>): void => {
+  if (slot.info.hasEnded) return
+  slot.info.hasEnded = true
+  tell(engine, slot.info.ended, endReason(slot))
+}
+
+const size = <Resource, E>({ engine }: Registry<Resource, E>): number => {
+  Leased.expire(engine)
+  return Leased.size(engine)
+}
+
+const entries = <Resource, E>({ engine }: Registry<Resource, E>): ReadonlyArray<SessionRegistryEntry> => {
+  Leased.expire(engine)
+  return Leased.inOrder(engine).map((slot) => toEntry(engine.time, slot))
+}
+
+const stats = <Resource, E>({ engine, observed, options, shares }: Registry<Resource, E>): SessionRegistryStats => {
+  Leased.expire(engine)
+  const { leased, ...census } = Leased.census(engine)
+  return {
+    ...observed.counts,
+    ...census,
+    size: Leased.size(engine),
+    capacity: options.capacity,
+    capacityPerOwner: options.capacityPerOwner,
+    idleTimeToLive: Duration.millis(options.idleTimeToLive),
+    held: leased,
+    owners: Shares.size(shares),
+    eventsLost: observed.events.lost()
+  }
+}
+
+// -----------------------------------------------------------------------------
+// Coming in
+// -----------------------------------------------------------------------------
+
+type Creating<Resource, E, R = never> = Effect.Effect<
+  RegisteredSession<Resource>,
+  E | RegistryFull | OpenTimeout | RegistryClosed,
+  R
+>
+
+const create = <Resource, E>(
+  self: Registry<Resource, E>,
+  owner: SessionOwner,
+  names: CreateOptions | undefined
+): Creating<Resource, E> =>
+  Effect.uninterruptibleMask((restore) =>
+    begin(self, owner, names, restore, (slot) => letGo(self, slot) ?? Effect.void)
+  )
+
+const createHeld = <Resource, E>(
+  self: Registry<Resource, E>,
+  owner: SessionOwner,
+  names: CreateOptions | undefined
+): Creating<Resource, E, Scope.Scope> =>
+  Effect.uninterruptible(
+    begin(
+      self,
+      owner,
+      names,
+      Effect.interruptible,
+      (slot) => Effect.addFinalizer(() => letGo(self, slot) ?? Effect.void)
+    )
+  )
+
+// Uninterruptible, but for the wait. What becomes of the creator's hold is for `keep` to say.
+const begin = <Resource, E, R>(
+  self: Registry<Resource, E>,
+  owner: SessionOwner,
+  names: CreateOptions = {},
+  waiting: <A, E2>(effect: Effect.Effect<A, E2>) => Effect.Effect<A, E2>,
+  keep: (slot: Slot<Resource, E>) => Effect.Effect<void, never, R>
+): Creating<Resource, E, R> =>
+  Effect.suspend((): Creating<Resource, E, R> => {
+    const slot = admit(self, owner, names)
+    if (slot instanceof RegistryFull || slot instanceof RegistryClosed) return Effect.fail(slot)
+    const opened = Effect.onError(
+      waiting(Leased.join(slot)),
+      () => Effect.map(letGo(self, slot) ?? Effect.void, () => abandon(self, slot))
+    )
+    return Effect.flatMap(opened, (resource) => {
+      slot.info.activeAt = self.engine.time.now()
+      return Effect.as(keep(slot), toSession(self, slot, resource))
+    })
   })
 
-  // Runs before the engine's own shutdown.
-  yield* Effect.addFinalizer(() => Effect.sync(() => Leased.beginShutdown(engine)))
+// Opened in the very moment in which its creator left: nobody will ever know of it.
+const abandon = <Resource, E>({ engine }: Registry<Resource, E>, slot: Slot<Resource, E>): void => {
+  if (slot.phase === "open") Leased.retire(engine, slot, "invalidated")
+}
 
-  // --- Telling the holders ---
+const admit = <Resource, E>(
+  self: Registry<Resource, E>,
+  owner: SessionOwner,
+  { clientId, tenantId }: CreateOptions
+): Slot<Resource, E> | RegistryFull | RegistryClosed =>
+  Leased.atomically(self.engine, () => {
+    const { engine, shares } = self
+    if (Leased.isShutDown(engine)) return new RegistryClosed()
+    Leased.expire(engine)
+    const full = makeRoom(self, owner)
+    if (full !== undefined) return refuse(self, owner, full)
+    Shares.take(shares, owner.key)
+    const now = engine.time.now()
+    return Leased.admit(engine, mint(), {
+      owner: owner.key,
+      createdAt: engine.time.onWall(now),
+      clientId,
+      tenantId,
+      activeAt: now,
+      hasEnded: false,
+      retired: undefined,
+      ended: undefined
+    }, 1)
+  })
 
-  const tell = (waiting: Deferred.Deferred<EndReason> | undefined, reason: EndReason): void => {
-    if (waiting !== undefined) Leased.start(engine, Effect.asVoid(Deferred.succeed(waiting, reason)))
-  }
+// What is full even so, if anything is. Their own share first: when both are full, no other's leaving will help. Whoever
+// begins sessions and never uses them pushes out their own, and is not shut out by them.
+const makeRoom = <Resource, E>(self: Registry<Resource, E>, owner: SessionOwner): RegistryFull["scope"] | undefined => {
+  const { engine, options, shares } = self
+  const isShareFull = owner.shared !== true && Shares.places(shares, owner.key) >= options.capacityPerOwner
+  if (isShareFull && !giveWay(self, Shares.oldestUnused(shares, owner.key))) return "owner"
+  if (!Leased.hasRoom(engine) && !giveWay(self, Leased.oldestUnused(engine))) return "registry"
+  return undefined
+}
 
-  const tellEnded = (slot: Slot<Resource, E>): void => {
-    if (slot.info.hasEnded) return
-    slot.info.hasEnded = true
-    tell(slot.info.ended, endReason(slot))
-  }
+// Unless as many are closing as there may be: it would keep its place.
+const giveWay = <Resource, E>({ engine }: Registry<Resource, E>, slot: Slot<Resource, E> | undefined): boolean =>
+  slot !== undefined && Leased.canClose(engine) && Leased.retire(engine, slot, "evicted")
 
-  const toSession = (slot: Slot<Resource, E>, resource: Resource): RegisteredSession<Resource> =>
-    Object.freeze({
-      ...toInfo(engine.time, slot),
-      resource,
-      retired: Effect.suspend(() =>
-        slot.retired === undefined
-          ? Deferred.await(slot.info.retired ??= Deferred.makeUnsafe())
-          : Effect.succeed(endReason(slot))
-      ),
-      ended: Effect.suspend(() =>
-        slot.info.hasEnded
-          ? Effect.succeed(endReason(slot))
-          : Deferred.await(slot.info.ended ??= Deferred.makeUnsafe())
-      )
-    })
+const refuse = <Resource, E>(
+  { observed, options }: Registry<Resource, E>,
+  owner: SessionOwner,
+  scope: RegistryFull["scope"]
+): RegistryFull => {
+  observed.counts.refusals++
+  observed.events.emit(SessionRegistryEvent.Refused({ owner: owner.key, scope }))
+  return new RegistryFull({ scope, capacity: scope === "owner" ? options.capacityPerOwner : options.capacity })
+}
 
-  // --- Coming in ---
+// -----------------------------------------------------------------------------
+// Being there
+// -----------------------------------------------------------------------------
 
-  const admit = (
-    owner: SessionOwner,
-    { clientId, tenantId }: CreateOptions
-  ): Slot<Resource, E> | RegistryFull | RegistryClosed =>
-    Leased.atomically(engine, () => {
-      if (Leased.isShutDown(engine)) return new RegistryClosed()
-      Leased.expire(engine)
-      const share = shares.get(owner.key) ?? 0
-      // Their own share first: when both are full, no other's leaving will help.
-      if (share >= options.capacityPerOwner) return refuse(owner, "owner", options.capacityPerOwner)
-      if (!Leased.hasRoom(engine)) return refuse(owner, "registry", options.capacity)
-      shares.set(owner.key, share + 1)
-      const now = engine.time.now()
-      return Leased.admit(engine, mint(), {
-        owner: owner.key,
-        createdAt: engine.time.onWall(now),
-        clientId,
-        tenantId,
-        activeAt: now,
-        hasEnded: false,
-        retired: undefined,
-        ended: undefined
-      }, 1)
-    })
+// Nothing of the session is touched before its owner is known, and nothing at all if it is another.
+const find = <Resource, E>(
+  { engine }: Registry<Resource, E>,
+  id: string,
+  owner: SessionOwner
+): Slot<Resource, E> | undefined => {
+  if (Leased.isShutDown(engine) || typeof id !== "string" || id.length !== idLength) return undefined
+  const slot = Leased.find(engine, id)
+  return slot !== undefined && slot.phase === "open" && slot.info.owner === owner.key ? slot : undefined
+}
 
-  const refuse = (owner: SessionOwner, scope: RegistryFull["scope"], capacity: number): RegistryFull => {
-    counts.refusals++
-    events.emit(SessionRegistryEvent.Refused({ owner: owner.key, scope }))
-    return new RegistryFull({ scope, capacity })
-  }
+const notFound = <Resource, E>(
+  { engine, observed }: Registry<Resource, E>,
+  method: SessionNotFound["method"]
+): Effect.Effect<never, SessionNotFound | RegistryClosed> => {
+  if (Leased.isShutDown(engine)) return Effect.fail(new RegistryClosed({ method }))
+  observed.counts.notFound++
+  return Effect.fail(new SessionNotFound({ method }))
+}
 
-  const create: Service<Resource, E>["create"] = (owner, names = {}) =>
-    Effect.uninterruptibleMask((restore): ReturnType<Service<Resource, E>["create"]> => {
-      const slot = admit(owner, names)
-      if (slot instanceof RegistryFull || slot instanceof RegistryClosed) return Effect.fail(slot)
-      return Effect.map(
-        Effect.onExit(restore(Leased.join(slot)), (exit) => {
-          const freed = letGo(slot)
-          return Exit.isSuccess(exit) ? Effect.void : Effect.map(freed ?? Effect.void, () => abandon(slot))
-        }),
-        (resource) => toSession(slot, resource)
-      )
-    })
-
-  // Opened in the very moment in which its creator left: nobody will ever know of it.
-  const abandon = (slot: Slot<Resource, E>): void => {
-    if (slot.phase === "open") Leased.retire(engine, slot, "invalidated")
-  }
-
-  // --- Being there ---
-
-  // Nothing of the session is touched before its owner is known, and nothing at all if it is another.
-  const find = (id: string, owner: SessionOwner): Slot<Resource, E> | undefined => {
-    if (typeof id !== "string" || id.length !== idLength) return undefined
-    const slot = Leased.find(engine, id)
-    return slot !== undefined && slot.phase === "open" && slot.info.owner === owner.key ? slot : undefined
-  }
-
-  const notFound = (): SessionNotFound | RegistryClosed =>
-    Leased.isShutDown(engine) ? new RegistryClosed() : new SessionNotFound()
-
-  const letGo = (slot: Slot<Resource, E>): Effect.Effect<void> | undefined => {
+const get = <Resource, E>(
+  self: Registry<Resource, E>,
+  id: string,
+  owner: SessionOwner
+): ReturnType<Service<Resource, E>["get"]> =>
+  Effect.uninterruptibleMask(() => {
+    const { engine, shares } = self
+    const slot = find(self, id, owner)
+    if (slot === undefined || Leased.lease(engine, id) === undefined) return notFound(self, "get")
+    Shares.removeUnused(shares, slot.info.owner, slot)
     slot.info.activeAt = engine.time.now()
-    return Leased.release(engine, slot)
-  }
+    const session = toSession(self, slot, slot.session!.value)
+    const scope = Context.getUnsafe(Fiber.getCurrent()!.context, Scope.Scope)
+    return Effect.as(Scope.addFinalizerExit(scope, () => letGo(self, slot) ?? Effect.void), session)
+  })
 
-  const get: Service<Resource, E>["get"] = (id, owner) =>
-    Effect.uninterruptibleMask(() => {
-      const slot = find(id, owner)
-      if (Leased.isShutDown(engine) || slot === undefined || Leased.lease(engine, id) === undefined) {
-        return Effect.fail(notFound())
-      }
-      slot.info.activeAt = engine.time.now()
-      const session = toSession(slot, slot.session!.value)
-      const scope = Context.getUnsafe(Fiber.getCurrent()!.context, Scope.Scope)
-      return Effect.as(Scope.addFinalizerExit(scope, () => letGo(slot) ?? Effect.void), session)
-    })
+const letGo = <Resource, E>(
+  { engine, shares }: Registry<Resource, E>,
+  slot: Slot<Resource, E>
+): Effect.Effect<void> | undefined => {
+  slot.info.activeAt = engine.time.now()
+  const freed = Leased.release(engine, slot)
+  const isWaiting = slot.phase === "open" && slot.retired === undefined && Leased.isUnused(slot)
+  if (isWaiting) Shares.addUnused(shares, slot.info.owner, slot)
+  return freed
+}
 
-  // The expired are none, also before their expiry is noticed.
-  const look = <A>(
-    id: string,
-    owner: SessionOwner,
-    f: (slot: Slot<Resource, E>) => A
-  ): Effect.Effect<A, SessionNotFound | RegistryClosed> =>
-    Effect.suspend(() => {
-      Leased.expire(engine)
-      const slot = find(id, owner)
-      return Leased.isShutDown(engine) || slot === undefined ? Effect.fail(notFound()) : Effect.succeed(f(slot))
-    })
+// The expired are none, also before their expiry is noticed.
+const look = <Resource, E, A>(
+  self: Registry<Resource, E>,
+  method: "peek" | "terminate",
+  id: string,
+  owner: SessionOwner,
+  f: (slot: Slot<Resource, E>) => A
+): Effect.Effect<A, SessionNotFound | RegistryClosed> =>
+  Effect.suspend(() => {
+    Leased.expire(self.engine)
+    const slot = find(self, id, owner)
+    return slot === undefined ? notFound(self, method) : Effect.succeed(f(slot))
+  })
 
-  // --- Going ---
+const toSession = <Resource, E>(
+  { engine }: Registry<Resource, E>,
+  slot: Slot<Resource, E>,
+  resource: Resource
+): RegisteredSession<Resource> =>
+  Object.freeze({
+    ...toInfo(engine.time, slot),
+    resource,
+    retired: Effect.suspend(() =>
+      slot.retired === undefined
+        ? Deferred.await(slot.info.retired ??= Deferred.makeUnsafe())
+        : Effect.succeed(endReason(slot))
+    ),
+    ended: Effect.suspend(() =>
+      slot.info.hasEnded
+        ? Effect.succeed(endReason(slot))
+        : Deferred.await(slot.info.ended ??= Deferred.makeUnsafe())
+    )
+  })
 
-  const terminate = (slot: Slot<Resource, E>): boolean =>
-    Leased.atomically(engine, () => {
-      const isFirst = Leased.end(engine, slot, "invalidated")
-      // Its close may have to wait for a place. Its holders need not.
-      if (slot.session !== undefined) tellEnded(slot)
-      return isFirst
-    })
+// -----------------------------------------------------------------------------
+// Going
+// -----------------------------------------------------------------------------
 
-  // Those that are draining too: they are held by somebody.
-  const terminateWhere = (f: (slot: Slot<Resource, E>) => boolean): Effect.Effect<number> =>
-    Effect.sync(() => {
-      Leased.expire(engine)
-      return Leased.all(engine).filter((slot) => f(slot) && terminate(slot)).length
-    })
+const terminate = <Resource, E>({ engine }: Registry<Resource, E>, slot: Slot<Resource, E>): boolean =>
+  Leased.atomically(engine, () => {
+    const isFirst = Leased.end(engine, slot, "invalidated")
+    // Its close may have to wait for a place. Its holders need not.
+    if (slot.session !== undefined) tellEnded(engine, slot)
+    return isFirst
+  })
 
-  return {
-    create,
-    get,
-    peek: (id, owner) => look(id, owner, (slot) => toInfo(engine.time, slot)),
-    terminate: (id, owner) => Effect.asVoid(look(id, owner, terminate)),
-    terminateAll: (owner) => terminateWhere((slot) => slot.info.owner === owner.key),
-    clear: terminateWhere(() => true),
-    size: Effect.sync(() => {
-      Leased.expire(engine)
-      return Leased.size(engine)
-    }),
-    entries: Effect.sync(() => {
-      Leased.expire(engine)
-      return Leased.inOrder(engine).map((slot) => toEntry(engine.time, slot))
-    }),
-    stats: Effect.sync((): SessionRegistryStats => {
-      Leased.expire(engine)
-      const { leased, ...census } = Leased.census(engine)
-      return {
-        ...counts,
-        ...census,
-        size: Leased.size(engine),
-        capacity: options.capacity,
-        capacityPerOwner: options.capacityPerOwner,
-        idleTimeToLive: Duration.millis(options.idleTimeToLive),
-        held: leased,
-        owners: shares.size,
-        eventsLost: events.lost()
-      }
-    }),
-    events: events.stream
-  } satisfies Service<Resource, E> as Service<Resource, E>
-})
+// Those that are draining too: they are held by somebody.
+const terminateWhere = <Resource, E>(
+  self: Registry<Resource, E>,
+  f: (slot: Slot<Resource, E>) => boolean
+): number => {
+  Leased.expire(self.engine)
+  return Leased.all(self.engine).filter((slot) => f(slot) && terminate(self, slot)).length
+}
 
 // -----------------------------------------------------------------------------
 // Internals
@@ -738,6 +965,7 @@ const labels = (slot: AnySlot) => ({ owner: slot.info.owner, session: slot.key.s
 const endReason = ({ retired }: AnySlot): EndReason => {
   switch (retired) {
     case "expired":
+    case "evicted":
     case "lifetime":
     case "shutdown":
       return retired
@@ -778,6 +1006,7 @@ const defaultLayers = layers<SessionRegistry | CreatesSessions, unknown, never>(
  */
 export class SessionRegistry extends Operator<SessionRegistry>()("effect-mcp-sessions/SessionRegistry") {
   /** Makes the tag of a registry of any type of resource: {@link Tag}. */
+  /** Makes the tag of a registry of any other type of resource: see {@link Tag}. */
   static readonly Tag = Tag
   /** Makes the tag of an operator's view: {@link Operator}. */
   static readonly Operator = Operator

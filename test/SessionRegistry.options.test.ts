@@ -11,7 +11,7 @@ import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import * as TestClock from "effect/testing/TestClock"
 import { OpenTimeout, RegistryClosed, RegistryFull, SessionNotFound, SessionRegistryError } from "effect-mcp-sessions"
 import { InvalidOptions } from "effect-mcp-sessions/InvalidOptions"
-import { alice, bob, fork, makeBackend, outcome, refusal, Registry, settle, start } from "./support/registry.ts"
+import { alice, bob, fork, makeBackend, outcome, refusal, Registry, settle, start, used } from "./support/registry.ts"
 
 const { open } = makeBackend()
 
@@ -25,19 +25,19 @@ const configured = (options: object, env: Record<string, string>) =>
 const fault = (env: Record<string, string>) => Effect.map(Effect.flip(configured({}, env)), (error) => error._tag)
 
 describe("SessionRegistry options", () => {
-  it.effect("by default 10,000 sessions of any owners are kept for 30 minutes", () =>
+  it.effect("by default 10,000 sessions, 100 of one owner, are kept for 30 minutes", () =>
     Effect.gen(function*() {
       const { registry } = yield* start()
       const stats = yield* registry.stats
       assert.strictEqual(stats.capacity, 10_000)
-      assert.strictEqual(stats.capacityPerOwner, Infinity)
+      assert.strictEqual(stats.capacityPerOwner, 100)
       assert.strictEqual(Duration.toMinutes(stats.idleTimeToLive), 30)
     }))
 
   it.effect("an infinite idleTimeToLive keeps a session for ever", () =>
     Effect.gen(function*() {
       const { registry } = yield* start({ idleTimeToLive: Duration.infinity })
-      yield* registry.create(alice)
+      yield* used(registry, alice)
       yield* TestClock.adjust("3650 days")
       assert.strictEqual(yield* registry.size, 1)
     }))
@@ -87,6 +87,7 @@ describe("SessionRegistry options", () => {
     ["capacity", counts],
     ["capacityPerOwner", counts],
     ["idleTimeToLive", endless],
+    ["unusedTimeToLive", endless],
     ["maxLifetime", endless],
     ["openTimeout", bounded],
     ["closeTimeout", bounded],

@@ -137,6 +137,14 @@ export const begin = (endpoint: Endpoint, as?: string) =>
     return id
   })
 
+/** The id of a session that has made a request: it gives way to nobody. */
+export const beginAndUse = (endpoint: Endpoint, as?: string) =>
+  Effect.gen(function*() {
+    const session = yield* begin(endpoint, as)
+    yield* Effect.flatMap(post(endpoint, call("echo", { message: "hello" }), { as, session }), textOf)
+    return session
+  })
+
 /** Everything of a response but its date. */
 export const bytesOf = (response: Response) =>
   Effect.map(textOf(response), (body) => ({

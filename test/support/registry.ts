@@ -150,6 +150,13 @@ export const hold = Effect.fnUntraced(function*(registry: RegistryService, id: s
 export const touch = (registry: RegistryService, id: string, owner: SessionOwner) =>
   Effect.scoped(registry.get(id, owner))
 
+/** A session that has made its first request, and waits for the next. */
+export const used = Effect.fnUntraced(function*(registry: RegistryService, owner: SessionOwner) {
+  const { id } = yield* registry.create(owner)
+  yield* touch(registry, id, owner)
+  return id
+})
+
 /** A caller in a fiber of its own, which runs until it has to wait for something. */
 export const fork = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.forkChild(effect, { startImmediately: true })
 

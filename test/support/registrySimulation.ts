@@ -24,7 +24,7 @@ import { type Dice, makeDice } from "./world.ts"
 // -----------------------------------------------------------------------------
 
 type Action =
-  | { readonly do: "create"; readonly owner: number; readonly body: Body }
+  | { readonly do: "create"; readonly owner: number; readonly isHeld: boolean; readonly body: Body }
   | { readonly do: "get"; readonly session: number; readonly stranger: boolean; readonly body: Body }
   | { readonly do: "terminate"; readonly session: number; readonly stranger: boolean; readonly times: number }
   | { readonly do: "terminateAll"; readonly owner: number }
@@ -41,10 +41,15 @@ type Body =
 
 const owners = 4
 
+/** Everybody without an identity of their own. */
+const everybody = "owner-0"
+
 const action = (dice: Dice): Action => {
   const roll = dice.next()
   const stranger = dice.chance(0.2)
-  if (roll < 0.28) return { do: "create", owner: dice.below(owners), body: body(dice, 0.5) }
+  if (roll < 0.28) {
+    return { do: "create", owner: dice.below(owners), isHeld: dice.chance(0.3), body: body(dice, 0.5) }
+  }
   if (roll < 0.52) return { do: "get", session: dice.below(12), stranger, body: body(dice, 0) }
   if (roll < 0.62) return { do: "terminate", session: dice.below(12), stranger, times: dice.pick([1, 1, 3]) }
   if (roll < 0.65) return { do: "terminateAll", owner: dice.below(owners) }
@@ -89,6 +94,8 @@ interface Session extends Simulator.Opened {
   lastActivityAt: number
   /** The turn in which its creator was told its id. */
   known: number | undefined
+  /** Its owner has had it by a get. */
+  isUsed: boolean
   /** How many of its owner's terminates have begun. */
   attempts: number
   /** The turn in which one had succeeded. */
@@ -108,12 +115,14 @@ interface Caller extends Simulator.Caller {
   readonly owner: string
   readonly body: Body
   readonly startedAt: number
+  /** The turn in which it began. */
+  readonly began: number
   session: Session | undefined
   isHolding: boolean
   held: number
 }
 
-class Registry extends SessionRegistry.Tag<Registry, Session, OpenFailed>()("test/Registry") {}
+class Registry extends Context.Service<Registry, SessionRegistry.Hosting<Session, OpenFailed>>()("test/Registry") {}
 
 class Whose extends Context.Service<Whose, { readonly is: "registry" | "caller" }>()("test/Whose") {}
 
@@ -128,12 +137,13 @@ class Simulation extends Simulator.Simulation<Action> {
     readonly capacity: number
     readonly capacityPerOwner: number | undefined
     readonly idleTimeToLive: number
+    readonly unusedTimeToLive: number
     readonly maxLifetime: number
     readonly openTimeout: number
     readonly closeTimeout: number
     readonly drainTimeout: number
   }
-  registry!: SessionRegistry.Service<Session, OpenFailed>
+  registry!: SessionRegistry.Hosting<Session, OpenFailed>
   turns = 0
 
   constructor(seed: number) {
@@ -143,6 +153,7 @@ class Simulation extends Simulator.Simulation<Action> {
       capacity: dice.pick([1, 2, 4, 8]),
       capacityPerOwner: dice.pick([undefined, 1, 2]),
       idleTimeToLive: dice.pick([50, 50, 300, Infinity]),
+      unusedTimeToLive: dice.pick([20, 50, 1_000, Infinity]),
       maxLifetime: dice.pick([Infinity, Infinity, 400]),
       openTimeout: dice.pick([100, 500]),
       closeTimeout: dice.pick([40, 200]),
@@ -158,12 +169,14 @@ class Simulation extends Simulator.Simulation<Action> {
     const logger = Logger.make<unknown, void>(({ cause, fiber, message }) => {
       this.said += JSON.stringify([message, Cause.pretty(cause), fiber.getRef(References.CurrentLogAnnotations)])
     })
-    const layer = Registry.layer({
+    const make = SessionRegistry.make({
       ...this.options,
       idleTimeToLive: Duration.millis(this.options.idleTimeToLive),
+      unusedTimeToLive: Duration.millis(this.options.unusedTimeToLive),
       maxLifetime: Duration.millis(this.options.maxLifetime),
       open: (info) => this.open(info)
-    }).pipe(
+    }, "layer")
+    const layer = Layer.effect(Registry, make).pipe(
       Layer.provide(Layer.succeed(Whose, { is: "registry" })),
       Layer.provideMerge(Logger.layer([logger]))
     )
@@ -173,8 +186,23 @@ class Simulation extends Simulator.Simulation<Action> {
     if (exit === undefined || Exit.isFailure(exit)) return this.fail(`the layer did not build: ${String(exit)}`)
     this.registry = Context.get(exit.value, Registry)
     this.world.fork(
-      Stream.runForEach(this.registry.events, (event) => Effect.sync(() => void (this.said += JSON.stringify(event))))
+      Stream.runForEach(this.registry.events, (event) =>
+        Effect.sync(() => {
+          this.said += JSON.stringify(event)
+          if (event._tag === "Ended" && event.reason === "evicted") this.evicted(event.session)
+        }))
     )
+  }
+
+  /** Whoever gives way was never used, and has waited for that the longest. */
+  evicted(name: string): void {
+    const session = this.sessions.find((other) => other.name.startsWith(name))!
+    this.note(`session ${session.id} has given way`)
+    this.expect(!session.isUsed, `session ${session.id} was used, and is evicted`)
+    const older = this.sessions.find((other) =>
+      other.owner === session.owner && this.isWaiting(other) && other.lastActivityAt < session.lastActivityAt
+    )
+    this.expect(older === undefined, `session ${session.id} is evicted before the older ${older?.id}`)
   }
 
   // --- Resources ---
@@ -202,6 +230,7 @@ class Simulation extends Simulator.Simulation<Action> {
           goneAt: undefined,
           lastActivityAt: 0,
           known: undefined,
+          isUsed: false,
           attempts: 0,
           terminated: undefined
         }
@@ -278,7 +307,7 @@ class Simulation extends Simulator.Simulation<Action> {
   act(next: Action): void {
     switch (next.do) {
       case "create":
-        return this.create(`owner-${next.owner}`, next.body)
+        return this.create(`owner-${next.owner}`, next.isHeld, next.body)
       case "get":
         return this.get(next.session, next.stranger, next.body)
       case "terminate":
@@ -302,6 +331,7 @@ class Simulation extends Simulator.Simulation<Action> {
   }
 
   identity(owner: string): Identity {
+    if (owner === everybody) return Identity.shared(owner)
     return Identity.fromKey(owner, { credentials: Credentials.bearer(Simulator.secret) })
   }
 
@@ -312,6 +342,7 @@ class Simulation extends Simulator.Simulation<Action> {
       owner,
       body: what,
       startedAt: this.world.now(),
+      began: this.turns++,
       session: undefined,
       isHolding: false,
       held: 0,
@@ -331,20 +362,25 @@ class Simulation extends Simulator.Simulation<Action> {
     })
   }
 
-  create(owner: string, what: Body): void {
+  create(owner: string, isHeld: boolean, what: Body): void {
     const caller = this.caller("create", owner, what)
-    const created = Effect.tap(
-      this.registry.create(this.identity(owner)),
-      ({ id, resource }) =>
-        Effect.sync(() => {
-          this.expect(resource.owner === owner && resource.name === id, `caller ${caller.id} got another's session`)
-          resource.known = this.turns++
-          this.note(`caller ${caller.id} knows session ${resource.id}`)
-        })
-    )
+    const by = this.identity(owner)
+    const told = ({ id, resource }: SessionRegistry.RegisteredSession<Session>) =>
+      Effect.sync(() => {
+        this.expect(resource.owner === owner && resource.name === id, `caller ${caller.id} got another's session`)
+        resource.known = this.turns++
+        this.note(`caller ${caller.id} knows session ${resource.id}`)
+      })
+    if (isHeld) {
+      const begin = (found: SessionRegistry.RegisteredSession<Session>) =>
+        Effect.map(told(found), () => this.begin(caller, found.resource))
+      const created = this.registry.createHeld(by)
+      return this.run(caller, this.holding(caller, created, begin))
+    }
+    const created = Effect.tap(this.registry.create(by), told)
     const used = what.is === "none"
       ? created
-      : Effect.flatMap(created, ({ resource }) => this.use(caller, resource, this.identity(owner)))
+      : Effect.flatMap(created, ({ resource }) => this.use(caller, resource, by))
     this.run(caller, used)
   }
 
@@ -367,32 +403,50 @@ class Simulation extends Simulator.Simulation<Action> {
     caller.session = session
     const begin = (found: SessionRegistry.RegisteredSession<Session>) =>
       Effect.sync(() => {
-        this.note(`caller ${caller.id} holds session ${session.id}`)
         this.expect(found.resource === session, `caller ${caller.id} has the session of another`)
         this.expect(by.key === session.owner, `caller ${caller.id} has what is not its own`)
         this.expect(
           !this.isDead(session, began),
           `caller ${caller.id} has session ${session.id}, which is dead`
         )
-        const isOpen = session.phase === "open" || this.mayBeTerminated(session) || this.shutdownAt !== undefined
-        this.expect(isOpen, `1: session ${session.id} is given to a caller when it is ${session.phase}`)
-        session.holders++
-        session.lastActivityAt = this.world.now()
-        caller.isHolding = true
-        return this.world.now()
+        session.isUsed = true
+        return this.begin(caller, session)
       })
-    const end = (since: number) =>
+    return this.holding(caller, this.registry.get(session.name, by), begin)
+  }
+
+  begin(caller: Caller, session: Session): number {
+    this.note(`caller ${caller.id} holds session ${session.id}`)
+    const isOpen = session.phase === "open" || this.mayBeTerminated(session) || this.shutdownAt !== undefined
+    this.expect(isOpen, `1: session ${session.id} is given to a caller when it is ${session.phase}`)
+    session.holders++
+    session.lastActivityAt = this.world.now()
+    caller.isHolding = true
+    return this.world.now()
+  }
+
+  holding<E>(
+    caller: Caller,
+    session: Effect.Effect<SessionRegistry.RegisteredSession<Session>, E, Scope.Scope>,
+    begin: (found: SessionRegistry.RegisteredSession<Session>) => Effect.Effect<number>
+  ): Effect.Effect<unknown, unknown> {
+    const end = ({ resource }: SessionRegistry.RegisteredSession<Session>, since: number) =>
       Effect.sync(() => {
         caller.held = this.world.now() - since
         caller.isHolding = false
-        session.holders--
-        session.lastActivityAt = this.world.now()
+        resource.holders--
+        resource.lastActivityAt = this.world.now()
       })
     return Effect.scoped(
       Effect.uninterruptibleMask((restore) =>
         Effect.flatMap(
-          this.registry.get(session.name, by),
-          (found) => Effect.acquireUseRelease(begin(found), () => restore(this.bodyOf(caller.body, found)), end)
+          session,
+          (found) =>
+            Effect.acquireUseRelease(
+              begin(found),
+              () => restore(this.bodyOf(caller.body, found)),
+              (since) => end(found, since)
+            )
         )
       )
     )
@@ -465,7 +519,20 @@ class Simulation extends Simulator.Simulation<Action> {
   }
 
   isOverdue(session: Session): boolean {
-    return session.holders === 0 && this.world.now() - session.lastActivityAt > this.options.idleTimeToLive
+    const { idleTimeToLive, unusedTimeToLive } = this.options
+    const timeToLive = session.isUsed ? idleTimeToLive : Math.min(idleTimeToLive, unusedTimeToLive)
+    return session.holders === 0 && this.world.now() - session.lastActivityAt > timeToLive
+  }
+
+  /** Nobody has come since who it might have given way to. */
+  isUndisturbed(session: Session): boolean {
+    return session.isUsed ||
+      !this.callers.some((caller) => caller.does === "create" && caller.began > session.began)
+  }
+
+  /** It waits for its first use, for sure, if it has not given way. */
+  isWaiting(session: Session): boolean {
+    return !session.isUsed && session.holders === 0 && this.takesRequests(session)
   }
 
   /** Whether its id was nobody's any more in turn `by`, for sure. */
@@ -480,6 +547,10 @@ class Simulation extends Simulator.Simulation<Action> {
 
   /** Whether it takes its owner's requests, for sure. */
   isAlive(session: Session): boolean {
+    return this.isUndisturbed(session) && this.takesRequests(session)
+  }
+
+  takesRequests(session: Session): boolean {
     return session.known !== undefined && session.phase === "open" && this.shutdownAt === undefined &&
       !this.mayBeTerminated(session) && !this.isOverdue(session) &&
       this.world.now() - session.openedAt < this.options.maxLifetime * 0.975
@@ -540,6 +611,16 @@ class Simulation extends Simulator.Simulation<Action> {
         there.length + opening.length >= room,
         `10: caller ${caller.id} is refused when ${there.length} of ${room} are there`
       )
+      // Whoever comes in the same moment may have made it give way or got it, and that does not show yet.
+      const isAlone = !this.callers.some((other) => other !== caller && other.startedAt === caller.startedAt)
+      const waiting = there.find((session) =>
+        isAlone && this.isWaiting(session) && session.lastActivityAt < caller.startedAt
+      )
+      const closing = this.sessions.filter(({ goneAt, phase }) => phase === "closing" || goneAt === this.world.now())
+      this.expect(
+        waiting === undefined || closing.length >= this.options.capacity,
+        `10: caller ${caller.id} is refused, although session ${waiting?.id} could have given way`
+      )
     } else {
       this.fail(`9: caller ${caller.id} fails with ${String(error)}`)
     }
@@ -580,6 +661,7 @@ class Simulation extends Simulator.Simulation<Action> {
       }
       this.expect(live.length <= capacity, `3: ${live.length} sessions are opening or open, of ${capacity}`)
       for (const { owner } of live) {
+        if (owner === everybody) continue
         const share = live.filter((session) => session.owner === owner).length
         this.expect(share <= capacityPerOwner, `3: ${owner} has ${share} sessions, of ${capacityPerOwner}`)
       }

@@ -13,9 +13,9 @@ import type { Respondable } from "effect/http/HttpServerRespondable"
 import type { HttpServerResponse } from "effect/http/HttpServerResponse"
 import type { Identity } from "../../Identity.ts"
 import { IdentityResolver } from "../../IdentityResolver.ts"
-import type { endpoint, EndpointOptions } from "../../McpHttpOptions.ts"
+import { type endpoint, type EndpointOptions, registryOptions } from "../../McpHttpOptions.ts"
 import { make as makeRegistry, type RegisteredSession, type SessionRegistryOptions } from "../../SessionRegistry.ts"
-import type { OpenTimeout, RegistryClosed, RegistryFull, SessionNotFound } from "../../SessionRegistryError.ts"
+import type { OpenTimeout, RegistryClosed, RegistryFull } from "../../SessionRegistryError.ts"
 import type * as Options from "../options.ts"
 import * as Answers from "./answers.ts"
 import * as Cors from "./cors.ts"
@@ -42,20 +42,7 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
 ) {
   const resolver = yield* IdentityResolver
   const scope = yield* Scope.fork(yield* Effect.scope)
-  const { capacity, capacityPerOwner, closeTimeout, drainTimeout, idleTimeToLive, maxLifetime, openTimeout } = options
-  const registry = yield* Scope.provide(
-    makeRegistry({
-      open,
-      capacity,
-      capacityPerOwner,
-      closeTimeout,
-      drainTimeout,
-      idleTimeToLive,
-      maxLifetime,
-      openTimeout
-    }, "layer"),
-    scope
-  )
+  const registry = yield* Scope.provide(makeRegistry({ ...registryOptions(options), open }, "layer"), scope)
   const listening = yield* Listener.make(Scope.close(scope, Exit.void))
   const closing = Deferred.makeUnsafe<never, Answers.Refused>()
   // Runs before the registry shuts down
@@ -68,8 +55,8 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
     return listening(request)
   }
 
-  /** The caller's session, held until the current scope has closed and nobody retains the lease. */
-  const hold = (id: string, identity: Identity) =>
+  /** The session, held until the current scope has closed and nobody retains the lease. */
+  const holdThat = <E>(session: Effect.Effect<RegisteredSession<Resource>, E, Scope.Scope>) =>
     Effect.suspend(() => {
       const held = Scope.makeUnsafe()
       let holders = 1
@@ -81,16 +68,16 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
       }
       return Effect.andThen(
         Effect.addFinalizer(() => --holders === 0 ? Scope.close(held, Exit.void) : Effect.void),
-        Effect.map(
-          Effect.provideService(registry.get(id, identity), Scope.Scope, held),
-          (session) => ({ session, lease })
-        )
+        Effect.map(Effect.provideService(session, Scope.Scope, held), (found) => ({ session: found, lease }))
       )
     })
 
+  /** The caller's session, held: this is a use of it. */
+  const hold = (id: string, identity: Identity) => holdThat(registry.get(id, identity))
+
   /**
-   * A new session of the caller, as its `message` asks for, held for as long as `initialize` and the current scope need it. If that fails the
-   * session ends: what the client has not heard of, it will never use.
+   * A new session of the caller, as its `message` asks for, held for as long as `initialize` and the current scope need
+   * it. That is no use of it. If it fails the session ends: what the client has not heard of, it will never use.
    */
   const begin = <E, R2>(
     identity: Identity,
@@ -98,14 +85,14 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
     initialize: (session: RegisteredSession<Resource>, lease: Lease) => Effect.Effect<HttpServerResponse, E, R2>
   ): Effect.Effect<
     HttpServerResponse,
-    E | Answers.Refused | RegistryFull | OpenTimeout | RegistryClosed | SessionNotFound,
+    E | Answers.Refused | RegistryFull | OpenTimeout | RegistryClosed,
     R2 | Scope.Scope
   > =>
     Effect.uninterruptibleMask((restore) =>
       Effect.flatMap(
-        restore(registry.create(identity, { clientId: Requests.clientOf(message) })),
-        (session) =>
-          restore(Effect.flatMap(hold(session.id, identity), ({ lease }) => initialize(session, lease))).pipe(
+        holdThat(registry.createHeld(identity, { clientId: Requests.clientOf(message) })),
+        ({ lease, session }) =>
+          restore(Effect.suspend(() => initialize(session, lease))).pipe(
             Effect.onError(() => Effect.ignore(registry.terminate(session.id, identity)))
           )
       )

@@ -37,12 +37,12 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import * as Latch from "effect/Latch"
 import * as Option from "effect/Option"
 import * as Random from "effect/Random"
 import * as Scope from "effect/Scope"
 import * as ScopedCache from "effect/ScopedCache"
 import * as CloseLog from "./closeLog.ts"
+import * as Idle from "./idle.ts"
 import * as Linked from "./linked.ts"
 import * as Time from "./time.ts"
 
@@ -78,6 +78,8 @@ export interface Options<I, A, E, R> extends Hooks<I, A, E> {
   readonly labels: (slot: Slot<I, A, E>) => Readonly<Record<string, string>>
   readonly capacity: number
   readonly idleTimeToLive: number
+  /** The same for a session that has had no lease but the one that it was admitted with, if it is shorter. */
+  readonly unusedTimeToLive?: number | undefined
   readonly maxLifetime: number
   readonly openTimeout: number
   readonly closeTimeout: number
@@ -136,8 +138,10 @@ export interface Leased<I, A, E> {
   readonly slots: Map<number, Slot<I, A, E>>
   /** Those that take new leases, by key. */
   readonly current: Map<string, Slot<I, A, E>>
-  /** Current, open and without a lease, the least recently used first. */
-  readonly idle: Linked.Linked<Slot<I, A, E>>
+  /** Current, open and without a lease. */
+  readonly idle: Idle.Idle<Slot<I, A, E>>
+  /** The same, of those that were never used: `idle` itself where there is no `unusedTimeToLive`. */
+  readonly unused: Idle.Idle<Slot<I, A, E>>
   /** Draining without a lease: waiting for a place among the closing. */
   readonly drained: Set<Slot<I, A, E>>
   /** How many of `current` are not open yet. */
@@ -146,8 +150,6 @@ export interface Leased<I, A, E> {
   isShutDown: boolean
   nextId: number
   turns: number
-  /** Open while there is an idle session whose expiry somebody must await. */
-  readonly anyIdle: Latch.Latch
   /** Completed when the last slot is gone after shutdown. */
   readonly empty: Deferred.Deferred<void>
   readonly starter: Starter
@@ -163,6 +165,8 @@ export interface Leased<I, A, E> {
 export const make = Effect.fnUntraced(function*<I, A, E, R>(options: Options<I, A, E, R>) {
   const context = yield* Effect.context<R | Scope.Scope>()
   const clock = yield* Clock.Clock
+  const { idleTimeToLive, unusedTimeToLive } = options
+  const idle = Idle.make<Slot<I, A, E>>(idleTimeToLive)
   const slots = new Map<number, Slot<I, A, E>>()
   const cache = yield* Effect.provideService(
     ScopedCache.make({
@@ -179,19 +183,21 @@ export const make = Effect.fnUntraced(function*<I, A, E, R>(options: Options<I, 
     cache,
     slots,
     current: new Map(),
-    idle: Linked.make(),
+    idle,
+    unused: unusedTimeToLive === undefined ? idle : Idle.make(Math.min(unusedTimeToLive, idleTimeToLive)),
     drained: new Set(),
     opening: 0,
     closing: 0,
     isShutDown: false,
     nextId: 0,
     turns: 0,
-    anyIdle: Latch.makeUnsafe(false),
     empty: Deferred.makeUnsafe(),
     starter: makeStarter(Effect.runForkWith(Context.omit(Scope.Scope)(context) as Context.Context<never>))
   }
   yield* Effect.addFinalizer(() => shutdown(self))
-  if (options.idleTimeToLive !== Infinity) yield* Effect.forkScoped(expireForever(self))
+  for (const list of idleLists(self)) {
+    if (list.timeToLive !== Infinity) yield* Effect.forkScoped(expireForever(self, list))
+  }
   return self
 })
 
@@ -238,12 +244,17 @@ export interface Census {
 }
 
 export const census = <I, A, E>(self: Leased<I, A, E>): Census => ({
-  leased: self.current.size - self.opening - self.idle.size,
-  idle: self.idle.size,
+  leased: size(self) - idleSize(self),
+  idle: idleSize(self),
   opening: self.opening,
   draining: live(self) - self.current.size,
   closing: self.closing
 })
+
+const idleLists = <I, A, E>({ idle, unused }: Leased<I, A, E>): ReadonlyArray<Idle.Idle<Slot<I, A, E>>> =>
+  unused === idle ? [idle] : [idle, unused]
+
+const idleSize = <I, A, E>(self: Leased<I, A, E>): number => idleLists(self).reduce((sum, list) => sum + list.size, 0)
 
 /** How many sessions can be had at once: the idle and the leased. */
 export const size = <I, A, E>(self: Leased<I, A, E>): number => self.current.size - self.opening
@@ -271,10 +282,22 @@ export const canClose = <I, A, E>(self: Leased<I, A, E>): boolean => self.closin
 
 export const oldestIdle = <I, A, E>(self: Leased<I, A, E>): Slot<I, A, E> | undefined => self.idle.head
 
+/** Of those that were never used, where there is an `unusedTimeToLive`. */
+export const oldestUnused = <I, A, E>(self: Leased<I, A, E>): Slot<I, A, E> | undefined => self.unused.head
+
+/** Where an idle session is listed: whether it was used does not change while it is idle. */
+const idleListOf = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): Idle.Idle<Slot<I, A, E>> =>
+  isUnused(slot) ? self.unused : self.idle
+
+/** Whether it has had no lease but the one that it was admitted with. */
+export const isUnused = <I, A, E>(slot: Slot<I, A, E>): boolean => slot.uses === 1
+
 /** The idle and the leased sessions, the least recently used first. */
 export const inOrder = <I, A, E>(self: Leased<I, A, E>): Array<Slot<I, A, E>> => {
   const leased = Array.from(self.current.values()).filter((slot) => slot.phase === "open" && slot.leases > 0)
-  return [...Linked.toArray(self.idle), ...leased.toSorted((a, b) => a.turn - b.turn)]
+  const idle = idleLists(self).flatMap(Linked.toArray)
+  if (self.unused !== self.idle) idle.sort((a, b) => a.usedAt - b.usedAt)
+  return [...idle, ...leased.toSorted((a, b) => a.turn - b.turn)]
 }
 
 // -----------------------------------------------------------------------------
@@ -289,11 +312,12 @@ export const lease = <I, A, E>(self: Leased<I, A, E>, key: string): Slot<I, A, E
   const slot = self.current.get(key)
   if (slot === undefined) return undefined
   if (slot.leases === 0 && slot.phase === "open") {
-    if (hasExpired(self, slot, self.time.now())) {
+    const list = idleListOf(self, slot)
+    if (Idle.hasExpired(list, slot, self.time.now())) {
       retire(self, slot, "expired")
       return undefined
     }
-    Linked.remove(self.idle, slot)
+    Linked.remove(list, slot)
   }
   slot.leases++
   slot.uses++
@@ -363,8 +387,7 @@ export const release = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): Ef
 // No lease is left: an idle session can be evicted now, a draining one gives up its place to close.
 const becomeFree = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
   if (slot.retired === undefined) {
-    Linked.append(self.idle, slot)
-    if (self.idle.size === 1) self.anyIdle.openUnsafe()
+    Idle.append(idleListOf(self, slot), slot)
   } else {
     close(self, slot)
   }
@@ -503,31 +526,25 @@ export const end = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>, reason:
  */
 export const expire = <I, A, E>(self: Leased<I, A, E>): void => {
   const now = self.time.now()
-  let slot: Slot<I, A, E> | undefined
-  while ((slot = self.idle.head) !== undefined && hasExpired(self, slot, now)) retire(self, slot, "expired")
+  for (const list of idleLists(self)) expireOf(self, list, now)
 }
 
-const hasExpired = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>, now: number): boolean =>
-  now - slot.usedAt > self.options.idleTimeToLive
+const expireOf = <I, A, E>(self: Leased<I, A, E>, list: Idle.Idle<Slot<I, A, E>>, now: number): void => {
+  let slot: Slot<I, A, E> | undefined
+  while ((slot = Idle.expired(list, now)) !== undefined) retire(self, slot, "expired")
+}
 
-const expireForever = <I, A, E>(self: Leased<I, A, E>): Effect.Effect<never> =>
+const expireForever = <I, A, E>(self: Leased<I, A, E>, list: Idle.Idle<Slot<I, A, E>>): Effect.Effect<never> =>
   Effect.forever(Effect.suspend(() => {
-    expire(self)
-    const oldest = self.idle.head
-    if (oldest === undefined) {
-      self.anyIdle.closeUnsafe()
-      return self.anyIdle.await
-    }
-    // Expired means older than the time to live, and the clock counts in milliseconds.
-    const due = Math.floor(oldest.usedAt + self.options.idleTimeToLive) + 1
-    return Effect.sleep(due - self.time.now())
+    expireOf(self, list, self.time.now())
+    return Idle.due(list, self.time)
   }))
 
 const leaveCurrent = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
   if (self.current.get(slot.key) !== slot) return
   self.current.delete(slot.key)
   if (slot.phase !== "open") self.opening--
-  else if (slot.leases === 0) Linked.remove(self.idle, slot)
+  else if (slot.leases === 0) Linked.remove(idleListOf(self, slot), slot)
 }
 
 const close = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
