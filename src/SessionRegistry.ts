@@ -78,12 +78,13 @@ export interface RegisteredSession<out Resource> extends SessionInfo {
   /** What `open` opened. Closed by its finalizers when the session ends, once nobody holds it or at once if it has to. */
   readonly resource: Resource
   /**
-   * Completes when the session takes no more requests, whatever the reason, which it says: at once if that is so. Calls in flight may go on; a stream that would stay open should not.
+   * Completes with the reason when the session takes no more requests; at once if that is so. Calls in flight may go on;
+   * a stream that would stay open should not.
    */
   readonly retired: Effect.Effect<EndReason>
   /**
-   * Completes when the resource is about to be closed, whoever holds it: it was terminated, or the registry has shut down.
-   * Says the reason; at once if that is so. A call in flight has to end now.
+   * Completes with the reason when the resource is about to be closed, whoever holds it: it was terminated, or the registry
+   * has shut down; at once if that is so. A call in flight has to end now.
    */
   readonly ended: Effect.Effect<EndReason>
 }
@@ -1005,6 +1006,7 @@ const defaultLayers = layers<SessionRegistry | CreatesSessions, unknown, never>(
  */
 export class SessionRegistry extends Operator<SessionRegistry>()("effect-mcp-sessions/SessionRegistry") {
   /** Makes the tag of a registry of any type of resource: {@link Tag}. */
+  /** Makes the tag of a registry of any other type of resource: see {@link Tag}. */
   static readonly Tag = Tag
   /** Makes the tag of an operator's view: {@link Operator}. */
   static readonly Operator = Operator
