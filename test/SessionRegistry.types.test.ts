@@ -1,5 +1,6 @@
 /**
- * What the compiler says of a mistake in a registry's options, and of whoever wants more of a registry than it provides.
+ * What the compiler says of a mistake in a registry's options, and of whoever wants more of a registry than it
+ * provides.
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -44,8 +45,8 @@ describe("the types of the registry", () => {
       )
       for (const [name, [, mention]] of Object.entries(mentioned)) {
         assert.lengthOf(complaints[name]!, 1, name)
-        assert.include(complaints[name]![0], mention)
-        assert.notInclude(complaints[name]![0], "\n")
+        assert.include(complaints[name]![0]!.text, mention)
+        assert.notInclude(complaints[name]![0]!.text, "\n")
       }
     }), 60_000)
 
@@ -66,10 +67,10 @@ describe("the types of the registry", () => {
         assert.deepStrictEqual(complaints["own.ts"], [])
         for (const name of ["create.ts", "get.ts"] as const) {
           assert.lengthOf(complaints[name], 1, name)
-          assert.include(complaints[name][0], "CreatesSessions")
+          assert.include(complaints[name][0]!.text, "CreatesSessions")
         }
         assert.lengthOf(complaints["member.ts"], 1)
-        assert.include(complaints["member.ts"][0], "'create' does not exist on type 'Operator'")
+        assert.include(complaints["member.ts"][0]!.text, "'create' does not exist on type 'Operator'")
       }),
     60_000
   )
