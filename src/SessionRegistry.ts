@@ -42,6 +42,7 @@ export * from "./SessionRegistryError.ts"
  * @category models
  */
 export interface SessionOwner {
+  /** Whose sessions they are: two owners with equal keys are one. */
   readonly key: SessionKey
   /** Whether it is everybody who has no identity of their own: then `capacityPerOwner` does not limit it. */
   readonly shared?: boolean | undefined
@@ -56,11 +57,15 @@ export interface SessionOwner {
 export interface SessionInfo {
   /** The `Mcp-Session-Id`. Not a credential, and all the same no text for a log: eight characters of it are enough. */
   readonly id: string
+  /** The key of the identity that created it, and alone may use it. */
   readonly owner: SessionKey
+  /** When it was created, in milliseconds since the epoch. */
   readonly createdAt: number
   /** When it was last taken hold of or let go, whichever is later. */
   readonly lastActivityAt: number
+  /** What `create` was told. It decides nothing. */
   readonly clientId?: string
+  /** What `create` was told. It decides nothing. */
   readonly tenantId?: string
 }
 
@@ -70,6 +75,7 @@ export interface SessionInfo {
  * @category models
  */
 export interface RegisteredSession<out Resource> extends SessionInfo {
+  /** What `open` opened for it. */
   readonly resource: Resource
   /**
    * Completes when the session takes no more requests, because it was terminated, is past its lifetime or the registry
@@ -97,7 +103,9 @@ export type EndReason = "expired" | "evicted" | "lifetime" | "terminated" | "shu
  * @category models
  */
 export interface CreateOptions {
+  /** Shown in {@link SessionInfo}, for operators. */
   readonly clientId?: string | undefined
+  /** Shown in {@link SessionInfo}, for operators. */
   readonly tenantId?: string | undefined
 }
 
@@ -175,15 +183,21 @@ export const declared = Options.declare<SessionRegistryOptions<never, never, nev
 export interface SessionRegistryStats {
   /** Sessions that take requests: held and idle. The expired are none. */
   readonly size: number
+  /** As it was configured. */
   readonly capacity: number
   /** How many of them one owner may have. */
   readonly capacityPerOwner: number
+  /** As it was configured. */
   readonly idleTimeToLive: Duration.Duration
+  /** Sessions with a request or a stream. */
   readonly held: number
+  /** Sessions without one. */
   readonly idle: number
+  /** Sessions whose `open` runs. */
   readonly opening: number
   /** Take no more requests, and are still held, opening, or waiting for a place among the closing. */
   readonly draining: number
+  /** Sessions whose finalizers run. */
   readonly closing: number
   /** Owners of a session that is opening, open or draining. */
   readonly owners: number
@@ -218,6 +232,7 @@ export interface SessionRegistryStats {
  * @category models
  */
 export interface SessionRegistryEntry extends SessionInfo {
+  /** `held` by a request or stream, or `idle`. */
   readonly state: "held" | "idle"
   /** By how many requests and streams it is held. */
   readonly holders: number
@@ -991,6 +1006,7 @@ const defaultLayers = layers<SessionRegistry | CreatesSessions, unknown, never>(
  */
 export class SessionRegistry extends Operator<SessionRegistry>()("effect-mcp-sessions/SessionRegistry") {
   /** Makes the tag of a registry of any type of resource: {@link Tag}. */
+  /** Makes the tag of a registry of any other type of resource: see {@link Tag}. */
   static readonly Tag = Tag
   /** Makes the tag of an operator's view: {@link Operator}. */
   static readonly Operator = Operator

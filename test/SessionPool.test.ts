@@ -204,6 +204,26 @@ describe("SessionPool", () => {
         assert.strictEqual(outcome(newcomer), "success")
       }))
 
+    it.effect("gives no caller the place of one who came before and has given up", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream()
+        const pool = yield* openPool({ connect: upstream.connect, capacity: 1, acquireTimeout: 100 })
+        const held = yield* lease(pool, a)
+        const gaveUp = yield* fork(visit(pool, b))
+        yield* TestClock.adjust(10)
+        const next = yield* fork(lease(pool, c))
+        yield* TestClock.adjust(80)
+        const late = yield* fork(lease(pool, b))
+        yield* TestClock.adjust(10)
+        assert.strictEqual(outcome(gaveUp), "PoolExhausted")
+        yield* held.release
+        yield* settle
+        assert.strictEqual(outcome(next), "success")
+        assert.strictEqual(outcome(late), "waiting")
+        yield* (yield* Fiber.join(next)).release
+        assert.strictEqual((yield* Fiber.join(late)).session.name, "b1")
+      }))
+
     it.effect("opens one session for all callers of one identity that wait for room", () =>
       Effect.gen(function*() {
         const upstream = makeUpstream()
