@@ -59,6 +59,7 @@ export type Connector<R = never, C = SdkClient> = (
  * @category models
  */
 export interface ServerLike<in T> {
+  /** Called once, with one end of a pair of transports; the session has the other. */
   connect(transport: T): Promise<void>
 }
 

@@ -770,5 +770,6 @@ const keyOf = (slot: { readonly key: string }): SessionKey => slot.key as Sessio
  * @category services
  */
 export class SessionPool extends Tag<SessionPool, McpSession, McpSessionError>()("effect-mcp-sessions/SessionPool") {
+  /** Makes the tag of a pool of any other type of session, or with other errors: see {@link Tag}. */
   static readonly Tag = Tag
 }

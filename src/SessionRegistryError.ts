@@ -14,8 +14,8 @@ const operation = Schema.Literals(["create", "get", "peek", "terminate"]).pipe(
 )
 
 /**
- * The caller has no session of this id. Whether there never was one, it has expired or been terminated, or it is someone
- * else's, nothing tells. Answers 404, which makes a client initialize anew.
+ * The caller has no session of this id. Whether there never was one, it has expired or been terminated, or it is
+ * someone else's, nothing tells. Answers 404, which makes a client initialize anew.
  *
  * @category errors
  */

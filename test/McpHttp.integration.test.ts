@@ -226,7 +226,7 @@ describe("a client of the SDK", () => {
         const endpoint = yield* open({ response })
         const { client, errors } = yield* connected(endpoint, "alice")
         const failed = yield* Effect.promise(() =>
-          client.callTool({ name: "wait", arguments: {} }, undefined, { timeout: 50 }).catch((error: Error) =>
+          client.callTool({ name: "wait", arguments: {} }, undefined, { timeout: 1_000 }).catch((error: Error) =>
             error.message
           )
         )
@@ -288,7 +288,7 @@ describe("whoever writes to the socket", () => {
         // 400 is Node's own, to what is no header. Whitespace around a value is no part of it, and it is the same id then:
         // two at once are one too many.
         const isSame = i === 9 || i === 32
-        assert.include(isSame ? [200, 409] : [400, 404], status, `byte ${i % 256}`)
+        assert.include(isSame ? [200] : [400, 404], status, `byte ${i % 256}`)
         if (status === 404) assert.strictEqual(body, unknown)
       }
       assert.strictEqual(yield* endpoint.registry.size, 1)
@@ -352,7 +352,7 @@ const run = Effect.fnUntraced(function*(name: string) {
   let said = ""
   child.stdout.on("data", (data) => said += String(data))
   const [code] = yield* Effect.promise(() => once(child, "close")).pipe(
-    Effect.timeout("15 seconds"),
+    Effect.timeout("28 seconds"),
     Effect.onError(() => Effect.sync(() => child.kill("SIGKILL")))
   )
   assert.strictEqual(code, 0)

@@ -511,7 +511,9 @@ class Simulation extends Simulator.Simulation<Action> {
     return this.world.wall() - (this.world.now() - at)
   }
 
-  /** Its owner has begun to terminate it, or there was a sweep when it had been admitted, maybe before its open began. */
+  /**
+   * Its owner has begun to terminate it, or there was a sweep when it had been admitted, maybe before its open began.
+   */
   mayBeTerminated(session: Session): boolean {
     return session.attempts > 0 ||
       this.sweeps.some((sweep) =>
@@ -596,8 +598,8 @@ class Simulation extends Simulator.Simulation<Action> {
     } else if (error instanceof SessionRegistry.RegistryClosed) {
       this.expect(this.shutdownAt !== undefined, `10: caller ${caller.id} is told the registry is closed`)
     } else if (error instanceof SessionRegistry.RegistryFull) {
-      // There now or a moment ago, as a refusal takes no time. Those that are closing take no place of the open, but here
-      // they can't be told from a failed open that is being freed.
+      // There now or a moment ago, as a refusal takes no time. Those that are closing take no place of the open, but
+      // here they can't be told from a failed open that is being freed.
       const there = this.sessions.filter((session) =>
         (session.goneAt === undefined || session.goneAt === this.world.now()) &&
         (error.scope === "registry" || session.owner === caller.owner)
