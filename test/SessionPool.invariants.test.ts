@@ -3,6 +3,7 @@
  * they are one by one.
  */
 import { assert, describe, it } from "@effect/vitest"
+import * as Clock from "effect/Clock"
 import * as Cause from "effect/Cause"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
@@ -382,6 +383,36 @@ describe("SessionPool invariants", () => {
         assert.deepStrictEqual(upstream.gone, ["a1"])
       }))
 
+    it.effect("what a connect had acquired that never ends and can't be interrupted, before its callers hear of it", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ handshake: () => Effect.uninterruptible(Effect.never) })
+        const pool = yield* openPool({ connect: upstream.connect, connectTimeout: 100, closeTimeout: 100 })
+        const late = yield* fork(visit(pool, a))
+        yield* TestClock.adjust(200)
+        assert.strictEqual(outcome(late), "ConnectTimeout")
+        assert.deepStrictEqual(upstream.gone, ["a1"])
+        yield* fork(visit(pool, b))
+        const closing = yield* fork(pool.close)
+        yield* TestClock.adjust(100)
+        assert.isDefined(closing.pollUnsafe())
+        assert.deepStrictEqual(upstream.gone, ["a1", "b1"], "nothing outlives its pool")
+      }))
+
+    it.effect("what a connect that never ends acquires after it was given up, at once", () =>
+      Effect.gen(function*() {
+        const freed: Array<number> = []
+        const connect = () =>
+          Effect.uninterruptible(Effect.gen(function*() {
+            yield* Effect.sleep("1 hour")
+            yield* Effect.acquireRelease(Clock.currentTimeMillis, (at) => Effect.sync(() => freed.push(at)))
+            return yield* Effect.never
+          }))
+        const pool = yield* openPool({ connect, connectTimeout: 100, closeTimeout: 100 })
+        yield* fork(visit(pool, a))
+        yield* TestClock.adjust("2 hours")
+        assert.deepStrictEqual(freed, [3_600_000])
+      }))
+
     it.effect("all finalizers of a session, also after one that throws", () =>
       Effect.gen(function*() {
         const log: Array<string> = []
@@ -600,9 +631,10 @@ describe("SessionPool invariants", () => {
         const closing = yield* fork(pool.close)
         yield* TestClock.adjust(200)
         assert.isTrue(closing.pollUnsafe() !== undefined && Exit.isSuccess(closing.pollUnsafe()!))
-        assert.deepStrictEqual(upstream.closed, [])
+        assert.sameMembers(upstream.closed, ["a1", "b1"], "what they had is being freed under them")
+        assert.deepStrictEqual(upstream.gone, [])
         yield* TestClock.adjust("10 minutes")
-        assert.sameMembers(upstream.gone, ["a1", "b1"], "and what they had is freed when they end")
+        assert.sameMembers(upstream.gone, ["a1", "b1"])
       }))
 
     it.effect("shutdown is a success, whatever a session throws after it was given up", () =>
