@@ -19,18 +19,16 @@ import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import { operatorOf } from "effect-mcp-sessions/SessionRegistry"
 import { inspect } from "node:util"
 import { makeLog, makeServer, web } from "./support/mcpHttp.ts"
+import { fork, outcome, settle } from "./support/fibers.ts"
 import {
   alice,
   bob,
-  fork,
   hold,
   makeBackend,
   openRegistry,
-  outcome,
   record,
   Refused,
   type RegistryService,
-  settle,
   start,
   touch,
   used

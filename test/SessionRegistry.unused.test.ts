@@ -8,20 +8,8 @@ import { Identity, RegistryFull, type SessionOwner } from "effect-mcp-sessions"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import * as SessionRegistry from "effect-mcp-sessions/SessionRegistry"
 import { begin, call, initialize, makeLog, makeServer, post, textOf, web } from "./support/mcpHttp.ts"
-import {
-  alice,
-  bob,
-  fork,
-  hold,
-  makeBackend,
-  outcome,
-  record,
-  type RegistryService,
-  settle,
-  start,
-  touch,
-  used
-} from "./support/registry.ts"
+import { fork, outcome, settle } from "./support/fibers.ts"
+import { alice, bob, hold, makeBackend, record, type RegistryService, start, touch, used } from "./support/registry.ts"
 
 const carol = Identity.fromKey("carol")
 

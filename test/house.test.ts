@@ -3,7 +3,7 @@
  *
  * A new file gets its place here before it gets anything else.
  */
-import { existsSync, readdirSync } from "node:fs"
+import { existsSync, readdirSync, readFileSync } from "node:fs"
 import { dirname, join, normalize } from "node:path"
 import { fileURLToPath } from "node:url"
 import { assert, layer } from "@effect/vitest"
@@ -115,6 +115,19 @@ layer(House.layer, { excludeTestServices: true })("the house", (it) => {
       const entered = new Set(files.flatMap((file) => roomOf(file) ?? []))
       assert.sameMembers([...entered], Object.keys(rooms))
       assert.deepStrictEqual(Object.values(rooms).flat().filter((owner) => rowOf(owner) === -1), [])
+    }))
+
+  it.effect("is drawn in ARCHITECTURE.md as it is", () =>
+    Effect.sync(() => {
+      const lines = readFileSync(join(root, "ARCHITECTURE.md"), "utf8").split("\n")
+      const first = lines.indexOf(rows[0]!.join("  "))
+      assert.deepStrictEqual(lines.slice(first, lines.indexOf("```", first)), rows.map((row) => row.join("  ")))
+      // | `room` | `Owner`, `Owner` | … |
+      const cells = lines.flatMap((line) => Array.from(line.matchAll(/^\| `(\w+)` +\| ([^|]+?) +\|/g)))
+      assert.deepStrictEqual(
+        Object.fromEntries(cells.map(([, room, owners]) => [room, owners!.replaceAll("`", "").split(", ")])),
+        rooms
+      )
     }))
 
   it.effect("imports only files that are there", () =>

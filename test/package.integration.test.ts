@@ -6,7 +6,17 @@
  * makes, without a network. It gets the dependencies that the README tells users to install, and no other.
  */
 import { execFile } from "node:child_process"
-import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs"
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync
+} from "node:fs"
 import { tmpdir } from "node:os"
 import { basename, dirname, join } from "node:path"
 import { fileURLToPath } from "node:url"
@@ -92,9 +102,10 @@ const write = (directory: string, files: Readonly<Record<string, unknown>>) => {
 const tsc = (directory: string, project: string) =>
   run(directory, process.execPath, join(root, "node_modules/typescript/bin/tsc"), "--project", project)
 
+const readme = readFileSync(join(root, "README.md"), "utf8")
+
 /** The first TypeScript in the README that imports this package. */
 const readmeSnippet = () => {
-  const readme = readFileSync(join(root, "README.md"), "utf8")
   const snippets = [...readme.matchAll(/^```ts\n(.*?)^```$/gms)].map(([, code]) => code!)
   const snippet = snippets.find((code) => code.includes(`from "${packageJson.name}"`))
   assert.isDefined(snippet, `README.md has no \`\`\`ts block that imports from "${packageJson.name}"`)
@@ -235,9 +246,46 @@ layer(Declared.layer.pipe(Layer.provideMerge(Unpacked.layer)), { excludeTestServ
         const built = sources.flatMap((source) => [`${source}.d.ts`, `${source}.js`, `${source}.js.map`])
         assert.deepStrictEqual(
           filesOf(directory).toSorted(),
-          ["CHANGELOG.md", "LICENSE", "README.md", "package.json", ...built.map((file) => `dist/${file}`)].toSorted()
+          [
+            "ARCHITECTURE.md",
+            "CHANGELOG.md",
+            "CONTRIBUTING.md",
+            "LICENSE",
+            "README.md",
+            "package.json",
+            ...filesOf(join(root, "examples")).map((file) => `examples/${file}`),
+            ...built.map((file) => `dist/${file}`)
+          ].toSorted()
         )
       }))
+
+    packed.effect("has what its README links to", () =>
+      Effect.gen(function*() {
+        const { directory } = yield* Unpacked
+        const links = readFileSync(join(directory, "README.md"), "utf8").matchAll(/\]\((?!https?:)([^)#]+)\)/g)
+        const absent = Array.from(links, ([, path]) => path!).filter((path) => !existsSync(join(directory, path)))
+        assert.deepStrictEqual(absent, [])
+      }))
+
+    packed.effect(
+      "runs the README's first snippet in an empty folder, with the commands beside it",
+      () =>
+        Effect.gen(function*() {
+          const [, file] = /^Save it as `([\w.]+)` in an empty folder/m.exec(readme)!
+          const [, commands] = /^npm init -y\n(.*?)^```$/ms.exec(readme)!
+          const [installs, runs] = commands!.trim().split("\n").map((command) => command.split(" "))
+          const directory = yield* temporaryDirectory
+          assert.deepStrictEqual(installs!.slice(0, 3), ["npm", "i", packageJson.name])
+          yield* install(directory, installs!.slice(3))
+          // What npm links the commands of packages as
+          mkdirSync(join(directory, "node_modules/.bin"))
+          symlinkSync("../tsx/dist/cli.mjs", join(directory, "node_modules/.bin/tsx"))
+          write(directory, { "package.json": { name: "empty", version: "1.0.0" }, [file!]: readmeSnippet() })
+          const [command, ...args] = runs!
+          assert.include(yield* run(directory, command!, ...args), "Echo: hello")
+        }),
+      120_000
+    )
 
     packed.effect("has source maps that hold the sources, which are not in the package", () =>
       Effect.gen(function*() {
