@@ -2,20 +2,20 @@
  * How requests and connections end over real sockets: under clients of both generations of the SDK, and under peers who
  * vanish, dawdle or ask for something else.
  */
-import { once } from "node:events"
-import { connect, type Socket } from "node:net"
 import { assert, describe, it } from "@effect/vitest"
 import * as V2 from "@modelcontextprotocol/client"
 import { Client } from "@modelcontextprotocol/sdk/client/index.js"
 import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js"
-import * as Context from "effect/Context"
-import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
-import type * as Scope from "effect/Scope"
 import { Identity } from "effect-mcp-sessions/Identity"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import type { McpSessionError } from "effect-mcp-sessions/McpSession"
 import { SessionPool } from "effect-mcp-sessions/SessionPool"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
+import { once } from "node:events"
+import { connect, type Socket } from "node:net"
 import { type AnySession, type Generation, generations } from "./support/generations.ts"
 import {
   begin,

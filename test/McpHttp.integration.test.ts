@@ -1,6 +1,3 @@
-import { spawn } from "node:child_process"
-import { once } from "node:events"
-import { fileURLToPath } from "node:url"
 import { assert, describe, it } from "@effect/vitest"
 import * as V2 from "@modelcontextprotocol/client"
 import { Client } from "@modelcontextprotocol/sdk/client/index.js"
@@ -10,11 +7,14 @@ import {
   LoggingMessageNotificationSchema,
   RootsListChangedNotificationSchema
 } from "@modelcontextprotocol/sdk/types.js"
-import * as Effect from "effect/Effect"
-import type * as Scope from "effect/Scope"
 import { Credentials, Identity } from "effect-mcp-sessions/Identity"
 import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import { spawn } from "node:child_process"
+import { once } from "node:events"
+import { fileURLToPath } from "node:url"
 import { openGuarded } from "./support/guarded.ts"
 import {
   begin,
@@ -285,8 +285,8 @@ describe("whoever writes to the socket", () => {
         concurrency: 64
       })
       for (const [i, { body, status }] of said.entries()) {
-        // 400 is Node's own, to what is no header. Whitespace around a value is no part of it, and it is the same id then:
-        // two at once are one too many.
+        // 400 is Node's own, to what is no header. Whitespace around a value is no part of it, and it is the same id
+        // then: two at once are one too many.
         const isSame = i === 9 || i === 32
         assert.include(isSame ? [200] : [400, 404], status, `byte ${i % 256}`)
         if (status === 404) assert.strictEqual(body, unknown)

@@ -1,8 +1,9 @@
 /**
- * The ten invariants of the pool, each by tests named after it. `simulation.test.ts` looks for their breach at random; here
- * they are one by one.
+ * The ten invariants of the pool, each by tests named after it. `simulation.test.ts` looks for their breach at random;
+ * here they are one by one.
  */
 import { assert, describe, it } from "@effect/vitest"
+import { SessionPoolError } from "effect-mcp-sessions"
 import * as Cause from "effect/Cause"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
@@ -12,7 +13,6 @@ import * as Fiber from "effect/Fiber"
 import * as Scheduler from "effect/Scheduler"
 import * as Schema from "effect/Schema"
 import * as TestClock from "effect/testing/TestClock"
-import { SessionPoolError } from "effect-mcp-sessions"
 import {
   a,
   b,
@@ -1064,7 +1064,7 @@ describe("SessionPool invariants", () => {
       assert.strictEqual(upstream.connects, 10_001)
     }))
 
-  it.effect("hold for ten thousand that wait for opens that end in their callers' own leases: the stack stays flat", () =>
+  it.effect("hold for ten thousand waiting for opens that end in their callers' own leases: the stack stays flat", () =>
     Effect.gen(function*() {
       const { pool } = yield* openWith(() => ({}), { capacity: 1, acquireTimeout: "1 hour" })
       const held = yield* lease(pool, a)

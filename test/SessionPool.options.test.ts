@@ -1,4 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
+import { InvalidOptions } from "effect-mcp-sessions/InvalidOptions"
+import { PoolExhausted } from "effect-mcp-sessions/SessionPoolError"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
@@ -8,8 +10,6 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Random from "effect/Random"
 import * as TestClock from "effect/testing/TestClock"
-import { InvalidOptions } from "effect-mcp-sessions/InvalidOptions"
-import { PoolExhausted } from "effect-mcp-sessions/SessionPoolError"
 import {
   a,
   b,

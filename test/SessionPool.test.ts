@@ -1,4 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
+import { Credentials, Identity, SessionPool, type SessionPoolEvent } from "effect-mcp-sessions"
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
 import * as Deferred from "effect/Deferred"
@@ -11,9 +12,8 @@ import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import * as Tracer from "effect/Tracer"
 import * as TestClock from "effect/testing/TestClock"
-import { Credentials, Identity, SessionPool, type SessionPoolEvent } from "effect-mcp-sessions"
+import * as Tracer from "effect/Tracer"
 import * as Sent from "../src/internal/sent.ts"
 import {
   a,

@@ -1,6 +1,15 @@
 /**
  * A pool of sessions that do nothing but say when they were opened and closed.
  */
+import {
+  Identity,
+  type InvalidOptions,
+  type SessionHandle,
+  SessionPool,
+  type SessionPoolError,
+  SessionPoolEvent,
+  type SessionPoolOptions
+} from "effect-mcp-sessions"
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
 import * as Deferred from "effect/Deferred"
@@ -11,15 +20,6 @@ import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
-import {
-  Identity,
-  type InvalidOptions,
-  type SessionHandle,
-  SessionPool,
-  type SessionPoolError,
-  SessionPoolEvent,
-  type SessionPoolOptions
-} from "effect-mcp-sessions"
 
 /** What a connect of these tests fails with. */
 export class Refused extends Data.TaggedError("Refused")<{ readonly why: string }> {}

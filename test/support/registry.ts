@@ -1,15 +1,6 @@
 /**
  * A registry of sessions whose resource does nothing but say when it was opened and closed.
  */
-import * as Context from "effect/Context"
-import * as Data from "effect/Data"
-import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
-import * as Fiber from "effect/Fiber"
-import * as Layer from "effect/Layer"
-import * as Scope from "effect/Scope"
-import * as Stream from "effect/Stream"
-import * as TestClock from "effect/testing/TestClock"
 import {
   Identity,
   type InvalidOptions,
@@ -20,6 +11,15 @@ import {
   SessionRegistryEvent,
   type SessionRegistryOptions
 } from "effect-mcp-sessions"
+import * as Context from "effect/Context"
+import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import * as TestClock from "effect/testing/TestClock"
 
 /** What an open of these tests fails with. */
 export class Refused extends Data.TaggedError("Refused")<{ readonly why: string }> {}
