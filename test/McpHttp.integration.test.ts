@@ -226,7 +226,7 @@ describe("a client of the SDK", () => {
         const endpoint = yield* open({ response })
         const { client, errors } = yield* connected(endpoint, "alice")
         const failed = yield* Effect.promise(() =>
-          client.callTool({ name: "wait", arguments: {} }, undefined, { timeout: 50 }).catch((error: Error) =>
+          client.callTool({ name: "wait", arguments: {} }, undefined, { timeout: 1_000 }).catch((error: Error) =>
             error.message
           )
         )
@@ -352,7 +352,7 @@ const run = Effect.fnUntraced(function*(name: string) {
   let said = ""
   child.stdout.on("data", (data) => said += String(data))
   const [code] = yield* Effect.promise(() => once(child, "close")).pipe(
-    Effect.timeout("15 seconds"),
+    Effect.timeout("28 seconds"),
     Effect.onError(() => Effect.sync(() => child.kill("SIGKILL")))
   )
   assert.strictEqual(code, 0)

@@ -20,7 +20,9 @@ import * as TestClock from "effect/testing/TestClock"
 import * as Tracer from "effect/Tracer"
 import { Buffer } from "node:buffer"
 import { inspect } from "node:util"
-import { fork, lease, makeUpstream, openPool, type PoolOptions, Refused, settle, visit } from "./support/pool.ts"
+import { fork, settle } from "./support/fibers.ts"
+import { lease, openPool, type PoolOptions, visit } from "./support/pool.ts"
+import { makeUpstream, Refused } from "./support/upstream.ts"
 
 const token = "sk-live-SECRET"
 

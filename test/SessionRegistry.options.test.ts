@@ -11,7 +11,8 @@ import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import * as TestClock from "effect/testing/TestClock"
-import { alice, bob, fork, makeBackend, outcome, refusal, Registry, settle, start, used } from "./support/registry.ts"
+import { fork, outcome, settle } from "./support/fibers.ts"
+import { alice, bob, makeBackend, refusal, Registry, start, used } from "./support/registry.ts"
 
 const { open } = makeBackend()
 

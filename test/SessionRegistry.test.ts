@@ -18,19 +18,17 @@ import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
 import * as Tracer from "effect/Tracer"
 import { inspect } from "node:util"
+import { fork, outcome, settle } from "./support/fibers.ts"
 import { makeLog, makeServer, web } from "./support/mcpHttp.ts"
 import {
   alice,
   bob,
-  fork,
   hold,
   makeBackend,
   openRegistry,
-  outcome,
   record,
   Refused,
   type RegistryService,
-  settle,
   start,
   touch,
   used

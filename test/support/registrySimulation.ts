@@ -268,7 +268,8 @@ class Simulation extends Simulator.Simulation<Action> {
       if (roll > 0.84) return yield* new OpenFailed({ session })
       if (roll > 0.82) return yield* Effect.die(new Simulator.Planned("open"))
       if (roll > 0.81) return yield* Effect.interrupt
-      session.phase = "open"
+      // Given up long ago, it was freed under this open, which has not noticed.
+      if (session.phase === "opening") session.phase = "open"
       session.openedAt = session.lastActivityAt = this.world.now()
       return session
     })
