@@ -3,8 +3,8 @@
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Schema from "effect/Schema"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
+import * as Schema from "effect/Schema"
 import { respond } from "./internal/problem.ts"
 
 // The operation that failed.
@@ -14,8 +14,8 @@ const operation = Schema.Literals(["create", "get", "peek", "terminate"]).pipe(
 )
 
 /**
- * The caller has no session of this id. Whether there never was one, it has expired or been terminated, or it is someone
- * else's, nothing tells. Answers 404, which makes a client initialize anew.
+ * The caller has no session of this id. Whether there never was one, it has expired or been terminated, or it is
+ * someone else's, nothing tells. Answers 404, which makes a client initialize anew.
  *
  * @category errors
  */

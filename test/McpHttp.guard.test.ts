@@ -1,9 +1,10 @@
 import { assert, describe, it } from "@effect/vitest"
+import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
+import * as McpProtocol from "effect/ai/McpProtocol"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import * as McpProtocol from "effect/ai/McpProtocol"
-import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
 import { modern, openGuarded as open } from "./support/guarded.ts"
+import { many, underLoad } from "./support/load.ts"
 import {
   begin,
   beginAndUse,
@@ -20,7 +21,6 @@ import {
   textOf,
   web
 } from "./support/mcpHttp.ts"
-import { many, underLoad } from "./support/load.ts"
 import { head, write } from "./support/rawHttp.ts"
 import { makeDice } from "./support/world.ts"
 
@@ -512,8 +512,8 @@ describe("McpHttp.guard", () => {
           concurrency: 64
         })
         for (const [i, { body, status }] of said.entries()) {
-          // 400 is Node's own, to what can't be a header. Whitespace around a value does not count, and it is the same id
-          // then: the server inside has no stream to give.
+          // 400 is Node's own, to what can't be a header. Whitespace around a value does not count, and it is the same
+          // id then: the server inside has no stream to give.
           const isSame = i === 9 || i === 32
           assert.include(isSame ? [405] : [400, 404], status, `byte ${i % 256}`)
           if (status === 404) assert.strictEqual(body, unknown)

@@ -2,10 +2,10 @@
  * Bodies that are made to be slow, or to break what reads them.
  */
 import { assert, describe, it } from "@effect/vitest"
+import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
-import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import { openGuarded } from "./support/guarded.ts"
 import {
   begin,
