@@ -18,7 +18,9 @@ import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import { Operator, SessionRegistry } from "effect-mcp-sessions/SessionRegistry"
 import { openGuarded } from "./support/guarded.ts"
-import { begin, call, initialize, makeLog, makeServer, messagesOf, post, textOf, web } from "./support/mcpHttp.ts"
+import { messagesOf, textOf } from "./support/answers.ts"
+import { makeLog, makeServer, web } from "./support/mcpHttp.ts"
+import { begin, call, initialize, post } from "./support/requests.ts"
 
 /** Everybody is one and the same owner, whatever the token. */
 const one = IdentityResolver.layerIdentify((request) =>

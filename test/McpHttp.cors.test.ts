@@ -9,18 +9,9 @@ import * as HttpRouter from "effect/http/HttpRouter"
 import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import { openGuarded } from "./support/guarded.ts"
-import {
-  begin,
-  call,
-  type Endpoint,
-  initialize,
-  makeLog,
-  makeServer,
-  request,
-  socket,
-  textOf,
-  web
-} from "./support/mcpHttp.ts"
+import { textOf } from "./support/answers.ts"
+import { type Endpoint, makeLog, makeServer, socket, web } from "./support/mcpHttp.ts"
+import { begin, call, initialize, request } from "./support/requests.ts"
 
 const origin = "https://app.example"
 const options = { allowedOrigins: [origin], maxBodyBytes: 1_000, capacity: 1 }

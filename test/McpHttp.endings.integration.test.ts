@@ -17,21 +17,9 @@ import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import type { McpSessionError } from "effect-mcp-sessions/McpSession"
 import { SessionPool } from "effect-mcp-sessions/SessionPool"
 import { type AnySession, type Generation, generations } from "./support/generations.ts"
-import {
-  begin,
-  call,
-  type Endpoint,
-  eventually,
-  makeLog,
-  makeServer,
-  post,
-  protocolVersion,
-  readUntil,
-  request,
-  send,
-  socket,
-  textOf
-} from "./support/mcpHttp.ts"
+import { eventually, readUntil, textOf } from "./support/answers.ts"
+import { type Endpoint, makeLog, makeServer, socket } from "./support/mcpHttp.ts"
+import { begin, call, post, protocolVersion, request, send } from "./support/requests.ts"
 
 const open = (options: Partial<McpHttp.LayerOptions<never, Scope.Scope>> = {}) =>
   Effect.gen(function*() {

@@ -16,18 +16,9 @@ import type { McpSession } from "effect-mcp-sessions/McpSession"
 import type { McpSessionError } from "effect-mcp-sessions/McpSessionError"
 import * as HttpServers from "./support/servers/http.ts"
 import * as Gateway from "../examples/gateway.ts"
-import {
-  begin,
-  call,
-  type Endpoint,
-  initialize,
-  messagesOf,
-  post,
-  request,
-  socket,
-  textOf,
-  web
-} from "./support/mcpHttp.ts"
+import { messagesOf, textOf } from "./support/answers.ts"
+import { type Endpoint, socket, web } from "./support/mcpHttp.ts"
+import { begin, call, initialize, post, request } from "./support/requests.ts"
 
 /** An upstream that remembers: `count` counts the calls of its session, `token` says what the call was made with. */
 const upstream = (log: { opened: number; closed: number }) => () =>

@@ -7,18 +7,9 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import { openGuarded } from "./support/guarded.ts"
-import {
-  begin,
-  call,
-  type Endpoint,
-  initialize,
-  makeLog,
-  makeServer,
-  post,
-  socket,
-  textOf,
-  web
-} from "./support/mcpHttp.ts"
+import { textOf } from "./support/answers.ts"
+import { type Endpoint, makeLog, makeServer, socket, web } from "./support/mcpHttp.ts"
+import { begin, call, initialize, post } from "./support/requests.ts"
 import { write } from "./support/rawHttp.ts"
 
 const versioned = { "mcp-protocol-version": "2025-11-25" }

@@ -10,7 +10,9 @@ import { CallToolRequestSchema } from "@modelcontextprotocol/sdk/types.js"
 import * as Effect from "effect/Effect"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import { many, underLoad } from "./support/load.ts"
-import { begin, call, initialize, post, textOf, web } from "./support/mcpHttp.ts"
+import { textOf } from "./support/answers.ts"
+import { web } from "./support/mcpHttp.ts"
+import { begin, call, initialize, post } from "./support/requests.ts"
 
 setFlagsFromString("--expose-gc")
 const collect: () => void = runInNewContext("gc")

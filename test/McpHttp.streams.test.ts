@@ -9,26 +9,10 @@ import { Identity } from "effect-mcp-sessions/Identity"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import { PoolExhausted } from "effect-mcp-sessions/SessionPool"
 import type { SessionInfo } from "effect-mcp-sessions/SessionRegistry"
-import {
-  begin,
-  bytesOf,
-  call,
-  type Endpoint,
-  eventually,
-  initialize,
-  makeLog,
-  makeServer,
-  messagesOf,
-  pause,
-  post,
-  protocolVersion,
-  readUntil,
-  request,
-  send,
-  socket,
-  textOf,
-  web
-} from "./support/mcpHttp.ts"
+import { eventually, messagesOf, pause, readUntil, textOf } from "./support/answers.ts"
+import { refusesWhenClosed } from "./support/endpoints.ts"
+import { type Endpoint, makeLog, makeServer, socket, web } from "./support/mcpHttp.ts"
+import { begin, call, initialize, post, protocolVersion, request, send } from "./support/requests.ts"
 import { many, underLoad } from "./support/load.ts"
 import { makeDice } from "./support/world.ts"
 
@@ -471,13 +455,7 @@ describe("McpHttp.layer", () => {
     it.live("answers 503 when it has shut down", () =>
       Effect.gen(function*() {
         const endpoint = yield* open(web)
-        const session = yield* begin(endpoint)
-        yield* endpoint.close
-        for (const method of ["POST", "GET", "DELETE"]) {
-          const response = yield* request(endpoint, method, { session }, method === "POST" ? call("echo") : undefined)
-          assert.strictEqual((yield* bytesOf(response)).status, 503)
-        }
-        assert.strictEqual((yield* post(endpoint, initialize)).status, 503)
+        yield* refusesWhenClosed(endpoint)
       }))
   })
 

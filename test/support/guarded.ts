@@ -13,7 +13,8 @@ import * as Toolkit from "effect/ai/Toolkit"
 import * as HttpRouter from "effect/http/HttpRouter"
 import { HttpServerRequest } from "effect/http/HttpServerRequest"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
-import { call, type web } from "./mcpHttp.ts"
+import { type web } from "./mcpHttp.ts"
+import { call } from "./requests.ts"
 
 const Echo = Tool.make("echo", { parameters: Schema.Struct({ message: Schema.String }), success: Schema.String })
 const Wait = Tool.make("wait", { success: Schema.String })

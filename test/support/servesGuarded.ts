@@ -4,7 +4,9 @@
  */
 import * as Effect from "effect/Effect"
 import { openGuarded } from "./guarded.ts"
-import { begin, call, eventually, send, socket } from "./mcpHttp.ts"
+import { eventually } from "./answers.ts"
+import { socket } from "./mcpHttp.ts"
+import { begin, call, send } from "./requests.ts"
 
 const log = await Effect.runPromise(Effect.scoped(Effect.gen(function*() {
   const endpoint = yield* openGuarded(socket)
