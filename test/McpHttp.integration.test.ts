@@ -1,6 +1,3 @@
-import { spawn } from "node:child_process"
-import { once } from "node:events"
-import { fileURLToPath } from "node:url"
 import { assert, describe, it } from "@effect/vitest"
 import * as V2 from "@modelcontextprotocol/client"
 import { Client } from "@modelcontextprotocol/sdk/client/index.js"
@@ -10,17 +7,20 @@ import {
   LoggingMessageNotificationSchema,
   RootsListChangedNotificationSchema
 } from "@modelcontextprotocol/sdk/types.js"
-import * as Effect from "effect/Effect"
-import type * as Scope from "effect/Scope"
 import { Credentials, Identity } from "effect-mcp-sessions/Identity"
 import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
-import { openGuarded } from "./support/guarded.ts"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import { spawn } from "node:child_process"
+import { once } from "node:events"
+import { fileURLToPath } from "node:url"
 import { eventually } from "./support/answers.ts"
 import { knowsIdsToTheByte, knowsOneIdOnly } from "./support/endpoints.ts"
+import { openGuarded } from "./support/guarded.ts"
 import { type Endpoint, makeLog, makeServer, socket } from "./support/mcpHttp.ts"
-import { begin, call, post } from "./support/requests.ts"
 import { head, write } from "./support/rawHttp.ts"
+import { begin, call, post } from "./support/requests.ts"
 import { makeHandle } from "./support/sessions.ts"
 
 const open = (options: Partial<McpHttp.LayerOptions<never, never>> = {}) =>

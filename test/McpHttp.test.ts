@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
-import * as Effect from "effect/Effect"
 import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
+import * as Effect from "effect/Effect"
 import { bytesOf, eventually, messagesOf, readUntil, textOf } from "./support/answers.ts"
 import { endsOnce } from "./support/endpoints.ts"
 import { type Endpoint, makeLog, makeServer, socket, web } from "./support/mcpHttp.ts"

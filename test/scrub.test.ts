@@ -1,9 +1,9 @@
-import { inspect } from "node:util"
 import { assert, describe, it } from "@effect/vitest"
+import { Credentials } from "effect-mcp-sessions/Identity"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as fc from "fast-check"
-import { Credentials } from "effect-mcp-sessions/Identity"
+import { inspect } from "node:util"
 import * as Scrub from "../src/internal/scrub.ts"
 import * as Secrets from "../src/internal/secrets.ts"
 

@@ -4,8 +4,8 @@
  *
  * A text is searched once for all secrets, however many there are: it is read through windows of eight characters, and
  * only where a window is known is there something to compare. It is searched as it is, and then as what it stands for:
- * with its percent-encoding, its backslashes and its HTML entities undone, once for each layer of them. Of a secret that
- * was cut the rest is found too, from 15 characters on.
+ * with its percent-encoding, its backslashes and its HTML entities undone, once for each layer of them. Of a secret
+ * that was cut the rest is found too, from 15 characters on.
  */
 export interface Scrub {
   (text: string): string
@@ -162,7 +162,8 @@ const leastPart = 15
 // So that a token of 8 KB costs no more than a few windows. Its beginning and its end always have one.
 const maxWindows = 32
 
-// The tokens of one issuer all begin alike: a few of them stand for the rest, each of which is known by its rarest window
+// The tokens of one issuer all begin alike: a few of them stand for the rest, each of which is known by its rarest
+// window
 const maxSharers = 8
 
 interface Window {
@@ -308,8 +309,14 @@ interface View {
   readonly starts: Int32Array | undefined
 }
 
-const escapes =
-  /\\(?:u\{([\da-f]{1,6})\}|u([\da-f]{4})|x([\da-f]{2})|([^]))|((?:%[\da-f]{2})+)|&(?:#(\d{1,7})|#x([\da-f]{1,6})|(amp|lt|gt|quot|apos));/gi
+const escapes = new RegExp(
+  [
+    /\\(?:u\{([\da-f]{1,6})\}|u([\da-f]{4})|x([\da-f]{2})|([^]))/,
+    /((?:%[\da-f]{2})+)/,
+    /&(?:#(\d{1,7})|#x([\da-f]{1,6})|(amp|lt|gt|quot|apos));/
+  ].map(({ source }) => source).join("|"),
+  "gi"
+)
 
 const controls: Readonly<Record<string, string>> = {
   "0": "\0",

@@ -31,7 +31,7 @@ export const refusesWhenClosed = Effect.fnUntraced(function*(endpoint: Endpoint,
   assert.strictEqual((yield* post(endpoint, initialize)).status, 503)
 })
 
-/** No other bytes are the id of a session. `stream` is how the endpoint answers a stream that is asked for with the id. */
+/** No other bytes are the id of a session. `stream` answers who asks for a stream with the id itself. */
 export const knowsIdsToTheByte = Effect.fnUntraced(function*(endpoint: Endpoint, stream: number) {
   const session = yield* begin(endpoint)
   const { body: unknown } = yield* bytesOf(yield* request(endpoint, "GET", { session: "x" }))
@@ -43,7 +43,7 @@ export const knowsIdsToTheByte = Effect.fnUntraced(function*(endpoint: Endpoint,
     concurrency: 64
   })
   for (const [i, { body, status }] of said.entries()) {
-    // 400 is Node's own, to what can't be a header. Whitespace around a value does not count, and it is the same id then.
+    // 400 is Node's own, to what can't be a header. Whitespace around a value does not count: it is the same id.
     const isSame = i === 9 || i === 32
     assert.include(isSame ? [stream] : [400, 404], status, `byte ${i % 256}`)
     if (status === 404) assert.strictEqual(body, unknown)

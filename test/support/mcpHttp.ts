@@ -2,20 +2,20 @@
  * An MCP endpoint to make requests of, over the router's web handler or over a socket on loopback, and the server that
  * it hosts.
  */
-import { createServer } from "node:http"
 import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
 import { Server } from "@modelcontextprotocol/sdk/server/index.js"
 import { CallToolRequestSchema, ListToolsRequestSchema } from "@modelcontextprotocol/sdk/types.js"
-import * as Context from "effect/Context"
-import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
-import * as Layer from "effect/Layer"
-import * as Scope from "effect/Scope"
-import * as HttpRouter from "effect/http/HttpRouter"
-import * as HttpServer from "effect/http/HttpServer"
 import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
 import type { InvalidOptions } from "effect-mcp-sessions/InvalidOptions"
 import { SessionRegistry } from "effect-mcp-sessions/SessionRegistry"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as HttpRouter from "effect/http/HttpRouter"
+import * as HttpServer from "effect/http/HttpServer"
+import * as Layer from "effect/Layer"
+import * as Scope from "effect/Scope"
+import { createServer } from "node:http"
 
 export interface Endpoint {
   /** Where the endpoint is, for clients of their own. */

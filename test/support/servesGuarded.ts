@@ -3,8 +3,8 @@
  * it leaves open would keep it from exiting.
  */
 import * as Effect from "effect/Effect"
-import { openGuarded } from "./guarded.ts"
 import { eventually } from "./answers.ts"
+import { openGuarded } from "./guarded.ts"
 import { socket } from "./mcpHttp.ts"
 import { begin, call, send } from "./requests.ts"
 
