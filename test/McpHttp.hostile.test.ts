@@ -6,20 +6,11 @@ import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
+import { textOf } from "./support/answers.ts"
 import { openGuarded } from "./support/guarded.ts"
-import {
-  begin,
-  call,
-  type Endpoint,
-  initialize,
-  makeLog,
-  makeServer,
-  post,
-  socket,
-  textOf,
-  web
-} from "./support/mcpHttp.ts"
+import { type Endpoint, makeLog, makeServer, socket, web } from "./support/mcpHttp.ts"
 import { write } from "./support/rawHttp.ts"
+import { begin, call, initialize, post } from "./support/requests.ts"
 
 const versioned = { "mcp-protocol-version": "2025-11-25" }
 
