@@ -4,8 +4,8 @@
  * One error, nine reasons. `Effect.catchReason("McpSessionError", "Unauthorized", …)` handles one of them. A tool that
  * answers with `isError` has answered: that is a value, never one of these.
  */
-import * as Schema from "effect/Schema"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
+import * as Schema from "effect/Schema"
 import { CredentialScheme } from "./Identity.ts"
 import { challenge, respond } from "./internal/problem.ts"
 

@@ -2,36 +2,24 @@
  * How requests and connections end over real sockets: under clients of both generations of the SDK, and under peers who
  * vanish, dawdle or ask for something else.
  */
-import { once } from "node:events"
-import { connect, type Socket } from "node:net"
 import { assert, describe, it } from "@effect/vitest"
 import * as V2 from "@modelcontextprotocol/client"
 import { Client } from "@modelcontextprotocol/sdk/client/index.js"
 import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js"
-import * as Context from "effect/Context"
-import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
-import type * as Scope from "effect/Scope"
 import { Identity } from "effect-mcp-sessions/Identity"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import type { McpSessionError } from "effect-mcp-sessions/McpSession"
 import { SessionPool } from "effect-mcp-sessions/SessionPool"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
+import { once } from "node:events"
+import { connect, type Socket } from "node:net"
+import { eventually, readUntil, textOf } from "./support/answers.ts"
 import { type AnySession, type Generation, generations } from "./support/generations.ts"
-import {
-  begin,
-  call,
-  type Endpoint,
-  eventually,
-  makeLog,
-  makeServer,
-  post,
-  protocolVersion,
-  readUntil,
-  request,
-  send,
-  socket,
-  textOf
-} from "./support/mcpHttp.ts"
+import { type Endpoint, makeLog, makeServer, socket } from "./support/mcpHttp.ts"
+import { begin, call, post, protocolVersion, request, send } from "./support/requests.ts"
 
 const open = (options: Partial<McpHttp.LayerOptions<never, Scope.Scope>> = {}) =>
   Effect.gen(function*() {

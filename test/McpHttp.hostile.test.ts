@@ -2,24 +2,15 @@
  * Bodies that are made to be slow, or to break what reads them.
  */
 import { assert, describe, it } from "@effect/vitest"
+import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
-import * as McpHttp from "effect-mcp-sessions/McpHttp"
+import { textOf } from "./support/answers.ts"
 import { openGuarded } from "./support/guarded.ts"
-import {
-  begin,
-  call,
-  type Endpoint,
-  initialize,
-  makeLog,
-  makeServer,
-  post,
-  socket,
-  textOf,
-  web
-} from "./support/mcpHttp.ts"
+import { type Endpoint, makeLog, makeServer, socket, web } from "./support/mcpHttp.ts"
 import { write } from "./support/rawHttp.ts"
+import { begin, call, initialize, post } from "./support/requests.ts"
 
 const versioned = { "mcp-protocol-version": "2025-11-25" }
 

@@ -1,16 +1,18 @@
 /**
- * Many sessions at once, through the router's web handler: what one caller may cost the others, and what is left of those
- * whom nobody ended.
+ * Many sessions at once, through the router's web handler: what one caller may cost the others, and what is left of
+ * those whom nobody ended.
  */
-import { setFlagsFromString } from "node:v8"
-import { runInNewContext } from "node:vm"
 import { assert, describe, it } from "@effect/vitest"
 import { Server } from "@modelcontextprotocol/sdk/server/index.js"
 import { CallToolRequestSchema } from "@modelcontextprotocol/sdk/types.js"
-import * as Effect from "effect/Effect"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
+import * as Effect from "effect/Effect"
+import { setFlagsFromString } from "node:v8"
+import { runInNewContext } from "node:vm"
+import { textOf } from "./support/answers.ts"
 import { many, underLoad } from "./support/load.ts"
-import { begin, call, initialize, post, textOf, web } from "./support/mcpHttp.ts"
+import { web } from "./support/mcpHttp.ts"
+import { begin, call, initialize, post } from "./support/requests.ts"
 
 setFlagsFromString("--expose-gc")
 const collect: () => void = runInNewContext("gc")

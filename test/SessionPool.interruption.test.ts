@@ -50,7 +50,7 @@ describe("SessionPool interruption", () => {
         assert.strictEqual((yield* Fiber.join(waiter)).name, "b1")
       }))
 
-    it.effect("takes no longer than closeTimeout when the connect can't be interrupted, and what opens late is closed", () =>
+    it.effect("takes no longer than closeTimeout if connect can't be interrupted, and what opens late is closed", () =>
       Effect.gen(function*() {
         const { pool, upstream } = yield* start({
           closeTimeout: 100,
@@ -279,7 +279,7 @@ describe("SessionPool interruption", () => {
         }
       }).pipe(Effect.provideService(Scheduler.MaxOpsBeforeYield, ops)))
 
-    it.effect(`by shutdown at any moment of an open, with a suspension after any ${ops} operations, is no failure`, () =>
+    it.effect(`by shutdown at any moment of an open, with a suspension after ${ops} operations, is no failure`, () =>
       Effect.gen(function*() {
         for (let moment = 0; moment < 40; moment++) {
           const { pool, upstream } = yield* start({

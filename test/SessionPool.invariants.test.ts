@@ -1,10 +1,11 @@
 /**
- * The ten invariants of the pool, each by tests named after it. `simulation.test.ts` looks for their breach at random; here
- * they are one by one.
+ * The ten invariants of the pool, each by tests named after it. `simulation.test.ts` looks for their breach at random;
+ * here they are one by one.
  */
 import { assert, describe, it } from "@effect/vitest"
-import * as Clock from "effect/Clock"
+import { SessionPoolError } from "effect-mcp-sessions"
 import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -13,7 +14,6 @@ import * as Fiber from "effect/Fiber"
 import * as Scheduler from "effect/Scheduler"
 import * as Schema from "effect/Schema"
 import * as TestClock from "effect/testing/TestClock"
-import { SessionPoolError } from "effect-mcp-sessions"
 import { fork, outcome, settle } from "./support/fibers.ts"
 import { a, b, c, d, identities } from "./support/identities.ts"
 import { call, lease, openPool, openWith, type Pool, type PoolOptions, record, start, visit } from "./support/pool.ts"
@@ -383,7 +383,7 @@ describe("SessionPool invariants", () => {
         assert.deepStrictEqual(upstream.gone, ["a1"])
       }))
 
-    it.effect("what a connect had acquired that never ends and can't be interrupted, before its callers hear of it", () =>
+    it.effect("what a connect had acquired that never ends nor can be interrupted, before its callers hear of it", () =>
       Effect.gen(function*() {
         const upstream = makeUpstream({ handshake: () => Effect.uninterruptible(Effect.never) })
         const pool = yield* openPool({ connect: upstream.connect, connectTimeout: 100, closeTimeout: 100 })
@@ -1089,7 +1089,7 @@ describe("SessionPool invariants", () => {
       assert.strictEqual(upstream.connects, 10_001)
     }))
 
-  it.effect("hold for ten thousand that wait for opens that end in their callers' own leases: the stack stays flat", () =>
+  it.effect("hold for ten thousand waiting for opens that end in their callers' own leases: the stack stays flat", () =>
     Effect.gen(function*() {
       const { pool } = yield* openWith(() => ({}), { capacity: 1, acquireTimeout: "1 hour" })
       const held = yield* lease(pool, a)

@@ -1,6 +1,6 @@
 /**
- * What the compiler says of a mistake in a pool's options: which option it is, and no wall about types that the user has
- * never heard of.
+ * What the compiler says of a mistake in a pool's options: which option it is, and no wall about types that the user
+ * has never heard of.
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"

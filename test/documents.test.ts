@@ -1,23 +1,23 @@
 /**
  * Every block of TypeScript in README, ARCHITECTURE, CONTRIBUTING and the docstrings compiles.
  *
- * A block that imports something is complete. The others are what a reader would write between imports and names of their
- * own: those are below, and everything that this package and Effect export is there.
+ * A block that imports something is complete. The others are what a reader would write between imports and names of
+ * their own: those are below, and everything that this package and Effect export is there.
  */
+import { assert, describe, it } from "@effect/vitest"
+import * as Sessions from "effect-mcp-sessions"
+import * as Effect from "effect/Effect"
 import { existsSync, readdirSync, readFileSync } from "node:fs"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
-import { assert, describe, it } from "@effect/vitest"
-import * as Effect from "effect/Effect"
-import * as Sessions from "effect-mcp-sessions"
 import * as Compiler from "./support/compiler.ts"
 
 const root = fileURLToPath(new URL("..", import.meta.url))
 
 /** What the blocks leave to their readers, wherever they are. */
 const prelude = `
-import { Clock, Config, Console, Context, Data, Duration, Effect, Layer, ManagedRuntime, Metric, Option, Redacted, Schedule,
-  Schema, Scope, Stream } from "effect"
+import { Clock, Config, Console, Context, Data, Duration, Effect, Layer, ManagedRuntime, Metric, Option, Redacted,
+  Schedule, Schema, Scope, Stream } from "effect"
 import { McpProtocol, McpServer } from "effect/ai"
 import { HttpRouter, HttpServerRequest } from "effect/http"
 import { CircuitBreaker, RateLimiter } from "effect/persistence"

@@ -8,7 +8,8 @@ import * as Compiler from "./support/compiler.ts"
 const imports = `
 import { Context, Duration, Effect, Layer } from "effect"
 import {
-  Identity, IdentityResolver, McpConnector, McpHttp, McpServers, McpSession, McpSessionError, SessionPool, SessionRegistry
+  Identity, IdentityResolver, McpConnector, McpHttp, McpServers, McpSession, McpSessionError, SessionPool,
+  SessionRegistry
 } from "effect-mcp-sessions"
 import { McpServer } from "@modelcontextprotocol/sdk/server/mcp.js"
 

@@ -2,9 +2,13 @@
  * The package as its users get it: what `npm pack` puts into the tarball, that a project with that tarball compiles and
  * runs the README's first snippet, and what the declarations in it say to those who read them and build on them.
  *
- * A project "installs" the tarball by unpacking it next to links to this checkout's dependencies: the same tree that npm
- * makes, without a network. It gets the dependencies that the README tells users to install, and no other.
+ * A project "installs" the tarball by unpacking it next to links to this checkout's dependencies: the same tree that
+ * npm makes, without a network. It gets the dependencies that the README tells users to install, and no other.
  */
+import { assert, describe, layer } from "@effect/vitest"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
 import { execFile } from "node:child_process"
 import {
   cpSync,
@@ -20,10 +24,6 @@ import {
 import { tmpdir } from "node:os"
 import { basename, dirname, join } from "node:path"
 import { fileURLToPath } from "node:url"
-import { assert, describe, layer } from "@effect/vitest"
-import * as Context from "effect/Context"
-import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
 import packageJson from "../package.json" with { type: "json" }
 import * as Compiler from "./support/compiler.ts"
 
@@ -148,8 +148,8 @@ class Declared extends Context.Service<Declared, { readonly modules: ReadonlyArr
 }
 
 /**
- * A library on this package: it returns each thing that the package exports, each member of it, and what programs make of
- * them. The compiler finds out what its declarations have to say.
+ * A library on this package: it returns each thing that the package exports, each member of it, and what programs make
+ * of them. The compiler finds out what its declarations have to say.
  */
 const libraryOn = (declared: ReadonlyArray<Module>) =>
   [
@@ -181,8 +181,8 @@ const compilers = [
 ]
 
 /**
- * A project for each way to resolve modules, compiled once: in `required` is what needs no more than the required peers,
- * in `all` what needs the optional ones too.
+ * A project for each way to resolve modules, compiled once: in `required` is what needs no more than the required
+ * peers, in `all` what needs the optional ones too.
  */
 class Project extends Context.Service<Project, { readonly directory: string }>()("test/Project") {
   static readonly layer = (compiler: typeof compilers[number]) =>

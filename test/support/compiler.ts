@@ -2,11 +2,11 @@
  * What the compiler itself knows of a project: its own parser and checker, through the API that TypeScript 7 calls
  * unstable. Only this file uses it.
  */
+import * as Effect from "effect/Effect"
+import * as Record from "effect/Record"
 import { symlinkSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
-import * as Effect from "effect/Effect"
-import * as Record from "effect/Record"
 import {
   type ExportDeclaration,
   type ImportDeclaration,

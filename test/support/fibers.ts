@@ -1,6 +1,6 @@
 /**
- * What the tests of the pool and of the registry have in common: callers in fibers of their own, and layers that end with
- * their test.
+ * What the tests of the pool and of the registry have in common: callers in fibers of their own, and layers that end
+ * with their test.
  */
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"

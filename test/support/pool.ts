@@ -1,12 +1,6 @@
 /**
  * A pool of the sessions of `upstream.ts`.
  */
-import * as Context from "effect/Context"
-import * as Deferred from "effect/Deferred"
-import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
-import * as Scope from "effect/Scope"
-import * as Stream from "effect/Stream"
 import {
   type Identity,
   type InvalidOptions,
@@ -15,6 +9,12 @@ import {
   SessionPoolEvent,
   type SessionPoolOptions
 } from "effect-mcp-sessions"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
 import { build, refused, settle } from "./fibers.ts"
 import { makeUpstream, Refused, type TestSession, type UpstreamOptions } from "./upstream.ts"
 

@@ -1,7 +1,7 @@
 /**
- * A random program over the pool, held against what the world outside the pool can see: which sessions are being opened,
- * open, in use and being closed, and what each caller is told. After every step all of that must obey the invariants of
- * the design; at the end everything is closed once and nothing is left.
+ * A random program over the pool, held against what the world outside the pool can see: which sessions are being
+ * opened, open, in use and being closed, and what each caller is told. After every step all of that must obey the
+ * invariants of the design; at the end everything is closed once and nothing is left.
  */
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
@@ -459,8 +459,8 @@ class Simulation extends Simulator.Simulation<Action> {
     if (this.world.isQuiet()) {
       this.expect(live.length <= capacity, `3: ${live.length} sessions are opening or open, of ${capacity}`)
     }
-    // One that was opened too late for its callers is freed in the place where it was opened, and its time for that began
-    // when they left: what is counted here has been used.
+    // One that was opened too late for its callers is freed in the place where it was opened, and its time for that
+    // began when they left: what is counted here has been used.
     const closing = this.sessions.filter((session) =>
       session.phase === "closing" && session.wasUsed && this.world.now() - session.closingSince < closeTimeout
     )

@@ -1,12 +1,6 @@
 /**
  * A registry of sessions whose resource does nothing but say when it was opened and closed.
  */
-import * as Context from "effect/Context"
-import * as Data from "effect/Data"
-import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
-import * as Scope from "effect/Scope"
-import * as Stream from "effect/Stream"
 import {
   Identity,
   type InvalidOptions,
@@ -17,6 +11,12 @@ import {
   SessionRegistryEvent,
   type SessionRegistryOptions
 } from "effect-mcp-sessions"
+import * as Context from "effect/Context"
+import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
 import { build, refused, settle } from "./fibers.ts"
 
 /** What an open of these tests fails with. */

@@ -1,10 +1,10 @@
 /**
  * The other side of a pool: sessions that do nothing but say when they were opened and closed.
  */
+import type { Identity, SessionHandle } from "effect-mcp-sessions"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import type { Identity, SessionHandle } from "effect-mcp-sessions"
 
 /** What a connect of these tests fails with. */
 export class Refused extends Data.TaggedError("Refused")<{ readonly why: string }> {}

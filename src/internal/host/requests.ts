@@ -7,11 +7,11 @@ import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import type { HttpServerError } from "effect/http/HttpServerError"
+import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
-import type { HttpServerError } from "effect/http/HttpServerError"
-import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as Answers from "./answers.ts"
 import * as Socket from "./socket.ts"
 
@@ -115,8 +115,8 @@ export const streamIssue = ({ headers }: Request): Answers.Refused | undefined =
 const notAStream = Answers.notAcceptable("text/event-stream")
 
 /**
- * Reads the body of a POST. Fails with the answer to one that is too large, takes longer than `timeout` milliseconds, or
- * is not there when `until` fails.
+ * Reads the body of a POST. Fails with the answer to one that is too large, takes longer than `timeout` milliseconds,
+ * or is not there when `until` fails.
  */
 export const textReader = (
   limit: number,
@@ -138,8 +138,9 @@ export const textReader = (
 }
 
 /**
- * Waits for `reading`, unless `late` fails first. To interrupt it destroys the connection, and then nobody would hear why:
- * so that comes a little later. And nearly every body is there in a moment, before it is worth to wait for anything else.
+ * Waits for `reading`, unless `late` fails first. To interrupt it destroys the connection, and then nobody would hear
+ * why: so that comes a little later. And nearly every body is there in a moment, before it is worth to wait for
+ * anything else.
  */
 const unless = <A, E>(reading: Effect.Effect<A, E>, late: Effect.Effect<never, E>): Effect.Effect<A, E> =>
   Effect.contextWith((services: Context.Context<never>) =>
@@ -203,7 +204,8 @@ const maxDepth = 256
 const tooDeep = Answers.tooDeep(maxDepth)
 
 /**
- * Whether there are arrays and objects within one another to more than a depth in a JSON text. Looks at each character once.
+ * Whether there are arrays and objects within one another to more than a depth in a JSON text. Looks at each character
+ * once.
  */
 const isNestedDeeper = (text: string, limit: number): boolean => {
   let depth = 0

@@ -15,19 +15,19 @@
  *                 ▼                             ▼            │ closed, or given up after closeTimeout
  *              draining ─── last lease ended ─▶ closing ─────┘
  *
- * `retire` takes a session out of `current`, so that the next caller of its key opens another. A retired session that is
- * opening or leased is draining; so is one that waits for a place among the closing, of which there are `capacity` too.
- * `end` is a `retire` that does not wait for the leases.
+ * `retire` takes a session out of `current`, so that the next caller of its key opens another. A retired session that
+ * is opening or leased is draining; so is one that waits for a place among the closing, of which there are `capacity`
+ * too. `end` is a `retire` that does not wait for the leases.
  *
  * What `ScopedCache` does: every session is an entry under a number of its own, so the cache runs `open` in the entry's
  * scope, with the services of the cache's owner, and closes that scope. What it does not do, and this does: it never
- * evicts or expires here, so leases, idle time, admission and the bounds on opening and closing are ours. So is the end:
- * the cache itself is never closed, as that would wait, without a bound, for whatever open or close was given up and is
- * still running. What such an open has acquired is freed under it.
+ * evicts or expires here, so leases, idle time, admission and the bounds on opening and closing are ours. So is the
+ * end: the cache itself is never closed, as that would wait, without a bound, for whatever open or close was given up
+ * and is still running. What such an open has acquired is freed under it.
  *
  * Every function below that is no effect is one step, which no other fiber can see the middle of. Two rules keep it so:
- * completing a `Deferred` runs its waiters on the spot, so it comes last; and what opens and closes runs in fibers of its
- * own, which the `Starter` starts after the step.
+ * completing a `Deferred` runs its waiters on the spot, so it comes last; and what opens and closes runs in fibers of
+ * its own, which the `Starter` starts after the step.
  */
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
@@ -485,8 +485,8 @@ const free = Effect.fnUntraced(function*<I, A, E>(
   }
 })
 
-// Frees an open that was given up and may never end under it: what it has acquired, a child process say, must not outlive
-// it. What it goes on to acquire is freed at once, for its scope is closed.
+// Frees an open that was given up and may never end under it: what it has acquired, a child process say, must not
+// outlive it. What it goes on to acquire is freed at once, for its scope is closed.
 const freeUnder = <A, E>({ scope }: Opening<A, E>): Effect.Effect<void> =>
   scope === undefined
     ? Effect.void

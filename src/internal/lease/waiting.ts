@@ -1,6 +1,7 @@
 /**
- * Callers that wait for room: first come, first served. The callers of one key are a party: they get one session, at the
- * place in the line of the first of them who is still there. Whoever came later never keeps a place that another has left.
+ * Callers that wait for room: first come, first served. The callers of one key are a party: they get one session, at
+ * the place in the line of the first of them who is still there. Whoever came later never keeps a place that another
+ * has left.
  */
 import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
