@@ -1,9 +1,10 @@
 /**
- * `npm run bench`, or `npm run bench -- hits memory` for a part of it; with `--check` it fails past the bars of bars.ts.
- * Ratios against a named peer, both sides measured in turns in one process: the figures themselves are this machine's.
+ * `npm run bench`, or `npm run bench -- hits memory` for a part of it; with `--check` it fails past the bars of
+ * bars.ts. Ratios against a named peer, both sides measured in turns in one process: the figures themselves are this
+ * machine's.
  */
-import { parseArgs } from "node:util"
 import * as Effect from "effect/Effect"
+import { parseArgs } from "node:util"
 import { unmeasured } from "./bars.ts"
 import * as Expiry from "./expiry.ts"
 import * as Hits from "./hits.ts"

@@ -18,38 +18,47 @@ const timed = <A, E, R>(ops: number, effect: Effect.Effect<A, E, R>) =>
   })
 
 /** Each operation, with so many sessions already there. */
-const operations = Effect.fnUntraced(function*(there: number) {
-  const ids = yield* Effect.forEach(
-    Array.from({ length: there }),
-    (_, i) => Effect.map(Registry.create(ownerOf(i)), ({ id }) => id)
+const operations = Effect.fnUntraced(
+  function*(there: number) {
+    const ids = yield* Effect.forEach(
+      Array.from({ length: there }),
+      (_, i) => Effect.map(Registry.create(ownerOf(i)), ({ id }) => id)
+    )
+    const ops = 1_000
+    const batch = Array.from({ length: ops }, (_, i) => i)
+    const samples = { create: [] as Array<number>, get: [] as Array<number>, terminate: [] as Array<number> }
+    for (let round = 0; round < 9; round++) {
+      const made: Array<string> = []
+      samples.create.push(
+        yield* timed(
+          ops,
+          Effect.forEach(batch, (i) => Effect.map(Registry.create(ownerOf(i)), ({ id }) => made.push(id)), {
+            discard: true
+          })
+        )
+      )
+      samples.get.push(
+        yield* timed(
+          ops,
+          Effect.forEach(
+            batch,
+            (i) => Effect.scoped(Registry.get(ids[i * (there / ops)]!, ownerOf(i * (there / ops)))),
+            {
+              discard: true
+            }
+          )
+        )
+      )
+      samples.terminate.push(
+        yield* timed(ops, Effect.forEach(batch, (i) => Registry.terminate(made[i]!, ownerOf(i)), { discard: true }))
+      )
+    }
+    return samples
+  },
+  Effect.provide(
+    Registry.layer({ open: ({ id }) => Effect.succeed({ id }), capacity: 2 * count, unusedTimeToLive: "1 hour" })
   )
-  const ops = 1_000
-  const batch = Array.from({ length: ops }, (_, i) => i)
-  const samples = { create: [] as Array<number>, get: [] as Array<number>, terminate: [] as Array<number> }
-  for (let round = 0; round < 9; round++) {
-    const made: Array<string> = []
-    samples.create.push(
-      yield* timed(
-        ops,
-        Effect.forEach(batch, (i) => Effect.map(Registry.create(ownerOf(i)), ({ id }) => made.push(id)), {
-          discard: true
-        })
-      )
-    )
-    samples.get.push(
-      yield* timed(
-        ops,
-        Effect.forEach(batch, (i) => Effect.scoped(Registry.get(ids[i * (there / ops)]!, ownerOf(i * (there / ops)))), {
-          discard: true
-        })
-      )
-    )
-    samples.terminate.push(
-      yield* timed(ops, Effect.forEach(batch, (i) => Registry.terminate(made[i]!, ownerOf(i)), { discard: true }))
-    )
-  }
-  return samples
-}, Effect.provide(Registry.layer({ open: ({ id }) => Effect.succeed({ id }), capacity: 2 * count })))
+)
 
 const memory = Effect.gen(function*() {
   const before = yield* heap
@@ -60,7 +69,13 @@ const memory = Effect.gen(function*() {
   const empty = yield* heap
   for (let i = 0; i < count; i++) yield* Registry.create(ownerOf(i))
   return ((yield* heap) - empty - scopes) / count
-}).pipe(Effect.provide(Registry.layer({ open: ({ id }) => Effect.succeed({ id }), capacity: count })))
+}).pipe(
+  Effect.provide(Registry.layer({
+    open: ({ id }) => Effect.succeed({ id }),
+    capacity: count,
+    unusedTimeToLive: "1 hour"
+  }))
+)
 
 export const main = Effect.gen(function*() {
   const few = yield* operations(1_000)

@@ -428,8 +428,8 @@ export const makeServer = (): Server => {
 }
 
 /**
- * The same server, of an earlier revision. The suite's clients ask for the newest one whatever revision they are to test,
- * and the SDK's server would grant it.
+ * The same server, of an earlier revision. The suite's clients ask for the newest one whatever revision they are to
+ * test, and the SDK's server would grant it.
  */
 export const speaking = (revision: string, server: Server): ServerLike => ({
   connect: async (transport) => {

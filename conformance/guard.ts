@@ -1,14 +1,14 @@
 /**
  * Effect's own server behind `McpHttp.guard`.
  */
-import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
-import * as Schema from "effect/Schema"
+import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import * as McpProtocol from "effect/ai/McpProtocol"
 import * as McpServer from "effect/ai/McpServer"
 import * as Tool from "effect/ai/Tool"
 import * as Toolkit from "effect/ai/Toolkit"
-import * as McpHttp from "effect-mcp-sessions/McpHttp"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Schema from "effect/Schema"
 import { serve } from "./serve.ts"
 
 const Tools = Toolkit.make(Tool.make("test_simple_text", { description: "Returns text", success: Schema.String }))

@@ -1,6 +1,6 @@
 /**
- * Tells what the suite found. `node --import tsx conformance/report.ts DIRECTORY` reads, in each directory in there, the
- * names of the scenarios that should have run from `expected`, and the checks of each from
+ * Tells what the suite found. `node --import tsx conformance/report.ts DIRECTORY` reads, in each directory in there,
+ * the names of the scenarios that should have run from `expected`, and the checks of each from
  * `server-SCENARIO-TIME/checks.json`.
  *
  * A scenario has passed if at least one of its checks succeeded, and none failed, warned or was skipped: stricter than

@@ -1,10 +1,10 @@
 import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
+import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
 import * as Console from "effect/Console"
-import * as Layer from "effect/Layer"
 import * as HttpRouter from "effect/http/HttpRouter"
 import * as HttpServer from "effect/http/HttpServer"
-import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
+import * as Layer from "effect/Layer"
 import { createServer } from "node:http"
 
 const announce = Layer.effectDiscard(HttpServer.addressFormattedWith((address) => Console.log(`${address}/mcp`)))

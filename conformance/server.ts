@@ -2,8 +2,8 @@
  * The fixtures over `McpHttp.layer`. `node --import tsx conformance/server.ts 2025-06-18` speaks that revision with its
  * clients.
  */
-import * as Effect from "effect/Effect"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
+import * as Effect from "effect/Effect"
 import { makeServer, speaking } from "./fixtures.ts"
 import { serve } from "./serve.ts"
 

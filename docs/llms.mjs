@@ -1,6 +1,6 @@
 /**
- * Writes llms.txt, for readers that are programs: README, and below it the reference of each module, all in one file and
- * from the sources that people read. See https://llmstxt.org.
+ * Writes llms.txt, for readers that are programs: README, and below it the reference of each module, all in one file
+ * and from the sources that people read. See https://llmstxt.org.
  */
 import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs"
 import { join } from "node:path"

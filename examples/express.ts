@@ -4,8 +4,8 @@
  * `npx tsx examples/express.ts` starts it, asks it twice, and stops it.
  */
 import { Effect, Layer, ManagedRuntime, Schema } from "effect"
-import { HttpServerRespondable, HttpServerResponse } from "effect/http"
 import { type IdentityRequest, IdentityResolver, McpConnector, SessionPool } from "effect-mcp-sessions"
+import { HttpServerRespondable, HttpServerResponse } from "effect/http"
 import express from "express"
 import { once } from "node:events"
 import { createRequire } from "node:module"

@@ -4,8 +4,8 @@
  * `npx tsx examples/fastify.ts` starts it, asks it twice, and stops it.
  */
 import { Effect, Layer, ManagedRuntime } from "effect"
-import { HttpServerRespondable, HttpServerResponse } from "effect/http"
 import { type IdentityRequest, IdentityResolver, McpConnector, SessionPool } from "effect-mcp-sessions"
+import { HttpServerRespondable, HttpServerResponse } from "effect/http"
 import Fastify from "fastify"
 import { createRequire } from "node:module"
 

@@ -11,7 +11,6 @@ import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/
 import { Server } from "@modelcontextprotocol/sdk/server/index.js"
 import { CallToolRequestSchema, ListToolsRequestSchema } from "@modelcontextprotocol/sdk/types.js"
 import { Console, Effect, Layer } from "effect"
-import { HttpRouter, HttpServer } from "effect/http"
 import {
   Identity,
   IdentityResolver,
@@ -24,6 +23,7 @@ import {
   type SessionPoolError,
   SessionRegistry
 } from "effect-mcp-sessions"
+import { HttpRouter, HttpServer } from "effect/http"
 import { createHash } from "node:crypto"
 import { createServer } from "node:http"
 import { createRequire } from "node:module"
@@ -87,8 +87,8 @@ const forward = (upstream: Upstream) =>
   })
 
 /**
- * One upstream session for each caller, however many conversations they have. It is leased for each call, so that it can
- * expire or be evicted between two, and a call carries the newest credentials. What the upstream remembers of one
+ * One upstream session for each caller, however many conversations they have. It is leased for each call, so that it
+ * can expire or be evicted between two, and a call carries the newest credentials. What the upstream remembers of one
  * conversation it remembers in the other.
  */
 export const byIdentity = Effect.fnUntraced(function*(_: SessionInfo, { identity }: McpHttp.SessionCaller) {
@@ -97,9 +97,9 @@ export const byIdentity = Effect.fnUntraced(function*(_: SessionInfo, { identity
 })
 
 /**
- * One upstream session for each conversation, for as long as it lasts: for upstreams that remember. It is leased with the
- * session's scope, so that `initialize` answers 503 when the pool has no room, and retired with it, so that nobody ever
- * gets what it remembers.
+ * One upstream session for each conversation, for as long as it lasts: for upstreams that remember. It is leased with
+ * the session's scope, so that `initialize` answers 503 when the pool has no room, and retired with it, so that nobody
+ * ever gets what it remembers.
  *
  * Its key is a digest of the session's id: keys are logged.
  */

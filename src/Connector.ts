@@ -59,13 +59,14 @@ export type Connector<R = never, C = SdkClient> = (
  * @category models
  */
 export interface ServerLike<in T> {
+  /** Called once, with one end of a pair of transports; the session has the other. */
   connect(transport: T): Promise<void>
 }
 
 /**
  * A record, or one that depends on the identity, and may take an Effect to find out. That may fail with any error: then
- * nothing is sent, and the open or the call fails with the reason `PreparationFailed`, which has the error as its `cause`.
- * A `McpSessionError` comes through as it is.
+ * nothing is sent, and the open or the call fails with the reason `PreparationFailed`, which has the error as its
+ * `cause`. A `McpSessionError` comes through as it is.
  *
  * @category models
  */
@@ -79,9 +80,9 @@ export type PerIdentity<R = never> =
  * What every connector takes. A connector is made with its options checked: it throws `InvalidOptions`, which names the
  * first that is wrong or unknown. Durations are any `Duration.Input`; a number is milliseconds.
  *
- * What a session is given is taken out of its errors and logs where it is a secret, in any encoding: credentials always,
- * environment variables, headers, arguments and parts of the URL if their name says so (`token`, `key`, `password`,
- * `cookie`, …) or if they look like one. Plain words under other names stay.
+ * What a session is given is taken out of its errors and logs where it is a secret, in any encoding: credentials
+ * always, environment variables, headers, arguments and parts of the URL if their name says so (`token`, `key`,
+ * `password`, `cookie`, …) or if they look like one. Plain words under other names stay.
  *
  * @category models
  */
@@ -91,14 +92,14 @@ export interface Options<out R = never> {
   /** What the server is told that it talks to: a name, a version and what else MCP has there. Default: this library. */
   readonly clientInfo?: Implementation | undefined
   /**
-   * How long opening a session may take, more than 0 and finite, else the open fails with `RequestTimeout`. By default a
-   * connector has no such bound of its own: the pool has one, `SessionPool.layer({ connectTimeout })`, 30 seconds unless it
-   * says otherwise.
+   * How long opening a session may take, more than 0 and finite, else the open fails with `RequestTimeout`. By default
+   * a connector has no such bound of its own: the pool has one, `SessionPool.layer({ connectTimeout })`, 30 seconds
+   * unless it says otherwise.
    */
   readonly connectTimeout?: Duration.Input | undefined
   /**
-   * How long a call may take that says nothing else, more than 0 and finite, else it fails with `RequestTimeout`. Default:
-   * 60 seconds.
+   * How long a call may take that says nothing else, more than 0 and finite, else it fails with `RequestTimeout`.
+   * Default: 60 seconds.
    */
   readonly requestTimeout?: Duration.Input | undefined
   /**
@@ -127,16 +128,16 @@ export interface Options<out R = never> {
  */
 export interface StdioOptions<out R = never> extends Options<R> {
   /**
-   * The program to start, looked for in `PATH` unless it is a path. No shell reads it. One that can't be started fails the
-   * open with `Unreachable` and the system's code, such as `ENOENT`.
+   * The program to start, looked for in `PATH` unless it is a path. No shell reads it. One that can't be started fails
+   * the open with `Unreachable` and the system's code, such as `ENOENT`.
    */
   readonly command: string
   /** Its arguments, each as it is. Default: none. */
   readonly args?: ReadonlyArray<string> | undefined
   /**
-   * Its environment variables, which may depend on the identity; asked for once a session. They are added to the six that
-   * the SDK deems safe to pass on (HOME, LOGNAME, PATH, SHELL, TERM, USER). The rest of this process' environment stays
-   * here.
+   * Its environment variables, which may depend on the identity; asked for once a session. They are added to the six
+   * that the SDK deems safe to pass on (HOME, LOGNAME, PATH, SHELL, TERM, USER). The rest of this process' environment
+   * stays here.
    */
   readonly env?: PerIdentity<R> | undefined
   /** Its working directory. Default: this process' own. */
@@ -166,7 +167,8 @@ export interface HttpOptions<out R = never> extends Options<R> {
 }
 
 /**
- * The services that the functions among a connector's options need: each asks for its own, and the pool's layer for all.
+ * The services that the functions among a connector's options need: each asks for its own, and the pool's layer for
+ * all.
  *
  * @category models
  */
@@ -177,7 +179,8 @@ type ServicesOf<F> = F extends (...args: never) => infer A
   : never
 
 /**
- * Nothing but the options in `Known`: where options are captured as they are, the compiler would not name a misspelt one.
+ * Nothing but the options in `Known`: where options are captured as they are, the compiler would not name a misspelt
+ * one.
  *
  * @category models
  */

@@ -3,8 +3,8 @@
  */
 import type * as Config from "effect/Config"
 import * as Effect from "effect/Effect"
-import * as Schema from "effect/Schema"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
+import * as Schema from "effect/Schema"
 import { respond } from "./internal/problem.ts"
 
 /**
@@ -18,8 +18,8 @@ export type Configurable<Options> =
   | { readonly [K in keyof Options]: Options[K] | Config.Config<Options[K]> }
 
 /**
- * An option that a layer or a connector can't work with: found when the layer builds or the connector is made, so a server
- * with it never starts. Should it reach a client all the same, it answers 500 and names no option.
+ * An option that a layer or a connector can't work with: found when the layer builds or the connector is made, so a
+ * server with it never starts. Should it reach a client all the same, it answers 500 and names no option.
  *
  * @category errors
  */

@@ -78,12 +78,13 @@ const connectors = Connecting.make<SdkClient, Transport>({
  * Starts a server as a child process and talks to it over its pipes.
  *
  * When the scope of the session has closed, the child is gone and so is everything that it had started. It is asked
- * first, by the end of its stdin; after 1.5 seconds its process group gets SIGTERM, and after another 1.5 seconds SIGKILL.
- * When this process exits its children are killed. A signal that kills this process at once leaves no time for that: then
- * only servers that end with their stdin end, as every server should.
+ * first, by the end of its stdin; after 1.5 seconds its process group gets SIGTERM, and after another 1.5 seconds
+ * SIGKILL. When this process exits its children are killed. A signal that kills this process at once leaves no time for
+ * that: then only servers that end with their stdin end, as every server should.
  *
- * A child that dies ends its session at that moment: calls in flight fail with `SessionClosed`, and the pool opens another.
- * What it writes to stderr goes to the log at debug level, without the identity's credentials and the secrets of `env`.
+ * A child that dies ends its session at that moment: calls in flight fail with `SessionClosed`, and the pool opens
+ * another. What it writes to stderr goes to the log at debug level, without the identity's credentials and the secrets
+ * of `env`.
  *
  * @category constructors
  */

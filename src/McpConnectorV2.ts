@@ -3,10 +3,10 @@
  * `McpConnector`, for servers of protocol version 2026-07-28 as well as older ones. An optional peer dependency:
  * import this module by its own path, `effect-mcp-sessions/McpConnectorV2`.
  *
- * 2026-07-28 has no sessions on the wire. What a session is then: a connection, what the client knows of the server, and
- * an identity. Nothing is terminated on the server, `ping` is `server/discover`, lists are kept by the SDK's own cache
- * for as long as the server's `ttlMs` says, and `notifications` has what comes with the answers of requests; for more,
- * `session.request((client, options) => client.listen({ … }, options))`.
+ * 2026-07-28 has no sessions on the wire. What a session is then: a connection, what the client knows of the server,
+ * and an identity. Nothing is terminated on the server, `ping` is `server/discover`, lists are kept by the SDK's own
+ * cache for as long as the server's `ttlMs` says, and `notifications` has what comes with the answers of requests; for
+ * more, `session.request((client, options) => client.listen({ … }, options))`.
  *
  * A pool of these sessions needs a tag of its own:
  *
@@ -35,11 +35,11 @@ import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
 import type * as Connectors from "./Connector.ts"
 import type { Identity } from "./Identity.ts"
-import { noTimeout } from "./internal/client/sdk.ts"
-import * as Declare from "./internal/options.ts"
 import * as Connecting from "./internal/client/connector.ts"
 import * as ConnectorOptions from "./internal/client/options.ts"
+import { noTimeout } from "./internal/client/sdk.ts"
 import * as OpenSession from "./internal/client/session.ts"
+import * as Declare from "./internal/options.ts"
 
 /**
  * Opens a session for an identity; its scope closes it.
@@ -63,15 +63,15 @@ export type ServerLike = Connectors.ServerLike<Transport>
 export interface Negotiation {
   /**
    * `"auto"` (default) asks the server (`server/discover`) and falls back to `initialize`. The answer is kept, so that
-   * later opens cost nothing extra: that a server is of the older kind for an hour, for everybody; what a newer one says
-   * of itself for its `ttlMs`, but 5 minutes at least (a live session uses it for as long as it lives) and an hour at
-   * most, for the identity that it said it to.
+   * later opens cost nothing extra: that a server is of the older kind for an hour, for everybody; what a newer one
+   * says of itself for its `ttlMs`, but 5 minutes at least (a live session uses it for as long as it lives) and an hour
+   * at most, for the identity that it said it to.
    * `"legacy"` never asks, `{ pin }` accepts that very version alone.
    */
   readonly versionNegotiation?: VersionNegotiationMode | undefined
   /**
-   * How long a child process may be silent on `server/discover` before it is taken for one of the older kind, 10 seconds
-   * of real time by default. Over HTTP silence is an outage, and `connectTimeout` its bound.
+   * How long a child process may be silent on `server/discover` before it is taken for one of the older kind, 10
+   * seconds of real time by default. Over HTTP silence is an outage, and `connectTimeout` its bound.
    */
   readonly probeTimeout?: Duration.Input | undefined
 }
@@ -154,8 +154,8 @@ export const http = connectors.http
 export const sse = connectors.sse
 
 /**
- * An SDK server in this process, one for each session. See `McpConnector.inProcess`. The SDK's in-memory transport is of
- * the older kind.
+ * An SDK server in this process, one for each session. See `McpConnector.inProcess`. The SDK's in-memory transport is
+ * of the older kind.
  *
  * @category constructors
  */
@@ -225,8 +225,8 @@ const isFailedNegotiation = (error: unknown): boolean =>
   error instanceof Error && "code" in error && error.code === "ERA_NEGOTIATION_FAILED"
 
 /**
- * 2026-07-28, server/discover: the era is a property of the server, and clients SHOULD cache it; what the server says of
- * itself may depend on who asks. A verdict that a server is of the older kind never fails, so it must end by itself.
+ * 2026-07-28, server/discover: the era is a property of the server, and clients SHOULD cache it; what the server says
+ * of itself may depend on who asks. A verdict that a server is of the older kind never fails, so it must end by itself.
  */
 const makeVerdicts = () => {
   const modern = new Map<string, { readonly prior: PriorDiscovery; readonly until: number }>()

@@ -30,11 +30,11 @@ import type { EventStore } from "@modelcontextprotocol/sdk/server/webStandardStr
 import type * as Config from "effect/Config"
 import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import type * as HttpRouter from "effect/http/HttpRouter"
 import * as Layer from "effect/Layer"
 import type * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
-import type * as HttpRouter from "effect/http/HttpRouter"
 import type { Identity } from "./Identity.ts"
 import type { IdentityResolver } from "./IdentityResolver.ts"
 import * as Callers from "./internal/host/callers.ts"
@@ -51,12 +51,12 @@ export type * from "./McpHttpOptions.ts"
 /**
  * Hosts an SDK server for each session, over Streamable HTTP: POST, GET for the server's own stream, DELETE.
  *
- * A request that runs, whether or not somebody still waits for its answer, and a stream that is open hold their session.
- * The session ends them when it ends, and all of them end with the layer, or with the Node server that they came to as
- * soon as that stops listening.
+ * A request that runs, whether or not somebody still waits for its answer, and a stream that is open hold their
+ * session. The session ends them when it ends, and all of them end with the layer, or with the Node server that they
+ * came to as soon as that stops listening.
  *
- * It provides the `SessionRegistry` of its sessions, so that an operator can list, count and terminate them. Where there are
- * several such layers, each is given a tag of its own for that, with the option `sessions`.
+ * It provides the `SessionRegistry` of its sessions, so that an operator can list, count and terminate them. Where
+ * there are several such layers, each is given a tag of its own for that, with the option `sessions`.
  *
  * Fails with `InvalidOptions` when an option has no meaning.
  *
@@ -119,12 +119,12 @@ export const layerConfig = <E = never, R = never, Sessions = SessionRegistry>(
  * here; nothing else of it changes.
  *
  * The ids that clients see are the registry's. Requests of the protocol version 2026-07-28, which has no sessions, are
- * made for somebody too, and otherwise let through; their session header is dropped. Origins are checked here and inside:
- * list them in both.
+ * made for somebody too, and otherwise let through; their session header is dropped. Origins are checked here and
+ * inside: list them in both.
  *
- * Nothing reaches that server but POSTs of callers who are known. A `path` that no route of the router has stops the build of
- * the app with `InvalidOptions`, as a defect; and what reaches an MCP server by any other path is answered with 503 and, once,
- * logged: in a router with a guard, every MCP server has one, or is an endpoint of {@link layer}.
+ * Nothing reaches that server but POSTs of callers who are known. A `path` that no route of the router has stops the
+ * build of the app with `InvalidOptions`, as a defect; and what reaches an MCP server by any other path is answered
+ * with 503 and, once, logged: in a router with a guard, every MCP server has one, or is an endpoint of {@link layer}.
  *
  * It provides the `SessionRegistry` of these sessions.
  *
@@ -176,8 +176,8 @@ const provide = <Sessions, E, R>(
  * Makes event stores in memory, one for each session, which is where they end.
  *
  * Each keeps the latest events of its session: `capacity` of them at most, by default 256, and `maxBytes` at most, by
- * default 4 MiB of JSON. A client that was away for longer misses those before; an event that is larger than that is not
- * kept at all.
+ * default 4 MiB of JSON. A client that was away for longer misses those before; an event that is larger than that is
+ * not kept at all.
  *
  * Throws `InvalidOptions` when an option has no meaning.
  *
@@ -194,11 +194,12 @@ export const memoryEventStore = (options: MemoryEventStoreOptions = {}): () => E
 
 /**
  * The identity of the request that a handler of the SDK's server is answering, with the credentials that came with it:
- * `SessionCaller.identity` is the session's, and may have newer ones by now. `extra` is what the SDK hands to the handler.
- * None if the request did not come by way of {@link layer}.
+ * `SessionCaller.identity` is the session's, and may have newer ones by now. `extra` is what the SDK hands to the
+ * handler. None if the request did not come by way of {@link layer}.
  *
- * The SDK has its own way to say it, `extra.authInfo`: there when the request has credentials, its `token` what they are,
- * its `clientId` the identity's key, its `extra.identity` the identity. Nobody has verified it but `IdentityResolver`.
+ * The SDK has its own way to say it, `extra.authInfo`: there when the request has credentials, its `token` what they
+ * are, its `clientId` the identity's key, its `extra.identity` the identity. Nobody has verified it but
+ * `IdentityResolver`.
  *
  * **Example** (A handler that knows whom it serves)
  *

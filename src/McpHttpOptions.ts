@@ -7,10 +7,10 @@ import * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
+import type * as HttpRouter from "effect/http/HttpRouter"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import * as Struct from "effect/Struct"
-import type * as HttpRouter from "effect/http/HttpRouter"
 import type { Identity } from "./Identity.ts"
 import * as Options from "./internal/options.ts"
 import {
@@ -33,8 +33,8 @@ export interface EndpointOptions extends Omit<SessionRegistryOptions<never, neve
    */
   readonly sessions?: Context.Key<unknown, Operator> | undefined
   /**
-   * The path of the endpoint, by default `"/mcp"`. For `layer` it is within the router that it is added to; for `guard` it is
-   * the whole path of the server's route, with the prefixes of its router.
+   * The path of the endpoint, by default `"/mcp"`. For `layer` it is within the router that it is added to; for `guard`
+   * it is the whole path of the server's route, with the prefixes of its router.
    */
   readonly path?: HttpRouter.PathInput | undefined
   /**
@@ -88,8 +88,8 @@ export interface LayerOptions<E, R> extends EndpointOptions {
    */
   readonly response?: "sse" | "json" | undefined
   /**
-   * Makes the store that lets the clients of a session resume a stream that broke, as `McpHttp.memoryEventStore` does: a
-   * new one each time, because an SDK transport replays whatever its store has. By default nothing can be resumed.
+   * Makes the store that lets the clients of a session resume a stream that broke, as `McpHttp.memoryEventStore` does:
+   * a new one each time, because an SDK transport replays whatever its store has. By default nothing can be resumed.
    */
   readonly eventStore?: ((info: SessionInfo) => EventStore) | undefined
   /** How long a client is told to wait before it resumes a stream. By default that is its own choice. */

@@ -4,20 +4,10 @@
  * One error, nine reasons. `Effect.catchReason("McpSessionError", "Unauthorized", …)` handles one of them. A tool that
  * answers with `isError` has answered: that is a value, never one of these.
  */
-import * as Schema from "effect/Schema"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
+import * as Schema from "effect/Schema"
 import { CredentialScheme } from "./Identity.ts"
 import { challenge, respond } from "./internal/problem.ts"
-
-/**
- * Whether the request may have reached the server. `false` only if it certainly did not, so that repeating it is safe.
- */
-const requestSent = Schema.Boolean
-
-/**
- * The scheme of the credentials that were refused, if they were the caller's own: forwarded, and not the connector's.
- */
-const forwarded = Schema.optionalKey(CredentialScheme)
 
 /**
  * The session ended before the answer came: its child process died, its connection was closed, or its scope ended. Its
@@ -26,7 +16,8 @@ const forwarded = Schema.optionalKey(CredentialScheme)
  * @category errors
  */
 export class SessionClosed extends Schema.TaggedClass<SessionClosed>()("SessionClosed", {
-  requestSent,
+  /** Whether the request may have reached the server. */
+  requestSent: Schema.Boolean,
   /** What ended it, where it was no exit: a message over the SDK's limit of 10 MiB. */
   detail: Schema.optionalKey(Schema.String),
   /** What the server's process exited with, if it did. */
@@ -44,7 +35,10 @@ export class SessionClosed extends Schema.TaggedClass<SessionClosed>()("SessionC
  *
  * @category errors
  */
-export class SessionExpired extends Schema.TaggedClass<SessionExpired>()("SessionExpired", { requestSent }) {}
+export class SessionExpired extends Schema.TaggedClass<SessionExpired>()("SessionExpired", {
+  /** Whether the request may have reached the server. */
+  requestSent: Schema.Boolean
+}) {}
 
 /**
  * The server answered 401. The session lives on.
@@ -52,8 +46,10 @@ export class SessionExpired extends Schema.TaggedClass<SessionExpired>()("Sessio
  * @category errors
  */
 export class Unauthorized extends Schema.TaggedClass<Unauthorized>()("Unauthorized", {
-  requestSent,
-  forwarded
+  /** Whether the request may have reached the server. */
+  requestSent: Schema.Boolean,
+  /** The scheme of the credentials that were refused, if they were the caller's own, forwarded. */
+  forwarded: Schema.optionalKey(CredentialScheme)
 }) {}
 
 /**
@@ -61,7 +57,12 @@ export class Unauthorized extends Schema.TaggedClass<Unauthorized>()("Unauthoriz
  *
  * @category errors
  */
-export class Forbidden extends Schema.TaggedClass<Forbidden>()("Forbidden", { requestSent, forwarded }) {}
+export class Forbidden extends Schema.TaggedClass<Forbidden>()("Forbidden", {
+  /** Whether the request may have reached the server. */
+  requestSent: Schema.Boolean,
+  /** The scheme of the credentials that were refused, if they were the caller's own, forwarded. */
+  forwarded: Schema.optionalKey(CredentialScheme)
+}) {}
 
 /**
  * No answer came within the time that the call (60 seconds by default), or the connect, was given. The server was told
@@ -69,7 +70,10 @@ export class Forbidden extends Schema.TaggedClass<Forbidden>()("Forbidden", { re
  *
  * @category errors
  */
-export class RequestTimeout extends Schema.TaggedClass<RequestTimeout>()("RequestTimeout", { requestSent }) {}
+export class RequestTimeout extends Schema.TaggedClass<RequestTimeout>()("RequestTimeout", {
+  /** Whether the request may have reached the server. */
+  requestSent: Schema.Boolean
+}) {}
 
 /**
  * The server answered with a JSON-RPC error, or with something that is not the protocol, such as a body without the
@@ -80,10 +84,13 @@ export class RequestTimeout extends Schema.TaggedClass<RequestTimeout>()("Reques
  * @category errors
  */
 export class ProtocolFailure extends Schema.TaggedClass<ProtocolFailure>()("ProtocolFailure", {
+  /** The JSON-RPC error's own. */
   code: Schema.Number,
   message: Schema.String,
+  /** The JSON-RPC error's own: whatever the server sent. */
   data: Schema.Unknown,
-  requestSent
+  /** Whether the request may have reached the server. */
+  requestSent: Schema.Boolean
 }) {}
 
 /**
@@ -93,8 +100,10 @@ export class ProtocolFailure extends Schema.TaggedClass<ProtocolFailure>()("Prot
  * @category errors
  */
 export class HttpFailure extends Schema.TaggedClass<HttpFailure>()("HttpFailure", {
+  /** The HTTP status. */
   status: Schema.Int,
-  requestSent
+  /** Whether the request may have reached the server. */
+  requestSent: Schema.Boolean
 }) {}
 
 /**
@@ -106,8 +115,10 @@ export class HttpFailure extends Schema.TaggedClass<HttpFailure>()("HttpFailure"
  * @category errors
  */
 export class Unreachable extends Schema.TaggedClass<Unreachable>()("Unreachable", {
+  /** What the system, undici or TLS call it. */
   code: Schema.String,
-  requestSent
+  /** Whether the request may have reached the server. */
+  requestSent: Schema.Boolean
 }) {}
 
 /**
@@ -121,7 +132,8 @@ export class PreparationFailed extends Schema.TaggedClass<PreparationFailed>()("
   option: Schema.Literals(["headers", "env", "server"]),
   /** What it failed, died or threw with. Redacted, because it may quote what it was about: `Redacted.value(cause)`. */
   cause: Schema.Redacted(Schema.Unknown),
-  requestSent
+  /** Whether the request may have reached the server. */
+  requestSent: Schema.Boolean
 }) {}
 
 /**

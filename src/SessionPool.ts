@@ -27,8 +27,8 @@ import * as Checks from "./internal/lease/checks.ts"
 import * as Events from "./internal/lease/events.ts"
 import * as Failures from "./internal/lease/failures.ts"
 import * as Leased from "./internal/lease/leased.ts"
-import * as Options from "./internal/options.ts"
 import * as Waiting from "./internal/lease/waiting.ts"
+import * as Options from "./internal/options.ts"
 import * as Sent from "./internal/sent.ts"
 import { type Configurable, type InvalidOptions } from "./InvalidOptions.ts"
 import type { McpSession, McpSessionError } from "./McpSession.ts"
@@ -59,8 +59,8 @@ export interface SessionPoolOptions<Session, E, R, RC = R> {
    */
   readonly idleTimeToLive?: Duration.Input | undefined
   /**
-   * How long after it was opened a session takes new leases, less up to 2.5 %: by default for ever. Then it is closed as
-   * soon as it is free.
+   * How long after it was opened a session takes new leases, less up to 2.5 %: by default for ever. Then it is closed
+   * as soon as it is free.
    */
   readonly maxLifetime?: Duration.Input | undefined
   /** How long an open may take, else `ConnectTimeout`: by default 30 seconds. */
@@ -108,8 +108,8 @@ export const declared = Options.declare<SessionPoolOptions<never, never, never>>
 )
 
 /**
- * Why a session was retired: `evicted` for another identity, `expired` in idleness, past its `lifetime`, `invalidated` by
- * the application, `died` or `unhealthy` by its connector or check, or `shutdown` of the pool.
+ * Why a session was retired: `evicted` for another identity, `expired` in idleness, past its `lifetime`, `invalidated`
+ * by the application, `died` or `unhealthy` by its connector or check, or `shutdown` of the pool.
  *
  * @category models
  */
@@ -221,15 +221,17 @@ export interface Service<in out Session, in out E> {
    * The session of the identity, opened if there is none, leased until the current scope closes.
    *
    * Fails as `connect` fails; with `PoolExhausted` when there was no room for `acquireTimeout` (30 seconds by default),
-   * `ConnectTimeout` when the open took longer than `connectTimeout` (30 seconds), `PoolClosed` when the pool is shut down.
+   * `ConnectTimeout` when the open took longer than `connectTimeout` (30 seconds), `PoolClosed` when the pool is shut
+   * down.
    */
   readonly get: (identity: Identity) => Effect.Effect<Session, E | SessionPoolError, Scope.Scope>
   /**
-   * Runs `f` with the session of the identity, leased for as long as `f` runs. The fast path. Fails as `get` and `f` do.
+   * Runs `f` with the session of the identity, leased for as long as `f` runs. The fast path. Fails as `get` and `f`
+   * do.
    *
    * If an MCP session that was in use before turns out to be forgotten by its server, and `f` fails with its
-   * `SessionExpired`, `f` is run once more, from its start, with a fresh one: provided that nothing may have run of what
-   * was sent on the session meanwhile, by anybody, also inside of `request` and through `client`.
+   * `SessionExpired`, `f` is run once more, from its start, with a fresh one: provided that nothing may have run of
+   * what was sent on the session meanwhile, by anybody, also inside of `request` and through `client`.
    */
   readonly withSession: <A, E2, R2>(
     identity: Identity,
@@ -271,15 +273,17 @@ export interface TagClass<in out Self, in out Id extends string, in out Session,
    * The session of the identity, opened if there is none, leased until the current scope closes.
    *
    * Fails as `connect` fails; with `PoolExhausted` when there was no room for `acquireTimeout` (30 seconds by default),
-   * `ConnectTimeout` when the open took longer than `connectTimeout` (30 seconds), `PoolClosed` when the pool is shut down.
+   * `ConnectTimeout` when the open took longer than `connectTimeout` (30 seconds), `PoolClosed` when the pool is shut
+   * down.
    */
   readonly get: (identity: Identity) => Effect.Effect<Session, E | SessionPoolError, Scope.Scope | Self>
   /**
-   * Runs `f` with the session of the identity, leased for as long as `f` runs. The fast path. Fails as `get` and `f` do.
+   * Runs `f` with the session of the identity, leased for as long as `f` runs. The fast path. Fails as `get` and `f`
+   * do.
    *
    * If an MCP session that was in use before turns out to be forgotten by its server, and `f` fails with its
-   * `SessionExpired`, `f` is run once more, from its start, with a fresh one: provided that nothing may have run of what
-   * was sent on the session meanwhile, by anybody, also inside of `request` and through `client`.
+   * `SessionExpired`, `f` is run once more, from its start, with a fresh one: provided that nothing may have run of
+   * what was sent on the session meanwhile, by anybody, also inside of `request` and through `client`.
    */
   readonly withSession: <A, E2, R2>(
     identity: Identity,
@@ -308,19 +312,20 @@ export interface TagClass<in out Self, in out Id extends string, in out Session,
    */
   readonly events: Stream.Stream<SessionPoolEvent, never, Self>
   /**
-   * A pool that lives as long as the layer's scope. Building it fails with `InvalidOptions`, which names the option. The
-   * end of the scope takes at most `drainTimeout` and twice `closeTimeout`, and never fails, whatever the sessions do.
+   * A pool that lives as long as the layer's scope. Building it fails with `InvalidOptions`, which names the option.
+   * The end of the scope takes at most `drainTimeout` and twice `closeTimeout`, and never fails, whatever the sessions
+   * do.
    */
   readonly layer: <R = never, RC = never>(
     options: SessionPoolOptions<Session, E, R, RC>
   ) => Layer.Layer<Self, InvalidOptions, Exclude<R | RC, Scope.Scope>>
   /**
    * A pool whose options come from the configuration, and from `options` where that is silent. The variables are named
-   * after the options: `MCP_POOL_CAPACITY`, `MCP_POOL_IDLE_TIME_TO_LIVE`, …; README has the table. Durations are written
-   * as `"5 minutes"`, and a plain number is milliseconds.
+   * after the options: `MCP_POOL_CAPACITY`, `MCP_POOL_IDLE_TIME_TO_LIVE`, …; README has the table. Durations are
+   * written as `"5 minutes"`, and a plain number is milliseconds.
    *
-   * An option may be a `Config` of your own, which is read in place of its variable; and so may all of them at once, and
-   * then no variable of the library is read.
+   * An option may be a `Config` of your own, which is read in place of its variable; and so may all of them at once,
+   * and then no variable of the library is read.
    *
    * Fails with `ConfigError` when a variable can't be read, and with `InvalidOptions` when what it says has no meaning.
    */
@@ -770,5 +775,6 @@ const keyOf = (slot: { readonly key: string }): SessionKey => slot.key as Sessio
  * @category services
  */
 export class SessionPool extends Tag<SessionPool, McpSession, McpSessionError>()("effect-mcp-sessions/SessionPool") {
+  /** Makes the tag of a pool of any other type of session, or with other errors: see {@link Tag}. */
   static readonly Tag = Tag
 }

@@ -3,8 +3,8 @@
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Schema from "effect/Schema"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
+import * as Schema from "effect/Schema"
 import { SessionKey } from "./Identity.ts"
 import { respond } from "./internal/problem.ts"
 
@@ -43,8 +43,11 @@ export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-mcp
   "PoolExhausted",
   {
     method,
+    /** The pool's `capacity`. */
     capacity: Schema.Number,
+    /** How long the caller waited: `acquireTimeout`. */
     waited: Schema.Duration,
+    /** How many leases the fiber that asked holds itself. */
     held: Schema.Number.pipe(Schema.withConstructorDefault(Effect.succeed(0)))
   }
 ) {
@@ -72,7 +75,13 @@ export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-mcp
  */
 export class ConnectTimeout extends Schema.TaggedError<ConnectTimeout>("effect-mcp-sessions/ConnectTimeout")(
   "ConnectTimeout",
-  { method, key: SessionKey, after: Schema.Duration }
+  {
+    method,
+    /** Whose session did not open. */
+    key: SessionKey,
+    /** How long it was waited for: `connectTimeout`. */
+    after: Schema.Duration
+  }
 ) {
   readonly module = "SessionPool"
   readonly reference = "connect-timeout"

@@ -2,15 +2,15 @@
  * The inbound registry: `Mcp-Session-Id` → an owned session, expiring, bounded, closed by finalizers.
  *
  * - Ids are minted here, from 192 random bits. None is accepted from a client, none is used twice.
- * - A session is its owner's alone. To everybody else it does not exist: unknown, expired, terminated and someone else's
- *   are one and the same {@link SessionNotFound}, and a refused request leaves no trace on the session.
- * - Full means that the newcomer is refused, unless there is a session that was never used: the oldest of these gives way.
- *   No session that was ever used is evicted.
+ * - A session is its owner's alone. To everybody else it does not exist: unknown, expired, terminated and someone
+ *   else's are one and the same {@link SessionNotFound}, and a refused request leaves no trace on the session.
+ * - Full means that the newcomer is refused, unless there is a session that was never used: the oldest of these gives
+ *   way. No session that was ever used is evicted.
  * - Whoever holds a session keeps it alive; its idle time counts from the end of the last hold. Only its owner, an
  *   operator, or the end of the registry itself closes it while it is held, and tells its holders.
  *
- * This module is the policy: who may come in, whose an id is, and what callers and observers are told. When a session may
- * be closed is `internal/lease/leased.ts`. It knows neither HTTP nor any SDK: those are `McpHttp`.
+ * This module is the policy: who may come in, whose an id is, and what callers and observers are told. When a session
+ * may be closed is `internal/lease/leased.ts`. It knows neither HTTP nor any SDK: those are `McpHttp`.
  */
 import * as Cause from "effect/Cause"
 import type * as Config from "effect/Config"
@@ -42,6 +42,7 @@ export * from "./SessionRegistryError.ts"
  * @category models
  */
 export interface SessionOwner {
+  /** Names the owner: two with one key are the same. */
   readonly key: SessionKey
   /** Whether it is everybody who has no identity of their own: then `capacityPerOwner` does not limit it. */
   readonly shared?: boolean | undefined
@@ -56,11 +57,15 @@ export interface SessionOwner {
 export interface SessionInfo {
   /** The `Mcp-Session-Id`. Not a credential, and all the same no text for a log: eight characters of it are enough. */
   readonly id: string
+  /** The key of its owner. */
   readonly owner: SessionKey
+  /** When it was asked for, before it was opened. */
   readonly createdAt: number
   /** When it was last taken hold of or let go, whichever is later. */
   readonly lastActivityAt: number
+  /** What its client calls itself, if it was told. */
   readonly clientId?: string
+  /** What its tenant is called, if it was told. */
   readonly tenantId?: string
 }
 
@@ -70,22 +75,26 @@ export interface SessionInfo {
  * @category models
  */
 export interface RegisteredSession<out Resource> extends SessionInfo {
+  /**
+   * What `open` opened. Closed by its finalizers when the session ends, once nobody holds it or at once if it has to.
+   */
   readonly resource: Resource
   /**
-   * Completes when the session takes no more requests, because it was terminated, is past its lifetime or the registry
-   * shuts down. Calls in flight may go on; a stream that would stay open should not.
+   * Completes with the reason when the session takes no more requests; at once if that is so. Calls in flight may go
+   * on; a stream that would stay open should not.
    */
   readonly retired: Effect.Effect<EndReason>
   /**
-   * Completes when the resource is about to be closed, whoever holds it: it was terminated, or the registry has shut down.
-   * A call in flight has to end now.
+   * Completes with the reason when the resource is about to be closed, whoever holds it: it was terminated, or the
+   * registry has shut down; at once if that is so. A call in flight has to end now.
    */
   readonly ended: Effect.Effect<EndReason>
 }
 
 /**
  * Why a session takes no more requests: it was idle for too long (`expired`), has never been used and gave way to a
- * newcomer (`evicted`), is past its `lifetime`, was `terminated` by its owner or an operator, or the registry shuts down.
+ * newcomer (`evicted`), is past its `lifetime`, was `terminated` by its owner or an operator, or the registry shuts
+ * down.
  *
  * @category models
  */
@@ -97,12 +106,15 @@ export type EndReason = "expired" | "evicted" | "lifetime" | "terminated" | "shu
  * @category models
  */
 export interface CreateOptions {
+  /** What the client calls itself: by default nothing. */
   readonly clientId?: string | undefined
+  /** What the tenant is called: by default nothing. */
   readonly tenantId?: string | undefined
 }
 
 /**
- * What a registry opens for a session and how long it keeps it. Durations are `Duration.Input`; a number is milliseconds.
+ * What a registry opens for a session and how long it keeps it. Durations are `Duration.Input`; a number is
+ * milliseconds.
  *
  * @category models
  */
@@ -111,15 +123,15 @@ export interface SessionRegistryOptions<Resource, E, R> {
    * Opens what belongs to a session. Its finalizers close it. Runs with the services, the span and a scope of the
    * registry, never those of the request that asked for the session. The session does not exist for anybody before.
    */
-  readonly open: (info: SessionInfo) => Effect.Effect<Resource, E, R>
+  readonly open: (info: SessionInfo) => Effect.Effect<Resource, E, R | Scope.Scope>
   /**
-   * How many sessions may be opening, open or draining at once: an integer, by default 10,000. Beyond it the oldest session
-   * that was never used gives way to a newcomer; if there is none, the newcomer is refused with `RegistryFull`.
+   * How many sessions may be opening, open or draining at once: an integer, by default 10,000. Beyond it the oldest
+   * session that was never used gives way to a newcomer; if there is none, the newcomer is refused with `RegistryFull`.
    */
   readonly capacity?: number | undefined
   /**
-   * The same for one owner, so that none can take all the room: an integer, by default a hundredth of `capacity`, and at
-   * least 10. The shared identity has no such limit: it is everybody without an identity of their own.
+   * The same for one owner, so that none can take all the room: an integer, by default a hundredth of `capacity`, and
+   * at least 10. The shared identity has no such limit: it is everybody without an identity of their own.
    */
   readonly capacityPerOwner?: number | undefined
   /**
@@ -175,15 +187,21 @@ export const declared = Options.declare<SessionRegistryOptions<never, never, nev
 export interface SessionRegistryStats {
   /** Sessions that take requests: held and idle. The expired are none. */
   readonly size: number
+  /** The option. */
   readonly capacity: number
-  /** How many of them one owner may have. */
+  /** How many of them one owner may have: the option, or what it is by default. */
   readonly capacityPerOwner: number
+  /** The option. */
   readonly idleTimeToLive: Duration.Duration
+  /** Sessions that a request or a stream holds. */
   readonly held: number
+  /** Sessions that nobody holds, kept until their time to live has passed. */
   readonly idle: number
+  /** Sessions that `open` has been called for and not returned. */
   readonly opening: number
   /** Take no more requests, and are still held, opening, or waiting for a place among the closing. */
   readonly draining: number
+  /** Sessions whose finalizers run, until they end or `closeTimeout` has passed. */
   readonly closing: number
   /** Owners of a session that is opening, open or draining. */
   readonly owners: number
@@ -192,8 +210,8 @@ export interface SessionRegistryStats {
   /** Newcomers that found the registry, or their owner's share of it, full. */
   readonly refusals: number
   /**
-   * Ids that were asked for in vain, by whatever operation: unknown, expired, terminated, and those of others. Many of them
-   * are somebody's guesses, or clients that do not initialize anew.
+   * Ids that were asked for in vain, by whatever operation: unknown, expired, terminated, and those of others. Many of
+   * them are somebody's guesses, or clients that do not initialize anew.
    */
   readonly notFound: number
   /** Sessions that were never used and gave way to a newcomer. */
@@ -218,13 +236,15 @@ export interface SessionRegistryStats {
  * @category models
  */
 export interface SessionRegistryEntry extends SessionInfo {
+  /** Whether a request or a stream holds it. */
   readonly state: "held" | "idle"
   /** By how many requests and streams it is held. */
   readonly holders: number
 }
 
 /**
- * What happened in the registry. Each session is `Created` once, then `Ended` once, then `Closed` or `CloseFailed` once.
+ * What happened in the registry. Each session is `Created` once, then `Ended` once, then `Closed` or `CloseFailed`
+ * once.
  * `session` is the beginning of its id, enough to find it and not enough to use it.
  *
  * A `CloseFailed` without a `Created` is of a failed open that could not free what it had acquired.
@@ -255,9 +275,9 @@ export const SessionRegistryEvent = Data.taggedEnum<SessionRegistryEvent>()
 // -----------------------------------------------------------------------------
 
 /**
- * What an operator can do with the sessions of a registry, whatever belongs to each: list, count and end them. A registry
- * that hosts sessions for others, as those of `McpHttp` do, provides this and no more: how its sessions begin, and what
- * belongs to them, is its own affair.
+ * What an operator can do with the sessions of a registry, whatever belongs to each: list, count and end them. A
+ * registry that hosts sessions for others, as those of `McpHttp` do, provides this and no more: how its sessions begin,
+ * and what belongs to them, is its own affair.
  *
  * @category models
  */
@@ -310,8 +330,9 @@ export interface Service<out Resource, out E> extends Operator {
   /**
    * A new session of the owner, under a new id. Nobody holds it when this ends: its idle time begins.
    *
-   * Fails with `RegistryFull` when there is no room for another session, or another of this owner; with `OpenTimeout` when
-   * its `open` takes longer than `openTimeout`; with the error of its `open`; and with `RegistryClosed` after shutdown.
+   * Fails with `RegistryFull` when there is no room for another session, or another of this owner; with `OpenTimeout`
+   * when its `open` takes longer than `openTimeout`; with the error of its `open`; and with `RegistryClosed` after
+   * shutdown.
    */
   readonly create: (
     owner: SessionOwner,
@@ -321,8 +342,8 @@ export interface Service<out Resource, out E> extends Operator {
    * The owner's session of that id, held until the current scope closes. For as long it does not expire, and its last
    * activity is when the scope closes.
    *
-   * Fails with `SessionNotFound` when the owner has no such session, and with `RegistryClosed` after shutdown. Then nothing
-   * has happened to the session.
+   * Fails with `SessionNotFound` when the owner has no such session, and with `RegistryClosed` after shutdown. Then
+   * nothing has happened to the session.
    */
   readonly get: (
     id: string,
@@ -370,8 +391,8 @@ export interface Layers<in out Provided, in out Resource, in out E> {
    * named after the options: `MCP_REGISTRY_CAPACITY`, `MCP_REGISTRY_IDLE_TIME_TO_LIVE`, …; README has the table.
    * Durations are written as `"30 minutes"`, and a plain number is milliseconds.
    *
-   * An option may be a `Config` of your own, which is read in place of its variable; and so may all of them at once, and
-   * then no variable of the library is read.
+   * An option may be a `Config` of your own, which is read in place of its variable; and so may all of them at once,
+   * and then no variable of the library is read.
    *
    * Fails with `ConfigError` when a variable can't be read, and with `InvalidOptions` when what it says has no meaning.
    */
@@ -393,8 +414,8 @@ export interface TagClass<in out Self, in out Id extends string, in out Resource
 {}
 
 /**
- * Makes the tag of an operator's view, for an application in which there are several: two `McpHttp` layers, say, of which
- * each is told by its option `sessions` which tag to provide.
+ * Makes the tag of an operator's view, for an application in which there are several: two `McpHttp` layers, say, of
+ * which each is told by its option `sessions` which tag to provide.
  *
  * **Example** (Two endpoints in one application)
  *
@@ -485,8 +506,8 @@ export interface Hosting<out Resource, out E> extends Service<Resource, E> {
    * As `create`, but the session is held until the current scope closes, for what is still to be done before its client
    * hears of it. That is no use of it: its `unusedTimeToLive` begins then.
    *
-   * It can be interrupted while the session opens, and then nothing is left of it, also where its caller can't be: such a
-   * caller loses no session between this and what comes next.
+   * It can be interrupted while the session opens, and then nothing is left of it, also where its caller can't be: such
+   * a caller loses no session between this and what comes next.
    */
   readonly createHeld: (
     owner: SessionOwner,
@@ -785,8 +806,8 @@ const admit = <Resource, E>(
     }, 1)
   })
 
-// What is full even so, if anything is. Their own share first: when both are full, no other's leaving will help. Whoever
-// begins sessions and never uses them pushes out their own, and is not shut out by them.
+// What is full even so, if anything is. Their own share first: when both are full, no other's leaving will help.
+// Whoever begins sessions and never uses them pushes out their own, and is not shut out by them.
 const makeRoom = <Resource, E>(self: Registry<Resource, E>, owner: SessionOwner): RegistryFull["scope"] | undefined => {
   const { engine, options, shares } = self
   const isShareFull = owner.shared !== true && Shares.places(shares, owner.key) >= options.capacityPerOwner
@@ -960,8 +981,8 @@ const endReason = ({ retired }: AnySlot): EndReason => {
 }
 
 /**
- * What the default {@link SessionRegistry} tag needs to create sessions and to get what belongs to them: a registry of the
- * application's own. Its `layer` provides it, `McpHttp`'s layers do not: their sessions begin with a request.
+ * What the default {@link SessionRegistry} tag needs to create sessions and to get what belongs to them: a registry of
+ * the application's own. Its `layer` provides it, `McpHttp`'s layers do not: their sessions begin with a request.
  *
  * @category services
  */
@@ -974,12 +995,12 @@ const defaultLayers = layers<SessionRegistry | CreatesSessions, unknown, never>(
 )
 
 /**
- * The registry of a server's sessions, as its operator sees it: {@link Operator}. `McpHttp`'s layers provide it over the
- * sessions that they host.
+ * The registry of a server's sessions, as its operator sees it: {@link Operator}. `McpHttp`'s layers provide it over
+ * the sessions that they host.
  *
  * Its own {@link SessionRegistry.layer} provides a registry of the application's sessions, which {@link
- * SessionRegistry.create} and {@link SessionRegistry.get} need; without it they do not compile. For a resource with a type
- * make a tag with {@link Tag}, for several views in one application with {@link Operator}.
+ * SessionRegistry.create} and {@link SessionRegistry.get} need; without it they do not compile. For a resource with a
+ * type make a tag with {@link Tag}, for several views in one application with {@link Operator}.
  *
  * **Example** (Log a user out)
  *
@@ -991,6 +1012,7 @@ const defaultLayers = layers<SessionRegistry | CreatesSessions, unknown, never>(
  */
 export class SessionRegistry extends Operator<SessionRegistry>()("effect-mcp-sessions/SessionRegistry") {
   /** Makes the tag of a registry of any type of resource: {@link Tag}. */
+  /** Makes the tag of a registry of any other type of resource: see {@link Tag}. */
   static readonly Tag = Tag
   /** Makes the tag of an operator's view: {@link Operator}. */
   static readonly Operator = Operator
@@ -999,8 +1021,8 @@ export class SessionRegistry extends Operator<SessionRegistry>()("effect-mcp-ses
    */
   static readonly create = CreatesSessions.create
   /**
-   * The owner's session of that id, held until the current scope closes, as {@link Service.get} does. Needs a registry of
-   * the application's own.
+   * The owner's session of that id, held until the current scope closes, as {@link Service.get} does. Needs a registry
+   * of the application's own.
    */
   static readonly get = CreatesSessions.get
   /**

@@ -3,8 +3,8 @@
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Schema from "effect/Schema"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
+import * as Schema from "effect/Schema"
 import { respond } from "./internal/problem.ts"
 
 // The operation that failed.
@@ -14,8 +14,8 @@ const operation = Schema.Literals(["create", "get", "peek", "terminate"]).pipe(
 )
 
 /**
- * The caller has no session of this id. Whether there never was one, it has expired or been terminated, or it is someone
- * else's, nothing tells. Answers 404, which makes a client initialize anew.
+ * The caller has no session of this id. Whether there never was one, it has expired or been terminated, or it is
+ * someone else's, nothing tells. Answers 404, which makes a client initialize anew.
  *
  * @category errors
  */
@@ -37,8 +37,8 @@ export class SessionNotFound
 }
 
 /**
- * There is no room for a new session, in the registry or in what one owner may have of it. Answers 503 with
- * `Retry-After`.
+ * There is no room for a new session, in the registry or in what one owner may have of it, and no session there that
+ * was never used. Answers 503 with `Retry-After`.
  *
  * @category errors
  */

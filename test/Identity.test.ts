@@ -1,12 +1,4 @@
 import { assert, describe, it } from "@effect/vitest"
-import * as Arbitrary from "effect/Arbitrary"
-import * as Effect from "effect/Effect"
-import * as Equal from "effect/Equal"
-import * as Option from "effect/Option"
-import * as Redacted from "effect/Redacted"
-import * as Schema from "effect/Schema"
-import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
-import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import {
   Credentials,
   Identity,
@@ -18,6 +10,14 @@ import {
   PrincipalKey,
   SessionKey
 } from "effect-mcp-sessions"
+import * as Arbitrary from "effect/Arbitrary"
+import * as Effect from "effect/Effect"
+import * as Equal from "effect/Equal"
+import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
+import * as HttpServerResponse from "effect/http/HttpServerResponse"
+import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
+import * as Schema from "effect/Schema"
 import { inspect } from "node:util"
 
 const response = (error: HttpServerRespondable.Respondable) =>

@@ -3,16 +3,6 @@
  * fault is, and nobody a secret.
  */
 import { assert, describe, it } from "@effect/vitest"
-import * as Cause from "effect/Cause"
-import * as Duration from "effect/Duration"
-import * as Effect from "effect/Effect"
-import * as Fiber from "effect/Fiber"
-import * as Layer from "effect/Layer"
-import * as Logger from "effect/Logger"
-import * as Redacted from "effect/Redacted"
-import * as Schema from "effect/Schema"
-import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
-import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import {
   AccessDenied,
   type Identified,
@@ -25,8 +15,20 @@ import {
   McpHttp,
   MissingCredentials
 } from "effect-mcp-sessions"
+import * as Cause from "effect/Cause"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
+import * as HttpServerResponse from "effect/http/HttpServerResponse"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as Redacted from "effect/Redacted"
+import * as Schema from "effect/Schema"
 import { inspect } from "node:util"
-import { initialize, makeLog, makeServer, post, textOf, web } from "./support/mcpHttp.ts"
+import { textOf } from "./support/answers.ts"
+import { makeLog, makeServer, web } from "./support/mcpHttp.ts"
+import { initialize, post } from "./support/requests.ts"
 
 /** A token of the caller, as the message of an error may quote it. */
 const secret = "sk-SECRET"

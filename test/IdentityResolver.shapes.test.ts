@@ -2,13 +2,13 @@
  * Whatever shape a request has: a credential that is in it in any readable way is never taken for none.
  */
 import { assert, describe, it } from "@effect/vitest"
+import { type IdentityRequest, IdentityResolver } from "effect-mcp-sessions"
 import * as Arbitrary from "effect/Arbitrary"
 import * as Effect from "effect/Effect"
+import * as EffectHeaders from "effect/http/Headers"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
-import * as EffectHeaders from "effect/http/Headers"
-import { type IdentityRequest, IdentityResolver } from "effect-mcp-sessions"
 import { inspect } from "node:util"
 import { runInNewContext } from "node:vm"
 

@@ -2,13 +2,13 @@
  * What goes wrong with TLS, with real servers, on both transports of both generations of the SDK: a server that can't
  * be trusted, or does not speak TLS, was not sent anything.
  */
+import { assert, describe, it } from "@effect/vitest"
+import { Identity } from "effect-mcp-sessions/Identity"
+import { Unreachable } from "effect-mcp-sessions/McpSession"
+import * as Effect from "effect/Effect"
 import { createServer } from "node:https"
 import tls from "node:tls"
 import { afterAll, beforeAll } from "vitest"
-import { assert, describe, it } from "@effect/vitest"
-import * as Effect from "effect/Effect"
-import { Identity } from "effect-mcp-sessions/Identity"
-import { Unreachable } from "effect-mcp-sessions/McpSession"
 import { type Certificate, selfSigned } from "./support/certificates.ts"
 import { type AnyConnector, generations } from "./support/generations.ts"
 import * as Scripted from "./support/servers/scripted.ts"

@@ -1,20 +1,21 @@
 /**
- * What is the second generation's own. What it shares with the first is tested with both, in the tests of `McpConnector`.
+ * What is the second generation's own. What it shares with the first is tested with both, in the tests of
+ * `McpConnector`.
  */
-import { existsSync, readFileSync } from "node:fs"
-import { join } from "node:path"
-import { fileURLToPath } from "node:url"
 import { assert, describe, it } from "@effect/vitest"
 import type { Client } from "@modelcontextprotocol/client"
-import { createMcpHandler, McpServer } from "@modelcontextprotocol/server"
 import type { CallToolResult } from "@modelcontextprotocol/sdk/types.js"
+import { createMcpHandler, McpServer } from "@modelcontextprotocol/server"
+import { Identity } from "effect-mcp-sessions/Identity"
+import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
+import type { McpSession } from "effect-mcp-sessions/McpSession"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
-import { Identity } from "effect-mcp-sessions/Identity"
-import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
-import type { McpSession } from "effect-mcp-sessions/McpSession"
+import { existsSync, readFileSync } from "node:fs"
+import { join } from "node:path"
+import { fileURLToPath } from "node:url"
 import { isAlive } from "./support/processes.ts"
 import * as HttpServer from "./support/servers/http.ts"
 import * as Modern from "./support/servers/modern.mjs"

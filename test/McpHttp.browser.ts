@@ -1,23 +1,24 @@
 /**
  * Clients in web pages, in a browser: `npm run test:browser`.
  */
-import { createServer } from "node:http"
-import { mkdtempSync, rmSync } from "node:fs"
-import { tmpdir } from "node:os"
-import { join } from "node:path"
-import { fileURLToPath } from "node:url"
 import { assert, describe, it } from "@effect/vitest"
 import { Server } from "@modelcontextprotocol/sdk/server/index.js"
 import { CallToolRequestSchema, ListToolsRequestSchema } from "@modelcontextprotocol/sdk/types.js"
-import * as Effect from "effect/Effect"
 import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
+import * as Effect from "effect/Effect"
 import { build } from "esbuild"
+import { mkdtempSync, rmSync } from "node:fs"
+import { createServer } from "node:http"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { fileURLToPath } from "node:url"
 import { type BrowserContext, chromium, type Page as Tab } from "playwright-core"
 import { afterAll, beforeAll } from "vitest"
 import { openGuarded } from "./support/guarded.ts"
-import { call, type Endpoint, initialize, socket } from "./support/mcpHttp.ts"
+import { type Endpoint, socket } from "./support/mcpHttp.ts"
 import type { Page } from "./support/page.ts"
+import { call, initialize } from "./support/requests.ts"
 
 const executablePath = process.env["CHROMIUM"] ?? "/usr/bin/chromium"
 

@@ -2,25 +2,16 @@
  * What a web page may read of an answer. `McpHttp.browser.ts` is the same in a browser.
  */
 import { assert, describe, it } from "@effect/vitest"
-import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
-import * as HttpMiddleware from "effect/http/HttpMiddleware"
-import * as HttpRouter from "effect/http/HttpRouter"
 import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
+import * as Effect from "effect/Effect"
+import * as HttpMiddleware from "effect/http/HttpMiddleware"
+import * as HttpRouter from "effect/http/HttpRouter"
+import * as Layer from "effect/Layer"
+import { textOf } from "./support/answers.ts"
 import { openGuarded } from "./support/guarded.ts"
-import {
-  begin,
-  call,
-  type Endpoint,
-  initialize,
-  makeLog,
-  makeServer,
-  request,
-  socket,
-  textOf,
-  web
-} from "./support/mcpHttp.ts"
+import { type Endpoint, makeLog, makeServer, socket, web } from "./support/mcpHttp.ts"
+import { begin, call, initialize, request } from "./support/requests.ts"
 
 const origin = "https://app.example"
 const options = { allowedOrigins: [origin], maxBodyBytes: 1_000, capacity: 1 }

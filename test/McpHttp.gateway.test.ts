@@ -1,33 +1,24 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Server } from "@modelcontextprotocol/sdk/server/index.js"
 import { CallToolRequestSchema, ListToolsRequestSchema } from "@modelcontextprotocol/sdk/types.js"
-import * as Context from "effect/Context"
-import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
-import * as Logger from "effect/Logger"
-import type * as Scope from "effect/Scope"
-import * as Headers from "effect/http/Headers"
 import { Identity } from "effect-mcp-sessions/Identity"
 import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
 import * as McpConnector from "effect-mcp-sessions/McpConnector"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
-import { SessionPool, type SessionPoolOptions } from "effect-mcp-sessions/SessionPool"
 import type { McpSession } from "effect-mcp-sessions/McpSession"
 import type { McpSessionError } from "effect-mcp-sessions/McpSessionError"
-import * as HttpServers from "./support/servers/http.ts"
+import { SessionPool, type SessionPoolOptions } from "effect-mcp-sessions/SessionPool"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Headers from "effect/http/Headers"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import type * as Scope from "effect/Scope"
 import * as Gateway from "../examples/gateway.ts"
-import {
-  begin,
-  call,
-  type Endpoint,
-  initialize,
-  messagesOf,
-  post,
-  request,
-  socket,
-  textOf,
-  web
-} from "./support/mcpHttp.ts"
+import { messagesOf, textOf } from "./support/answers.ts"
+import { type Endpoint, socket, web } from "./support/mcpHttp.ts"
+import { begin, call, initialize, post, request } from "./support/requests.ts"
+import * as HttpServers from "./support/servers/http.ts"
 
 /** An upstream that remembers: `count` counts the calls of its session, `token` says what the call was made with. */
 const upstream = (log: { opened: number; closed: number }) => () =>
@@ -162,7 +153,7 @@ describe("a gateway", () => {
       assert.strictEqual(yield* above.registry.size, 1)
     }))
 
-  it.live("answers 401 and 403 where the upstream refuses what is forwarded, and 502 where it refuses the gateway", () =>
+  it.live("answers 401 and 403 where the upstream refuses what is forwarded, 502 where it refuses the gateway", () =>
     Effect.gen(function*() {
       for (const [status, behaviour] of [[401, { authorization: "Bearer other" }], [403, { status: 403 }]] as const) {
         const above = yield* HttpServers.start(behaviour)

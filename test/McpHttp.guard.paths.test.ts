@@ -2,18 +2,19 @@
  * Whatever the router, the paths and the request: nobody unknown is answered by the server behind a guard.
  */
 import { assert, describe, it } from "@effect/vitest"
+import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
+import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
-import * as Logger from "effect/Logger"
 import type * as FindMyWay from "effect/http/FindMyWay"
 import * as HttpRouter from "effect/http/HttpRouter"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
-import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
-import * as McpHttp from "effect-mcp-sessions/McpHttp"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
 import { inside, type InsideLog, makeInsideLog, modern, openGuarded } from "./support/guarded.ts"
-import { call, initialize, makeLog, makeServer, socket } from "./support/mcpHttp.ts"
+import { makeLog, makeServer, socket } from "./support/mcpHttp.ts"
 import { write } from "./support/rawHttp.ts"
+import { call, initialize } from "./support/requests.ts"
 import { type Dice, makeDice } from "./support/world.ts"
 
 interface Setup {

@@ -1,28 +1,18 @@
 /**
  * Bodies that are made to be slow, or to break what reads them.
  */
-import { connect } from "node:net"
 import { assert, describe, it } from "@effect/vitest"
 import { CallToolRequestSchema } from "@modelcontextprotocol/sdk/types.js"
+import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import * as Effect from "effect/Effect"
-import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
-import * as McpHttp from "effect-mcp-sessions/McpHttp"
+import { connect } from "node:net"
+import { textOf } from "./support/answers.ts"
 import { openGuarded } from "./support/guarded.ts"
-import {
-  begin,
-  call,
-  type Endpoint,
-  initialize,
-  makeLog,
-  makeServer,
-  post,
-  socket,
-  textOf,
-  web
-} from "./support/mcpHttp.ts"
+import { type Endpoint, makeLog, makeServer, socket, web } from "./support/mcpHttp.ts"
 import { write } from "./support/rawHttp.ts"
+import { begin, call, initialize, post } from "./support/requests.ts"
 
 const versioned = { "mcp-protocol-version": "2025-11-25" }
 
@@ -99,53 +89,6 @@ describe("a body made to be slow", () => {
 
   describe("McpHttp.guard", () =>
     suite(Effect.map(openGuarded(web), (endpoint) => ({ ...endpoint, called: () => endpoint.log.called }))))
-})
-
-const half = (headers: string) =>
-  "POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" +
-  `Accept: application/json, text/event-stream\r\nMCP-Protocol-Version: 2025-11-25\r\n${headers}\r\n`
-const withLength = half("Content-Length: 1000\r\n") + "{\"jsonrpc\":"
-const inChunks = half("Transfer-Encoding: chunked\r\n") + "2\r\n{\"\r\n"
-const openImpatient = (kind: "layer" | "guard") =>
-  kind === "guard"
-    ? openGuarded(socket, { bodyTimeout: 200 })
-    : socket(McpHttp.layer({ server: makeServer(makeLog()), bodyTimeout: 200 }))
-
-describe("a body that stops half-way", () => {
-  it.live.each(["layer", "guard"] as const)(
-    "is answered with 408 by McpHttp.%s, whatever it was for",
-    (kind) =>
-      Effect.gen(function*() {
-        const endpoint = yield* openImpatient(kind)
-        const session = yield* begin(endpoint)
-        const named = (request: string) => request.replace("\r\n", `\r\nMcp-Session-Id: ${session}\r\n`)
-        for (const request of [withLength, inChunks, named(withLength), named(inChunks)]) {
-          const { body, status } = yield* write(endpoint, request)
-          assert.strictEqual(status, 408, request)
-          assert.include(body, "did not arrive in time")
-        }
-      })
-  )
-
-  it.live.each(["layer", "guard"] as const)(
-    "is answered with 404 by McpHttp.%s when its session ends",
-    (kind) =>
-      Effect.gen(function*() {
-        const endpoint = yield* kind === "guard"
-          ? openGuarded(socket)
-          : socket(McpHttp.layer({ server: makeServer(makeLog()) }))
-        const session = yield* begin(endpoint)
-        const answer = yield* Effect.forkChild(
-          write(endpoint, withLength.replace("\r\n", `\r\nMcp-Session-Id: ${session}\r\n`)),
-          { startImmediately: true }
-        )
-        yield* Effect.sleep(200)
-        yield* endpoint.registry.clear
-        const { body, status } = yield* Fiber.join(answer)
-        assert.strictEqual(status, 404)
-        assert.include(body, "Session not found")
-      })
-  )
 })
 
 describe("an answer that nobody reads", () => {

@@ -1,10 +1,10 @@
 import { assert, describe, it } from "@effect/vitest"
-import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
-import type * as Scope from "effect/Scope"
-import * as HttpRouter from "effect/http/HttpRouter"
 import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
+import * as Effect from "effect/Effect"
+import * as HttpRouter from "effect/http/HttpRouter"
+import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
 import { makeLog, makeServer } from "./support/mcpHttp.ts"
 
 const built = (app: ReturnType<typeof McpHttp.guard>) =>

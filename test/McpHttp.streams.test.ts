@@ -1,35 +1,19 @@
 import { assert, describe, it } from "@effect/vitest"
 import type { EventStore } from "@modelcontextprotocol/sdk/server/webStandardStreamableHttp.js"
+import { Identity } from "effect-mcp-sessions/Identity"
+import * as McpHttp from "effect-mcp-sessions/McpHttp"
+import { PoolExhausted } from "effect-mcp-sessions/SessionPool"
+import type { SessionInfo } from "effect-mcp-sessions/SessionRegistry"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
-import { Identity } from "effect-mcp-sessions/Identity"
-import * as McpHttp from "effect-mcp-sessions/McpHttp"
-import { PoolExhausted } from "effect-mcp-sessions/SessionPool"
-import type { SessionInfo } from "effect-mcp-sessions/SessionRegistry"
-import {
-  begin,
-  bytesOf,
-  call,
-  type Endpoint,
-  eventually,
-  initialize,
-  makeLog,
-  makeServer,
-  messagesOf,
-  pause,
-  post,
-  protocolVersion,
-  readUntil,
-  request,
-  send,
-  socket,
-  textOf,
-  web
-} from "./support/mcpHttp.ts"
+import { eventually, messagesOf, pause, readUntil, textOf } from "./support/answers.ts"
+import { refusesWhenClosed } from "./support/endpoints.ts"
 import { many, underLoad } from "./support/load.ts"
+import { type Endpoint, makeLog, makeServer, socket, web } from "./support/mcpHttp.ts"
+import { begin, call, initialize, post, protocolVersion, request, send } from "./support/requests.ts"
 import { makeDice } from "./support/world.ts"
 
 const open = (start: typeof web, options: Partial<McpHttp.LayerOptions<unknown, Scope.Scope>> = {}) =>
@@ -131,7 +115,7 @@ const suite = (start: typeof web) => {
         assert.strictEqual((yield* post(endpoint, call("echo"), { session })).status, 200)
       }))
 
-    it.live("each call of a batch in flight ends with an error of its own, and those that are done with their result", () =>
+    it.live("each call of a batch in flight ends with an error of its own, those that are done with their result", () =>
       Effect.gen(function*() {
         const endpoint = yield* open(start, { response })
         const session = yield* begin(endpoint)
@@ -471,13 +455,7 @@ describe("McpHttp.layer", () => {
     it.live("answers 503 when it has shut down", () =>
       Effect.gen(function*() {
         const endpoint = yield* open(web)
-        const session = yield* begin(endpoint)
-        yield* endpoint.close
-        for (const method of ["POST", "GET", "DELETE"]) {
-          const response = yield* request(endpoint, method, { session }, method === "POST" ? call("echo") : undefined)
-          assert.strictEqual((yield* bytesOf(response)).status, 503)
-        }
-        assert.strictEqual((yield* post(endpoint, initialize)).status, 503)
+        yield* refusesWhenClosed(endpoint)
       }))
   })
 

@@ -1,13 +1,13 @@
 /**
- * The pool over real servers: what a user of `SessionPool` with a connector of `McpConnector` sees when servers restart,
- * children die and tokens change.
+ * The pool over real servers: what a user of `SessionPool` with a connector of `McpConnector` sees when servers
+ * restart, children die and tokens change.
  */
 import { assert, describe, it } from "@effect/vitest"
 import type { CallToolResult } from "@modelcontextprotocol/sdk/types.js"
+import { Credentials, Identity, McpConnector, McpSession, SessionPool } from "effect-mcp-sessions"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Schedule from "effect/Schedule"
-import { Credentials, Identity, McpConnector, McpSession, SessionPool } from "effect-mcp-sessions"
 import { fileURLToPath } from "node:url"
 import { descendants, isAlive, survivors } from "./support/processes.ts"
 import * as HttpServer from "./support/servers/http.ts"

@@ -2,11 +2,11 @@ import { assert, describe, it } from "@effect/vitest"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
+import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import * as Layer from "effect/Layer"
 import * as PlatformError from "effect/PlatformError"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
-import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import { Identity } from "../src/Identity.ts"
 import * as McpJson from "../src/internal/client/mcpJson.ts"
 import { InvalidOptions } from "../src/InvalidOptions.ts"
@@ -247,7 +247,8 @@ describe("McpServers", () => {
       ["{ \"servers\": [] }", "servers must be an object of servers by name"],
       [
         "{ \"servers\": { \"my/server\": { \"command\": \"a\" } } }",
-        "servers[\"my/server\"] must be named with 1 to 128 characters of visible ASCII, and no \"/\": `Identity.at` takes no others"
+        "servers[\"my/server\"] must be named with 1 to 128 characters of visible ASCII, and no \"/\": " +
+        "`Identity.at` takes no others"
       ]
     ]
     it.effect.each(wrongFiles)("in the file %j", ([contents, message]) =>
@@ -307,9 +308,11 @@ describe("McpServers", () => {
         const broken = [
           "{ \"mcpServers\": { \"a\": { \"env\": { \"A\": \"s3cret\" oops } } } }",
           "{ \"mcpServers\": { \"a\": { \"env\": { \"A\": s3cret } } } }",
-          "{ \"mcpServers\": { \"a\": { \"command\": \"x\", \"env\": { \"A\": \"s3cret${s3cret:cret}\", \"B\": \"s3cret\\u0000\" } } } }",
-          "{ \"mcpServers\": { \"a\": { \"url\": \"s3cret\", \"headers\": { \"A\": \"s3cret\\n\", \"B\": \"${T}\" } } } }",
-          "{ \"mcpServers\": { \"a\": { \"url\": \"https://u:${T}@b\", \"headers\": { \"B\": \"${N:-${s3cret}}\" } } } }"
+          ...[
+            { command: "x", env: { A: "s3cret${s3cret:cret}", B: "s3cret\0" } },
+            { url: "s3cret", headers: { A: "s3cret\n", B: "${T}" } },
+            { url: "https://u:${T}@b", headers: { B: "${N:-${s3cret}}" } }
+          ].map((a) => JSON.stringify({ mcpServers: { a } }))
         ]
         const errors = yield* Effect.forEach(broken, (contents) => Effect.flip(fromFile(contents, { T: "s3cret\n" })))
         for (const error of errors) {

@@ -4,11 +4,11 @@
  * connection.
  */
 import { assert, describe, it } from "@effect/vitest"
+import { Identity } from "effect-mcp-sessions/Identity"
+import { ProtocolFailure, Unreachable } from "effect-mcp-sessions/McpSession"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import { Identity } from "effect-mcp-sessions/Identity"
-import { ProtocolFailure, Unreachable } from "effect-mcp-sessions/McpSession"
 import { type AnySession, type Generation, generations } from "./support/generations.ts"
 import * as Scripted from "./support/servers/scripted.ts"
 import { makeHandle } from "./support/sessions.ts"

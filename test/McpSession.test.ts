@@ -1,8 +1,7 @@
-import { readFileSync } from "node:fs"
 import { assert, describe, it } from "@effect/vitest"
+import { UnauthorizedError } from "@modelcontextprotocol/sdk/client/auth.js"
 import { SseError } from "@modelcontextprotocol/sdk/client/sse.js"
 import { StreamableHTTPError } from "@modelcontextprotocol/sdk/client/streamableHttp.js"
-import { UnauthorizedError } from "@modelcontextprotocol/sdk/client/auth.js"
 import { Server } from "@modelcontextprotocol/sdk/server/index.js"
 import {
   CallToolRequestSchema,
@@ -14,15 +13,6 @@ import {
   McpError,
   PingRequestSchema
 } from "@modelcontextprotocol/sdk/types.js"
-import * as Cause from "effect/Cause"
-import * as Deferred from "effect/Deferred"
-import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
-import * as Fiber from "effect/Fiber"
-import * as Scope from "effect/Scope"
-import * as Stream from "effect/Stream"
-import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
-import { TestClock } from "effect/testing"
 import { Credentials, Identity } from "effect-mcp-sessions/Identity"
 import * as McpConnector from "effect-mcp-sessions/McpConnector"
 import {
@@ -34,6 +24,16 @@ import {
   SessionClosed,
   SessionExpired
 } from "effect-mcp-sessions/McpSession"
+import * as Cause from "effect/Cause"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import { TestClock } from "effect/testing"
+import { readFileSync } from "node:fs"
 import { classify } from "../src/internal/client/classify.ts"
 import { makeHandle } from "./support/sessions.ts"
 

@@ -3,10 +3,10 @@
  * The server counts what reaches it.
  */
 import { assert, describe, it } from "@effect/vitest"
+import { Identity, McpSession, type McpSessionError, SessionPool } from "effect-mcp-sessions"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
-import { Identity, McpSession, type McpSessionError, SessionPool } from "effect-mcp-sessions"
 import { type AnySession, type Generation, generations } from "./support/generations.ts"
 import * as Scripted from "./support/servers/scripted.ts"
 

@@ -4,22 +4,10 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Scheduler from "effect/Scheduler"
 import * as TestClock from "effect/testing/TestClock"
-import {
-  a,
-  b,
-  c,
-  call,
-  d,
-  fork,
-  identities,
-  lease,
-  makeUpstream,
-  openPool,
-  outcome,
-  record,
-  settle,
-  visit
-} from "./support/pool.ts"
+import { fork, outcome, settle } from "./support/fibers.ts"
+import { a, b, c, d, identities } from "./support/identities.ts"
+import { call, lease, openPool, record, start, visit } from "./support/pool.ts"
+import { makeUpstream } from "./support/upstream.ts"
 
 const unused = { leased: 0, waiting: 0, opening: 0, draining: 0, closing: 0 }
 
@@ -27,8 +15,7 @@ describe("SessionPool interruption", () => {
   describe("of a caller that joins an open", () => {
     it.effect("leaves the open to those who still wait, were it the caller that started it", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ handshake: () => Effect.sleep(100) })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool } = yield* start({ upstream: { handshake: () => Effect.sleep(100) } })
         const callers = yield* Effect.forEach([a, a, a], (identity) => fork(lease(pool, identity)))
         yield* Fiber.interrupt(callers[0]!)
         yield* Fiber.interrupt(callers[2]!)
@@ -39,8 +26,7 @@ describe("SessionPool interruption", () => {
 
     it.effect("interrupts the open when it is the last one, and frees what that had acquired", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ handshake: () => Effect.never })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start({ upstream: { handshake: () => Effect.never } })
         const { lines } = yield* record(pool)
         const callers = yield* Effect.forEach([a, a, a], (identity) => fork(lease(pool, identity)))
         for (const caller of callers) {
@@ -54,18 +40,23 @@ describe("SessionPool interruption", () => {
 
     it.effect("makes room for those who wait for it", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ handshake: ({ name }) => name === "a1" ? Effect.never : Effect.void })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+        const { pool } = yield* start({
+          capacity: 1,
+          upstream: { handshake: ({ name }) => name === "a1" ? Effect.never : Effect.void }
+        })
         const opener = yield* fork(visit(pool, a))
         const waiter = yield* fork(visit(pool, b))
         yield* Fiber.interrupt(opener)
         assert.strictEqual((yield* Fiber.join(waiter)).name, "b1")
       }))
 
-    it.effect("takes no longer than closeTimeout when the connect can't be interrupted, and what opens late is closed", () =>
+    it.effect("takes no longer than closeTimeout if connect can't be interrupted, and what opens late is closed", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: () => Effect.uninterruptible(Effect.sleep("1 hour")) })
-        const pool = yield* openPool({ connect: upstream.connect, closeTimeout: 100, connectTimeout: "2 hours" })
+        const { pool, upstream } = yield* start({
+          closeTimeout: 100,
+          connectTimeout: "2 hours",
+          upstream: { dial: () => Effect.uninterruptible(Effect.sleep("1 hour")) }
+        })
         const caller = yield* fork(visit(pool, a))
         const interruption = yield* fork(Fiber.interrupt(caller))
         yield* TestClock.adjust(100)
@@ -77,11 +68,12 @@ describe("SessionPool interruption", () => {
 
     it.effect("does not end when the connect ignores interruption and then fails: the failure is nobody's", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({
-          handshake: ({ name }) =>
-            name === "a1" ? Effect.onInterrupt(Effect.never, () => Effect.die("bug in cleanup")) : Effect.void
+        const { pool, upstream } = yield* start({
+          upstream: {
+            handshake: ({ name }) =>
+              name === "a1" ? Effect.onInterrupt(Effect.never, () => Effect.die("bug in cleanup")) : Effect.void
+          }
         })
-        const pool = yield* openPool({ connect: upstream.connect })
         const caller = yield* fork(visit(pool, a))
         yield* Fiber.interrupt(caller)
         assert.strictEqual(outcome(caller), "Interrupt")
@@ -93,8 +85,7 @@ describe("SessionPool interruption", () => {
   describe("of a caller that waits for room", () => {
     it.effect("gives up its place", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+        const { pool, upstream } = yield* start({ capacity: 1 })
         const held = yield* lease(pool, a)
         const [first, second] = yield* Effect.forEach([b, c], (identity) => fork(visit(pool, identity)))
         yield* Fiber.interrupt(first!)
@@ -104,10 +95,9 @@ describe("SessionPool interruption", () => {
         assert.deepStrictEqual(upstream.opened, ["a1", "c1"])
       }))
 
-    it.effect("leaves the place to another caller of the same identity", () =>
+    it.effect("leaves another caller of the same identity the place of its own", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+        const { pool } = yield* start({ capacity: 1 })
         const held = yield* lease(pool, a)
         const order: Array<string> = []
         const wait = (key: typeof a) => fork(pool.withSession(key, ({ name }) => Effect.sync(() => order.push(name))))
@@ -117,14 +107,15 @@ describe("SessionPool interruption", () => {
         yield* Fiber.interrupt(first)
         yield* held.release
         yield* Fiber.join(second)
-        yield* settle
-        assert.deepStrictEqual(order, ["b1", "c1"])
+        assert.deepStrictEqual(order, ["c1", "b1"])
       }))
 
     it.effect("at the moment room is found gives the room to the next", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: ({ name }) => name === "b1" ? Effect.never : Effect.void })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+        const { pool } = yield* start({
+          capacity: 1,
+          upstream: { dial: ({ name }) => name === "b1" ? Effect.never : Effect.void }
+        })
         const held = yield* lease(pool, a)
         const first = yield* fork(visit(pool, b))
         const second = yield* fork(visit(pool, c))
@@ -156,9 +147,7 @@ describe("SessionPool interruption", () => {
 
     it.effect("does not keep a session that fails the check", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({
-          connect: upstream.connect,
+        const { pool, upstream } = yield* start({
           checkAfter: 0,
           check: () => Effect.andThen(Effect.sleep(100), Effect.fail("down"))
         })
@@ -173,8 +162,7 @@ describe("SessionPool interruption", () => {
   describe("of a caller that holds a lease", () => {
     it.effect("ends the lease, by get as by withSession", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool } = yield* start()
         const callers = [
           yield* fork(Effect.scoped(Effect.andThen(pool.get(a), Effect.never))),
           yield* fork(pool.withSession(a, () => Effect.never))
@@ -186,8 +174,7 @@ describe("SessionPool interruption", () => {
 
     it.effect("ends the lease only after the finalizers that still use the session", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start()
         const seen: Array<boolean> = []
         // The first sleep of a test clock that nobody has moved can be interrupted, wherever it is.
         yield* settle
@@ -208,8 +195,7 @@ describe("SessionPool interruption", () => {
 
     it.effect("does not touch the calls of others on its session", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool } = yield* start()
         const calls = yield* Effect.forEach([a, a], (identity) => fork(pool.withSession(identity, call)))
         yield* Fiber.interrupt(calls[0]!)
         yield* TestClock.adjust(1_000)
@@ -220,8 +206,9 @@ describe("SessionPool interruption", () => {
   describe("of a caller whose open has failed and is being freed", () => {
     it.effect("does not close anything twice, nor leave anything open", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ handshake: () => Effect.die("bug"), hangUp: () => Effect.sleep(100) })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start({
+          upstream: { handshake: () => Effect.die("bug"), hangUp: () => Effect.sleep(100) }
+        })
         const caller = yield* fork(visit(pool, a))
         assert.deepStrictEqual(upstream.closed, ["a1"])
         const interruption = yield* fork(Fiber.interrupt(caller))
@@ -236,9 +223,7 @@ describe("SessionPool interruption", () => {
     it.effect(`at any moment of a check, with a suspension after any ${ops} operations, loses no lease`, () =>
       Effect.gen(function*() {
         for (let moment = 0; moment < 40; moment++) {
-          const upstream = makeUpstream()
-          const pool = yield* openPool({
-            connect: upstream.connect,
+          const { pool, upstream } = yield* start({
             checkAfter: 0,
             check: () => moment % 2 === 0 ? Effect.yieldNow : Effect.andThen(Effect.yieldNow, Effect.fail("down"))
           })
@@ -259,8 +244,7 @@ describe("SessionPool interruption", () => {
     it.effect(`at any moment of a wait for room, with a suspension after any ${ops} operations, strands nobody`, () =>
       Effect.gen(function*() {
         for (let moment = 0; moment < 40; moment++) {
-          const upstream = makeUpstream({ dial: () => Effect.yieldNow })
-          const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+          const { pool, upstream } = yield* start({ capacity: 1, upstream: { dial: () => Effect.yieldNow } })
           const held = yield* lease(pool, a)
           const first = yield* fork(visit(pool, b))
           const others = yield* Effect.forEach([c, d], (identity) => fork(visit(pool, identity)))
@@ -280,8 +264,9 @@ describe("SessionPool interruption", () => {
     it.effect(`at any moment of an open, with a suspension after any ${ops} operations, is no failure of anybody`, () =>
       Effect.gen(function*() {
         for (let moment = 0; moment < 40; moment++) {
-          const upstream = makeUpstream({ dial: () => Effect.yieldNow, handshake: () => Effect.yieldNow })
-          const pool = yield* openPool({ connect: upstream.connect })
+          const { pool, upstream } = yield* start({
+            upstream: { dial: () => Effect.yieldNow, handshake: () => Effect.yieldNow }
+          })
           const { lines } = yield* record(pool)
           const caller = yield* fork(visit(pool, a))
           for (let i = 0; i < moment; i++) yield* Effect.yieldNow
@@ -294,11 +279,12 @@ describe("SessionPool interruption", () => {
         }
       }).pipe(Effect.provideService(Scheduler.MaxOpsBeforeYield, ops)))
 
-    it.effect(`by shutdown at any moment of an open, with a suspension after any ${ops} operations, is no failure`, () =>
+    it.effect(`by shutdown at any moment of an open, with a suspension after ${ops} operations, is no failure`, () =>
       Effect.gen(function*() {
         for (let moment = 0; moment < 40; moment++) {
-          const upstream = makeUpstream({ dial: () => Effect.yieldNow, handshake: () => Effect.yieldNow })
-          const pool = yield* openPool({ connect: upstream.connect })
+          const { pool, upstream } = yield* start({
+            upstream: { dial: () => Effect.yieldNow, handshake: () => Effect.yieldNow }
+          })
           const callers = yield* Effect.forEach([a, a, b], (identity) => fork(visit(pool, identity)))
           for (let i = 0; i < moment; i++) yield* Effect.yieldNow
           const closing = yield* fork(pool.close)
@@ -313,8 +299,7 @@ describe("SessionPool interruption", () => {
 
   it.effect("of thousands that wait is cheap enough to do: the others get their room", () =>
     Effect.gen(function*() {
-      const upstream = makeUpstream()
-      const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+      const { pool, upstream } = yield* start({ capacity: 1 })
       const held = yield* lease(pool, a)
       const callers = yield* Effect.forEach(identities(5_000), (identity) => fork(visit(pool, identity)))
       yield* Fiber.interruptAll(callers.slice(0, 4_999))
@@ -326,8 +311,7 @@ describe("SessionPool interruption", () => {
 
   it.effect("does not reach a caller in an uninterruptible region before it has its session", () =>
     Effect.gen(function*() {
-      const upstream = makeUpstream({ dial: () => Effect.sleep(100) })
-      const pool = yield* openPool({ connect: upstream.connect })
+      const { pool } = yield* start({ upstream: { dial: () => Effect.sleep(100) } })
       const got = yield* Deferred.make<string>()
       const caller = yield* fork(Effect.uninterruptible(
         Effect.flatMap(visit(pool, a), ({ name }) => Deferred.succeed(got, name))

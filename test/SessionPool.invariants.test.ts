@@ -1,9 +1,11 @@
 /**
- * The ten invariants of the pool, each by tests named after it. `simulation.test.ts` looks for their breach at random; here
- * they are one by one.
+ * The ten invariants of the pool, each by tests named after it. `simulation.test.ts` looks for their breach at random;
+ * here they are one by one.
  */
 import { assert, describe, it } from "@effect/vitest"
+import { SessionPoolError } from "effect-mcp-sessions"
 import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -12,29 +14,10 @@ import * as Fiber from "effect/Fiber"
 import * as Scheduler from "effect/Scheduler"
 import * as Schema from "effect/Schema"
 import * as TestClock from "effect/testing/TestClock"
-import { SessionPoolError } from "effect-mcp-sessions"
-import {
-  a,
-  b,
-  c,
-  call,
-  d,
-  fork,
-  identities,
-  lease,
-  makeUpstream,
-  openPool,
-  openWith,
-  outcome,
-  type Pool,
-  type PoolOptions,
-  record,
-  Refused,
-  refuseFirst,
-  settle,
-  type TestSession,
-  visit
-} from "./support/pool.ts"
+import { fork, outcome, settle } from "./support/fibers.ts"
+import { a, b, c, d, identities } from "./support/identities.ts"
+import { call, lease, openPool, openWith, type Pool, type PoolOptions, record, start, visit } from "./support/pool.ts"
+import { makeUpstream, Refused, refuseFirst, type TestSession } from "./support/upstream.ts"
 import { makeWall } from "./support/wall.ts"
 
 const refuse = Effect.fail(new Refused({ why: "not yet" }))
@@ -62,8 +45,7 @@ describe("SessionPool invariants", () => {
     for (const { end, how, options } of ends) {
       it.effect(`a call completes on a session that is ${how} meanwhile`, () =>
         Effect.gen(function*() {
-          const upstream = makeUpstream()
-          const pool = yield* openPool({ connect: upstream.connect, ...options })
+          const { pool, upstream } = yield* start({ ...options })
           const gate = yield* Deferred.make<void>()
           const caller = yield* fork(pool.withSession(a, (session) => Effect.as(Deferred.await(gate), session)))
           yield* end(pool, upstream.sessions[0]!)
@@ -76,8 +58,7 @@ describe("SessionPool invariants", () => {
 
       it.effect(`a session that is ${how} closes when the last of several leases ends, not before`, () =>
         Effect.gen(function*() {
-          const upstream = makeUpstream()
-          const pool = yield* openPool({ connect: upstream.connect, ...options })
+          const { pool, upstream } = yield* start({ ...options })
           const leases = yield* Effect.forEach([a, a, a], (identity) => lease(pool, identity))
           yield* end(pool, upstream.sessions[0]!)
           for (const { release } of leases) {
@@ -112,8 +93,7 @@ describe("SessionPool invariants", () => {
 
     it.effect("not between the end of an open and the caller that waited for it", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: () => Effect.sleep(10) })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1, idleTimeToLive: 1 })
+        const { pool } = yield* start({ capacity: 1, idleTimeToLive: 1, upstream: { dial: () => Effect.sleep(10) } })
         const callers = yield* Effect.forEach(
           [a, b, c, a, b, c],
           (identity) => fork(pool.withSession(identity, (session) => Effect.sync(() => session.isOpen)))
@@ -124,8 +104,7 @@ describe("SessionPool invariants", () => {
 
     it.effect("not by an eviction: the other identity waits its turn", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+        const { pool, upstream } = yield* start({ capacity: 1 })
         const calls = yield* Effect.forEach([a, b], (identity) => fork(pool.withSession(identity, call)))
         yield* TestClock.adjust(2_000)
         assert.deepStrictEqual(calls.map(outcome), ["success", "success"])
@@ -134,10 +113,13 @@ describe("SessionPool invariants", () => {
 
     it.effect("not by the idle sweep, an eviction or another identity's failed open", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({
-          dial: ({ identity }) => identity.key === "c" ? Effect.fail(new Refused({ why: "down" })) : Effect.void
+        const { pool } = yield* start({
+          capacity: 2,
+          idleTimeToLive: 10,
+          upstream: {
+            dial: ({ identity }) => identity.key === "c" ? Effect.fail(new Refused({ why: "down" })) : Effect.void
+          }
         })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 2, idleTimeToLive: 10 })
         const running = yield* fork(pool.withSession(a, call))
         yield* visit(pool, b)
         yield* Effect.flip(visit(pool, c))
@@ -149,8 +131,7 @@ describe("SessionPool invariants", () => {
   describe("2. One per identity", () => {
     it.effect("a thousand concurrent gets of one identity are one connect", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: () => Effect.sleep(100) })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start({ upstream: { dial: () => Effect.sleep(100) } })
         const callers = yield* Effect.forEach(Array.from({ length: 1_000 }), () => fork(visit(pool, a)))
         yield* TestClock.adjust(100)
         for (const caller of callers) assert.strictEqual((yield* Fiber.join(caller)).name, "a1")
@@ -160,8 +141,7 @@ describe("SessionPool invariants", () => {
 
     it.effect("a thousand that wait for room are one connect", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+        const { pool, upstream } = yield* start({ capacity: 1 })
         const held = yield* lease(pool, b)
         const callers = yield* Effect.forEach(Array.from({ length: 1_000 }), () => fork(visit(pool, a)))
         yield* held.release
@@ -172,8 +152,7 @@ describe("SessionPool invariants", () => {
 
     it.effect("only a retired session is beside its successor", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool } = yield* start()
         const old = yield* lease(pool, a)
         yield* pool.invalidate(a)
         const leases = yield* Effect.forEach([a, a, a], (identity) => lease(pool, identity))
@@ -188,10 +167,11 @@ describe("SessionPool invariants", () => {
     ) {
       it.effect(`a retired session that ${how} while it is still opening leaves its successor alone`, () =>
         Effect.gen(function*() {
-          const upstream = makeUpstream({
-            handshake: ({ name }) => name === "a1" ? Effect.andThen(Effect.sleep(100), handshake) : Effect.void
+          const { pool, upstream } = yield* start({
+            upstream: {
+              handshake: ({ name }) => name === "a1" ? Effect.andThen(Effect.sleep(100), handshake) : Effect.void
+            }
           })
-          const pool = yield* openPool({ connect: upstream.connect })
           const caller = yield* fork(visit(pool, a))
           yield* pool.invalidate(a)
           const successor = yield* lease(pool, a)
@@ -206,8 +186,7 @@ describe("SessionPool invariants", () => {
 
     it.effect("also when the last caller of an open leaves as another comes", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ handshake: () => Effect.sleep(100) })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start({ upstream: { handshake: () => Effect.sleep(100) } })
         const first = yield* fork(visit(pool, a))
         yield* TestClock.adjust(50)
         yield* Fiber.interrupt(first)
@@ -221,8 +200,10 @@ describe("SessionPool invariants", () => {
   describe("3. Bounded", () => {
     it.effect("a herd of 100 identities at capacity 10 has 100 successes and never more than 10 sessions", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: () => Effect.sleep(10), hangUp: () => Effect.sleep(5) })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 10 })
+        const { pool, upstream } = yield* start({
+          capacity: 10,
+          upstream: { dial: () => Effect.sleep(10), hangUp: () => Effect.sleep(5) }
+        })
         const callers = yield* Effect.forEach(
           identities(100),
           (identity) =>
@@ -243,8 +224,7 @@ describe("SessionPool invariants", () => {
 
     it.effect("a thousand new identities open no more than capacity at once", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: () => Effect.sleep(1) })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start({ upstream: { dial: () => Effect.sleep(1) } })
         const callers = yield* Effect.forEach(identities(1_000), (identity) => fork(visit(pool, identity)))
         assert.strictEqual(upstream.live(), 10)
         assert.strictEqual((yield* pool.stats).waiting, 990)
@@ -255,8 +235,7 @@ describe("SessionPool invariants", () => {
 
     it.effect("draining sessions count", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 2, acquireTimeout: 0 })
+        const { pool, upstream } = yield* start({ capacity: 2, acquireTimeout: 0 })
         yield* pool.get(a)
         yield* pool.invalidate(a)
         yield* pool.get(a)
@@ -266,8 +245,7 @@ describe("SessionPool invariants", () => {
 
     it.effect("no more than capacity are closing: what is retired then waits, and nothing is evicted", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ hangUp: () => Effect.sleep(1_000) })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 2 })
+        const { pool, upstream } = yield* start({ capacity: 2, upstream: { hangUp: () => Effect.sleep(1_000) } })
         for (const identity of [a, b]) {
           yield* visit(pool, identity)
           yield* pool.invalidate(identity)
@@ -288,11 +266,14 @@ describe("SessionPool invariants", () => {
 
     it.effect("failed opens that are being freed count", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({
-          handshake: () => Effect.fail(new Refused({ why: "no" })),
-          hangUp: () => Effect.sleep(100)
+        const { pool } = yield* start({
+          capacity: 2,
+          acquireTimeout: 0,
+          upstream: {
+            handshake: () => Effect.fail(new Refused({ why: "no" })),
+            hangUp: () => Effect.sleep(100)
+          }
         })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 2, acquireTimeout: 0 })
         const callers = yield* Effect.forEach([a, b, c], (identity) => fork(visit(pool, identity)))
         assert.strictEqual(outcome(callers[2]!), "PoolExhausted")
         yield* TestClock.adjust(100)
@@ -301,8 +282,7 @@ describe("SessionPool invariants", () => {
 
     it.effect("100 concurrent calls at capacity 10 are 100 successes: none has a session that is doomed", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 10 })
+        const { pool, upstream } = yield* start({ capacity: 10 })
         const calls = yield* Effect.forEach(identities(100), (identity) => fork(pool.withSession(identity, call)))
         yield* TestClock.adjust(10_000)
         assert.deepStrictEqual(new Set(calls.map(outcome)), new Set(["success"]))
@@ -311,8 +291,10 @@ describe("SessionPool invariants", () => {
 
     it.effect("a thousand identities open and close no more than capacity at once, also when both are slow", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: () => Effect.sleep(5), hangUp: () => Effect.sleep(20) })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 10 })
+        const { pool, upstream } = yield* start({
+          capacity: 10,
+          upstream: { dial: () => Effect.sleep(5), hangUp: () => Effect.sleep(20) }
+        })
         const calls = yield* Effect.forEach(identities(1_000), (identity) => fork(visit(pool, identity)))
         yield* TestClock.adjust("29 seconds")
         assert.deepStrictEqual(new Set(calls.map(outcome)), new Set(["success"]))
@@ -322,8 +304,7 @@ describe("SessionPool invariants", () => {
 
     it.effect("thousands of hung opens stay within capacity, and are seen", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: () => Effect.never })
-        const pool = yield* openPool({ connect: upstream.connect, acquireTimeout: 1_000 })
+        const { pool, upstream } = yield* start({ acquireTimeout: 1_000, upstream: { dial: () => Effect.never } })
         const callers = yield* Effect.forEach(identities(2_000), (identity) => fork(visit(pool, identity)))
         assert.deepInclude(yield* pool.stats, { opening: 10, waiting: 1_990 })
         yield* TestClock.adjust(1_000)
@@ -359,8 +340,12 @@ describe("SessionPool invariants", () => {
     for (const [how, upstreamOptions, options] of cases) {
       it.effect(`each session, when ${how}`, () =>
         Effect.gen(function*() {
-          const upstream = makeUpstream(upstreamOptions)
-          const pool = yield* openPool({ connect: upstream.connect, capacity: 2, idleTimeToLive: 50, ...options })
+          const { pool, upstream } = yield* start({
+            capacity: 2,
+            idleTimeToLive: 50,
+            ...options,
+            upstream: upstreamOptions
+          })
           const callers = yield* Effect.forEach([a, b, c, a], (identity) => fork(visit(pool, identity)))
           yield* TestClock.adjust(20)
           yield* pool.invalidateWhere(() => true)
@@ -377,16 +362,18 @@ describe("SessionPool invariants", () => {
 
     it.effect("what a failed connect had acquired, before its callers hear of it", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ handshake: () => Effect.fail(new Refused({ why: "no" })) })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start({
+          upstream: { handshake: () => Effect.fail(new Refused({ why: "no" })) }
+        })
         const gone = yield* Effect.flip(visit(pool, a)).pipe(Effect.map(() => Array.from(upstream.gone)))
         assert.deepStrictEqual(gone, ["a1"])
       }))
 
     it.effect("what an abandoned connect had acquired, before its last caller's interruption ends", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ handshake: () => Effect.never, hangUp: () => Effect.sleep(100) })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start({
+          upstream: { handshake: () => Effect.never, hangUp: () => Effect.sleep(100) }
+        })
         const caller = yield* fork(visit(pool, a))
         const interruption = yield* fork(Fiber.interrupt(caller))
         yield* TestClock.adjust(99)
@@ -394,6 +381,36 @@ describe("SessionPool invariants", () => {
         yield* TestClock.adjust(1)
         assert.isDefined(interruption.pollUnsafe())
         assert.deepStrictEqual(upstream.gone, ["a1"])
+      }))
+
+    it.effect("what a connect had acquired that never ends nor can be interrupted, before its callers hear of it", () =>
+      Effect.gen(function*() {
+        const upstream = makeUpstream({ handshake: () => Effect.uninterruptible(Effect.never) })
+        const pool = yield* openPool({ connect: upstream.connect, connectTimeout: 100, closeTimeout: 100 })
+        const late = yield* fork(visit(pool, a))
+        yield* TestClock.adjust(200)
+        assert.strictEqual(outcome(late), "ConnectTimeout")
+        assert.deepStrictEqual(upstream.gone, ["a1"])
+        yield* fork(visit(pool, b))
+        const closing = yield* fork(pool.close)
+        yield* TestClock.adjust(100)
+        assert.isDefined(closing.pollUnsafe())
+        assert.deepStrictEqual(upstream.gone, ["a1", "b1"], "nothing outlives its pool")
+      }))
+
+    it.effect("what a connect that never ends acquires after it was given up, at once", () =>
+      Effect.gen(function*() {
+        const freed: Array<number> = []
+        const connect = () =>
+          Effect.uninterruptible(Effect.gen(function*() {
+            yield* Effect.sleep("1 hour")
+            yield* Effect.acquireRelease(Clock.currentTimeMillis, (at) => Effect.sync(() => freed.push(at)))
+            return yield* Effect.never
+          }))
+        const pool = yield* openPool({ connect, connectTimeout: 100, closeTimeout: 100 })
+        yield* fork(visit(pool, a))
+        yield* TestClock.adjust("2 hours")
+        assert.deepStrictEqual(freed, [3_600_000])
       }))
 
     it.effect("all finalizers of a session, also after one that throws", () =>
@@ -419,10 +436,11 @@ describe("SessionPool invariants", () => {
 
     it.effect("all sessions at shutdown, though the close of one fails", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({
-          hangUp: ({ name }) => name === "a1" ? Effect.die("close failed") : Effect.void
+        const { pool, upstream } = yield* start({
+          upstream: {
+            hangUp: ({ name }) => name === "a1" ? Effect.die("close failed") : Effect.void
+          }
         })
-        const pool = yield* openPool({ connect: upstream.connect })
         for (const identity of [a, b, c]) yield* visit(pool, identity)
         yield* pool.close
         assert.sameMembers(upstream.closed, ["a1", "b1", "c1"])
@@ -431,8 +449,12 @@ describe("SessionPool invariants", () => {
 
     it.effect("whatever a busy pool of expiring, dying and evicted sessions has opened", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: ({ name }) => name.length % 2 === 0 ? Effect.sleep(7) : Effect.void })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 3, idleTimeToLive: 10, maxLifetime: 40 })
+        const { pool, upstream } = yield* start({
+          capacity: 3,
+          idleTimeToLive: 10,
+          maxLifetime: 40,
+          upstream: { dial: ({ name }) => name.length % 2 === 0 ? Effect.sleep(7) : Effect.void }
+        })
         const callers = yield* Effect.forEach(
           identities(30),
           (identity, i) =>
@@ -454,8 +476,10 @@ describe("SessionPool invariants", () => {
   describe("6. Every wait ends", () => {
     it.effect("a connect that never settles hurts only its own identity", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: ({ name }) => name.startsWith("a") ? Effect.never : Effect.void })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 2 })
+        const { pool } = yield* start({
+          capacity: 2,
+          upstream: { dial: ({ name }) => name.startsWith("a") ? Effect.never : Effect.void }
+        })
         const hung = yield* fork(visit(pool, a))
         for (const identity of [b, c, d]) assert.isDefined((yield* visit(pool, identity)).name)
         yield* TestClock.adjust("30 seconds")
@@ -464,10 +488,14 @@ describe("SessionPool invariants", () => {
 
     it.effect("a connect that never settles and can't be interrupted is abandoned after closeTimeout", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({
-          dial: ({ name }) => name === "a1" ? Effect.uninterruptible(Effect.never) : Effect.void
+        const { pool } = yield* start({
+          capacity: 1,
+          connectTimeout: 100,
+          closeTimeout: 50,
+          upstream: {
+            dial: ({ name }) => name === "a1" ? Effect.uninterruptible(Effect.never) : Effect.void
+          }
         })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1, connectTimeout: 100, closeTimeout: 50 })
         const hung = yield* fork(visit(pool, a))
         const waiter = yield* fork(visit(pool, b))
         yield* TestClock.adjust(149)
@@ -480,8 +508,7 @@ describe("SessionPool invariants", () => {
 
     it.effect("a close that never settles hurts nobody, not even its own identity", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ hangUp: () => Effect.never })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool } = yield* start({ upstream: { hangUp: () => Effect.never } })
         yield* visit(pool, a)
         yield* pool.invalidate(a)
         assert.strictEqual((yield* visit(pool, a)).name, "a2")
@@ -490,8 +517,7 @@ describe("SessionPool invariants", () => {
 
     it.effect("a close that never settles, of a leased session that was retired, leaves its place to who waits", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ hangUp: () => Effect.never })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+        const { pool } = yield* start({ capacity: 1, upstream: { hangUp: () => Effect.never } })
         const held = yield* lease(pool, a)
         const waiter = yield* fork(visit(pool, b))
         yield* pool.invalidate(a)
@@ -503,9 +529,7 @@ describe("SessionPool invariants", () => {
 
     it.effect("a check that hangs hurts only its own identity", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({
-          connect: upstream.connect,
+        const { pool } = yield* start({
           checkAfter: 0,
           check: ({ identity }) => identity.key === "a" ? Effect.uninterruptible(Effect.never) : Effect.void
         })
@@ -519,15 +543,14 @@ describe("SessionPool invariants", () => {
 
     it.effect("a wait can be interrupted: joining, waiting for room, being checked", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: ({ name }) => name === "b1" ? Effect.never : Effect.void })
-        const pool = yield* openPool({
-          connect: upstream.connect,
+        const { pool } = yield* start({
           capacity: 2,
           checkAfter: 0,
           check: () => Effect.never,
           checkTimeout: "1 hour",
           connectTimeout: "1 hour",
-          acquireTimeout: "1 hour"
+          acquireTimeout: "1 hour",
+          upstream: { dial: ({ name }) => name === "b1" ? Effect.never : Effect.void }
         })
         yield* visit(pool, a)
         const callers = yield* Effect.forEach([a, b, b, c], (identity) => fork(visit(pool, identity)))
@@ -542,16 +565,15 @@ describe("SessionPool invariants", () => {
 
     it.effect("shutdown ends within drainTimeout and twice closeTimeout, whatever hangs", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({
-          dial: ({ name }) => name === "a1" ? Effect.uninterruptible(Effect.never) : Effect.void,
-          handshake: ({ name }) => name === "b1" ? Effect.never : Effect.void,
-          hangUp: () => Effect.never
-        })
-        const pool = yield* openPool({
-          connect: upstream.connect,
+        const { pool, upstream } = yield* start({
           capacity: 4,
           drainTimeout: 1_000,
-          closeTimeout: 100
+          closeTimeout: 100,
+          upstream: {
+            dial: ({ name }) => name === "a1" ? Effect.uninterruptible(Effect.never) : Effect.void,
+            handshake: ({ name }) => name === "b1" ? Effect.never : Effect.void,
+            hangUp: () => Effect.never
+          }
         })
         const callers = yield* Effect.forEach([a, b], (identity) => fork(visit(pool, identity)))
         const held = yield* Effect.forEach([c, d], (identity) => lease(pool, identity))
@@ -572,8 +594,11 @@ describe("SessionPool invariants", () => {
 
     it.effect("shutdown ends within its bounds while capacity sessions are closing and as many are drained", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ hangUp: () => Effect.never })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 2, closeTimeout: 100 })
+        const { pool, upstream } = yield* start({
+          capacity: 2,
+          closeTimeout: 100,
+          upstream: { hangUp: () => Effect.never }
+        })
         for (const identity of [a, b, c, d]) {
           yield* visit(pool, identity)
           yield* pool.invalidate(identity)
@@ -587,18 +612,17 @@ describe("SessionPool invariants", () => {
 
     it.effect("shutdown ends within its bounds under opens that ignore it, whatever they go on to acquire", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({
-          handshake: () =>
-            Effect.forEach(
-              [1, 2, 3],
-              () => Effect.acquireRelease(Effect.sleep("1 minute"), () => Effect.sleep("1 minute"))
-            ),
-          hangUp: () => Effect.sleep("1 minute")
-        })
-        const pool = yield* openPool({
-          connect: upstream.connect,
+        const { pool, upstream } = yield* start({
           connectTimeout: 100,
-          closeTimeout: 100
+          closeTimeout: 100,
+          upstream: {
+            handshake: () =>
+              Effect.forEach(
+                [1, 2, 3],
+                () => Effect.acquireRelease(Effect.sleep("1 minute"), () => Effect.sleep("1 minute"))
+              ),
+            hangUp: () => Effect.sleep("1 minute")
+          }
         })
         const early = yield* fork(visit(pool, a))
         yield* TestClock.adjust(200)
@@ -607,18 +631,21 @@ describe("SessionPool invariants", () => {
         const closing = yield* fork(pool.close)
         yield* TestClock.adjust(200)
         assert.isTrue(closing.pollUnsafe() !== undefined && Exit.isSuccess(closing.pollUnsafe()!))
-        assert.deepStrictEqual(upstream.closed, [])
+        assert.sameMembers(upstream.closed, ["a1", "b1"], "what they had is being freed under them")
+        assert.deepStrictEqual(upstream.gone, [])
         yield* TestClock.adjust("10 minutes")
-        assert.sameMembers(upstream.gone, ["a1", "b1"], "and what they had is freed when they end")
+        assert.sameMembers(upstream.gone, ["a1", "b1"])
       }))
 
     it.effect("shutdown is a success, whatever a session throws after it was given up", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({
-          handshake: ({ name }) => name === "a1" ? Effect.uninterruptible(Effect.never) : Effect.void,
-          hangUp: () => Effect.die(new Error("the finalizer quotes sk-live-SECRET"))
+        const { pool } = yield* start({
+          closeTimeout: 100,
+          upstream: {
+            handshake: ({ name }) => name === "a1" ? Effect.uninterruptible(Effect.never) : Effect.void,
+            hangUp: () => Effect.die(new Error("the finalizer quotes sk-live-SECRET"))
+          }
         })
-        const pool = yield* openPool({ connect: upstream.connect, closeTimeout: 100 })
         yield* visit(pool, b)
         yield* fork(visit(pool, a))
         const closing = yield* fork(pool.close)
@@ -631,13 +658,15 @@ describe("SessionPool invariants", () => {
     it.effect("the fibers of a session outlive the caller that came first", () =>
       Effect.gen(function*() {
         const beats: Array<number> = []
-        const upstream = makeUpstream({
-          handshake: () =>
-            Effect.forkScoped(
-              Effect.forever(Effect.andThen(Effect.sync(() => void beats.push(1)), Effect.sleep(10)))
-            )
+        const { pool } = yield* start({
+          idleTimeToLive: "1 hour",
+          upstream: {
+            handshake: () =>
+              Effect.forkScoped(
+                Effect.forever(Effect.andThen(Effect.sync(() => void beats.push(1)), Effect.sleep(10)))
+              )
+          }
         })
-        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: "1 hour" })
         const caller = yield* fork(visit(pool, a))
         yield* Fiber.join(caller)
         yield* TestClock.adjust(100)
@@ -653,8 +682,7 @@ describe("SessionPool invariants", () => {
 
     it.effect("the interruption of the caller that opened it does not touch a session", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start()
         const caller = yield* fork(pool.withSession(a, () => Effect.never))
         yield* Fiber.interrupt(caller)
         assert.deepStrictEqual(upstream.closed, [])
@@ -665,14 +693,13 @@ describe("SessionPool invariants", () => {
   describe("8. Time is Clock", () => {
     it.effect("nothing happens while the test clock stands still", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: ({ name }) => name === "b1" ? Effect.never : Effect.void })
-        const pool = yield* openPool({
-          connect: upstream.connect,
+        const { pool } = yield* start({
           capacity: 2,
           idleTimeToLive: 1,
           maxLifetime: 1,
           connectTimeout: 1,
-          acquireTimeout: 1
+          acquireTimeout: 1,
+          upstream: { dial: ({ name }) => name === "b1" ? Effect.never : Effect.void }
         })
         yield* pool.get(a)
         const callers = yield* Effect.forEach([b, c], (identity) => fork(visit(pool, identity)))
@@ -753,8 +780,11 @@ describe("SessionPool invariants", () => {
   describe("9. Errors are typed", () => {
     it.effect("each error of the pool says what happened and where, and is found in the error reference", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: ({ name }) => name === "b1" ? Effect.never : Effect.void })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 2, acquireTimeout: 0 })
+        const { pool } = yield* start({
+          capacity: 2,
+          acquireTimeout: 0,
+          upstream: { dial: ({ name }) => name === "b1" ? Effect.never : Effect.void }
+        })
         yield* pool.get(a)
         const hung = yield* fork(visit(pool, b))
         const exhausted = yield* Effect.flip(visit(pool, c))
@@ -779,8 +809,7 @@ describe("SessionPool invariants", () => {
 
     it.effect("each error names the operation that failed, also where one open was joined by both", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: () => Effect.never })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1, acquireTimeout: 0 })
+        const { pool } = yield* start({ capacity: 1, acquireTimeout: 0, upstream: { dial: () => Effect.never } })
         const get = (identity: typeof a) => Effect.flip(visit(pool, identity))
         const use = (identity: typeof a) => Effect.flip(pool.withSession(identity, () => Effect.void))
         const [getting, using] = [yield* fork(get(a)), yield* fork(use(a))]
@@ -797,8 +826,7 @@ describe("SessionPool invariants", () => {
 
     it.effect("what a get is interrupted by is never the pool's doing", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: () => Effect.sleep(10) })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+        const { pool } = yield* start({ capacity: 1, upstream: { dial: () => Effect.sleep(10) } })
         const callers = yield* Effect.forEach(
           [a, b, c, a, b, c],
           (identity) => fork(Effect.exit(visit(pool, identity)))
@@ -814,8 +842,7 @@ describe("SessionPool invariants", () => {
 
     it.effect("errors are told apart by their tag, and those of connect come unwrapped", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: refuseFirst(1) })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1, acquireTimeout: 0 })
+        const { pool } = yield* start({ capacity: 1, acquireTimeout: 0, upstream: { dial: refuseFirst(1) } })
         const why = yield* visit(pool, a).pipe(
           Effect.catchTag("Refused", (error) => Effect.succeed(error.why))
         )
@@ -829,8 +856,7 @@ describe("SessionPool invariants", () => {
 
     it.effect("errors survive a wire: they encode and decode by their schema", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: () => Effect.never })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1, acquireTimeout: 0 })
+        const { pool } = yield* start({ capacity: 1, acquireTimeout: 0, upstream: { dial: () => Effect.never } })
         const hanging = yield* fork(visit(pool, a))
         const exhausted = yield* Effect.flip(visit(pool, b))
         yield* TestClock.adjust("30 seconds")
@@ -851,11 +877,13 @@ describe("SessionPool invariants", () => {
   describe("10. Callers do not pay for others", () => {
     it.effect("a get does not fail because another identity's open failed", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({
-          handshake: ({ identity }) => identity.key === "a" ? Effect.fail(new Refused({ why: "no" })) : Effect.void,
-          hangUp: () => Effect.die("bug")
+        const { pool } = yield* start({
+          capacity: 1,
+          upstream: {
+            handshake: ({ identity }) => identity.key === "a" ? Effect.fail(new Refused({ why: "no" })) : Effect.void,
+            hangUp: () => Effect.die("bug")
+          }
         })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
         const callers = yield* Effect.forEach([a, b, a, c], (identity) => fork(visit(pool, identity)))
         yield* settle
         assert.deepStrictEqual(callers.map(outcome), ["Refused", "success", "Refused", "success"])
@@ -864,8 +892,7 @@ describe("SessionPool invariants", () => {
     it.effect("a get does not fail, and does not wait, because its evicted victim fails to close or hangs", () =>
       Effect.gen(function*() {
         for (const hangUp of [() => Effect.die("bug"), () => Effect.never]) {
-          const upstream = makeUpstream({ hangUp })
-          const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+          const { pool } = yield* start({ capacity: 1, upstream: { hangUp } })
           yield* visit(pool, a)
           assert.strictEqual((yield* visit(pool, b)).name, "b1")
         }
@@ -873,8 +900,7 @@ describe("SessionPool invariants", () => {
 
     it.effect("a get waits for another's close when capacity sessions are closing, for at most closeTimeout", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ hangUp: () => Effect.never })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1, closeTimeout: 100 })
+        const { pool } = yield* start({ capacity: 1, closeTimeout: 100, upstream: { hangUp: () => Effect.never } })
         yield* visit(pool, a)
         yield* visit(pool, b)
         const caller = yield* fork(visit(pool, c))
@@ -887,8 +913,11 @@ describe("SessionPool invariants", () => {
     it.effect("those who wait for room get what a retired session leaves at once, though its close is slow", () =>
       Effect.gen(function*() {
         for (const how of ["invalidated", "died", "lifetime"] as const) {
-          const upstream = makeUpstream({ hangUp: () => Effect.sleep("5 seconds") })
-          const pool = yield* openPool({ connect: upstream.connect, capacity: 1, maxLifetime: 1_000 })
+          const { pool } = yield* start({
+            capacity: 1,
+            maxLifetime: 1_000,
+            upstream: { hangUp: () => Effect.sleep("5 seconds") }
+          })
           const held = yield* lease(pool, a)
           const waiter = yield* fork(visit(pool, b))
           if (how === "invalidated") yield* pool.invalidate(a)
@@ -902,11 +931,13 @@ describe("SessionPool invariants", () => {
 
     it.effect("a slow reader, a slow close and a slow open do not slow a hit", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({
-          dial: ({ name }) => name === "b1" ? Effect.never : Effect.void,
-          hangUp: () => Effect.never
+        const { pool } = yield* start({
+          capacity: 3,
+          upstream: {
+            dial: ({ name }) => name === "b1" ? Effect.never : Effect.void,
+            hangUp: () => Effect.never
+          }
         })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 3 })
         yield* visit(pool, a)
         yield* fork(visit(pool, b))
         yield* visit(pool, c)
@@ -917,8 +948,7 @@ describe("SessionPool invariants", () => {
 
     it.effect("a get does not fail because its expired session fails to close", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ hangUp: () => Effect.die("close failed") })
-        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: 100 })
+        const { pool } = yield* start({ idleTimeToLive: 100, upstream: { hangUp: () => Effect.die("close failed") } })
         yield* visit(pool, a)
         yield* TestClock.adjust(101)
         assert.strictEqual((yield* visit(pool, a)).name, "a2")
@@ -927,24 +957,21 @@ describe("SessionPool invariants", () => {
 
     it.effect("a get does not fail because the session that made room for it fails to close", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ hangUp: () => Effect.die("close failed") })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+        const { pool } = yield* start({ capacity: 1, upstream: { hangUp: () => Effect.die("close failed") } })
         yield* visit(pool, a)
         assert.strictEqual((yield* visit(pool, b)).name, "b1")
       }))
 
     it.effect("a get does not wait for the close of the session that made room for it", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ hangUp: () => Effect.never })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+        const { pool } = yield* start({ capacity: 1, upstream: { hangUp: () => Effect.never } })
         yield* visit(pool, a)
         assert.strictEqual(outcome(yield* fork(visit(pool, b))), "success", "without a single step of time")
       }))
 
     it.effect("a get does not wait for closes that never settle", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ hangUp: () => Effect.never })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 2 })
+        const { pool } = yield* start({ capacity: 2, upstream: { hangUp: () => Effect.never } })
         for (let i = 0; i < 2; i++) {
           yield* visit(pool, a)
           yield* pool.invalidate(a)
@@ -958,8 +985,10 @@ describe("SessionPool invariants", () => {
     describe(`hold when a fiber may be suspended after any ${ops} operations:`, () => {
       it.effect("a herd", () =>
         Effect.gen(function*() {
-          const upstream = makeUpstream({ dial: () => Effect.sleep(3), hangUp: () => Effect.sleep(2) })
-          const pool = yield* openPool({ connect: upstream.connect, capacity: 3 })
+          const { pool, upstream } = yield* start({
+            capacity: 3,
+            upstream: { dial: () => Effect.sleep(3), hangUp: () => Effect.sleep(2) }
+          })
           const callers = yield* Effect.forEach(
             [...identities(20), ...identities(20)],
             (identity) =>
@@ -981,8 +1010,7 @@ describe("SessionPool invariants", () => {
       it.effect("shutdown at any moment of an open closes what it opened", () =>
         Effect.gen(function*() {
           for (let moment = 0; moment < 60; moment++) {
-            const upstream = makeUpstream({ dial: () => Effect.yieldNow })
-            const pool = yield* openPool({ connect: upstream.connect })
+            const { pool, upstream } = yield* start({ upstream: { dial: () => Effect.yieldNow } })
             const caller = yield* fork(Effect.scoped(Effect.andThen(pool.get(a), Effect.never)))
             for (let i = 0; i < moment; i++) yield* Effect.yieldNow
             const closing = yield* fork(pool.close)
@@ -997,8 +1025,7 @@ describe("SessionPool invariants", () => {
       it.effect("a caller's interruption at any moment gives back what it had", () =>
         Effect.gen(function*() {
           for (let moment = 0; moment < 60; moment++) {
-            const upstream = makeUpstream({ handshake: () => Effect.yieldNow })
-            const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+            const { pool, upstream } = yield* start({ capacity: 1, upstream: { handshake: () => Effect.yieldNow } })
             const holder = yield* lease(pool, b)
             const callers = yield* Effect.forEach([a, a, c], (identity) =>
               fork(Effect.scoped(Effect.andThen(pool.get(identity), Effect.never))))
@@ -1026,8 +1053,7 @@ describe("SessionPool invariants", () => {
 
   it.effect("hold for ten thousand that wait, though every open is synchronous: the stack stays flat", () =>
     Effect.gen(function*() {
-      const upstream = makeUpstream()
-      const pool = yield* openPool({ connect: upstream.connect, capacity: 1, acquireTimeout: "1 hour" })
+      const { pool, upstream } = yield* start({ capacity: 1, acquireTimeout: "1 hour" })
       const held = yield* lease(pool, a)
       const callers = yield* Effect.forEach(
         identities(10_000),
@@ -1042,8 +1068,7 @@ describe("SessionPool invariants", () => {
 
   it.effect("hold for ten thousand sessions that are retired in one step", () =>
     Effect.gen(function*() {
-      const upstream = makeUpstream()
-      const pool = yield* openPool({ connect: upstream.connect, capacity: 10_000, idleTimeToLive: Duration.infinity })
+      const { pool, upstream } = yield* start({ capacity: 10_000, idleTimeToLive: Duration.infinity })
       for (const identity of identities(10_000)) yield* visit(pool, identity)
       assert.strictEqual(yield* pool.invalidateWhere(() => true), 10_000)
       yield* settle
@@ -1064,7 +1089,7 @@ describe("SessionPool invariants", () => {
       assert.strictEqual(upstream.connects, 10_001)
     }))
 
-  it.effect("hold for ten thousand that wait for opens that end in their callers' own leases: the stack stays flat", () =>
+  it.effect("hold for ten thousand waiting for opens that end in their callers' own leases: the stack stays flat", () =>
     Effect.gen(function*() {
       const { pool } = yield* openWith(() => ({}), { capacity: 1, acquireTimeout: "1 hour" })
       const held = yield* lease(pool, a)

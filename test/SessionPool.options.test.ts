@@ -1,4 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
+import { InvalidOptions } from "effect-mcp-sessions/InvalidOptions"
+import { PoolExhausted } from "effect-mcp-sessions/SessionPoolError"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
@@ -8,29 +10,10 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Random from "effect/Random"
 import * as TestClock from "effect/testing/TestClock"
-import { InvalidOptions } from "effect-mcp-sessions/InvalidOptions"
-import { PoolExhausted } from "effect-mcp-sessions/SessionPoolError"
-import {
-  a,
-  b,
-  c,
-  call,
-  d,
-  fork,
-  identities,
-  lease,
-  makeUpstream,
-  openPool,
-  openWith,
-  outcome,
-  Pool,
-  type PoolOptions,
-  refusal,
-  Refused,
-  refuseFirst,
-  settle,
-  visit
-} from "./support/pool.ts"
+import { fork, outcome, settle } from "./support/fibers.ts"
+import { a, b, c, d, identities } from "./support/identities.ts"
+import { call, lease, openPool, openWith, Pool, type PoolOptions, refusal, start, visit } from "./support/pool.ts"
+import { makeUpstream, Refused, refuseFirst } from "./support/upstream.ts"
 
 class ForCheck extends Context.Service<ForCheck, { readonly is: true }>()("test/ForCheck") {}
 
@@ -68,8 +51,7 @@ describe("SessionPool options", () => {
   describe("capacity", () => {
     it.effect("is 10 by default", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start()
         assert.strictEqual((yield* pool.stats).capacity, 10)
         yield* Effect.forEach(identities(10), (identity) => visit(pool, identity))
         assert.deepStrictEqual(upstream.closed, [])
@@ -79,8 +61,7 @@ describe("SessionPool options", () => {
 
     it.effect("of 1 keeps one session at a time", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+        const { pool, upstream } = yield* start({ capacity: 1 })
         for (const identity of [a, b, a]) yield* visit(pool, identity)
         assert.deepStrictEqual(upstream.opened, ["a1", "b1", "a2"])
         assert.deepStrictEqual(upstream.closed, ["a1", "b1"])
@@ -89,8 +70,7 @@ describe("SessionPool options", () => {
 
     it.effect("evicts the least recently used idle session, and counts it", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 3 })
+        const { pool, upstream } = yield* start({ capacity: 3 })
         for (const identity of [a, b, c, a]) yield* visit(pool, identity)
         yield* visit(pool, identities(1)[0]!)
         assert.deepStrictEqual(upstream.closed, ["b1"])
@@ -101,8 +81,7 @@ describe("SessionPool options", () => {
 
     it.effect("passes over a leased session that is older than an idle one", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 2 })
+        const { pool, upstream } = yield* start({ capacity: 2 })
         yield* pool.get(a)
         yield* visit(pool, b)
         yield* visit(pool, c)
@@ -113,8 +92,7 @@ describe("SessionPool options", () => {
   describe("idleTimeToLive", () => {
     it.effect("is 5 minutes by default", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start()
         assert.strictEqual(Duration.toMillis((yield* pool.stats).idleTimeToLive), 300_000)
         yield* visit(pool, a)
         yield* TestClock.adjust("5 minutes")
@@ -125,8 +103,7 @@ describe("SessionPool options", () => {
 
     it.effect("of 50: opened at 1000, the same at 1050 and 1100, another at 1151", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: 50 })
+        const { pool, upstream } = yield* start({ idleTimeToLive: 50 })
         const names: Array<string> = []
         for (const time of [1000, 1050, 1100]) {
           yield* TestClock.setTime(time)
@@ -147,8 +124,7 @@ describe("SessionPool options", () => {
 
     it.effect("counts from the end of the last of overlapping leases", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: 50 })
+        const { pool, upstream } = yield* start({ idleTimeToLive: 50 })
         const first = yield* lease(pool, a)
         const second = yield* lease(pool, a)
         yield* TestClock.adjust(40)
@@ -163,8 +139,7 @@ describe("SessionPool options", () => {
 
     it.effect("closes each of many sessions at its own time", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: 50 })
+        const { pool, upstream } = yield* start({ idleTimeToLive: 50 })
         for (const identity of [a, b, c]) {
           yield* visit(pool, identity)
           yield* TestClock.adjust(10)
@@ -184,8 +159,7 @@ describe("SessionPool options", () => {
 
     it.effect("of a fraction of a millisecond, and of a fraction beyond one, ends in time", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: 1.5 })
+        const { pool, upstream } = yield* start({ idleTimeToLive: 1.5 })
         yield* visit(pool, a)
         yield* TestClock.adjust(1)
         assert.deepStrictEqual(upstream.closed, [])
@@ -195,8 +169,7 @@ describe("SessionPool options", () => {
 
     it.effect("of infinity keeps an idle session for ever", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: Duration.infinity })
+        const { pool, upstream } = yield* start({ idleTimeToLive: Duration.infinity })
         yield* visit(pool, a)
         yield* TestClock.adjust("36500 days")
         assert.deepStrictEqual(upstream.closed, [])
@@ -205,8 +178,7 @@ describe("SessionPool options", () => {
 
     it.effect("does not end a session in use, however long the call takes", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: 100 })
+        const { pool, upstream } = yield* start({ idleTimeToLive: 100 })
         const first = yield* fork(pool.withSession(a, call))
         yield* TestClock.adjust(500)
         const second = yield* fork(pool.withSession(a, call))
@@ -217,8 +189,7 @@ describe("SessionPool options", () => {
 
     it.effect("closes expired sessions on time, not when their key returns", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: 100 })
+        const { pool, upstream } = yield* start({ idleTimeToLive: 100 })
         yield* visit(pool, a)
         yield* visit(pool, b)
         yield* TestClock.adjust(101)
@@ -228,8 +199,7 @@ describe("SessionPool options", () => {
 
     it.effect("opens one new session for two gets of an expired one, whose close is slow", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ hangUp: () => Effect.sleep(500) })
-        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: 100 })
+        const { pool, upstream } = yield* start({ idleTimeToLive: 100, upstream: { hangUp: () => Effect.sleep(500) } })
         yield* visit(pool, a)
         yield* TestClock.adjust(101)
         const leases = yield* Effect.forEach([a, a], (identity) => lease(pool, identity))
@@ -242,8 +212,7 @@ describe("SessionPool options", () => {
 
     it.effect("counts from the end of the call, not from its start", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: 500 })
+        const { pool, upstream } = yield* start({ idleTimeToLive: 500 })
         yield* fork(pool.withSession(a, call))
         yield* TestClock.adjust(1_500)
         assert.deepStrictEqual(upstream.closed, [])
@@ -255,8 +224,7 @@ describe("SessionPool options", () => {
   describe("maxLifetime", () => {
     it.effect("is infinite by default", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool } = yield* start()
         yield* pool.get(a)
         yield* TestClock.adjust("3650 days")
         assert.strictEqual((yield* pool.stats).leased, 1)
@@ -264,12 +232,7 @@ describe("SessionPool options", () => {
 
     it.effect("closes an idle session on time, whether or not anyone asks", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({
-          connect: upstream.connect,
-          maxLifetime: 1_000,
-          idleTimeToLive: Duration.infinity
-        })
+        const { pool, upstream } = yield* start({ maxLifetime: 1_000, idleTimeToLive: Duration.infinity })
         yield* visit(pool, a)
         yield* TestClock.adjust(974)
         assert.deepStrictEqual(upstream.closed, [])
@@ -280,8 +243,7 @@ describe("SessionPool options", () => {
 
     it.effect("counts from the open, however often the session is used", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: () => Effect.sleep(500) })
-        const pool = yield* openPool({ connect: upstream.connect, maxLifetime: 1_000 })
+        const { pool, upstream } = yield* start({ maxLifetime: 1_000, upstream: { dial: () => Effect.sleep(500) } })
         const first = yield* fork(visit(pool, a))
         yield* TestClock.adjust(500)
         yield* Fiber.join(first)
@@ -295,8 +257,7 @@ describe("SessionPool options", () => {
 
     it.effect("retires a leased session on time and closes it when it is free", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, maxLifetime: 1_000 })
+        const { pool, upstream } = yield* start({ maxLifetime: 1_000 })
         const { release, session } = yield* lease(pool, a)
         yield* TestClock.adjust(1_000)
         assert.isTrue(session.isOpen)
@@ -308,9 +269,7 @@ describe("SessionPool options", () => {
 
     it.effect("is up to 2.5 % shorter, so that what opened together does not end together", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({
-          connect: upstream.connect,
+        const { pool, upstream } = yield* start({
           capacity: 100,
           maxLifetime: 100_000,
           idleTimeToLive: Duration.infinity
@@ -350,12 +309,7 @@ describe("SessionPool options", () => {
 
     it.effect("of a session that is gone does not end its successor's", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({
-          connect: upstream.connect,
-          maxLifetime: 1_000,
-          idleTimeToLive: Duration.infinity
-        })
+        const { pool, upstream } = yield* start({ maxLifetime: 1_000, idleTimeToLive: Duration.infinity })
         yield* visit(pool, a)
         yield* TestClock.adjust(900)
         yield* pool.invalidate(a)
@@ -368,8 +322,7 @@ describe("SessionPool options", () => {
   describe("connectTimeout", () => {
     it.effect("is 30 seconds by default, then the get fails with ConnectTimeout", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: () => Effect.never })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool } = yield* start({ upstream: { dial: () => Effect.never } })
         const caller = yield* fork(visit(pool, a))
         yield* TestClock.adjust(29_999)
         assert.strictEqual(outcome(caller), "waiting")
@@ -385,8 +338,10 @@ describe("SessionPool options", () => {
 
     it.effect("interrupts the connect and frees what it had acquired before the caller hears of it", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ handshake: () => Effect.never, hangUp: () => Effect.sleep(50) })
-        const pool = yield* openPool({ connect: upstream.connect, connectTimeout: 100 })
+        const { pool, upstream } = yield* start({
+          connectTimeout: 100,
+          upstream: { handshake: () => Effect.never, hangUp: () => Effect.sleep(50) }
+        })
         const caller = yield* fork(visit(pool, a))
         yield* TestClock.adjust(100)
         assert.deepStrictEqual(upstream.closed, ["a1"])
@@ -398,8 +353,7 @@ describe("SessionPool options", () => {
 
     it.effect("does not end an open that makes it in time", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: () => Effect.sleep(100) })
-        const pool = yield* openPool({ connect: upstream.connect, connectTimeout: 101 })
+        const { pool } = yield* start({ connectTimeout: 101, upstream: { dial: () => Effect.sleep(100) } })
         const caller = yield* fork(lease(pool, a))
         yield* TestClock.adjust("1 hour")
         assert.isTrue((yield* Fiber.join(caller)).session.isOpen)
@@ -407,8 +361,7 @@ describe("SessionPool options", () => {
 
     it.effect("ends an open that hangs for all its callers, and the next get tries again", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: ({ name }) => name === "a1" ? Effect.never : Effect.void })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool } = yield* start({ upstream: { dial: ({ name }) => name === "a1" ? Effect.never : Effect.void } })
         const callers = yield* Effect.forEach(Array.from({ length: 5 }), () => fork(visit(pool, a)))
         assert.deepInclude(yield* pool.stats, { opening: 1, hits: 4, misses: 1 })
         yield* TestClock.adjust("30 seconds")
@@ -420,8 +373,7 @@ describe("SessionPool options", () => {
   describe("acquireTimeout", () => {
     it.effect("is 30 seconds by default, then the get fails with PoolExhausted", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+        const { pool, upstream } = yield* start({ capacity: 1 })
         yield* pool.get(a)
         const caller = yield* fork(visit(pool, b))
         yield* TestClock.adjust(29_999)
@@ -440,8 +392,7 @@ describe("SessionPool options", () => {
 
     it.effect("of 0 fails at once", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1, acquireTimeout: 0 })
+        const { pool } = yield* start({ capacity: 1, acquireTimeout: 0 })
         const { release } = yield* lease(pool, a)
         const error = yield* Effect.flip(visit(pool, b))
         assert.strictEqual(error._tag, "PoolExhausted")
@@ -487,8 +438,11 @@ describe("SessionPool options", () => {
 
     it.effect("does not count the time that the open takes", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: ({ name }) => name === "b1" ? Effect.sleep(5_000) : Effect.void })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1, acquireTimeout: 1_000 })
+        const { pool } = yield* start({
+          capacity: 1,
+          acquireTimeout: 1_000,
+          upstream: { dial: ({ name }) => name === "b1" ? Effect.sleep(5_000) : Effect.void }
+        })
         const { release } = yield* lease(pool, a)
         const caller = yield* fork(visit(pool, b))
         yield* TestClock.adjust(999)
@@ -501,8 +455,7 @@ describe("SessionPool options", () => {
   describe("closeTimeout", () => {
     it.effect("is 10 seconds by default, then the close is abandoned and counted", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ hangUp: () => Effect.never })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool } = yield* start({ upstream: { hangUp: () => Effect.never } })
         yield* visit(pool, a)
         yield* pool.invalidate(a)
         yield* TestClock.adjust(9_999)
@@ -513,8 +466,7 @@ describe("SessionPool options", () => {
 
     it.effect("does not interrupt a slow close: it may still end by itself", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ hangUp: () => Effect.sleep(500) })
-        const pool = yield* openPool({ connect: upstream.connect, closeTimeout: 100 })
+        const { pool, upstream } = yield* start({ closeTimeout: 100, upstream: { hangUp: () => Effect.sleep(500) } })
         yield* visit(pool, a)
         yield* pool.invalidate(a)
         yield* TestClock.adjust(100)
@@ -527,11 +479,13 @@ describe("SessionPool options", () => {
 
     it.effect("bounds how long the caller of a failed open waits for it to be freed", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({
-          handshake: () => Effect.fail(new Refused({ why: "no" })),
-          hangUp: () => Effect.never
+        const { pool } = yield* start({
+          closeTimeout: 100,
+          upstream: {
+            handshake: () => Effect.fail(new Refused({ why: "no" })),
+            hangUp: () => Effect.never
+          }
         })
-        const pool = yield* openPool({ connect: upstream.connect, closeTimeout: 100 })
         const caller = yield* fork(visit(pool, a))
         yield* TestClock.adjust(99)
         assert.strictEqual(outcome(caller), "waiting")
@@ -544,8 +498,7 @@ describe("SessionPool options", () => {
   describe("drainTimeout", () => {
     it.effect("is 0 by default: a pool that shuts down closes under its leases at once", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool } = yield* start()
         const { session } = yield* lease(pool, a)
         yield* pool.close
         assert.isFalse(session.isOpen)
@@ -553,8 +506,7 @@ describe("SessionPool options", () => {
 
     it.effect("is how long a pool that shuts down waits for its leases", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, drainTimeout: 1_000 })
+        const { pool, upstream } = yield* start({ drainTimeout: 1_000 })
         const { session } = yield* lease(pool, a)
         yield* visit(pool, b)
         const closing = yield* fork(pool.close)
@@ -569,8 +521,7 @@ describe("SessionPool options", () => {
 
     it.effect("is not waited out when the leases end earlier", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, drainTimeout: "1 hour" })
+        const { pool, upstream } = yield* start({ drainTimeout: "1 hour" })
         const { release } = yield* lease(pool, a)
         const closing = yield* fork(pool.close)
         yield* TestClock.adjust(10)
@@ -585,8 +536,7 @@ describe("SessionPool options", () => {
   describe("check", () => {
     it.effect("is none by default", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: "1 hour", checkAfter: 0 })
+        const { pool } = yield* start({ idleTimeToLive: "1 hour", checkAfter: 0 })
         yield* visit(pool, a)
         yield* TestClock.adjust("30 minutes")
         assert.strictEqual((yield* visit(pool, a)).name, "a1")
@@ -644,9 +594,7 @@ describe("SessionPool options", () => {
 
     it.effect("that throws instead of returning an effect is a failed one", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({
-          connect: upstream.connect,
+        const { pool } = yield* start({
           checkAfter: 0,
           check: () => {
             throw new Error("bug in check")
@@ -743,8 +691,7 @@ describe("SessionPool options", () => {
     it.effect("has failed whatever it fails or dies with", () =>
       Effect.gen(function*() {
         for (const failure of [Effect.fail("odd"), Effect.die({ odd: true }), Effect.fail(undefined)]) {
-          const upstream = makeUpstream()
-          const pool = yield* openPool({ connect: upstream.connect, check: () => failure, checkAfter: 0 })
+          const { pool, upstream } = yield* start({ check: () => failure, checkAfter: 0 })
           yield* visit(pool, a)
           assert.strictEqual((yield* visit(pool, a)).name, "a2")
           assert.deepStrictEqual(upstream.closed, ["a1"])
@@ -814,16 +761,14 @@ describe("SessionPool options", () => {
   describe("failureTimeToLive", () => {
     it.effect("is 0 by default: the next get tries again", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: refuseFirst(1) })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool } = yield* start({ upstream: { dial: refuseFirst(1) } })
         assert.strictEqual((yield* Effect.flip(visit(pool, a)))._tag, "Refused")
         assert.strictEqual((yield* visit(pool, a)).name, "a2")
       }))
 
     it.effect("is how long a failed connect answers further gets of that identity, and of no other", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: refuseFirst(1) })
-        const pool = yield* openPool({ connect: upstream.connect, failureTimeToLive: 1_000 })
+        const { pool, upstream } = yield* start({ failureTimeToLive: 1_000, upstream: { dial: refuseFirst(1) } })
         const first = yield* Effect.flip(visit(pool, a))
         yield* TestClock.adjust(999)
         assert.strictEqual(yield* Effect.flip(visit(pool, a)), first, "the same error")
@@ -839,8 +784,11 @@ describe("SessionPool options", () => {
 
     it.effect("remembers a ConnectTimeout too", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: () => Effect.never })
-        const pool = yield* openPool({ connect: upstream.connect, failureTimeToLive: "1 minute", connectTimeout: 10 })
+        const { pool, upstream } = yield* start({
+          failureTimeToLive: "1 minute",
+          connectTimeout: 10,
+          upstream: { dial: () => Effect.never }
+        })
         const caller = yield* fork(visit(pool, a))
         yield* TestClock.adjust(10)
         assert.strictEqual(outcome(caller), "ConnectTimeout")
@@ -850,8 +798,11 @@ describe("SessionPool options", () => {
 
     it.effect("remembers no more than capacity failures", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: () => Effect.fail(new Refused({ why: "no" })) })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 2, failureTimeToLive: "1 hour" })
+        const { pool, upstream } = yield* start({
+          capacity: 2,
+          failureTimeToLive: "1 hour",
+          upstream: { dial: () => Effect.fail(new Refused({ why: "no" })) }
+        })
         for (const identity of [a, b, c]) yield* Effect.flip(visit(pool, identity))
         assert.strictEqual(upstream.connects, 3)
         yield* Effect.flip(visit(pool, c))
@@ -863,16 +814,17 @@ describe("SessionPool options", () => {
 
     it.effect("does not remember an open that was left by its last caller", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: ({ name }) => name === "a1" ? Effect.never : Effect.void })
-        const pool = yield* openPool({ connect: upstream.connect, failureTimeToLive: "1 hour" })
+        const { pool } = yield* start({
+          failureTimeToLive: "1 hour",
+          upstream: { dial: ({ name }) => name === "a1" ? Effect.never : Effect.void }
+        })
         yield* Fiber.interrupt(yield* fork(visit(pool, a)))
         assert.strictEqual((yield* visit(pool, a)).name, "a2")
       }))
 
     it.effect("of 0, the default, remembers no failure", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: refuseFirst(2) })
-        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: "1 hour" })
+        const { pool } = yield* start({ idleTimeToLive: "1 hour", upstream: { dial: refuseFirst(2) } })
         yield* Effect.flip(visit(pool, a))
         yield* Effect.flip(visit(pool, a))
         assert.strictEqual((yield* visit(pool, a)).name, "a3")
@@ -881,8 +833,10 @@ describe("SessionPool options", () => {
     it.effect("does not remember the failure of an open that was invalidated", () =>
       Effect.gen(function*() {
         const fail = yield* Deferred.make<never, Refused>()
-        const upstream = makeUpstream({ dial: ({ name }) => name === "a1" ? Deferred.await(fail) : Effect.void })
-        const pool = yield* openPool({ connect: upstream.connect, failureTimeToLive: Duration.infinity })
+        const { pool } = yield* start({
+          failureTimeToLive: Duration.infinity,
+          upstream: { dial: ({ name }) => name === "a1" ? Deferred.await(fail) : Effect.void }
+        })
         const visiting = yield* fork(Effect.flip(visit(pool, a)))
         assert.isTrue(yield* pool.invalidate(a))
         yield* Deferred.fail(fail, new Refused({ why: "the old configuration" }))

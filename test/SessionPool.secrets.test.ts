@@ -1,8 +1,10 @@
 /**
- * 5. No secret escapes: whatever a pool writes, says or fails with has no credential in it, nor what could be turned back
+ * 5. No secret escapes: whatever a pool writes, says or fails with has no credential in it, nor what could be turned
+ *    back
  * into one.
  */
 import { assert, describe, it } from "@effect/vitest"
+import { Credentials, Identity, IdentityResolver } from "effect-mcp-sessions"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -16,10 +18,11 @@ import * as References from "effect/References"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
 import * as Tracer from "effect/Tracer"
-import { Credentials, Identity, IdentityResolver } from "effect-mcp-sessions"
 import { Buffer } from "node:buffer"
 import { inspect } from "node:util"
-import { fork, lease, makeUpstream, openPool, type PoolOptions, Refused, settle, visit } from "./support/pool.ts"
+import { fork, settle } from "./support/fibers.ts"
+import { lease, openPool, type PoolOptions, visit } from "./support/pool.ts"
+import { makeUpstream, Refused } from "./support/upstream.ts"
 
 const token = "sk-live-SECRET"
 

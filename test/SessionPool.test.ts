@@ -1,4 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
+import { Credentials, Identity, SessionPool, type SessionPoolEvent } from "effect-mcp-sessions"
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
 import * as Deferred from "effect/Deferred"
@@ -11,32 +12,13 @@ import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import * as Tracer from "effect/Tracer"
 import * as TestClock from "effect/testing/TestClock"
-import { Credentials, Identity, SessionPool, type SessionPoolEvent } from "effect-mcp-sessions"
+import * as Tracer from "effect/Tracer"
 import * as Sent from "../src/internal/sent.ts"
-import {
-  a,
-  b,
-  c,
-  call,
-  d,
-  fork,
-  identities,
-  lease,
-  makeUpstream,
-  openPool,
-  openWith,
-  outcome,
-  Pool,
-  type PoolOptions,
-  record,
-  Refused,
-  refuseFirst,
-  settle,
-  type TestSession,
-  visit
-} from "./support/pool.ts"
+import { fork, outcome, settle } from "./support/fibers.ts"
+import { a, b, c, d, identities } from "./support/identities.ts"
+import { call, lease, openPool, openWith, Pool, type PoolOptions, record, start, visit } from "./support/pool.ts"
+import { makeUpstream, Refused, refuseFirst, type TestSession } from "./support/upstream.ts"
 
 const withToken = (key: string, token: string) => Identity.fromKey(key, { credentials: Credentials.bearer(token) })
 
@@ -52,8 +34,7 @@ describe("SessionPool", () => {
   describe("get", () => {
     it.effect("opens a session for an identity that has none, and answers the next get with it", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start()
         const first = yield* visit(pool, a)
         const second = yield* visit(pool, a)
         assert.strictEqual(first, second)
@@ -63,8 +44,7 @@ describe("SessionPool", () => {
 
     it.effect("knows identities by their keys alone", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool } = yield* start()
         const first = yield* visit(pool, withToken("a", "one"))
         assert.strictEqual(yield* visit(pool, withToken("a", "two")), first)
         assert.strictEqual(yield* visit(pool, Identity.shared("a")), first)
@@ -73,8 +53,7 @@ describe("SessionPool", () => {
 
     it.effect("leases the session until the scope closes", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: 50 })
+        const { pool, upstream } = yield* start({ idleTimeToLive: 50 })
         const { release } = yield* lease(pool, a)
         yield* TestClock.adjust("1 hour")
         assert.deepStrictEqual(upstream.closed, [])
@@ -85,8 +64,7 @@ describe("SessionPool", () => {
 
     it.effect("in a scope that is closed already holds no lease", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start()
         const scope = yield* Scope.make()
         yield* Scope.close(scope, Exit.void)
         yield* Effect.exit(Scope.provide(pool.get(a), scope))
@@ -98,8 +76,7 @@ describe("SessionPool", () => {
 
     it.effect("in a scope that closes while the session is being opened holds no lease", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: () => Effect.sleep(100) })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool } = yield* start({ upstream: { dial: () => Effect.sleep(100) } })
         const scope = yield* Scope.make()
         const caller = yield* fork(Scope.provide(pool.get(a), scope))
         yield* Scope.close(scope, Exit.void)
@@ -110,8 +87,7 @@ describe("SessionPool", () => {
 
     it.effect("joins an open in progress, as a hit", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: () => Effect.sleep(100) })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start({ upstream: { dial: () => Effect.sleep(100) } })
         const callers = yield* Effect.forEach(Array.from({ length: 5 }), () => fork(visit(pool, a)))
         assert.deepStrictEqual(
           yield* Effect.map(pool.stats, (s) => [s.opening, s.size, s.hits, s.misses]),
@@ -125,10 +101,11 @@ describe("SessionPool", () => {
     it.effect("passes the connect's error unchanged to every joined caller, and leaves no entry", () =>
       Effect.gen(function*() {
         const error = new Refused({ why: "maintenance" })
-        const upstream = makeUpstream({
-          dial: ({ name }) => name === "a1" ? Effect.andThen(Effect.sleep(10), Effect.fail(error)) : Effect.void
+        const { pool } = yield* start({
+          upstream: {
+            dial: ({ name }) => name === "a1" ? Effect.andThen(Effect.sleep(10), Effect.fail(error)) : Effect.void
+          }
         })
-        const pool = yield* openPool({ connect: upstream.connect })
         const callers = yield* Effect.forEach(Array.from({ length: 3 }), () => fork(visit(pool, a)))
         yield* TestClock.adjust(10)
         for (const caller of callers) assert.strictEqual(yield* Effect.flip(Fiber.join(caller)), error)
@@ -140,8 +117,9 @@ describe("SessionPool", () => {
     it.effect("dies with the defect of a connect that dies, and the next get opens another", () =>
       Effect.gen(function*() {
         const bug = new Error("bug in connect")
-        const upstream = makeUpstream({ handshake: ({ name }) => name === "a1" ? Effect.die(bug) : Effect.void })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start({
+          upstream: { handshake: ({ name }) => name === "a1" ? Effect.die(bug) : Effect.void }
+        })
         const exit = yield* Effect.exit(visit(pool, a))
         assert.deepStrictEqual(exit, Exit.die(bug))
         assert.deepStrictEqual(upstream.gone, ["a1"])
@@ -162,8 +140,9 @@ describe("SessionPool", () => {
 
     it.effect("dies when a connect interrupts itself: nobody asked for that", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ handshake: ({ name }) => name === "a1" ? Effect.interrupt : Effect.void })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start({
+          upstream: { handshake: ({ name }) => name === "a1" ? Effect.interrupt : Effect.void }
+        })
         const caller = yield* fork(visit(pool, a))
         yield* settle
         assert.strictEqual(outcome(caller), "Die")
@@ -173,8 +152,7 @@ describe("SessionPool", () => {
 
     it.effect("waits for room first come, first served", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+        const { pool } = yield* start({ capacity: 1 })
         const { release } = yield* lease(pool, a)
         const order: Array<string> = []
         const callers = yield* Effect.forEach(
@@ -190,8 +168,7 @@ describe("SessionPool", () => {
 
     it.effect("does not let a newcomer pass those who wait", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+        const { pool } = yield* start({ capacity: 1 })
         const held = yield* lease(pool, a)
         const waiter = yield* fork(lease(pool, b))
         yield* held.release
@@ -204,10 +181,28 @@ describe("SessionPool", () => {
         assert.strictEqual(outcome(newcomer), "success")
       }))
 
+    it.effect("gives no caller the place of one who came before and has given up", () =>
+      Effect.gen(function*() {
+        const { pool } = yield* start({ capacity: 1, acquireTimeout: 100 })
+        const held = yield* lease(pool, a)
+        const gaveUp = yield* fork(visit(pool, b))
+        yield* TestClock.adjust(10)
+        const next = yield* fork(lease(pool, c))
+        yield* TestClock.adjust(80)
+        const late = yield* fork(lease(pool, b))
+        yield* TestClock.adjust(10)
+        assert.strictEqual(outcome(gaveUp), "PoolExhausted")
+        yield* held.release
+        yield* settle
+        assert.strictEqual(outcome(next), "success")
+        assert.strictEqual(outcome(late), "waiting")
+        yield* (yield* Fiber.join(next)).release
+        assert.strictEqual((yield* Fiber.join(late)).session.name, "b1")
+      }))
+
     it.effect("opens one session for all callers of one identity that wait for room", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+        const { pool, upstream } = yield* start({ capacity: 1 })
         const held = yield* lease(pool, a)
         const waiters = yield* Effect.forEach(Array.from({ length: 5 }), () => fork(visit(pool, b)))
         assert.strictEqual((yield* pool.stats).waiting, 5)
@@ -218,8 +213,7 @@ describe("SessionPool", () => {
 
     it.effect("ends each wait of one identity at its own time", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1, acquireTimeout: 100 })
+        const { pool } = yield* start({ capacity: 1, acquireTimeout: 100 })
         const held = yield* lease(pool, a)
         const early = yield* fork(visit(pool, b))
         yield* TestClock.adjust(60)
@@ -233,8 +227,7 @@ describe("SessionPool", () => {
 
     it.effect("waits no longer than acquireTimeout in an uninterruptible region", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1, acquireTimeout: 100 })
+        const { pool } = yield* start({ capacity: 1, acquireTimeout: 100 })
         yield* pool.get(a)
         const caller = yield* fork(Effect.uninterruptible(visit(pool, b)))
         yield* TestClock.adjust(100)
@@ -243,8 +236,7 @@ describe("SessionPool", () => {
 
     it.effect("waits no longer than connectTimeout in an uninterruptible region", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: () => Effect.never })
-        const pool = yield* openPool({ connect: upstream.connect, connectTimeout: 100 })
+        const { pool } = yield* start({ connectTimeout: 100, upstream: { dial: () => Effect.never } })
         const caller = yield* fork(Effect.uninterruptible(visit(pool, a)))
         yield* TestClock.adjust(100)
         assert.strictEqual(outcome(caller), "ConnectTimeout")
@@ -252,8 +244,7 @@ describe("SessionPool", () => {
 
     it.effect("of the same key inside a lease shares the session", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1, acquireTimeout: 0 })
+        const { pool } = yield* start({ capacity: 1, acquireTimeout: 0 })
         const inner = yield* pool.withSession(a, (outer) =>
           pool.withSession(a, (session) =>
             Effect.sync(() => {
@@ -310,8 +301,7 @@ describe("SessionPool", () => {
 
     it.effect("opens a session for each of two identities with the same credentials", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start()
         const credentials = Credentials.bearer("the company's")
         const [alice, bob] = [Identity.fromKey("alice", { credentials }), Identity.fromKey("bob", { credentials })]
         const calls = yield* Effect.forEach([alice, bob], (identity) => fork(pool.withSession(identity, call)))
@@ -326,8 +316,7 @@ describe("SessionPool", () => {
   describe("withSession", () => {
     it.effect("runs the effect with the session, and answers what it answers", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start()
         assert.strictEqual(yield* pool.withSession(a, ({ name }) => Effect.succeed(`${name}!`)), "a1!")
         assert.strictEqual(yield* pool.withSession(a, ({ name }) => Effect.succeed(`${name}?`)), "a1?")
         assert.strictEqual(upstream.connects, 1)
@@ -335,8 +324,7 @@ describe("SessionPool", () => {
 
     it.effect("leases the session for as long as the effect runs", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: 50 })
+        const { pool, upstream } = yield* start({ idleTimeToLive: 50 })
         const caller = yield* fork(pool.withSession(a, () => Effect.sleep(1_000)))
         yield* TestClock.adjust(500)
         assert.deepStrictEqual(yield* Effect.map(pool.stats, (s) => [s.leased, s.idle]), [1, 0])
@@ -356,8 +344,7 @@ describe("SessionPool", () => {
     ) {
       it.effect(`ends the lease when the effect ${how}, and passes that on`, () =>
         Effect.gen(function*() {
-          const upstream = makeUpstream()
-          const pool = yield* openPool({ connect: upstream.connect })
+          const { pool, upstream } = yield* start()
           const expected = yield* Effect.exit(effect)
           for (let i = 0; i < 2; i++) {
             const exit = yield* Effect.exit(pool.withSession(a, () => effect))
@@ -374,8 +361,7 @@ describe("SessionPool", () => {
 
     it.effect("ends the lease when the function throws", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool } = yield* start()
         const bug = new Error("bug")
         for (let i = 0; i < 2; i++) {
           const exit = yield* Effect.exit(pool.withSession(a, (): Effect.Effect<void> => {
@@ -389,8 +375,7 @@ describe("SessionPool", () => {
     it.effect("runs the effect with the services and in the scope of its caller", () =>
       Effect.gen(function*() {
         class Name extends Context.Service<Name, string>()("test/Name") {}
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool } = yield* start()
         const closed: Array<string> = []
         yield* Effect.scoped(Effect.gen(function*() {
           const name = yield* pool.withSession(a, () =>
@@ -403,8 +388,7 @@ describe("SessionPool", () => {
 
     it.effect("can be interrupted while the effect runs", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool } = yield* start()
         yield* visit(pool, a)
         const caller = yield* fork(pool.withSession(a, () => Effect.never))
         yield* Fiber.interrupt(caller)
@@ -416,8 +400,7 @@ describe("SessionPool", () => {
   describe("invalidate", () => {
     it.effect("closes an idle session and says true; says false where there is none", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start()
         assert.isFalse(yield* pool.invalidate(a))
         yield* visit(pool, a)
         assert.isTrue(yield* pool.invalidate(a))
@@ -429,8 +412,7 @@ describe("SessionPool", () => {
 
     it.effect("retires a leased session: its calls end in peace, the next get opens another", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start()
         const old = yield* lease(pool, a)
         assert.isTrue(yield* pool.invalidate(a))
         assert.isFalse(yield* pool.invalidate(a))
@@ -443,8 +425,7 @@ describe("SessionPool", () => {
 
     it.effect("retires an opening session: those who wait get it, later gets open another, it counts as draining", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: () => Effect.sleep(100) })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start({ upstream: { dial: () => Effect.sleep(100) } })
         const first = yield* fork(lease(pool, a))
         yield* TestClock.adjust(50)
         assert.isTrue(yield* pool.invalidate(a))
@@ -464,8 +445,7 @@ describe("SessionPool", () => {
 
     it.effect("of an opening session does not keep its open alive when its last caller leaves", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ handshake: () => Effect.never })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start({ upstream: { handshake: () => Effect.never } })
         const caller = yield* fork(visit(pool, a))
         yield* pool.invalidate(a)
         yield* Fiber.interrupt(caller)
@@ -475,8 +455,7 @@ describe("SessionPool", () => {
 
     it.effect("during a check sends those who wait for the check to the next session, even if it passes", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, checkAfter: 10, check: () => Effect.sleep(100) })
+        const { pool, upstream } = yield* start({ checkAfter: 10, check: () => Effect.sleep(100) })
         yield* visit(pool, a)
         yield* TestClock.adjust(10)
         const caller = yield* fork(lease(pool, a))
@@ -492,8 +471,7 @@ describe("SessionPool", () => {
 
     it.effect("forgets the identity's failed connect", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: refuseFirst(1) })
-        const pool = yield* openPool({ connect: upstream.connect, failureTimeToLive: "1 hour" })
+        const { pool } = yield* start({ failureTimeToLive: "1 hour", upstream: { dial: refuseFirst(1) } })
         yield* Effect.flip(visit(pool, a))
         assert.isFalse(yield* pool.invalidate(a))
         assert.strictEqual((yield* visit(pool, a)).name, "a2")
@@ -501,8 +479,7 @@ describe("SessionPool", () => {
 
     it.effect("makes room for those who wait", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+        const { pool } = yield* start({ capacity: 1 })
         const held = yield* lease(pool, a)
         const waiter = yield* fork(visit(pool, b))
         yield* pool.invalidate(a)
@@ -544,8 +521,9 @@ describe("SessionPool", () => {
   describe("invalidateWhere", () => {
     it.effect("retires what the predicate is true of, idle, leased and opening, and counts it", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: ({ name }) => name === "~x/c1" ? Effect.sleep(100) : Effect.void })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start({
+          upstream: { dial: ({ name }) => name === "~x/c1" ? Effect.sleep(100) : Effect.void }
+        })
         yield* visit(pool, a.at("x"))
         const held = yield* lease(pool, b.at("x"))
         const opening = yield* fork(lease(pool, c.at("x")))
@@ -566,8 +544,7 @@ describe("SessionPool", () => {
 
     it.effect("sees the identities with their newest credentials", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool } = yield* start()
         yield* visit(pool, withToken("a", "old"))
         yield* visit(pool, withToken("a", "new"))
         const tokens: Array<string | undefined> = []
@@ -580,8 +557,7 @@ describe("SessionPool", () => {
 
     it.effect("dies with a predicate that throws, and retires nothing", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool } = yield* start()
         yield* visit(pool, a)
         yield* visit(pool, b)
         const bug = new Error("bug")
@@ -637,11 +613,13 @@ describe("SessionPool", () => {
 
     it.effect("count what is leased, idle, opening, draining, closing and waiting", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({
-          dial: ({ name }) => name === "c1" ? Effect.sleep(100) : Effect.void,
-          hangUp: () => Effect.sleep(100)
+        const { pool } = yield* start({
+          capacity: 5,
+          upstream: {
+            dial: ({ name }) => name === "c1" ? Effect.sleep(100) : Effect.void,
+            hangUp: () => Effect.sleep(100)
+          }
         })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 5 })
         yield* visit(pool, a)
         yield* pool.get(b)
         yield* fork(pool.get(c))
@@ -666,13 +644,12 @@ describe("SessionPool", () => {
 
     it.effect("count each get as one hit or one miss, whatever becomes of it", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: refuseFirst(1) })
-        const pool = yield* openPool({
-          connect: upstream.connect,
+        const { pool } = yield* start({
           capacity: 1,
           acquireTimeout: 10,
           check: () => Effect.fail("down"),
-          checkAfter: 0
+          checkAfter: 0,
+          upstream: { dial: refuseFirst(1) }
         })
         let gets = 0
         const get = (identity: Identity) => {
@@ -736,8 +713,7 @@ describe("SessionPool", () => {
   describe("entries", () => {
     it.effect("are the leased and the idle sessions, the least recently used first", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: ({ name }) => name === "d1" ? Effect.never : Effect.void })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool } = yield* start({ upstream: { dial: ({ name }) => name === "d1" ? Effect.never : Effect.void } })
         yield* TestClock.setTime(1_000)
         yield* visit(pool, a)
         yield* TestClock.setTime(2_000)
@@ -779,10 +755,14 @@ describe("SessionPool", () => {
   describe("events", () => {
     it.effect("tell what happens, in its order", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({
-          dial: ({ name }) => name === "b1" ? Effect.fail(new Refused({ why: "" })) : Effect.void
+        const { pool } = yield* start({
+          capacity: 1,
+          idleTimeToLive: 50,
+          acquireTimeout: 0,
+          upstream: {
+            dial: ({ name }) => name === "b1" ? Effect.fail(new Refused({ why: "" })) : Effect.void
+          }
         })
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1, idleTimeToLive: 50, acquireTimeout: 0 })
         const { lines } = yield* record(pool)
         yield* visit(pool, a)
         yield* Effect.flip(visit(pool, b))
@@ -810,9 +790,7 @@ describe("SessionPool", () => {
 
     it.effect("name each reason for which a session is retired", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({
-          connect: upstream.connect,
+        const { pool } = yield* start({
           maxLifetime: 1_000,
           idleTimeToLive: Duration.infinity,
           check: ({ identity }) => identity.key === "b" ? Effect.fail("down") : Effect.void,
@@ -860,11 +838,12 @@ describe("SessionPool", () => {
 
     it.effect("tell of opens that take too long and closes that fail or take too long", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({
-          dial: ({ name }) => name === "a1" ? Effect.never : Effect.void,
-          hangUp: ({ name }) => name === "b1" ? Effect.die("bug") : Effect.never
+        const { pool } = yield* start({
+          upstream: {
+            dial: ({ name }) => name === "a1" ? Effect.never : Effect.void,
+            hangUp: ({ name }) => name === "b1" ? Effect.die("bug") : Effect.never
+          }
         })
-        const pool = yield* openPool({ connect: upstream.connect })
         const { lines } = yield* record(pool)
         const caller = yield* fork(visit(pool, a))
         yield* TestClock.adjust("30 seconds")
@@ -908,8 +887,7 @@ describe("SessionPool", () => {
 
     it.effect("are lost, the oldest first, to a reader that is slow, and slow nobody", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start()
         const gate = yield* Deferred.make<void>()
         const read: Array<string> = []
         yield* Effect.forkScoped(
@@ -1001,8 +979,7 @@ describe("SessionPool", () => {
 
     it.effect("are Opened, Retired, Closed for a session that is retired while it is opening, too", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: () => Effect.sleep(100) })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool } = yield* start({ upstream: { dial: () => Effect.sleep(100) } })
         const { lines } = yield* record(pool)
         yield* fork(visit(pool, a))
         yield* pool.invalidate(a)
@@ -1016,8 +993,7 @@ describe("SessionPool", () => {
   describe("handle.retire", () => {
     it.effect("retires this session: the next get opens another", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start()
         const { release, session } = yield* lease(pool, a)
         yield* session.handle.retire("died")
         assert.isTrue(session.isOpen)
@@ -1029,8 +1005,7 @@ describe("SessionPool", () => {
 
     it.effect("closes an idle session at once", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start()
         const { handle } = yield* visit(pool, a)
         yield* handle.retire("died")
         yield* settle
@@ -1039,8 +1014,7 @@ describe("SessionPool", () => {
 
     it.effect("never retires the successor", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start()
         const first = yield* visit(pool, a)
         yield* pool.invalidate(a)
         const second = yield* visit(pool, a)
@@ -1053,8 +1027,7 @@ describe("SessionPool", () => {
 
     it.effect("said twice is said once", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool } = yield* start()
         const { lines } = yield* record(pool)
         const held = yield* lease(pool, a)
         yield* held.session.handle.retire("died")
@@ -1068,10 +1041,11 @@ describe("SessionPool", () => {
 
     it.effect("from within connect gives the session to those who wait, and to nobody later", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({
-          handshake: ({ handle, name }) => name === "a1" ? handle.retire("died") : Effect.void
+        const { pool, upstream } = yield* start({
+          upstream: {
+            handshake: ({ handle, name }) => name === "a1" ? handle.retire("died") : Effect.void
+          }
         })
-        const pool = yield* openPool({ connect: upstream.connect })
         const first = yield* lease(pool, a)
         assert.strictEqual(first.session.name, "a1")
         assert.isTrue(first.session.isOpen)
@@ -1083,13 +1057,14 @@ describe("SessionPool", () => {
 
     it.effect("from within a connect that then fails retires nothing else", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({
-          handshake: ({ handle, name }) =>
-            name === "a1"
-              ? Effect.andThen(handle.retire("died"), Effect.fail(new Refused({ why: "dead" })))
-              : Effect.void
+        const { pool, upstream } = yield* start({
+          upstream: {
+            handshake: ({ handle, name }) =>
+              name === "a1"
+                ? Effect.andThen(handle.retire("died"), Effect.fail(new Refused({ why: "dead" })))
+                : Effect.void
+          }
         })
-        const pool = yield* openPool({ connect: upstream.connect })
         assert.strictEqual((yield* Effect.flip(visit(pool, a)))._tag, "Refused")
         assert.deepStrictEqual(upstream.gone, ["a1"])
         assert.strictEqual((yield* visit(pool, a)).name, "a2")
@@ -1098,8 +1073,7 @@ describe("SessionPool", () => {
 
     it.effect("from within the session's own finalizer does nothing", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ hangUp: ({ handle }) => handle.retire("died") })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start({ upstream: { hangUp: ({ handle }) => handle.retire("died") } })
         yield* visit(pool, a)
         yield* pool.invalidate(a)
         yield* settle
@@ -1109,8 +1083,7 @@ describe("SessionPool", () => {
 
     it.effect("after the end of the pool does nothing", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start()
         const { handle } = yield* visit(pool, a)
         yield* pool.close
         yield* handle.retire("died")
@@ -1119,8 +1092,10 @@ describe("SessionPool", () => {
 
     it.effect("of a session that has expired and is closing does not touch its successor", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ hangUp: ({ name }) => name === "a1" ? Effect.sleep(500) : Effect.void })
-        const pool = yield* openPool({ connect: upstream.connect, idleTimeToLive: 100 })
+        const { pool, upstream } = yield* start({
+          idleTimeToLive: 100,
+          upstream: { hangUp: ({ name }) => name === "a1" ? Effect.sleep(500) : Effect.void }
+        })
         const first = yield* visit(pool, a)
         yield* TestClock.adjust(101)
         const second = yield* lease(pool, a)
@@ -1133,8 +1108,7 @@ describe("SessionPool", () => {
 
     it.effect("within a call that then fails gives the next call another session", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start()
         const request = pool.withSession(a, ({ handle, name }) =>
           name === "a1"
             ? Effect.andThen(handle.retire("died"), Effect.fail(new Refused({ why: "404" })))
@@ -1148,8 +1122,7 @@ describe("SessionPool", () => {
   describe("handle.credentials", () => {
     it.effect("are the newest that were presented for the session's key", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool } = yield* start()
         const { handle } = yield* visit(pool, withToken("a", "one"))
         assert.strictEqual(tokenOf(yield* handle.credentials), "one")
         yield* visit(pool, withToken("a", "two"))
@@ -1191,8 +1164,7 @@ describe("SessionPool", () => {
 
     it.effect("are the newest for a session that is being opened, too", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: () => Effect.sleep(100) })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool } = yield* start({ upstream: { dial: () => Effect.sleep(100) } })
         const first = yield* fork(visit(pool, withToken("a", "one")))
         yield* fork(visit(pool, withToken("a", "two")))
         yield* TestClock.adjust(100)
@@ -1202,8 +1174,7 @@ describe("SessionPool", () => {
 
     it.effect("are the newest for a session whose callers waited for room, too", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1 })
+        const { pool } = yield* start({ capacity: 1 })
         const held = yield* lease(pool, b)
         const first = yield* fork(visit(pool, withToken("a", "one")))
         const second = yield* fork(visit(pool, withToken("a", "two")))
@@ -1318,8 +1289,7 @@ describe("SessionPool", () => {
 
     it.effect("is not interrupted by the end of the caller that came first, if another waits", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: () => Effect.sleep(100) })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start({ upstream: { dial: () => Effect.sleep(100) } })
         const first = yield* fork(visit(pool, a))
         const second = yield* fork(visit(pool, a))
         yield* Fiber.interrupt(first)
@@ -1561,8 +1531,7 @@ describe("SessionPool", () => {
   describe("shutdown", () => {
     it.effect("closes what is idle and fails new gets with PoolClosed", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start()
         yield* visit(pool, a)
         yield* visit(pool, b)
         yield* pool.close
@@ -1577,8 +1546,7 @@ describe("SessionPool", () => {
 
     it.effect("leaves operations that answer", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool } = yield* start()
         yield* visit(pool, a)
         yield* pool.close
         assert.isFalse(yield* pool.invalidate(a))
@@ -1589,8 +1557,7 @@ describe("SessionPool", () => {
 
     it.effect("fails waiting gets with PoolClosed", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, capacity: 1, drainTimeout: "1 hour" })
+        const { pool, upstream } = yield* start({ capacity: 1, drainTimeout: "1 hour" })
         const held = yield* lease(pool, a)
         const waiters = yield* Effect.forEach([b, b, c], (identity) => fork(visit(pool, identity)))
         yield* fork(pool.close)
@@ -1604,8 +1571,9 @@ describe("SessionPool", () => {
 
     it.effect("interrupts opens in progress, frees them, and fails their callers with PoolClosed", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ handshake: () => Effect.never, hangUp: () => Effect.sleep(10) })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start({
+          upstream: { handshake: () => Effect.never, hangUp: () => Effect.sleep(10) }
+        })
         const callers = yield* Effect.forEach([a, a, b], (identity) => fork(visit(pool, identity)))
         const closing = yield* fork(pool.close)
         yield* TestClock.adjust(10)
@@ -1616,8 +1584,7 @@ describe("SessionPool", () => {
 
     it.effect("closes everything in parallel", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ hangUp: () => Effect.sleep(50) })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start({ upstream: { hangUp: () => Effect.sleep(50) } })
         yield* Effect.forEach(identities(10), (identity) => visit(pool, identity))
         const closing = yield* fork(pool.close)
         yield* TestClock.adjust(50)
@@ -1627,8 +1594,7 @@ describe("SessionPool", () => {
 
     it.effect("during a check ends the check: its callers fail with PoolClosed", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect, checkAfter: 0, check: () => Effect.never })
+        const { pool, upstream } = yield* start({ checkAfter: 0, check: () => Effect.never })
         yield* visit(pool, a)
         const caller = yield* fork(visit(pool, a))
         const closing = yield* fork(pool.close)
@@ -1640,9 +1606,7 @@ describe("SessionPool", () => {
 
     it.effect("during a check that can't be interrupted keeps within its bounds", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({
-          connect: upstream.connect,
+        const { pool, upstream } = yield* start({
           checkAfter: 0,
           check: () => Effect.uninterruptible(Effect.never),
           checkTimeout: "1 hour"
@@ -1658,8 +1622,7 @@ describe("SessionPool", () => {
 
     it.effect("is the end of a lease: what ends later is no error", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start()
         const held = yield* lease(pool, a)
         yield* pool.close
         assert.deepStrictEqual(upstream.gone, ["a1"])
@@ -1669,8 +1632,7 @@ describe("SessionPool", () => {
 
     it.effect("tells its callers of a call that ran on: withSession's effect is not interrupted", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream()
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool } = yield* start()
         const caller = yield* fork(pool.withSession(a, ({ name }) => Effect.as(Effect.sleep(100), name)))
         yield* pool.close
         yield* TestClock.adjust(100)
@@ -1679,8 +1641,7 @@ describe("SessionPool", () => {
 
     it.effect("during an open leaves nothing open", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: () => Effect.sleep(1_000) })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start({ upstream: { dial: () => Effect.sleep(1_000) } })
         const caller = yield* fork(visit(pool, a))
         yield* pool.close
         yield* TestClock.adjust(2_000)
@@ -1691,8 +1652,7 @@ describe("SessionPool", () => {
 
     it.effect("is the end: no get opens a session that nobody would close", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ dial: () => Effect.sleep(1_000) })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start({ upstream: { dial: () => Effect.sleep(1_000) } })
         const caller = yield* fork(visit(pool, a))
         yield* pool.close
         const late = yield* Effect.flip(visit(pool, a))
@@ -1704,8 +1664,7 @@ describe("SessionPool", () => {
 
     it.effect("takes as long as the slowest close, not as all of them", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ hangUp: () => Effect.sleep(50) })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start({ upstream: { hangUp: () => Effect.sleep(50) } })
         for (const identity of identities(10)) yield* visit(pool, identity)
         const closing = yield* fork(pool.close)
         yield* TestClock.adjust(49)
@@ -1717,8 +1676,7 @@ describe("SessionPool", () => {
 
     it.effect("asked for twice closes once", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ hangUp: () => Effect.sleep(50) })
-        const pool = yield* openPool({ connect: upstream.connect })
+        const { pool, upstream } = yield* start({ upstream: { hangUp: () => Effect.sleep(50) } })
         yield* visit(pool, a)
         yield* fork(pool.close)
         yield* fork(pool.close)

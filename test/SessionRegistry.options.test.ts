@@ -1,17 +1,18 @@
 import { assert, describe, it } from "@effect/vitest"
+import { OpenTimeout, RegistryClosed, RegistryFull, SessionNotFound, SessionRegistryError } from "effect-mcp-sessions"
+import { InvalidOptions } from "effect-mcp-sessions/InvalidOptions"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import * as Layer from "effect/Layer"
-import * as Schema from "effect/Schema"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
+import * as Layer from "effect/Layer"
+import * as Schema from "effect/Schema"
 import * as TestClock from "effect/testing/TestClock"
-import { OpenTimeout, RegistryClosed, RegistryFull, SessionNotFound, SessionRegistryError } from "effect-mcp-sessions"
-import { InvalidOptions } from "effect-mcp-sessions/InvalidOptions"
-import { alice, bob, fork, makeBackend, outcome, refusal, Registry, settle, start, used } from "./support/registry.ts"
+import { fork, outcome, settle } from "./support/fibers.ts"
+import { alice, bob, makeBackend, refusal, Registry, start, used } from "./support/registry.ts"
 
 const { open } = makeBackend()
 

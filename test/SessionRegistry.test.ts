@@ -1,4 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
+import { Credentials, Identity, type SessionInfo, SessionRegistry } from "effect-mcp-sessions"
+import * as McpHttp from "effect-mcp-sessions/McpHttp"
+import { operatorOf } from "effect-mcp-sessions/SessionRegistry"
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
@@ -12,25 +15,20 @@ import * as Logger from "effect/Logger"
 import * as References from "effect/References"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import * as Tracer from "effect/Tracer"
 import * as TestClock from "effect/testing/TestClock"
-import { Credentials, Identity, type SessionInfo, SessionRegistry } from "effect-mcp-sessions"
-import * as McpHttp from "effect-mcp-sessions/McpHttp"
-import { operatorOf } from "effect-mcp-sessions/SessionRegistry"
+import * as Tracer from "effect/Tracer"
 import { inspect } from "node:util"
+import { fork, outcome, settle } from "./support/fibers.ts"
 import { makeLog, makeServer, web } from "./support/mcpHttp.ts"
 import {
   alice,
   bob,
-  fork,
   hold,
   makeBackend,
   openRegistry,
-  outcome,
   record,
   Refused,
   type RegistryService,
-  settle,
   start,
   touch,
   used

@@ -1,27 +1,17 @@
 import { assert, describe, it } from "@effect/vitest"
-import * as Duration from "effect/Duration"
-import * as Effect from "effect/Effect"
-import * as Scope from "effect/Scope"
-import * as Exit from "effect/Exit"
-import * as TestClock from "effect/testing/TestClock"
 import { Identity, RegistryFull, type SessionOwner } from "effect-mcp-sessions"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import * as SessionRegistry from "effect-mcp-sessions/SessionRegistry"
-import { begin, call, initialize, makeLog, makeServer, post, textOf, web } from "./support/mcpHttp.ts"
-import {
-  alice,
-  bob,
-  fork,
-  hold,
-  makeBackend,
-  outcome,
-  record,
-  type RegistryService,
-  settle,
-  start,
-  touch,
-  used
-} from "./support/registry.ts"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Scope from "effect/Scope"
+import * as TestClock from "effect/testing/TestClock"
+import { textOf } from "./support/answers.ts"
+import { fork, outcome, settle } from "./support/fibers.ts"
+import { makeLog, makeServer, web } from "./support/mcpHttp.ts"
+import { alice, bob, hold, makeBackend, record, type RegistryService, start, touch, used } from "./support/registry.ts"
+import { begin, call, initialize, post } from "./support/requests.ts"
 
 const carol = Identity.fromKey("carol")
 

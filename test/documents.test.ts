@@ -1,32 +1,31 @@
 /**
  * Every block of TypeScript in README, ARCHITECTURE, CONTRIBUTING and the docstrings compiles.
  *
- * A block that imports something is complete. The others are what a reader would write between imports and names of their
- * own: those are below, and everything that this package and Effect export is there.
+ * A block that imports something is complete. The others are what a reader would write between imports and names of
+ * their own: those are below, and everything that this package and Effect export is there.
  */
+import { assert, describe, it } from "@effect/vitest"
+import * as Sessions from "effect-mcp-sessions"
+import * as Effect from "effect/Effect"
 import { existsSync, readdirSync, readFileSync } from "node:fs"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
-import { assert, describe, it } from "@effect/vitest"
-import * as Effect from "effect/Effect"
 import * as Compiler from "./support/compiler.ts"
 
 const root = fileURLToPath(new URL("..", import.meta.url))
 
 /** What the blocks leave to their readers, wherever they are. */
 const prelude = `
-import { Clock, Config, Console, Context, Data, Duration, Effect, Layer, ManagedRuntime, Metric, Option, Redacted, Schedule,
-  Schema, Scope, Stream } from "effect"
+import { Clock, Config, Console, Context, Data, Duration, Effect, Layer, ManagedRuntime, Metric, Option, Redacted,
+  Schedule, Schema, Scope, Stream } from "effect"
 import { McpProtocol, McpServer } from "effect/ai"
 import { HttpRouter, HttpServerRequest } from "effect/http"
 import { CircuitBreaker, RateLimiter } from "effect/persistence"
 import { TestClock } from "effect/testing"
+import { createServer } from "node:http"
 import { assert, it } from "@effect/vitest"
 import { Server } from "@modelcontextprotocol/sdk/server/index.js"
-import * as Sessions from "effect-mcp-sessions"
-import { AccessDenied, ConnectTimeout, Credentials, Identity, IdentityResolver, IdentityUnavailable, InvalidOptions, McpConnector, McpHttp, McpServers,
-  McpSession, McpSessionError, SessionPool, SessionPoolError, SessionRegistry, UnknownServer,
-  type SessionHandle, type SessionInfo } from "effect-mcp-sessions"
+import { ${Object.keys(Sessions).join(", ")}, type SessionHandle, type SessionInfo } from "effect-mcp-sessions"
 import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
 
 interface Connection { readonly query: (sql: string) => Effect.Effect<ReadonlyArray<object>> }
@@ -67,6 +66,9 @@ const meanings: Readonly<Record<string, string>> = {
     const verify = (_: object) => Effect.succeed({ sub: "alice" })`,
   "src/McpConnectorV2.ts": `
     type Client = import("@modelcontextprotocol/client").Client`,
+  "src/McpHttp.ts": `
+    const { McpServer: SdkServer } = await import("@modelcontextprotocol/sdk/server/mcp.js")
+    const server = new SdkServer({ name: "example", version: "1.0.0" })`,
   "src/McpServers.ts": `
     const { NodeServices } = await import("@effect/platform-node")`,
   "src/McpSession.ts": `
@@ -116,7 +118,7 @@ describe("documents", () => {
         isComplete(block) ? block.code : `${prelude}\n{${meanings[block.file] ?? ""}\n${block.code}}\n`
       ])))
       const wrong = blocks.flatMap(({ file, line }, i) =>
-        complaints[`block${i}.ts`]!.map((complaint) => `${file}:${line}: ${complaint}`)
+        complaints[`block${i}.ts`]!.map(({ at, text }) => `${file}:${line}: ${at}: ${text}`)
       )
       assert.deepStrictEqual(wrong, [])
     }), 60_000)

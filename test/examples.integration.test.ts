@@ -1,15 +1,15 @@
 /**
  * Each example runs, says what it is there to say, and leaves no process behind.
  */
+import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import { transformSync } from "esbuild"
 import { spawn } from "node:child_process"
 import { once } from "node:events"
 import { readdirSync, readFileSync } from "node:fs"
 import { delimiter, join } from "node:path"
 import { setTimeout as sleep } from "node:timers/promises"
 import { fileURLToPath } from "node:url"
-import { assert, describe, it } from "@effect/vitest"
-import * as Effect from "effect/Effect"
-import { transformSync } from "esbuild"
 import packageJson from "../package.json" with { type: "json" }
 import { isAlive, survivors } from "./support/processes.ts"
 
@@ -52,8 +52,8 @@ const proc = (pid: number, file: string): string => {
 }
 
 /**
- * The living processes that `marker` was in the PATH of when they started. A child gets the PATH of its parent, and keeps
- * it when its parent is gone: this finds them also when they are nobody's descendants any more.
+ * The living processes that `marker` was in the PATH of when they started. A child gets the PATH of its parent, and
+ * keeps it when its parent is gone: this finds them also when they are nobody's descendants any more.
  */
 const marked = (marker: string): ReadonlyArray<number> =>
   readdirSync("/proc").map(Number).filter((pid) => proc(pid, "environ").includes(marker) && isAlive(pid))

@@ -3,13 +3,13 @@
  *
  * A new file gets its place here before it gets anything else.
  */
-import { existsSync, readdirSync } from "node:fs"
-import { dirname, join, normalize } from "node:path"
-import { fileURLToPath } from "node:url"
 import { assert, layer } from "@effect/vitest"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import { existsSync, readdirSync, readFileSync } from "node:fs"
+import { dirname, join, normalize } from "node:path"
+import { fileURLToPath } from "node:url"
 import * as Compiler from "./support/compiler.ts"
 
 /** From the top down: a module imports modules of its own row and of rows below it. */
@@ -82,7 +82,8 @@ const rowOf = (module: string) => rows.findIndex((row) => row.includes(module))
 const reach = (file: string): number => {
   if (isPublic(file)) return rowOf(moduleOf(file))
   const room = roomOf(file)
-  // A room is below each of its owners. What is everybody's is below everybody who has one: it knows the last row alone.
+  // A room is below each of its owners. What is everybody's is below everybody who has one: it knows the last row
+  // alone.
   return room === undefined ? rows.length - 1 : Math.max(...rooms[room]!.map(rowOf)) + 1
 }
 
@@ -115,6 +116,19 @@ layer(House.layer, { excludeTestServices: true })("the house", (it) => {
       const entered = new Set(files.flatMap((file) => roomOf(file) ?? []))
       assert.sameMembers([...entered], Object.keys(rooms))
       assert.deepStrictEqual(Object.values(rooms).flat().filter((owner) => rowOf(owner) === -1), [])
+    }))
+
+  it.effect("is drawn in ARCHITECTURE.md as it is", () =>
+    Effect.sync(() => {
+      const lines = readFileSync(join(root, "ARCHITECTURE.md"), "utf8").split("\n")
+      const first = lines.indexOf(rows[0]!.join("  "))
+      assert.deepStrictEqual(lines.slice(first, lines.indexOf("```", first)), rows.map((row) => row.join("  ")))
+      // | `room` | `Owner`, `Owner` | … |
+      const cells = lines.flatMap((line) => Array.from(line.matchAll(/^\| `(\w+)` +\| ([^|]+?) +\|/g)))
+      assert.deepStrictEqual(
+        Object.fromEntries(cells.map(([, room, owners]) => [room, owners!.replaceAll("`", "").split(", ")])),
+        rooms
+      )
     }))
 
   it.effect("imports only files that are there", () =>

@@ -1,4 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
+import { type Configurable, type InvalidOptions, SessionPool } from "effect-mcp-sessions"
 import * as Config from "effect/Config"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Duration from "effect/Duration"
@@ -7,7 +8,6 @@ import type * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
-import { type Configurable, type InvalidOptions, SessionPool } from "effect-mcp-sessions"
 import * as Options from "../src/internal/options.ts"
 
 interface DoorOptions {

@@ -3,7 +3,8 @@ import * as IdentityResolver from "effect-mcp-sessions/IdentityResolver"
 import * as McpHttpOptions from "effect-mcp-sessions/McpHttpOptions"
 import * as SessionPool from "effect-mcp-sessions/SessionPool"
 import * as SessionRegistry from "effect-mcp-sessions/SessionRegistry"
-import { readdirSync, readFileSync } from "node:fs"
+import { existsSync, readdirSync, readFileSync } from "node:fs"
+import { type Bar, bars } from "../bench/bars.ts"
 
 const read = (path: string) => readFileSync(new URL(`../${path}`, import.meta.url), "utf8")
 
@@ -74,9 +75,18 @@ describe("README", () => {
     assert.deepStrictEqual(aliases.filter((alias) => !readme.includes(`\`${alias}\``)), [])
   })
 
+  it("shows each bar of the bench, as it is", () => {
+    const rows = Array.from(
+      readme.matchAll(/^\| [^|]+ \| [^|]+ \| ([\d.]+|–) +\| ([\d.]+) +\|$/gm),
+      ([, today, goal]) => [today, goal]
+    )
+    const shown = Object.values<Bar>(bars).map(({ goal, today = "–" }) => [`${today}`, `${goal}`])
+    assert.deepStrictEqual(rows, shown)
+  })
+
   it("links to files that are there", () => {
     for (const [, path] of readme.matchAll(/\]\((?!https?:)([^)#]+)\)/g)) {
-      assert.isAbove(read(path!).length, 0)
+      assert.isTrue(existsSync(new URL(`../${path}`, import.meta.url)), path)
     }
   })
 })

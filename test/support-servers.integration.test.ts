@@ -1,24 +1,24 @@
 /**
  * The fixtures do what they say: everything that is tested with them rests on that.
  */
-import { mkdtempSync, readFileSync, rmSync } from "node:fs"
-import { tmpdir } from "node:os"
-import { join } from "node:path"
-import { fileURLToPath } from "node:url"
 import { assert, describe, it } from "@effect/vitest"
 import { Client } from "@modelcontextprotocol/sdk/client/index.js"
-import { StdioClientTransport } from "@modelcontextprotocol/sdk/client/stdio.js"
 import { SSEClientTransport } from "@modelcontextprotocol/sdk/client/sse.js"
+import { StdioClientTransport } from "@modelcontextprotocol/sdk/client/stdio.js"
 import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js"
+import { type Transport } from "@modelcontextprotocol/sdk/shared/transport.js"
 import {
   type CallToolResult,
   CallToolResultSchema,
   ToolListChangedNotificationSchema
 } from "@modelcontextprotocol/sdk/types.js"
-import { type Transport } from "@modelcontextprotocol/sdk/shared/transport.js"
 import * as Effect from "effect/Effect"
-import * as HttpServer from "./support/servers/http.ts"
+import { mkdtempSync, readFileSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { fileURLToPath } from "node:url"
 import { descendants, inGroup, isAlive, survivors } from "./support/processes.ts"
+import * as HttpServer from "./support/servers/http.ts"
 
 const script = fileURLToPath(new URL("./support/servers/stdio.mjs", import.meta.url))
 

@@ -2,8 +2,8 @@
  * One header of a request, whatever the request is. Whoever can't read it must not take it for absent: then its sender
  * would be taken for nobody.
  */
-import * as Predicate from "effect/Predicate"
 import * as Headers from "effect/http/Headers"
+import * as Predicate from "effect/Predicate"
 
 /** Whether these are headers in place of a request. */
 export const isHeaders = (u: unknown): boolean =>

@@ -8,8 +8,8 @@
  *       idleTimeToLive: Options.withDefault(Options.timeToLive, "5 minutes")
  *     })
  *
- * Options are read once, when a layer builds or a connector is made. Nothing unreadable becomes a default: only an option
- * that is left out does.
+ * Options are read once, when a layer builds or a connector is made. Nothing unreadable becomes a default: only an
+ * option that is left out does.
  */
 import * as Config from "effect/Config"
 import * as Duration from "effect/Duration"
@@ -173,8 +173,9 @@ export interface Options<Declaration> {
   readonly declaration: Declaration
   readonly rows: ReadonlyArray<Row>
   /**
-   * Reads what was given to `method`, by default `layer`. Fails with `InvalidOptions` when it is no object, when an option
-   * is not as declared, and when one is unknown: misspelt, it would leave the door open. Whoever is no effect asks for
+   * Reads what was given to `method`, by default `layer`. Fails with `InvalidOptions` when it is no object, when an
+   * option is not as declared, and when one is unknown: misspelt, it would leave the door open. Whoever is no effect
+   * asks for
    * `Result.getOrThrow`.
    */
   readonly parse: (given: unknown, method?: string) => Result.Result<Parsed<Declaration>, InvalidOptions>
@@ -188,8 +189,8 @@ export interface Options<Declaration> {
 }
 
 /**
- * Declares the options of an interface, all of them and no others. Their variables are named after them, in constant case
- * and behind the prefix `variables`; without that there are none.
+ * Declares the options of an interface, all of them and no others. Their variables are named after them, in constant
+ * case and behind the prefix `variables`; without that there are none.
  */
 export const declare = <Interface>() =>
 <Declaration extends DeclarationOf<Interface>>(

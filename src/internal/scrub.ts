@@ -4,8 +4,8 @@
  *
  * A text is searched once for all secrets, however many there are: it is read through windows of eight characters, and
  * only where a window is known is there something to compare. It is searched as it is, and then as what it stands for:
- * with its percent-encoding, its backslashes and its HTML entities undone, once for each layer of them. Of a secret that
- * was cut the rest is found too, from 15 characters on.
+ * with its percent-encoding, its backslashes and its HTML entities undone, once for each layer of them. Of a secret
+ * that was cut the rest is found too, from 15 characters on.
  */
 export interface Scrub {
   (text: string): string
@@ -140,9 +140,26 @@ const formsOf = (secret: string): ReadonlyArray<string> => {
   const bytes = Buffer.from(secret)
   forms.add(bytes.toString("base64").replace(/=+$/, ""))
   forms.add(bytes.toString("base64url"))
+  for (const form of within(bytes)) if (form.length >= windowSize) forms.add(form)
   // A key in PEM is read line by line where a log is
   for (const line of secret.split(/[\r\n]+/)) if (line.trim().length >= windowSize) forms.add(line.trim())
   return Array.from(forms)
+}
+
+/**
+ * What the digits of a longer text have of `bytes`, wherever it stands in there: git sends `Basic` and the base64 of a
+ * name, a colon and the token.
+ */
+const within = (bytes: Buffer): ReadonlyArray<string> => {
+  const forms = [bytes.toString("hex"), bytes.toString("hex").toUpperCase()]
+  for (const before of [0, 1, 2]) {
+    const longer = Buffer.concat([Buffer.alloc(before), bytes])
+    // A digit at either end that has bits of what stands beside it is left out
+    const first = Math.ceil(before * 4 / 3)
+    const last = Math.floor(longer.length * 4 / 3)
+    forms.push(longer.toString("base64").slice(first, last), longer.toString("base64url").slice(first, last))
+  }
+  return forms
 }
 
 // What is shorter than this is a secret as a whole and not in any other form: too much would look like it
@@ -162,7 +179,8 @@ const leastPart = 15
 // So that a token of 8 KB costs no more than a few windows. Its beginning and its end always have one.
 const maxWindows = 32
 
-// The tokens of one issuer all begin alike: a few of them stand for the rest, each of which is known by its rarest window
+// The tokens of one issuer all begin alike: a few of them stand for the rest, each of which is known by its rarest
+// window
 const maxSharers = 8
 
 interface Window {
@@ -308,8 +326,14 @@ interface View {
   readonly starts: Int32Array | undefined
 }
 
-const escapes =
-  /\\(?:u\{([\da-f]{1,6})\}|u([\da-f]{4})|x([\da-f]{2})|([^]))|((?:%[\da-f]{2})+)|&(?:#(\d{1,7})|#x([\da-f]{1,6})|(amp|lt|gt|quot|apos));/gi
+const escapes = new RegExp(
+  [
+    /\\(?:u\{([\da-f]{1,6})\}|u([\da-f]{4})|x([\da-f]{2})|([^]))/,
+    /((?:%[\da-f]{2})+)/,
+    /&(?:#(\d{1,7})|#x([\da-f]{1,6})|(amp|lt|gt|quot|apos));/
+  ].map(({ source }) => source).join("|"),
+  "gi"
+)
 
 const controls: Readonly<Record<string, string>> = {
   "0": "\0",

@@ -32,8 +32,8 @@ export const ofArguments = (args: ReadonlyArray<string>): ReadonlyArray<string> 
   })
 
 /**
- * Those of a URL: its password, a user that stands alone, and the values and path segments that are secrets by their name
- * or look.
+ * Those of a URL: its password, a user that stands alone, and the values and path segments that are secrets by their
+ * name or look.
  */
 export const ofUrl = (url: URL): ReadonlyArray<string> => {
   const user = decode(url.username)
@@ -124,8 +124,12 @@ const isNamedSecret = (name: string, value: string): boolean => {
   return words.some((word) => weakNames.has(word)) && !/^\s*[a-z]+\s*$/i.test(value)
 }
 
-const strongNames =
-  /token|secret|passw|passphrase|passcode|credential|apikey|privatekey|accesskey|cookie|authorization|bearer|jwt|signature/
+const strongNames = new RegExp(
+  [
+    "token|secret|passw|passphrase|passcode|credential|apikey|privatekey|accesskey",
+    "cookie|authorization|bearer|jwt|signature"
+  ].join("|")
+)
 
 const weakNames: ReadonlySet<string> = new Set([
   "auth",

@@ -2,11 +2,11 @@
  * What the compiler itself knows of a project: its own parser and checker, through the API that TypeScript 7 calls
  * unstable. Only this file uses it.
  */
+import * as Effect from "effect/Effect"
+import * as Record from "effect/Record"
 import { symlinkSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
-import * as Effect from "effect/Effect"
-import * as Record from "effect/Record"
 import {
   type ExportDeclaration,
   type ImportDeclaration,
@@ -116,9 +116,15 @@ export const exportsOf = (project: Project, file: string, directory: string): Re
   return checker.getExportsOfModule(module).map(describe)
 }
 
-/** A complaint as it is printed: what is wrong, and the reasons indented below it. */
+/** What is wrong, and the reasons indented below it. */
 const print = ({ messageChain, text }: Diagnostic, indent = ""): string =>
   [indent + text, ...(messageChain ?? []).map((reason) => print(reason, `${indent}  `))].join("\n")
+
+/** A complaint: the code that the compiler underlines, and what it says. */
+export interface Complaint {
+  readonly at: string
+  readonly text: string
+}
 
 /**
  * What the compiler has against each of these files, as one project on the sources of this package, with the options of
@@ -140,8 +146,9 @@ export const check = Effect.fnUntraced(function*<Name extends string>(
   write("tsconfig.json", JSON.stringify({ extends: join(root, "tsconfig.json"), compilerOptions, include: ["*.ts"] }))
   for (const [name, content] of Record.toEntries<Name, string>(files)) write(name, content)
   const { program } = yield* open(join(directory, "tsconfig.json"))
-  return Record.map(files, (_, name): ReadonlyArray<string> => {
+  return Record.map(files, (content, name): ReadonlyArray<Complaint> => {
     const file = join(directory, name)
-    return [...program.getSyntacticDiagnostics(file), ...program.getSemanticDiagnostics(file)].map((one) => print(one))
+    return [...program.getSyntacticDiagnostics(file), ...program.getSemanticDiagnostics(file)]
+      .map((diagnostic) => ({ at: content.slice(diagnostic.pos, diagnostic.end), text: print(diagnostic) }))
   })
 }, Effect.scoped)

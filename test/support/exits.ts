@@ -1,10 +1,10 @@
 /**
  * Opens a session with the stdio fixture, prints the child's pid and exits without closing anything.
  */
-import { fileURLToPath } from "node:url"
-import * as Effect from "effect/Effect"
 import { Identity } from "effect-mcp-sessions/Identity"
 import * as McpConnector from "effect-mcp-sessions/McpConnector"
+import * as Effect from "effect/Effect"
+import { fileURLToPath } from "node:url"
 import { makeHandle } from "./sessions.ts"
 
 const script = fileURLToPath(new URL("./servers/stdio.mjs", import.meta.url))

@@ -3,14 +3,14 @@
  */
 import type { Client as ClientV2 } from "@modelcontextprotocol/client"
 import type { Client as ClientV1 } from "@modelcontextprotocol/sdk/client/index.js"
-import type * as Effect from "effect/Effect"
-import type * as Scope from "effect/Scope"
 import type { HttpOptions, Only, Services, StdioOptions } from "effect-mcp-sessions/Connector"
 import type { Identity } from "effect-mcp-sessions/Identity"
 import * as McpConnector from "effect-mcp-sessions/McpConnector"
 import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
 import type { McpSession, McpSessionError } from "effect-mcp-sessions/McpSession"
 import type { SessionHandle } from "effect-mcp-sessions/SessionPool"
+import type * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
 
 export type AnySession = McpSession<ClientV1 | ClientV2>
 

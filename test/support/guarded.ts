@@ -1,19 +1,20 @@
 /**
  * An endpoint of Effect's own `McpServer` behind `McpHttp.guard`, and a log of what reaches it.
  */
-import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
-import * as Option from "effect/Option"
-import * as Schema from "effect/Schema"
+import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import * as McpProtocol from "effect/ai/McpProtocol"
 import { McpRequestContext } from "effect/ai/McpSchema"
 import * as McpServer from "effect/ai/McpServer"
 import * as Tool from "effect/ai/Tool"
 import * as Toolkit from "effect/ai/Toolkit"
+import * as Effect from "effect/Effect"
 import * as HttpRouter from "effect/http/HttpRouter"
 import { HttpServerRequest } from "effect/http/HttpServerRequest"
-import * as McpHttp from "effect-mcp-sessions/McpHttp"
-import { call, type web } from "./mcpHttp.ts"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Schema from "effect/Schema"
+import { type web } from "./mcpHttp.ts"
+import { call } from "./requests.ts"
 
 const Echo = Tool.make("echo", { parameters: Schema.Struct({ message: Schema.String }), success: Schema.String })
 const Wait = Tool.make("wait", { success: Schema.String })
@@ -35,8 +36,8 @@ export const makeInsideLog = (): InsideLog => ({ called: 0, interrupted: 0, insi
 type Protocols = Parameters<typeof McpServer.layerHttp>[0]["protocols"]
 
 /**
- * Effect's own server. Its tools: `echo`; `wait`, which waits for the log's `release`; `slow`, which does so after it has
- * told how far it is.
+ * Effect's own server. Its tools: `echo`; `wait`, which waits for the log's `release`; `slow`, which does so after it
+ * has told how far it is.
  */
 export const inside = (log: InsideLog, options: {
   readonly path?: HttpRouter.PathInput | undefined

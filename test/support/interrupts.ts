@@ -1,15 +1,15 @@
 /**
  * Calls that are interrupted at random, and what they leave behind in this process.
  */
-import { getEventListeners } from "node:events"
 import { assert } from "@effect/vitest"
+import * as McpConnector from "effect-mcp-sessions/McpConnector"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Random from "effect/Random"
-import * as McpConnector from "effect-mcp-sessions/McpConnector"
+import { getEventListeners } from "node:events"
 import { callTool } from "../../src/internal/client/sdk.ts"
-import { many } from "./load.ts"
 import type { AnySession, Generation } from "./generations.ts"
+import { many } from "./load.ts"
 
 export const interruptedCalls = many(200, 1_000)
 
@@ -48,7 +48,8 @@ export const interruptCalls = Effect.fnUntraced(function*(
   // Warnings are emitted in a later tick
   yield* Effect.sleep(0)
   assert.notInclude(warnings, "MaxListenersExceededWarning")
-  // Each call has a signal of its own. The first generation never takes its listener off it, so it must go with the call.
+  // Each call has a signal of its own. The first generation never takes its listener off it, so it must go with the
+  // call.
   const left = connector === McpConnector ? 1 : 0
   assert.isAbove(signals.length, 0)
   assert.strictEqual(new Set(signals).size, signals.length)

@@ -1,6 +1,6 @@
 /**
- * Tests whose numbers are the point: `npm test` shows with smaller ones that the rule holds, `npm run load` with great ones
- * that it scales.
+ * Tests whose numbers are the point: `npm test` shows with smaller ones that the rule holds, `npm run load` with great
+ * ones that it scales.
  */
 import { inject } from "vitest"
 

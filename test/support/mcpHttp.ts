@@ -2,20 +2,20 @@
  * An MCP endpoint to make requests of, over the router's web handler or over a socket on loopback, and the server that
  * it hosts.
  */
-import { createServer } from "node:http"
 import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
 import { Server } from "@modelcontextprotocol/sdk/server/index.js"
 import { CallToolRequestSchema, ListToolsRequestSchema } from "@modelcontextprotocol/sdk/types.js"
-import * as Context from "effect/Context"
-import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
-import * as Layer from "effect/Layer"
-import * as Scope from "effect/Scope"
-import * as HttpRouter from "effect/http/HttpRouter"
-import * as HttpServer from "effect/http/HttpServer"
 import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
 import type { InvalidOptions } from "effect-mcp-sessions/InvalidOptions"
 import { SessionRegistry } from "effect-mcp-sessions/SessionRegistry"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as HttpRouter from "effect/http/HttpRouter"
+import * as HttpServer from "effect/http/HttpServer"
+import * as Layer from "effect/Layer"
+import * as Scope from "effect/Scope"
+import { createServer } from "node:http"
 
 export interface Endpoint {
   /** Where the endpoint is, for clients of their own. */
@@ -75,93 +75,6 @@ export const socket = (
       close: Scope.close(scope, Exit.void)
     }
   })
-
-// -----------------------------------------------------------------------------
-// Requests
-// -----------------------------------------------------------------------------
-
-export const protocolVersion = "2025-11-25"
-
-export const initialize = {
-  jsonrpc: "2.0",
-  id: 0,
-  method: "initialize",
-  params: { protocolVersion, capabilities: {}, clientInfo: { name: "test", version: "0" } }
-}
-
-export const call = (name: string, args: Record<string, unknown> = {}, id: string | number = 1) => ({
-  jsonrpc: "2.0",
-  id,
-  method: "tools/call",
-  params: { name, arguments: args }
-})
-
-export interface RequestOptions {
-  readonly as?: string | undefined
-  readonly session?: string | undefined
-  readonly headers?: Record<string, string> | undefined
-  readonly signal?: AbortSignal | undefined
-}
-
-const headersOf = ({ as, headers, session }: RequestOptions): Record<string, string> => ({
-  accept: "application/json, text/event-stream",
-  ...(as === undefined ? {} : { authorization: `Bearer ${as}` }),
-  ...(session === undefined ? {} : { "mcp-session-id": session }),
-  ...headers
-})
-
-export const request = (endpoint: Endpoint, method: string, options: RequestOptions = {}, body?: unknown) =>
-  Effect.promise(() => send(endpoint, method, options, body))
-
-/** The same, for those who don't wait for it. */
-export const send = (endpoint: Endpoint, method: string, options: RequestOptions = {}, body?: unknown) =>
-  endpoint.fetch(endpoint.url, {
-    method,
-    headers: { ...(body === undefined ? {} : { "content-type": "application/json" }), ...headersOf(options) },
-    ...(body === undefined ? {} : { body: typeof body === "string" ? body : JSON.stringify(body) }),
-    ...(options.signal === undefined ? {} : { signal: options.signal })
-  })
-
-export const post = (endpoint: Endpoint, body: unknown, options?: RequestOptions) =>
-  request(endpoint, "POST", options, body)
-
-export const textOf = (response: Response) => Effect.promise(() => response.text())
-
-/** The id of a new session. */
-export const begin = (endpoint: Endpoint, as?: string) =>
-  Effect.gen(function*() {
-    const response = yield* post(endpoint, initialize, { as })
-    yield* textOf(response)
-    const id = response.headers.get("mcp-session-id")
-    if (response.status !== 200 || id === null) return yield* Effect.die(new Error(`initialize: ${response.status}`))
-    return id
-  })
-
-/** The id of a session that has made a request: it gives way to nobody. */
-export const beginAndUse = (endpoint: Endpoint, as?: string) =>
-  Effect.gen(function*() {
-    const session = yield* begin(endpoint, as)
-    yield* Effect.flatMap(post(endpoint, call("echo", { message: "hello" }), { as, session }), textOf)
-    return session
-  })
-
-/** Everything of a response but its date. */
-export const bytesOf = (response: Response) =>
-  Effect.map(textOf(response), (body) => ({
-    status: response.status,
-    headers: Array.from(response.headers).filter(([name]) => name !== "date").toSorted(),
-    body
-  }))
-
-/** The messages in the body of a response, whichever way they were sent. */
-export const messagesOf = (response: Response) =>
-  Effect.map(
-    textOf(response),
-    (body): ReadonlyArray<{ readonly id?: unknown; readonly result?: unknown }> =>
-      response.headers.get("content-type")?.startsWith("text/event-stream") === true
-        ? body.split("\n").flatMap((line) => /^data: \S/.test(line) ? [JSON.parse(line.slice(6))] : [])
-        : [JSON.parse(body)]
-  )
 
 // -----------------------------------------------------------------------------
 // The server
@@ -233,30 +146,3 @@ export const makeServer = (log: Log) => (info: { readonly id: string; readonly o
         log.closed.push(info.id)
       })
   )
-
-/** Waits for what another fiber or the other side of a socket will bring about. */
-export const eventually = (condition: () => boolean) =>
-  Effect.gen(function*() {
-    while (!condition()) yield* Effect.sleep(5)
-  }).pipe(Effect.timeout("5 seconds"))
-
-/** Waits for as many turns of the microtask queue. */
-export const pause = (steps: number) =>
-  Effect.gen(function*() {
-    for (let i = 0; i < steps; i++) yield* Effect.promise(() => Promise.resolve())
-  })
-
-/** What a stream says until it says `text`; then nobody reads it any more. */
-export const readUntil = (response: Response, text: string) =>
-  Effect.gen(function*() {
-    const reader = response.body!.getReader()
-    const decoder = new TextDecoder()
-    let read = ""
-    while (!read.includes(text)) {
-      const { done, value } = yield* Effect.promise(() => reader.read())
-      if (done) return yield* Effect.die(new Error(`The stream ended after ${JSON.stringify(read)}`))
-      read += decoder.decode(value)
-    }
-    yield* Effect.promise(() => reader.cancel())
-    return read
-  }).pipe(Effect.timeout("5 seconds"))

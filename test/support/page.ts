@@ -1,9 +1,9 @@
 /**
  * What runs in a web page: the clients of both SDKs, and `fetch`, for a test to call. Bundled, it is all of the page.
  */
+import * as V2 from "@modelcontextprotocol/client"
 import { Client } from "@modelcontextprotocol/sdk/client/index.js"
 import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js"
-import * as V2 from "@modelcontextprotocol/client"
 
 /** What a page can tell of an answer: everything, or that there was none for it. */
 export interface Read {

@@ -1,7 +1,7 @@
 /**
- * A random program over the pool, held against what the world outside the pool can see: which sessions are being opened,
- * open, in use and being closed, and what each caller is told. After every step all of that must obey the invariants of
- * the design; at the end everything is closed once and nothing is left.
+ * A random program over the pool, held against what the world outside the pool can see: which sessions are being
+ * opened, open, in use and being closed, and what each caller is told. After every step all of that must obey the
+ * invariants of the design; at the end everything is closed once and nothing is left.
  */
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
@@ -74,6 +74,8 @@ interface Session extends Simulator.Opened {
   readonly key: string
   readonly handle: SessionPool.SessionHandle
   readonly startedAt: number
+  /** When the first of those came who waited for it as it began: unknown when a call within a call may have. */
+  readonly askedAt: number | undefined
   phase: "connecting" | "open" | "closing" | "closed" | "failed"
   /** Its open has ignored, or will ignore, that it is interrupted. */
   isStubborn: boolean
@@ -99,6 +101,8 @@ class Owner extends Context.Service<Owner, { readonly is: "pool" | "caller" }>()
 class Simulation extends Simulator.Simulation<Action> {
   readonly sessions: Array<Session> = []
   readonly callers: Array<Caller> = []
+  /** The keys of the calls that run within calls. */
+  readonly nested: Array<string> = []
   readonly options: {
     readonly capacity: number
     readonly idleTimeToLive: number
@@ -174,6 +178,7 @@ class Simulation extends Simulator.Simulation<Action> {
           key: identity.key,
           handle,
           startedAt: this.world.now(),
+          askedAt: this.askedAt(identity.key),
           phase: "connecting",
           isStubborn: false,
           acquired: false,
@@ -201,6 +206,14 @@ class Simulation extends Simulator.Simulation<Action> {
     )
   }
 
+  askedAt(key: string): number | undefined {
+    if (this.nested.includes(key)) return undefined
+    const first = this.callers.find((caller) =>
+      caller.key === key && caller.exit === undefined && caller.heldSince === undefined
+    )
+    return first?.startedAt
+  }
+
   open(session: Session, fate: Dice): Effect.Effect<Session, ConnectFailed, Scope.Scope> {
     return Effect.gen({ self: this }, function*() {
       const pause = Effect.sleep(fate.pick([1, 10, 30]))
@@ -222,7 +235,8 @@ class Simulation extends Simulator.Simulation<Action> {
       if (roll > 0.80) return yield* new ConnectFailed({ session })
       if (roll > 0.78) return yield* Effect.die(new Simulator.Planned("connect"))
       if (roll > 0.76) return yield* Effect.interrupt
-      session.phase = "open"
+      // Given up long ago, it was freed under this open, which has not noticed.
+      if (session.phase === "connecting") session.phase = "open"
       session.openedAt = session.idleSince = this.world.now()
       return session
     })
@@ -375,7 +389,11 @@ class Simulation extends Simulator.Simulation<Action> {
         return Effect.die(new Simulator.Planned("body"))
       case "nested": {
         const identity = this.identity(what.key)
-        return Effect.ignore(this.pool.withSession(identity, (session) => this.hold(session, Effect.sleep(5))))
+        return Effect.acquireUseRelease(
+          Effect.sync(() => this.nested.push(identity.key)),
+          () => Effect.ignore(this.pool.withSession(identity, (session) => this.hold(session, Effect.sleep(5)))),
+          () => Effect.sync(() => void this.nested.splice(this.nested.indexOf(identity.key), 1))
+        )
       }
     }
   }
@@ -420,6 +438,12 @@ class Simulation extends Simulator.Simulation<Action> {
     } else if (error instanceof SessionPool.PoolExhausted) {
       const waited = this.world.now() - caller.startedAt
       this.expect(waited >= this.options.acquireTimeout, `10: caller ${caller.id} gave up too early`)
+      // One that has waited for longer was checking a session before, and came to the line later.
+      const passed = waited === this.options.acquireTimeout &&
+        this.sessions.find(({ askedAt, startedAt }) =>
+          askedAt !== undefined && askedAt > caller.startedAt && startedAt < this.world.now()
+        )
+      this.expect(!passed, `12: caller ${caller.id} gave up, and a session was opened for who came later`)
     } else {
       this.fail(`9: caller ${caller.id} fails with ${String(error)}`)
     }
@@ -435,8 +459,8 @@ class Simulation extends Simulator.Simulation<Action> {
     if (this.world.isQuiet()) {
       this.expect(live.length <= capacity, `3: ${live.length} sessions are opening or open, of ${capacity}`)
     }
-    // One that was opened too late for its callers is freed in the place where it was opened, and its time for that began
-    // when they left: what is counted here has been used.
+    // One that was opened too late for its callers is freed in the place where it was opened, and its time for that
+    // began when they left: what is counted here has been used.
     const closing = this.sessions.filter((session) =>
       session.phase === "closing" && session.wasUsed && this.world.now() - session.closingSince < closeTimeout
     )

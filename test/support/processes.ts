@@ -2,9 +2,9 @@
  * Which processes are alive, as Linux's /proc tells it. A zombie counts as gone: it has exited, and what remains of it
  * is its parent's to collect.
  */
+import * as Effect from "effect/Effect"
 import { readdirSync, readFileSync } from "node:fs"
 import { setTimeout as sleep } from "node:timers/promises"
-import * as Effect from "effect/Effect"
 
 interface ProcessInfo {
   readonly pid: number

@@ -1,13 +1,13 @@
 /**
  * Requests of any bytes, which no HTTP client would send.
  */
-import { connect } from "node:net"
 import * as Effect from "effect/Effect"
+import { connect } from "node:net"
 import type { Endpoint } from "./mcpHttp.ts"
 
 /**
- * What a server says to a request of any bytes, until it hangs up or has been silent after its first words; nothing if it
- * says none within `patience` milliseconds.
+ * What a server says to a request of any bytes, until it hangs up or has been silent after its first words; nothing if
+ * it says none within `patience` milliseconds.
  */
 export const write = (endpoint: Endpoint, bytes: string | Buffer, patience = 15_000) =>
   Effect.promise(async () => {

@@ -1,15 +1,6 @@
 /**
  * A registry of sessions whose resource does nothing but say when it was opened and closed.
  */
-import * as Context from "effect/Context"
-import * as Data from "effect/Data"
-import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
-import * as Fiber from "effect/Fiber"
-import * as Layer from "effect/Layer"
-import * as Scope from "effect/Scope"
-import * as Stream from "effect/Stream"
-import * as TestClock from "effect/testing/TestClock"
 import {
   Identity,
   type InvalidOptions,
@@ -20,6 +11,13 @@ import {
   SessionRegistryEvent,
   type SessionRegistryOptions
 } from "effect-mcp-sessions"
+import * as Context from "effect/Context"
+import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import { build, refused, settle } from "./fibers.ts"
 
 /** What an open of these tests fails with. */
 export class Refused extends Data.TaggedError("Refused")<{ readonly why: string }> {}
@@ -105,17 +103,7 @@ export interface OpenRegistry extends RegistryService {
 
 /** A registry with a scope of its own, closed at the end of the test if the test did not. */
 export const openRegistry = Effect.fnUntraced(function*(options: RegistryOptions) {
-  const scope = yield* Scope.make()
-  const context = yield* Layer.buildWithScope(Registry.layer(options), scope)
-  const close = Scope.close(scope, Exit.void)
-  // What hangs is given up in time, but time must pass for that. In a fiber of its own, which can be interrupted: where
-  // nothing can, the test clock waits a real second for whoever it wakes.
-  const end = Effect.gen(function*() {
-    const closing = yield* Effect.forkDetach(close, { startImmediately: true })
-    while (closing.pollUnsafe() === undefined) yield* TestClock.adjust("1 minute")
-    yield* Fiber.join(closing)
-  })
-  yield* Effect.addFinalizer(() => Effect.flatMap(Effect.forkDetach(Effect.interruptible(end)), Fiber.join))
+  const { close, context } = yield* build(Registry.layer(options))
   return { ...Context.get(context, Registry), close } satisfies OpenRegistry as OpenRegistry
 })
 
@@ -130,9 +118,7 @@ export const start = Effect.fnUntraced(function*(
 
 /** Builds the layer for nothing but its error. */
 export const refusal = (options: unknown): Effect.Effect<InvalidOptions | "accepted"> =>
-  Effect.scoped(Layer.build(Registry.layer(options as RegistryOptions))).pipe(
-    Effect.match({ onFailure: (error) => error, onSuccess: () => "accepted" as const })
-  )
+  refused(Registry.layer(options as RegistryOptions))
 
 export interface Hold {
   readonly session: RegisteredSession<Resource>
@@ -156,28 +142,6 @@ export const used = Effect.fnUntraced(function*(registry: RegistryService, owner
   yield* touch(registry, id, owner)
   return id
 })
-
-/** A caller in a fiber of its own, which runs until it has to wait for something. */
-export const fork = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.forkChild(effect, { startImmediately: true })
-
-/** Time stands still, and whoever can run does. */
-export const settle = Effect.andThen(
-  Effect.forEach(Array.from({ length: 20 }), () => Effect.yieldNow),
-  TestClock.adjust(0)
-)
-
-/** `success`, the tag of the error, or `waiting`. */
-export const outcome = <A, E extends { readonly _tag: string }>(fiber: Fiber.Fiber<A, E>): string => {
-  const exit = fiber.pollUnsafe()
-  if (exit === undefined) return "waiting"
-  return Exit.match(exit, {
-    onSuccess: () => "success",
-    onFailure: (cause) => {
-      const reason = cause.reasons[0]
-      return reason?._tag === "Fail" ? reason.error._tag : reason?._tag ?? "Empty"
-    }
-  })
-}
 
 /** What the registry says from now on, a line an event, and the events themselves. */
 export const record = Effect.fnUntraced(function*(registry: RegistryService) {

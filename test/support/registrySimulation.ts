@@ -268,7 +268,8 @@ class Simulation extends Simulator.Simulation<Action> {
       if (roll > 0.84) return yield* new OpenFailed({ session })
       if (roll > 0.82) return yield* Effect.die(new Simulator.Planned("open"))
       if (roll > 0.81) return yield* Effect.interrupt
-      session.phase = "open"
+      // Given up long ago, it was freed under this open, which has not noticed.
+      if (session.phase === "opening") session.phase = "open"
       session.openedAt = session.lastActivityAt = this.world.now()
       return session
     })
@@ -510,7 +511,9 @@ class Simulation extends Simulator.Simulation<Action> {
     return this.world.wall() - (this.world.now() - at)
   }
 
-  /** Its owner has begun to terminate it, or there was a sweep when it had been admitted, maybe before its open began. */
+  /**
+   * Its owner has begun to terminate it, or there was a sweep when it had been admitted, maybe before its open began.
+   */
   mayBeTerminated(session: Session): boolean {
     return session.attempts > 0 ||
       this.sweeps.some((sweep) =>
@@ -595,8 +598,8 @@ class Simulation extends Simulator.Simulation<Action> {
     } else if (error instanceof SessionRegistry.RegistryClosed) {
       this.expect(this.shutdownAt !== undefined, `10: caller ${caller.id} is told the registry is closed`)
     } else if (error instanceof SessionRegistry.RegistryFull) {
-      // There now or a moment ago, as a refusal takes no time. Those that are closing take no place of the open, but here
-      // they can't be told from a failed open that is being freed.
+      // There now or a moment ago, as a refusal takes no time. Those that are closing take no place of the open, but
+      // here they can't be told from a failed open that is being freed.
       const there = this.sessions.filter((session) =>
         (session.goneAt === undefined || session.goneAt === this.world.now()) &&
         (error.scope === "registry" || session.owner === caller.owner)

@@ -2,9 +2,11 @@
  * Serves sessions, with a stream and a call open, then closes the server's scope and says how that went. What it leaves
  * open would keep it from exiting.
  */
-import * as Effect from "effect/Effect"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
-import { begin, call, eventually, makeLog, makeServer, request, send, socket } from "./mcpHttp.ts"
+import * as Effect from "effect/Effect"
+import { eventually } from "./answers.ts"
+import { makeLog, makeServer, socket } from "./mcpHttp.ts"
+import { begin, call, request, send } from "./requests.ts"
 
 const log = makeLog()
 

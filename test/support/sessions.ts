@@ -1,10 +1,10 @@
 /**
  * What a pool would give to a connector, and remembers what became of it.
  */
-import * as Effect from "effect/Effect"
-import * as Option from "effect/Option"
 import type { Credentials } from "effect-mcp-sessions/Identity"
 import type { SessionHandle } from "effect-mcp-sessions/SessionPool"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
 
 export interface RecordingHandle extends SessionHandle {
   readonly retired: ReadonlyArray<"died" | "unhealthy">

@@ -1,7 +1,7 @@
 /**
  * A world without real time or real concurrency: a scheduler that runs the tasks of all fibers in an order drawn from a
- * seed, and a clock that moves when it is told to, and whose wall can be made to jump. A run is synchronous, and the same
- * seed is the same run.
+ * seed, and a clock that moves when it is told to, and whose wall can be made to jump. A run is synchronous, and the
+ * same seed is the same run.
  */
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
@@ -75,7 +75,8 @@ interface Timer {
 const nanos = (millis: number) => BigInt(Math.floor(millis * 1e6))
 
 /**
- * @param opsBeforeYield how many operations a fiber runs before it lets others: a small number puts a suspension, and so
+ * @param opsBeforeYield how many operations a fiber runs before it lets others: a small number puts a suspension, and
+ * so
  *   an interruption, at almost any point
  */
 export const makeWorld = (dice: Dice, opsBeforeYield: number): World => {

@@ -36,8 +36,8 @@ import * as Scrub from "../scrub.ts"
 import * as Secrets from "../secrets.ts"
 import { version } from "../version.ts"
 import * as Fetch from "./fetch.ts"
-import type { ClientLike, MessageLike, TransportLike } from "./sdk.ts"
 import * as ConnectorOptions from "./options.ts"
+import type { ClientLike, MessageLike, TransportLike } from "./sdk.ts"
 import type { OpenOptions, OpenTransport } from "./session.ts"
 import * as Stdio from "./stdio.ts"
 
@@ -86,8 +86,8 @@ export type Plan<R> = Pick<
 /**
  * The connectors of a generation.
  *
- * Their options are captured whole, so that the services of each function among them are found. They are read as if each
- * function needed all of those: what a function does not need is no harm to it.
+ * Their options are captured whole, so that the services of each function among them are found. They are read as if
+ * each function needed all of those: what a function does not need is no harm to it.
  */
 export const make = <C extends ClientLike, T, N = unknown>(sdk: Sdk<C, T, N>) => ({
   stdio: <O extends StdioOptions<unknown> & N>(
@@ -391,8 +391,8 @@ const headersOf = <R>(
   })
 
 /**
- * Secrets that go out in headers are taken out of texts for as long as the answer can be read, which may quote them: the
- * stream of a session is open for hours, and a token is rotated many times meanwhile.
+ * Secrets that go out in headers are taken out of texts for as long as the answer can be read, which may quote them:
+ * the stream of a session is open for hours, and a token is rotated many times meanwhile.
  */
 const holding = (fetch: FetchLike, scrub: Scrub.Scrub): FetchLike => {
   // Most headers are what they were the last time

@@ -10,10 +10,10 @@
  *
  * Once the child itself is gone, what it has left behind has no reason to live on and is told to go at once.
  */
-import { type ChildProcess, spawn, type SpawnOptions } from "node:child_process"
-import { readdirSync, readFileSync } from "node:fs"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
+import { type ChildProcess, spawn, type SpawnOptions } from "node:child_process"
+import { readdirSync, readFileSync } from "node:fs"
 
 const isWindows = process.platform === "win32"
 

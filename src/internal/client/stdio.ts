@@ -2,11 +2,11 @@
  * A transport over the pipes of a child process, in place of the SDKs' own: it ends when the child exits, not when the
  * last holder of the pipes does, its stderr is always read, and the child's descendants go with it.
  */
-import type { ChildProcess } from "node:child_process"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import type { MessageLike, TransportLike } from "./sdk.ts"
+import type { ChildProcess } from "node:child_process"
 import * as ProcessTree from "./processTree.ts"
+import type { MessageLike, TransportLike } from "./sdk.ts"
 
 /**
  * Cuts a byte stream into messages: the SDK's own `ReadBuffer`.

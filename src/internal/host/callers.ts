@@ -1,5 +1,6 @@
 /**
- * Whose a message is that the SDK hands to its server: known to the handlers of that server by what comes with the message.
+ * Whose a message is that the SDK hands to its server: known to the handlers of that server by what comes with the
+ * message.
  */
 import type { AuthInfo } from "@modelcontextprotocol/sdk/server/auth/types.js"
 import type { MessageExtraInfo } from "@modelcontextprotocol/sdk/types.js"
@@ -15,8 +16,8 @@ export const identityOf = (extra: { readonly requestInfo?: object | undefined })
   Option.fromUndefinedOr(extra.requestInfo === undefined ? undefined : identities.get(extra.requestInfo))
 
 /**
- * What comes with a message of the identity. `authInfo` is there if it has credentials, for there are servers that take it
- * for a proof of some.
+ * What comes with a message of the identity. `authInfo` is there if it has credentials, for there are servers that take
+ * it for a proof of some.
  */
 export const introduce = (identity: Identity, extra: MessageExtraInfo): MessageExtraInfo => {
   if (extra.requestInfo !== undefined) identities.set(extra.requestInfo, identity)

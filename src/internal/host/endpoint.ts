@@ -1,16 +1,16 @@
 /**
- * What an endpoint with sessions does, whoever serves it: it reads its options, keeps the registry of its sessions, lets
- * requests in, begins and terminates sessions, and has an answer to every failure.
+ * What an endpoint with sessions does, whoever serves it: it reads its options, keeps the registry of its sessions,
+ * lets requests in, begins and terminates sessions, and has an answer to every failure.
  */
 import * as Cause from "effect/Cause"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Option from "effect/Option"
-import * as Scope from "effect/Scope"
 import type { HttpServerRequest } from "effect/http/HttpServerRequest"
 import type { Respondable } from "effect/http/HttpServerRespondable"
 import type { HttpServerResponse } from "effect/http/HttpServerResponse"
+import * as Option from "effect/Option"
+import * as Scope from "effect/Scope"
 import type { Identity } from "../../Identity.ts"
 import { IdentityResolver } from "../../IdentityResolver.ts"
 import { type endpoint, type EndpointOptions, registryOptions } from "../../McpHttpOptions.ts"
@@ -33,8 +33,8 @@ export interface Lease {
 }
 
 /**
- * Opens the registry of an endpoint's sessions. It shuts down with the current scope, or as soon as the HTTP server does
- * whose requests it has.
+ * Opens the registry of an endpoint's sessions. It shuts down with the current scope, or as soon as the HTTP server
+ * does whose requests it has.
  */
 export const make = Effect.fnUntraced(function*<Resource, R>(
   options: EndpointOptions,

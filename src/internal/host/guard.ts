@@ -1,12 +1,13 @@
 /**
  * Sessions of ours around those of Effect's `McpServer.layerHttp`, which have no owner and no end.
  *
- * A request that names one of our sessions is handed on under the id that the server inside knows. The id that it mints is
- * seen only by a pre-response handler, and only by one that is registered after the server has run. When a session of ours
- * ends the one inside is freed by a DELETE that the handler inside is given, which also interrupts what is in flight.
+ * A request that names one of our sessions is handed on under the id that the server inside knows. The id that it mints
+ * is seen only by a pre-response handler, and only by one that is registered after the server has run. When a session
+ * of ours ends the one inside is freed by a DELETE that the handler inside is given, which also interrupts what is in
+ * flight.
  *
- * Nothing is handed on but a POST of somebody who is known. What would reach a server inside by a path that is not guarded
- * is refused, and a guard whose path no route has stops the build of the app.
+ * Nothing is handed on but a POST of somebody who is known. What would reach a server inside by a path that is not
+ * guarded is refused, and a guard whose path no route has stops the build of the app.
  */
 import type { RequestId } from "@modelcontextprotocol/sdk/types.js"
 import * as Cause from "effect/Cause"
@@ -14,10 +15,6 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import * as Option from "effect/Option"
-import type * as Scope from "effect/Scope"
-import * as Stream from "effect/Stream"
-import type * as Types from "effect/Types"
 import * as FindMyWay from "effect/http/FindMyWay"
 import * as Headers from "effect/http/Headers"
 import * as HttpBody from "effect/http/HttpBody"
@@ -26,6 +23,10 @@ import * as HttpRouter from "effect/http/HttpRouter"
 import * as HttpServerError from "effect/http/HttpServerError"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
+import * as Option from "effect/Option"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import type * as Types from "effect/Types"
 import type { Identity } from "../../Identity.ts"
 import { InvalidOptions } from "../../InvalidOptions.ts"
 import * as Declared from "../../McpHttpOptions.ts"
@@ -168,8 +169,8 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     hasAdvised = true
     return Effect.logError(
       `McpHttp.guard: a request reached an MCP server by a path other than ${settings.path}, and was refused, as all ` +
-        "others will be. Give the guard the whole path of that server's route, prefixes included. A server for everybody " +
-        "needs a guard of its own, with an IdentityResolver whose mode is \"disabled\", or another router"
+        "others will be. Give the guard the whole path of that server's route, prefixes included. A server for " +
+        "everybody needs a guard of its own, with an IdentityResolver whose mode is \"disabled\", or another router"
     )
   })
 
@@ -238,8 +239,8 @@ const abandoned = (message: unknown, reason: EndReason): Effect.Effect<Response,
 }
 
 /**
- * A stream that ends with its session, and has an error for each request then that has no response yet. Clients would wait
- * for one until their own time is up.
+ * A stream that ends with its session, and has an error for each request then that has no response yet. Clients would
+ * wait for one until their own time is up.
  */
 const completed = (
   response: Response,
@@ -305,7 +306,8 @@ const matcher = (path: HttpRouter.PathInput): (url: string) => boolean => {
 }
 
 /**
- * Asks for the path by a method that MCP has no use for. Knows nothing if something before the routes answers, or waits.
+ * Asks for the path by a method that MCP has no use for. Knows nothing if something before the routes answers, or
+ * waits.
  */
 const probe = (
   routes: Routes,

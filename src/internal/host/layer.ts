@@ -8,11 +8,11 @@ import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as HttpRouter from "effect/http/HttpRouter"
+import type { HttpServerRequest } from "effect/http/HttpServerRequest"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
-import * as HttpRouter from "effect/http/HttpRouter"
-import type { HttpServerRequest } from "effect/http/HttpServerRequest"
 import { Identity, type SessionKey } from "../../Identity.ts"
 import * as Declared from "../../McpHttpOptions.ts"
 import { operatorOf, type RegisteredSession, type SessionInfo } from "../../SessionRegistry.ts"
@@ -200,7 +200,8 @@ const makeArrivals = () => {
   }
 }
 
-// What keeps a session from being opened is told to the operator, and to the caller only if it has an answer of its own.
+// What keeps a session from being opened is told to the operator, and to the caller only if it has an answer of its
+// own.
 const unopened = (cause: Cause.Cause<unknown>, { identity }: Caller): Effect.Effect<never, Answers.Refused> => {
   if (Cause.hasInterruptsOnly(cause)) return Effect.failCause(cause as Cause.Cause<never>)
   const scrub = Scrub.make()

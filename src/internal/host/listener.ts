@@ -1,15 +1,15 @@
 /**
  * Watches the HTTP servers that requests come from, and ends what is open when they stop listening.
  *
- * A server that closes waits for its connections (Effect's for 20 seconds), and the layers above it are closed only then.
- * A stream that is open until its session ends would make every shutdown take that long. Nothing tells a request that its
- * server is closing, so while there are requests their servers are asked, ten times a second.
+ * A server that closes waits for its connections (Effect's for 20 seconds), and the layers above it are closed only
+ * then. A stream that is open until its session ends would make every shutdown take that long. Nothing tells a request
+ * that its server is closing, so while there are requests their servers are asked, ten times a second.
  */
 import * as Effect from "effect/Effect"
+import type { HttpServerRequest } from "effect/http/HttpServerRequest"
 import * as Latch from "effect/Latch"
 import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
-import type { HttpServerRequest } from "effect/http/HttpServerRequest"
 
 // A `Server` of node:http.
 interface Listener {
@@ -18,8 +18,8 @@ interface Listener {
 }
 
 /**
- * Makes a function that is told of each request, and counts it until the current scope closes. `end` runs once: when none
- * of the servers that sent a request listens any more, and at least one request is still counted.
+ * Makes a function that is told of each request, and counts it until the current scope closes. `end` runs once: when
+ * none of the servers that sent a request listens any more, and at least one request is still counted.
  */
 export const make = Effect.fnUntraced(function*(end: Effect.Effect<void>) {
   const requests = new Map<Listener, number>()

@@ -12,9 +12,9 @@ import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import type { HttpServerRequest } from "effect/http/HttpServerRequest"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import type { HttpServerRequest } from "effect/http/HttpServerRequest"
 import * as Socket from "./socket.ts"
 
 export interface Outlet {

@@ -3,14 +3,15 @@
  */
 import { type RequestId, SUPPORTED_PROTOCOL_VERSIONS } from "@modelcontextprotocol/sdk/types.js"
 import * as ByteSize from "effect/ByteSize"
+import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import type { HttpServerError } from "effect/http/HttpServerError"
+import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
-import type * as Scope from "effect/Scope"
-import type { HttpServerError } from "effect/http/HttpServerError"
-import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as Answers from "./answers.ts"
 import * as Socket from "./socket.ts"
 
@@ -114,16 +115,13 @@ export const streamIssue = ({ headers }: Request): Answers.Refused | undefined =
 const notAStream = Answers.notAcceptable("text/event-stream")
 
 /**
- * Reads the body of a POST. Fails with the answer to one that is too large, takes longer than `timeout` milliseconds, or
- * is not there when `until` fails. The current scope has to be open until that has been sent.
+ * Reads the body of a POST. Fails with the answer to one that is too large, takes longer than `timeout` milliseconds,
+ * or is not there when `until` fails.
  */
 export const textReader = (
   limit: number,
   timeout: number
-): (
-  request: Request,
-  until: Effect.Effect<never, Answers.Refused>
-) => Effect.Effect<string, Answers.Refused, Scope.Scope> => {
+): (request: Request, until: Effect.Effect<never, Answers.Refused>) => Effect.Effect<string, Answers.Refused> => {
   const tooLarge = Answers.tooLarge(limit)
   const size = ByteSize.bytes(limit)
   const tooSlow = Effect.andThen(Effect.sleep(timeout), Answers.tooSlow)
@@ -135,13 +133,42 @@ export const textReader = (
         reason._tag === "RequestParseError" && reason.reason === "BodyTooLarge" ? tooLarge : Answers.notJson
       )
     )
-    // Whoever stops reading from Node's request closes its connection: not before it has been answered
-    return Effect.flatMap(
-      Effect.forkScoped(text, { startImmediately: true }),
-      (reading) => Effect.raceAllFirst([Fiber.join(reading), tooSlow, Effect.mapError(until, Answers.closing)])
-    )
+    return unless(text, Effect.raceFirst(tooSlow, Effect.mapError(until, Answers.closing)))
   }
 }
+
+/**
+ * Waits for `reading`, unless `late` fails first. To interrupt it destroys the connection, and then nobody would hear
+ * why: so that comes a little later. And nearly every body is there in a moment, before it is worth to wait for
+ * anything else.
+ */
+const unless = <A, E>(reading: Effect.Effect<A, E>, late: Effect.Effect<never, E>): Effect.Effect<A, E> =>
+  Effect.contextWith((services: Context.Context<never>) =>
+    Effect.callback<A, E>((resume) => {
+      const runFork = Effect.runForkWith(services)
+      const reader = runFork(reading)
+      let watch: Fiber.Fiber<never, E> | undefined
+      const tick = setImmediate(() => {
+        watch = runFork(late)
+        watch.addObserver((exit) => {
+          if (Exit.hasInterrupts(exit)) return
+          resume(exit)
+          const end = runFork(Effect.delay(Fiber.interrupt(reader), "5 seconds"))
+          reader.addObserver(() => end.interruptUnsafe())
+        })
+      })
+      reader.addObserver((exit) => {
+        clearImmediate(tick)
+        watch?.interruptUnsafe()
+        resume(exit)
+      })
+      return Effect.suspend(() => {
+        clearImmediate(tick)
+        watch?.interruptUnsafe()
+        return Fiber.interrupt(reader)
+      })
+    })
+  )
 
 /**
  * What the body of a POST says: a message, or a batch of 1 to 100, as many as the SDK's servers take.
@@ -177,7 +204,8 @@ const maxDepth = 256
 const tooDeep = Answers.tooDeep(maxDepth)
 
 /**
- * Whether there are arrays and objects within one another to more than a depth in a JSON text. Looks at each character once.
+ * Whether there are arrays and objects within one another to more than a depth in a JSON text. Looks at each character
+ * once.
  */
 const isNestedDeeper = (text: string, limit: number): boolean => {
   let depth = 0

@@ -1,16 +1,16 @@
 /**
  * One SDK server behind one Streamable HTTP transport, for one session.
  *
- * The SDK's transport does the protocol. Between it and the server stands a wire that knows which requests are in flight,
- * because of what the transport gets wrong (observed with 1.29 to 1.32):
+ * The SDK's transport does the protocol. Between it and the server stands a wire that knows which requests are in
+ * flight, because of what the transport gets wrong (observed with 1.29 to 1.32):
  *
- * - A POST whose session ends is never answered when responses are JSON, and with nothing when they are events; nor is one
- *   whose request the client has cancelled.
+ * - A POST whose session ends is never answered when responses are JSON, and with nothing when they are events; nor is
+ *   one whose request the client has cancelled.
  * - Of two requests in flight with one id, the first is never answered.
  * - A client that comes back finds the stream taken that the kernel has not yet noticed to be dead.
  * - What is written to a stream is kept until the client reads it, however much that is.
- * - An error of an event store is told to the client as "Parse error", its text included, and leaves the transport in two
- *   minds about whether it was initialized.
+ * - An error of an event store is told to the client as "Parse error", its text included, and leaves the transport in
+ *   two minds about whether it was initialized.
  * - All sessions that share an event store can replay each other's events.
  */
 import type { AuthInfo } from "@modelcontextprotocol/sdk/server/auth/types.js"
@@ -24,10 +24,10 @@ import type * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Option from "effect/Option"
-import type * as Scope from "effect/Scope"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
+import * as Option from "effect/Option"
+import type * as Scope from "effect/Scope"
 import type { Identity } from "../../Identity.ts"
 import type { ServerLike } from "../../McpHttpOptions.ts"
 import * as Answers from "./answers.ts"
@@ -309,8 +309,9 @@ const make = (scope: Scope.Scope, options: Options) => {
       transport.closeSSEStream(id)
       post.answer?.(Effect.succeed(emptyStream))
     }
-    // The transport answers a batch when it has a response to each request, so this one needs a response. The stream of a
-    // single request has just been closed: the transport forgets the request, and then complains that there is no stream.
+    // The transport answers a batch when it has a response to each request, so this one needs a response. The stream of
+    // a single request has just been closed: the transport forgets the request, and then complains that there is no
+    // stream.
     respondTo({ jsonrpc: "2.0", id, error: { code: -32800, message: "Request cancelled" } }).catch(() => undefined)
   }
 

@@ -1,9 +1,9 @@
 /**
- * What can be done with the connection that a request came over, where that is one of Node's HTTP server. With any other
- * server all of this does nothing.
+ * What can be done with the connection that a request came over, where that is one of Node's HTTP server. With any
+ * other server all of this does nothing.
  */
-import * as Predicate from "effect/Predicate"
 import type { HttpServerRequest } from "effect/http/HttpServerRequest"
+import * as Predicate from "effect/Predicate"
 
 // A `Socket` of node:net.
 interface Socket {
@@ -17,8 +17,9 @@ interface Socket {
 const kept = new WeakSet<Socket>()
 
 /**
- * Lets the kernel find out within some 13 seconds that a silent peer is gone: Node asks for ten probes a second apart, after
- * this delay. It only asks while all that was sent has arrived, so this has to be done before the next comment is sent.
+ * Lets the kernel find out within some 13 seconds that a silent peer is gone: Node asks for ten probes a second apart,
+ * after this delay. It only asks while all that was sent has arrived, so this has to be done before the next comment is
+ * sent.
  */
 export const keepAlive = (request: HttpServerRequest): void => {
   const socket = socketOf(request)
@@ -28,8 +29,8 @@ export const keepAlive = (request: HttpServerRequest): void => {
 }
 
 /**
- * Whether Node has taken the request for the beginning of another protocol. It reads the socket of such a one no more, and
- * so does not notice that its client is gone.
+ * Whether Node has taken the request for the beginning of another protocol. It reads the socket of such a one no more,
+ * and so does not notice that its client is gone.
  */
 export const isUpgrade = ({ headers }: HttpServerRequest): boolean =>
   headers["upgrade"] !== undefined && /\bupgrade\b/i.test(headers["connection"] ?? "")

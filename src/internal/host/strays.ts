@@ -5,9 +5,9 @@
  * though: the body of such a request can be read only by an endpoint that has taken the request upon itself.
  */
 import * as Effect from "effect/Effect"
-import * as Stream from "effect/Stream"
 import * as HttpServerError from "effect/http/HttpServerError"
 import type { HttpServerRequest } from "effect/http/HttpServerRequest"
+import * as Stream from "effect/Stream"
 
 const taken = new WeakSet<object>()
 
@@ -17,7 +17,8 @@ export const take = (request: HttpServerRequest): void => void taken.add(request
 export const isTaken = (request: HttpServerRequest): boolean => taken.has(request.source)
 
 /**
- * Whether an MCP server may take the request for a message: it demands both of these headers, and so looks at nothing else.
+ * Whether an MCP server may take the request for a message: it demands both of these headers, and so looks at nothing
+ * else.
  */
 export const mayBeMessage = ({ headers, method }: HttpServerRequest): boolean => {
   if (method !== "POST") return false

@@ -1,6 +1,6 @@
 /**
- * What an operator reads of a close that failed. A message may quote a token, also one that the session had long ago: so
- * the log tells the names of errors and where they were thrown, and none of their text.
+ * What an operator reads of a close that failed. A message may quote a token, also one that the session had long ago:
+ * so the log tells the names of errors and where they were thrown, and none of their text.
  */
 import type * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"

@@ -18,9 +18,9 @@ export interface Events<A> {
 const capacity = 1024
 
 /**
- * Every reader has a queue of its own: what one of them leaves lying is lost to that one alone, and nothing is kept when
- * nobody reads. It is offered to, and never published to: `PubSub.publishUnsafe` on a full sliding one drops the newest,
- * and a waiting reader's code would run at once. `Queue.offerUnsafe` leaves that to the reader's own turn.
+ * Every reader has a queue of its own: what one of them leaves lying is lost to that one alone, and nothing is kept
+ * when nobody reads. It is offered to, and never published to: `PubSub.publishUnsafe` on a full sliding one drops the
+ * newest, and a waiting reader's code would run at once. `Queue.offerUnsafe` leaves that to the reader's own turn.
  *
  * The emitter lives as long as the current scope, and every event emitted before that closes is delivered.
  */

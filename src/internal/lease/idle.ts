@@ -1,6 +1,6 @@
 /**
- * Idle sessions that are kept equally long, the one that has been idle for longest first: so whoever asks for the expired
- * looks at these and one more.
+ * Idle sessions that are kept equally long, the one that has been idle for longest first: so whoever asks for the
+ * expired looks at these and one more.
  */
 import * as Effect from "effect/Effect"
 import * as Latch from "effect/Latch"

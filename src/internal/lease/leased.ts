@@ -15,19 +15,19 @@
  *                 ▼                             ▼            │ closed, or given up after closeTimeout
  *              draining ─── last lease ended ─▶ closing ─────┘
  *
- * `retire` takes a session out of `current`, so that the next caller of its key opens another. A retired session that is
- * opening or leased is draining; so is one that waits for a place among the closing, of which there are `capacity` too.
- * `end` is a `retire` that does not wait for the leases.
+ * `retire` takes a session out of `current`, so that the next caller of its key opens another. A retired session that
+ * is opening or leased is draining; so is one that waits for a place among the closing, of which there are `capacity`
+ * too. `end` is a `retire` that does not wait for the leases.
  *
  * What `ScopedCache` does: every session is an entry under a number of its own, so the cache runs `open` in the entry's
  * scope, with the services of the cache's owner, and closes that scope. What it does not do, and this does: it never
- * evicts or expires here, so leases, idle time, admission and the bounds on opening and closing are ours. So is the end:
- * the cache itself is never closed, as that would wait, without a bound, for whatever open or close was given up and is
- * still running. Each of those frees what it has when it ends, if it does.
+ * evicts or expires here, so leases, idle time, admission and the bounds on opening and closing are ours. So is the
+ * end: the cache itself is never closed, as that would wait, without a bound, for whatever open or close was given up
+ * and is still running. What such an open has acquired is freed under it.
  *
  * Every function below that is no effect is one step, which no other fiber can see the middle of. Two rules keep it so:
- * completing a `Deferred` runs its waiters on the spot, so it comes last; and what opens and closes runs in fibers of its
- * own, which the `Starter` starts after the step.
+ * completing a `Deferred` runs its waiters on the spot, so it comes last; and what opens and closes runs in fibers of
+ * its own, which the `Starter` starts after the step.
  */
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
@@ -117,6 +117,8 @@ interface Opening<A, E> {
   readonly settled: Deferred.Deferred<A, E>
   /** Runs the open, once that has begun. */
   fiber: Fiber.Fiber<unknown, unknown> | undefined
+  /** Of the cache's entry: closing it frees what the open has acquired so far, and whatever it goes on to acquire. */
+  scope: Scope.Closeable | undefined
 }
 
 /**
@@ -342,7 +344,7 @@ export const admit = <I, A, E>(self: Leased<I, A, E>, key: string, info: I, leas
     openedAt: 0,
     usedAt: 0,
     session: undefined,
-    opening: { outcome: Deferred.makeUnsafe(), settled: Deferred.makeUnsafe(), fiber: undefined },
+    opening: { outcome: Deferred.makeUnsafe(), settled: Deferred.makeUnsafe(), fiber: undefined, scope: undefined },
     previous: undefined,
     next: undefined
   }
@@ -406,6 +408,7 @@ const open = <I, A, E, R>(
 ): Effect.Effect<A, E, R | Scope.Scope> =>
   Effect.withFiber((fiber) => {
     slot.opening!.fiber = fiber
+    slot.opening!.scope = Context.getUnsafe(fiber.context, Scope.Scope) as Scope.Closeable
     if (slot.phase !== "opening") return Effect.interrupt
     const acquired = acquire(slot)
     return self.options.maxLifetime === Infinity ? acquired : Effect.tap(acquired, retireAfterLifetime(self, slot))
@@ -437,7 +440,8 @@ const drive = Effect.fnUntraced(function*<I, A, E>(self: Leased<I, A, E>, slot: 
   const cause = slot.phase === "opening" ? ownCause(exit.cause) : exit.cause
   slot.phase = "freeing"
   leaveCurrent(self, slot)
-  yield* dispose(self, slot, free(self, slot, get))
+  const { opening } = slot
+  if (!(yield* dispose(self, slot, free(self, slot, get)))) yield* freeUnder(opening!)
   if (!Cause.hasInterrupts(cause)) self.options.onOpenFailed(slot, cause)
   self.options.onLeft?.(slot)
   gone(self, slot)
@@ -480,6 +484,15 @@ const free = Effect.fnUntraced(function*<I, A, E>(
     return yield* Effect.die(Cause.squash(exit.cause))
   }
 })
+
+// Frees an open that was given up and may never end under it: what it has acquired, a child process say, must not
+// outlive it. What it goes on to acquire is freed at once, for its scope is closed.
+const freeUnder = <A, E>({ scope }: Opening<A, E>): Effect.Effect<void> =>
+  scope === undefined
+    ? Effect.void
+    : Effect.asVoid(
+      Effect.forkDetach(Effect.ignoreCause(Scope.close(scope, Exit.interrupt())), { startImmediately: true })
+    )
 
 const opened = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>, exit: Exit.Success<A, E>): void => {
   if (self.current.get(slot.key) === slot) self.opening--

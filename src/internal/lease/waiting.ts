@@ -1,6 +1,7 @@
 /**
- * Callers that wait for room: first come, first served. The callers of one key have one place in the line, and get one
- * session.
+ * Callers that wait for room: first come, first served. The callers of one key are a party: they get one session, at
+ * the place in the line of the first of them who is still there. Whoever came later never keeps a place that another
+ * has left.
  */
 import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
@@ -30,7 +31,9 @@ interface Party<I, A, E> {
 
 export interface Waiting<I extends { readonly key: string }, A, E> {
   readonly engine: Leased.Leased<I, A, E>
-  readonly line: Map<string, Party<I, A, E>>
+  readonly parties: Map<string, Party<I, A, E>>
+  /** Who waits, the first to come first. A caller is here or among the holders. */
+  readonly line: Linked.Linked<Caller<I, A, E>>
   /** The callers that have a lease. */
   readonly holders: Linked.Linked<Caller<I, A, E>>
   /** Which of two owners of one key is kept: the one that is known, or the one that comes. */
@@ -40,7 +43,7 @@ export interface Waiting<I extends { readonly key: string }, A, E> {
 export const make = <I extends { readonly key: string }, A, E>(
   engine: Leased.Leased<I, A, E>,
   newest: (known: I, comes: I) => I
-): Waiting<I, A, E> => ({ engine, line: new Map(), holders: Linked.make(), newest })
+): Waiting<I, A, E> => ({ engine, parties: new Map(), line: Linked.make(), holders: Linked.make(), newest })
 
 export const caller = <I, A, E>(fiber: number): Caller<I, A, E> => ({
   fiber,
@@ -74,11 +77,7 @@ export const isEmpty = <I extends { readonly key: string }, A, E>(self: Waiting<
   self.line.size === 0
 
 /** How many callers wait. */
-export const size = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>): number => {
-  let callers = 0
-  for (const party of self.line.values()) callers += party.callers.size
-  return callers
-}
+export const size = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>): number => self.line.size
 
 /**
  * Waits for so many milliseconds. True if the caller has a lease then, false if it has given up its place.
@@ -89,12 +88,13 @@ export const wait = <I extends { readonly key: string }, A, E>(
   owner: I,
   millis: number
 ): Effect.Effect<boolean, E> => {
-  const known = self.line.get(owner.key)
+  const known = self.parties.get(owner.key)
   const party = known ?? { owner, callers: new Set(), seated: Deferred.makeUnsafe() }
-  if (known === undefined) self.line.set(owner.key, party)
+  if (known === undefined) self.parties.set(owner.key, party)
   else party.owner = self.newest(known.owner, owner)
   party.callers.add(waiter)
   waiter.party = party
+  Linked.append(self.line, waiter)
   return Deferred.await(party.seated).pipe(
     Effect.timeoutOption(millis),
     Effect.provideService(Clock.Clock, self.engine.clock),
@@ -126,8 +126,9 @@ const leave = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>,
   const { party } = leaver
   if (party === undefined) return
   leaver.party = undefined
+  Linked.remove(self.line, leaver)
   party.callers.delete(leaver)
-  if (party.callers.size === 0 && self.line.get(party.owner.key) === party) self.line.delete(party.owner.key)
+  if (party.callers.size === 0) self.parties.delete(party.owner.key)
 }
 
 /**
@@ -138,14 +139,10 @@ export const seat = <I extends { readonly key: string }, A, E>(
   makeRoom: () => boolean
 ): void =>
   Leased.atomically(self.engine, () => {
-    for (const [key, party] of self.line) {
-      if (!makeRoom()) return
-      self.line.delete(key)
-      const slot = Leased.admit(self.engine, key, party.owner, party.callers.size)
-      for (const seated of party.callers) {
-        seated.party = undefined
-        hold(self, seated, slot)
-      }
+    while (self.line.head !== undefined && makeRoom()) {
+      const party = self.line.head.party!
+      const slot = Leased.admit(self.engine, party.owner.key, party.owner, party.callers.size)
+      for (const seated of dismiss(self, party)) hold(self, seated, slot)
       Deferred.doneUnsafe(party.seated, Exit.void)
     }
   })
@@ -154,7 +151,20 @@ export const seat = <I extends { readonly key: string }, A, E>(
  * Sends everybody away.
  */
 export const close = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>, error: () => E): void => {
-  const parties = Array.from(self.line.values())
-  self.line.clear()
+  const parties = Array.from(self.parties.values())
+  for (const party of parties) dismiss(self, party)
   for (const party of parties) Deferred.doneUnsafe(party.seated, Exit.fail(error()))
+}
+
+// The party waits no more, and neither do its callers.
+const dismiss = <I extends { readonly key: string }, A, E>(
+  self: Waiting<I, A, E>,
+  party: Party<I, A, E>
+): ReadonlySet<Caller<I, A, E>> => {
+  self.parties.delete(party.owner.key)
+  for (const member of party.callers) {
+    member.party = undefined
+    Linked.remove(self.line, member)
+  }
+  return party.callers
 }

@@ -1,5 +1,6 @@
 /**
- * An MCP server over stdio without the SDK, for tests that start many: it knows `initialize`, `ping` and the tool `echo`.
+ * An MCP server over stdio without the SDK, for tests that start many: it knows `initialize`, `ping` and the tool
+ * `echo`.
  */
 import { createInterface } from "node:readline"
 

@@ -2,13 +2,13 @@
  * An MCP server over Streamable HTTP, in this process, whose manners can be changed while it runs. It keeps a log of
  * every request, so that a test can assert what was on the wire. The deprecated SSE transport is served beside it.
  */
-import { randomUUID } from "node:crypto"
-import { createServer, type IncomingMessage, type ServerResponse } from "node:http"
-import { type AddressInfo } from "node:net"
 import { SSEServerTransport } from "@modelcontextprotocol/sdk/server/sse.js"
 import { StreamableHTTPServerTransport } from "@modelcontextprotocol/sdk/server/streamableHttp.js"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
+import { randomUUID } from "node:crypto"
+import { createServer, type IncomingMessage, type ServerResponse } from "node:http"
+import { type AddressInfo } from "node:net"
 import { type Calls, makeCalls, makeServer, text } from "./tools.mjs"
 
 /**

@@ -2,10 +2,10 @@
  * An HTTP server that speaks as much MCP as a test makes it, byte for byte, and counts what reaches it: what no server
  * of an SDK would ever do. It takes the handshake of either protocol era by itself, and has no stream of its own.
  */
-import { createServer, type IncomingMessage, type RequestListener, type Server, type ServerResponse } from "node:http"
-import type { AddressInfo, Socket } from "node:net"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
+import { createServer, type IncomingMessage, type RequestListener, type Server, type ServerResponse } from "node:http"
+import type { AddressInfo, Socket } from "node:net"
 
 /** One JSON-RPC message, as it came. */
 export interface Received {

@@ -126,8 +126,8 @@ export const makeServer = (calls, extraTools = {}) => {
       running.delete(extra.requestId)
     }
   })
-  // The SDK starts a handler some microtasks after its request, even one that was cancelled in between: it is on arrival
-  // that a call counts.
+  // The SDK starts a handler some microtasks after its request, even one that was cancelled in between: it is on
+  // arrival that a call counts.
   const watch = (transport) =>
     Object.assign(transport, {
       onmessage({ id, method, params }) {

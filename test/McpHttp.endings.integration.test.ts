@@ -1,0 +1,315 @@
+/**
+ * How requests and connections end over real sockets: under clients of both generations of the SDK, and under peers who
+ * vanish, dawdle or ask for something else.
+ */
+import { assert, describe, it } from "@effect/vitest"
+import * as V2 from "@modelcontextprotocol/client"
+import { Client } from "@modelcontextprotocol/sdk/client/index.js"
+import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js"
+import { Identity } from "effect-mcp-sessions/Identity"
+import * as McpHttp from "effect-mcp-sessions/McpHttp"
+import type { McpSessionError } from "effect-mcp-sessions/McpSession"
+import { SessionPool } from "effect-mcp-sessions/SessionPool"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
+import { once } from "node:events"
+import { connect, type Socket } from "node:net"
+import { eventually, readUntil, textOf } from "./support/answers.ts"
+import { type AnySession, type Generation, generations } from "./support/generations.ts"
+import { type Endpoint, makeLog, makeServer, socket } from "./support/mcpHttp.ts"
+import { begin, call, post, protocolVersion, request, send } from "./support/requests.ts"
+
+const open = (options: Partial<McpHttp.LayerOptions<never, Scope.Scope>> = {}) =>
+  Effect.gen(function*() {
+    const log = makeLog()
+    const endpoint = yield* socket(McpHttp.layer({ server: makeServer(log), ...options }))
+    return { ...endpoint, log }
+  })
+
+type Opened = Effect.Success<ReturnType<typeof open>>
+
+/** Makes a call that waits, and says what became of it. */
+type Wait = (endpoint: Endpoint) => Effect.Effect<{ readonly ended: Promise<string> }, never, Scope.Scope>
+
+const firstClient: Wait = (endpoint) =>
+  Effect.gen(function*() {
+    const client = new Client({ name: "test", version: "0" })
+    const transport = new StreamableHTTPClientTransport(new URL(endpoint.url))
+    yield* Effect.acquireRelease(
+      Effect.promise(() => client.connect(transport as Parameters<typeof client.connect>[0])),
+      () => Effect.promise(() => client.close())
+    )
+    return { ended: client.callTool({ name: "wait", arguments: {} }).then(() => "answered", String) }
+  })
+
+const secondClient: Wait = (endpoint) =>
+  Effect.gen(function*() {
+    const client = new V2.Client({ name: "test", version: "0" }, { versionNegotiation: { mode: "legacy" } })
+    const transport = new V2.StreamableHTTPClientTransport(new URL(endpoint.url))
+    yield* Effect.acquireRelease(
+      Effect.promise(() => client.connect(transport)),
+      () => Effect.promise(() => client.close())
+    )
+    return { ended: client.callTool({ name: "wait", arguments: {} }).then(() => "answered", String) }
+  })
+
+const alice = Identity.fromKey("alice")
+
+class Sessions extends SessionPool.Tag<Sessions, AnySession, McpSessionError>()("test/Sessions") {}
+
+const openPool = (sdk: Generation, { url }: Endpoint) =>
+  Effect.map(
+    Effect.orDie(Layer.build(Sessions.layer({ connect: sdk.http({ url }) }))),
+    (context) => Context.get(context, Sessions)
+  )
+
+const pooled = (sdk: Generation): Wait => (endpoint) =>
+  Effect.gen(function*() {
+    const pool = yield* openPool(sdk, endpoint)
+    // It has been used before: then a refused request is sent again, on a session of its own
+    yield* Effect.orDie(pool.withSession(alice, (session) => session.listTools()))
+    const called = pool.withSession(alice, (session) => session.callTool({ name: "wait", arguments: {} }))
+    return { ended: Effect.runPromise(called).then(() => "answered", String) }
+  })
+
+const clients: ReadonlyArray<readonly [string, Wait]> = [
+  ["a client of @modelcontextprotocol/sdk", firstClient],
+  ["a client of @modelcontextprotocol/client", secondClient],
+  ...generations.map(([name, sdk]) => [`a pool over ${name}`, pooled(sdk)] as const)
+]
+
+const endings: ReadonlyArray<readonly [string, (endpoint: Opened) => Effect.Effect<unknown>]> = [
+  ["its session is terminated", (endpoint) => endpoint.registry.clear],
+  [
+    "its session is deleted",
+    (endpoint) =>
+      Effect.flatMap(
+        endpoint.registry.entries,
+        (entries) => Effect.forEach(entries, ({ id }) => request(endpoint, "DELETE", { session: id }))
+      )
+  ],
+  ["the server shuts down", (endpoint) => endpoint.close]
+]
+
+describe.each(clients)("the call of %s", (_, wait) => {
+  for (const response of ["sse", "json"] as const) {
+    it.live.each(endings)(`runs once, and fails at once, when %s (${response})`, ([, end]) =>
+      Effect.gen(function*() {
+        const endpoint = yield* open({ response })
+        const { ended } = yield* wait(endpoint)
+        yield* eventually(() => endpoint.log.called.length === 1)
+        yield* Effect.forkChild(end(endpoint))
+        const said = yield* Effect.promise(() => ended).pipe(Effect.timeout("4 seconds"))
+        assert.notStrictEqual(said, "answered")
+        // Long enough for whoever repeats it
+        yield* Effect.sleep(100)
+        assert.deepStrictEqual(endpoint.log.called, ["wait"])
+      }))
+  }
+})
+
+describe("a request in flight", () => {
+  it.live("is answered 503 when the server shuts down, with an error for each of its calls", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open({ response: "json" })
+      const session = yield* begin(endpoint)
+      const batch = [call("wait", {}, 1), call("wait", {}, 2)]
+      const answered = send(endpoint, "POST", { session }, batch).then(async (answer) => ({
+        status: answer.status,
+        errors: (JSON.parse(await answer.text()) as ReadonlyArray<{ id: number; error: unknown }>).map(({ id }) => id)
+      }))
+      yield* eventually(() => endpoint.log.called.length === 2)
+      yield* endpoint.close.pipe(Effect.timeout("4 seconds"))
+      assert.deepStrictEqual(yield* Effect.promise(() => answered), { status: 503, errors: [1, 2] })
+    }))
+})
+
+// -----------------------------------------------------------------------------
+// Peers
+// -----------------------------------------------------------------------------
+
+interface Peer {
+  readonly socket: Socket
+  readonly said: () => string
+  readonly closed: Promise<unknown>
+}
+
+/** Writes to the socket, and listens. */
+const peer = (endpoint: Endpoint, head: ReadonlyArray<string>, { allowHalfOpen = false, body = "" } = {}) =>
+  Effect.acquireRelease(
+    Effect.promise(async (): Promise<Peer> => {
+      const { hostname, port } = new URL(endpoint.url)
+      const self = connect({ port: Number(port), host: hostname, allowHalfOpen })
+      let said = ""
+      self.on("data", (data) => said += data.toString("latin1"))
+      self.on("error", () => undefined)
+      const closed = new Promise((resolve) => self.once("close", resolve))
+      await once(self, "connect")
+      self.write([...head, "Host: localhost", "", body].join("\r\n"))
+      return { socket: self, said: () => said, closed }
+    }),
+    ({ socket: self }) => Effect.sync(() => self.destroy())
+  )
+
+const held = (endpoint: Endpoint) => Effect.map(endpoint.registry.stats, (stats) => stats.held)
+
+const becomesFree = (endpoint: Endpoint) =>
+  Effect.repeat(Effect.andThen(Effect.sleep(10), held(endpoint)), { until: (count) => count === 0 }).pipe(
+    Effect.timeout("5 seconds")
+  )
+
+const upgrade = ["Connection: Upgrade", "Upgrade: websocket"]
+
+describe("a peer that asks for another protocol", () => {
+  it.live.each(["GET", "POST", "DELETE"])(
+    "is refused, and its connection closed (%s)",
+    (method) =>
+      Effect.gen(function*() {
+        const endpoint = yield* open()
+        const session = yield* begin(endpoint)
+        const head = [`${method} /mcp HTTP/1.1`, ...upgrade, "Accept: text/event-stream", `Mcp-Session-Id: ${session}`]
+        const { closed, said, socket: self } = yield* peer(endpoint, head, { allowHalfOpen: true })
+        yield* eventually(() => said().includes("\r\n\r\n"))
+        assert.match(said(), /^HTTP\/1\.1 400 /)
+        assert.strictEqual(yield* held(endpoint), 0)
+        // It does not hang up by itself, and learns only by writing that nobody is there
+        yield* Effect.sleep("2500 millis")
+        yield* Effect.forkChild(Effect.forever(Effect.andThen(Effect.sync(() => self.write("x")), Effect.sleep(100))))
+        yield* Effect.promise(() => closed).pipe(Effect.timeout("2 seconds"))
+        assert.strictEqual(yield* endpoint.registry.size, 1)
+      })
+  )
+})
+
+const half = (session: string | undefined, length = 1_000) => [
+  "POST /mcp HTTP/1.1",
+  "Content-Type: application/json",
+  "Accept: application/json, text/event-stream",
+  `Content-Length: ${length}`,
+  ...(session === undefined ? [] : [`Mcp-Session-Id: ${session}`])
+]
+
+describe("a body that does not arrive", () => {
+  it.live("is waited for as long as bodyTimeout says, and holds nothing", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open({ bodyTimeout: 300 })
+      const session = yield* begin(endpoint)
+      for (const id of [session, undefined]) {
+        const { closed, said } = yield* peer(endpoint, half(id), { body: "{\"jsonrpc\":" })
+        yield* Effect.promise(() => closed).pipe(Effect.timeout("5 seconds"))
+        assert.match(said(), /^HTTP\/1\.1 408 /)
+        assert.strictEqual(yield* held(endpoint), 0)
+      }
+      assert.deepStrictEqual(endpoint.log.opened, [session])
+    }))
+
+  it.live("is not waited for when its session ends", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open()
+      const session = yield* begin(endpoint)
+      const { closed, said } = yield* peer(endpoint, half(session), { body: "{\"jsonrpc\":" })
+      yield* Effect.sleep(100)
+      assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 204)
+      yield* Effect.promise(() => closed).pipe(Effect.timeout("5 seconds"))
+      assert.match(said(), /^HTTP\/1\.1 404 /)
+    }))
+
+  it.live("does not delay the shutdown of the server, which it is told of", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open()
+      const session = yield* begin(endpoint)
+      const peers = [
+        yield* peer(endpoint, half(session), { body: "{" }),
+        yield* peer(endpoint, half(undefined), { body: "{" })
+      ]
+      yield* Effect.sleep(100)
+      yield* endpoint.close.pipe(Effect.timeout("5 seconds"))
+      for (const { closed, said } of peers) {
+        yield* Effect.promise(() => closed).pipe(Effect.timeout("5 seconds"))
+        assert.match(said(), /^HTTP\/1\.1 503 /)
+      }
+    }))
+
+  it.live("is refused before it comes when it is too large", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open({ maxBodyBytes: 1_000 })
+      const session = yield* begin(endpoint)
+      const { closed, said } = yield* peer(endpoint, half(session, 1_001))
+      yield* Effect.promise(() => closed).pipe(Effect.timeout("5 seconds"))
+      assert.match(said(), /^HTTP\/1\.1 413 /)
+    }))
+})
+
+describe("a client that does not read", () => {
+  it.live(
+    "is left behind when its stream is old enough, and then its connection is closed",
+    () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open({ streamTimeToLive: 500 })
+        const session = yield* begin(endpoint)
+        const { socket: self } = yield* peer(endpoint, [
+          "GET /mcp HTTP/1.1",
+          "Accept: text/event-stream",
+          `Mcp-Session-Id: ${session}`
+        ])
+        yield* Effect.repeat(held(endpoint), { until: (count) => count === 1 })
+        self.pause()
+        const server = endpoint.log.servers.get(session)!
+        const data = "x".repeat(512 * 1024)
+        // More than the kernel keeps of it
+        for (let i = 0; i < 24; i++) {
+          yield* Effect.promise(async () => server.sendLoggingMessage({ level: "info", data }))
+          yield* Effect.sleep(5)
+        }
+        yield* becomesFree(endpoint).pipe(Effect.timeout("10 seconds"))
+      }),
+    20_000
+  )
+
+  it.live("gets the place of its ghost when it comes back", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open({ eventStore: McpHttp.memoryEventStore() })
+      const session = yield* begin(endpoint)
+      const { socket: self } = yield* peer(endpoint, [
+        "GET /mcp HTTP/1.1",
+        "Accept: text/event-stream",
+        `Mcp-Protocol-Version: ${protocolVersion}`,
+        `Mcp-Session-Id: ${session}`
+      ])
+      yield* Effect.repeat(held(endpoint), { until: (count) => count === 1 })
+      self.pause()
+      const stream = yield* request(endpoint, "GET", { session })
+      assert.strictEqual(stream.status, 200)
+      yield* Effect.promise(() => endpoint.log.servers.get(session)!.sendToolListChanged())
+      yield* readUntil(stream, "list_changed")
+    }))
+})
+
+describe("what is kept for a client that comes back", () => {
+  it.live("is no more than maxBytes of events", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open({ eventStore: McpHttp.memoryEventStore({ maxBytes: 10_000 }) })
+      const session = yield* begin(endpoint)
+      const headers = { "mcp-protocol-version": protocolVersion }
+      const stream = yield* request(endpoint, "GET", { session, headers })
+      const server = endpoint.log.servers.get(session)!
+      const say = (data: string) => Effect.promise(async () => server.sendLoggingMessage({ level: "info", data }))
+      yield* say("first")
+      const id = /^id: (.+)$/m.exec(yield* readUntil(stream, "first"))![1]!
+      for (let i = 0; i < 20; i++) yield* say(`<${i}>${"x".repeat(900)}`)
+      const resumed = yield* request(endpoint, "GET", { session, headers: { ...headers, "last-event-id": id } })
+      const replayed = (yield* readUntil(resumed, "<19>")).match(/<\d+>/g)!
+      assert.isBelow(replayed.length, 11)
+      assert.isAbove(replayed.length, 7)
+      const rest = yield* post(endpoint, call("echo", { message: "on" }), { session })
+      assert.include(yield* textOf(rest), "on")
+    }))
+
+  it("has limits that mean something", () => {
+    for (const options of [{ capacity: 0 }, { maxBytes: -1 }, { maxByte: 1 }]) {
+      assert.throws(() => McpHttp.memoryEventStore(options), /McpHttp\.memoryEventStore/)
+    }
+  })
+})
