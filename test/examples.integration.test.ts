@@ -1,9 +1,9 @@
 /**
  * Each example runs, says what it is there to say, and leaves no process behind.
  */
-import { assert, describe, it } from "@effect/vitest"
+import { afterAll, assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
-import { transformSync } from "esbuild"
+import { stop, transformSync } from "esbuild"
 import { spawn } from "node:child_process"
 import { once } from "node:events"
 import { readdirSync, readFileSync } from "node:fs"
@@ -12,6 +12,9 @@ import { setTimeout as sleep } from "node:timers/promises"
 import { fileURLToPath } from "node:url"
 import packageJson from "../package.json" with { type: "json" }
 import { isAlive, survivors } from "./support/processes.ts"
+
+// The first transform starts a process that stays for the next one
+afterAll(() => stop())
 
 const root = fileURLToPath(new URL("..", import.meta.url))
 
