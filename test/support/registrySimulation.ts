@@ -96,6 +96,8 @@ interface Session extends Simulator.Opened {
   known: number | undefined
   /** Its owner has had it by a get. */
   isUsed: boolean
+  /** An event has said so: its close may not have begun. */
+  hasGivenWay: boolean
   /** How many of its owner's terminates have begun. */
   attempts: number
   /** The turn in which one had succeeded. */
@@ -197,6 +199,7 @@ class Simulation extends Simulator.Simulation<Action> {
   /** Whoever gives way was never used, and has waited for that the longest. */
   evicted(name: string): void {
     const session = this.sessions.find((other) => other.name.startsWith(name))!
+    session.hasGivenWay = true
     this.note(`session ${session.id} has given way`)
     this.expect(!session.isUsed, `session ${session.id} was used, and is evicted`)
     const older = this.sessions.find((other) =>
@@ -231,6 +234,7 @@ class Simulation extends Simulator.Simulation<Action> {
           lastActivityAt: 0,
           known: undefined,
           isUsed: false,
+          hasGivenWay: false,
           attempts: 0,
           terminated: undefined
         }
@@ -535,7 +539,7 @@ class Simulation extends Simulator.Simulation<Action> {
 
   /** It waits for its first use, for sure, if it has not given way. */
   isWaiting(session: Session): boolean {
-    return !session.isUsed && session.holders === 0 && this.takesRequests(session)
+    return !session.isUsed && !session.hasGivenWay && session.holders === 0 && this.takesRequests(session)
   }
 
   /** Whether its id was nobody's any more in turn `by`, for sure. */
