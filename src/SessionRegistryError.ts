@@ -37,8 +37,8 @@ export class SessionNotFound
 }
 
 /**
- * There is no room for a new session, in the registry or in what one owner may have of it. Answers 503 with
- * `Retry-After`.
+ * There is no room for a new session, in the registry or in what one owner may have of it, and no session there that
+ * was never used. Answers 503 with `Retry-After`.
  *
  * @category errors
  */

@@ -26,7 +26,9 @@ import * as Logger from "effect/Logger"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import { inspect } from "node:util"
-import { initialize, makeLog, makeServer, post, textOf, web } from "./support/mcpHttp.ts"
+import { textOf } from "./support/answers.ts"
+import { makeLog, makeServer, web } from "./support/mcpHttp.ts"
+import { initialize, post } from "./support/requests.ts"
 
 /** A token of the caller, as the message of an error may quote it. */
 const secret = "sk-SECRET"

@@ -16,8 +16,9 @@ import { fileURLToPath } from "node:url"
 import { type BrowserContext, chromium, type Page as Tab } from "playwright-core"
 import { afterAll, beforeAll } from "vitest"
 import { openGuarded } from "./support/guarded.ts"
-import { call, type Endpoint, initialize, socket } from "./support/mcpHttp.ts"
+import { type Endpoint, socket } from "./support/mcpHttp.ts"
 import type { Page } from "./support/page.ts"
+import { call, initialize } from "./support/requests.ts"
 
 const executablePath = process.env["CHROMIUM"] ?? "/usr/bin/chromium"
 

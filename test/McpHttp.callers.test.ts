@@ -17,8 +17,10 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import { inspect } from "node:util"
+import { messagesOf, textOf } from "./support/answers.ts"
 import { openGuarded } from "./support/guarded.ts"
-import { begin, call, initialize, makeLog, makeServer, messagesOf, post, textOf, web } from "./support/mcpHttp.ts"
+import { makeLog, makeServer, web } from "./support/mcpHttp.ts"
+import { begin, call, initialize, post } from "./support/requests.ts"
 
 /** Everybody is one and the same owner, whatever the token. */
 const one = IdentityResolver.layerIdentify((request) =>

@@ -16,22 +16,10 @@ import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import { once } from "node:events"
 import { connect, type Socket } from "node:net"
+import { eventually, readUntil, textOf } from "./support/answers.ts"
 import { type AnySession, type Generation, generations } from "./support/generations.ts"
-import {
-  begin,
-  call,
-  type Endpoint,
-  eventually,
-  makeLog,
-  makeServer,
-  post,
-  protocolVersion,
-  readUntil,
-  request,
-  send,
-  socket,
-  textOf
-} from "./support/mcpHttp.ts"
+import { type Endpoint, makeLog, makeServer, socket } from "./support/mcpHttp.ts"
+import { begin, call, post, protocolVersion, request, send } from "./support/requests.ts"
 
 const open = (options: Partial<McpHttp.LayerOptions<never, Scope.Scope>> = {}) =>
   Effect.gen(function*() {

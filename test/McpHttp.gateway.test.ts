@@ -15,18 +15,9 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import type * as Scope from "effect/Scope"
 import * as Gateway from "../examples/gateway.ts"
-import {
-  begin,
-  call,
-  type Endpoint,
-  initialize,
-  messagesOf,
-  post,
-  request,
-  socket,
-  textOf,
-  web
-} from "./support/mcpHttp.ts"
+import { messagesOf, textOf } from "./support/answers.ts"
+import { type Endpoint, socket, web } from "./support/mcpHttp.ts"
+import { begin, call, initialize, post, request } from "./support/requests.ts"
 import * as HttpServers from "./support/servers/http.ts"
 
 /** An upstream that remembers: `count` counts the calls of its session, `token` says what the call was made with. */

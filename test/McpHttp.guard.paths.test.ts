@@ -12,8 +12,9 @@ import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import { inside, type InsideLog, makeInsideLog, modern, openGuarded } from "./support/guarded.ts"
-import { call, initialize, makeLog, makeServer, socket } from "./support/mcpHttp.ts"
+import { makeLog, makeServer, socket } from "./support/mcpHttp.ts"
 import { write } from "./support/rawHttp.ts"
+import { call, initialize } from "./support/requests.ts"
 import { type Dice, makeDice } from "./support/world.ts"
 
 interface Setup {

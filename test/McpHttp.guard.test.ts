@@ -3,25 +3,13 @@ import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
 import * as McpProtocol from "effect/ai/McpProtocol"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import { bytesOf, eventually, pause, textOf } from "./support/answers.ts"
+import { endsOnce, knowsIdsToTheByte, knowsOneIdOnly, refusesWhenClosed } from "./support/endpoints.ts"
 import { modern, openGuarded as open } from "./support/guarded.ts"
 import { many, underLoad } from "./support/load.ts"
-import {
-  begin,
-  beginAndUse,
-  bytesOf,
-  call,
-  type Endpoint,
-  eventually,
-  initialize,
-  pause,
-  post,
-  request,
-  send,
-  socket,
-  textOf,
-  web
-} from "./support/mcpHttp.ts"
+import { type Endpoint, socket, web } from "./support/mcpHttp.ts"
 import { head, write } from "./support/rawHttp.ts"
+import { begin, beginAndUse, call, initialize, post, request, send } from "./support/requests.ts"
 import { makeDice } from "./support/world.ts"
 
 const versioned = { "mcp-protocol-version": "2025-11-25" }
@@ -360,13 +348,7 @@ const suite = (start: typeof web) => {
   it.live("is ended by one of fifty DELETEs, and freed inside by one", () =>
     Effect.gen(function*() {
       const endpoint = yield* open(start)
-      const session = yield* begin(endpoint)
-      const responses = yield* Effect.all(
-        Array.from({ length: 50 }, () => request(endpoint, "DELETE", { session })),
-        { concurrency: "unbounded" }
-      )
-      const statuses = responses.map((response) => response.status).toSorted()
-      assert.deepStrictEqual(statuses, [204, ...Array.from({ length: 49 }, () => 404)])
+      yield* endsOnce(endpoint)
       yield* eventually(() => endpoint.log.inside.includes("DELETE 204"))
       assert.strictEqual(endpoint.log.inside.filter((line) => line.startsWith("DELETE")).length, 1)
     }))
@@ -415,14 +397,7 @@ describe("McpHttp.guard", () => {
     it.live("answers 503 when it has shut down", () =>
       Effect.gen(function*() {
         const endpoint = yield* open(web)
-        const session = yield* begin(endpoint)
-        yield* endpoint.close
-        for (const method of ["POST", "GET", "DELETE"]) {
-          const body = method === "POST" ? call("echo") : undefined
-          const response = yield* request(endpoint, method, { session, headers: versioned }, body)
-          assert.strictEqual(response.status, 503, method)
-        }
-        assert.strictEqual((yield* post(endpoint, initialize)).status, 503)
+        yield* refusesWhenClosed(endpoint, versioned)
         assert.strictEqual(endpoint.log.called, 0)
       }))
 
@@ -502,23 +477,8 @@ describe("McpHttp.guard", () => {
     it.live("has no session with an id of any bytes", () =>
       Effect.gen(function*() {
         const endpoint = yield* open(socket)
-        const session = yield* begin(endpoint)
-        const { body: unknown } = yield* bytesOf(yield* request(endpoint, "GET", { session: "x" }))
-        const ids = [
-          ...Array.from({ length: 256 }, (_, byte) => `${session}${String.fromCharCode(byte)}`),
-          ...Array.from({ length: 256 }, (_, byte) => `a${String.fromCharCode(byte)}b`)
-        ]
-        const said = yield* Effect.forEach(ids, (id) => write(endpoint, head([`Mcp-Session-Id: ${id}`])), {
-          concurrency: 64
-        })
-        for (const [i, { body, status }] of said.entries()) {
-          // 400 is Node's own, to what can't be a header. Whitespace around a value does not count, and it is the same
-          // id then: the server inside has no stream to give.
-          const isSame = i === 9 || i === 32
-          assert.include(isSame ? [405] : [400, 404], status, `byte ${i % 256}`)
-          if (status === 404) assert.strictEqual(body, unknown)
-        }
-        assert.strictEqual(yield* endpoint.registry.size, 1)
+        // The server inside has no stream to give
+        yield* knowsIdsToTheByte(endpoint, 405)
       }))
 
     it.live("has none with two ids, nor with one that is too long, nor under another's name", () =>
@@ -526,19 +486,7 @@ describe("McpHttp.guard", () => {
         const endpoint = yield* open(socket)
         const session = yield* begin(endpoint)
         const reached = endpoint.log.inside.length
-        for (
-          const lines of [
-            [`Mcp-Session-Id: ${session}`, `Mcp-Session-Id: ${session}`],
-            [`Mcp-Session-Id: ${session}`, "mcp-session-id: x"],
-            ["Mcp-Session-Id: x", `MCP-SESSION-ID: ${session}`],
-            [`Mcp-Session-Id: ${session}`, "Mcp-Session-Id:"],
-            ["Mcp-Session-Id:", `Mcp-Session-Id: ${session}`],
-            [`Mcp-Session-Id: ${"x".repeat(15 * 1024)}`],
-            ["Mcp-Session-Id: __proto__"]
-          ]
-        ) {
-          assert.strictEqual((yield* write(endpoint, head(lines))).status, 404, lines.join().slice(0, 80))
-        }
+        yield* knowsOneIdOnly(endpoint, session)
         const origins = head(["Origin: http://localhost", "Origin: http://evil.example"])
         assert.strictEqual((yield* write(endpoint, origins)).status, 403)
         const otherHost = `DELETE /mcp HTTP/1.1\r\nHost: evil.example\r\nMcp-Session-Id: ${session}\r\n\r\n`

@@ -9,8 +9,10 @@ import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import * as Effect from "effect/Effect"
 import { setFlagsFromString } from "node:v8"
 import { runInNewContext } from "node:vm"
+import { textOf } from "./support/answers.ts"
 import { many, underLoad } from "./support/load.ts"
-import { begin, call, initialize, post, textOf, web } from "./support/mcpHttp.ts"
+import { web } from "./support/mcpHttp.ts"
+import { begin, call, initialize, post } from "./support/requests.ts"
 
 setFlagsFromString("--expose-gc")
 const collect: () => void = runInNewContext("gc")

@@ -9,27 +9,11 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
+import { eventually, messagesOf, pause, readUntil, textOf } from "./support/answers.ts"
+import { refusesWhenClosed } from "./support/endpoints.ts"
 import { many, underLoad } from "./support/load.ts"
-import {
-  begin,
-  bytesOf,
-  call,
-  type Endpoint,
-  eventually,
-  initialize,
-  makeLog,
-  makeServer,
-  messagesOf,
-  pause,
-  post,
-  protocolVersion,
-  readUntil,
-  request,
-  send,
-  socket,
-  textOf,
-  web
-} from "./support/mcpHttp.ts"
+import { type Endpoint, makeLog, makeServer, socket, web } from "./support/mcpHttp.ts"
+import { begin, call, initialize, post, protocolVersion, request, send } from "./support/requests.ts"
 import { makeDice } from "./support/world.ts"
 
 const open = (start: typeof web, options: Partial<McpHttp.LayerOptions<unknown, Scope.Scope>> = {}) =>
@@ -471,13 +455,7 @@ describe("McpHttp.layer", () => {
     it.live("answers 503 when it has shut down", () =>
       Effect.gen(function*() {
         const endpoint = yield* open(web)
-        const session = yield* begin(endpoint)
-        yield* endpoint.close
-        for (const method of ["POST", "GET", "DELETE"]) {
-          const response = yield* request(endpoint, method, { session }, method === "POST" ? call("echo") : undefined)
-          assert.strictEqual((yield* bytesOf(response)).status, 503)
-        }
-        assert.strictEqual((yield* post(endpoint, initialize)).status, 503)
+        yield* refusesWhenClosed(endpoint)
       }))
   })
 

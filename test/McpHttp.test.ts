@@ -2,25 +2,10 @@ import { assert, describe, it } from "@effect/vitest"
 import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import * as Effect from "effect/Effect"
-import {
-  begin,
-  beginAndUse,
-  bytesOf,
-  call,
-  type Endpoint,
-  eventually,
-  initialize,
-  makeLog,
-  makeServer,
-  messagesOf,
-  post,
-  readUntil,
-  request,
-  send,
-  socket,
-  textOf,
-  web
-} from "./support/mcpHttp.ts"
+import { bytesOf, eventually, messagesOf, readUntil, textOf } from "./support/answers.ts"
+import { endsOnce } from "./support/endpoints.ts"
+import { type Endpoint, makeLog, makeServer, socket, web } from "./support/mcpHttp.ts"
+import { begin, beginAndUse, call, initialize, post, request, send } from "./support/requests.ts"
 
 const json = { "content-type": "application/json" }
 
@@ -202,13 +187,7 @@ const suite = (start: typeof web) => {
     it.live("is ended by one of fifty DELETEs", () =>
       Effect.gen(function*() {
         const endpoint = yield* open(start)
-        const session = yield* begin(endpoint)
-        const responses = yield* Effect.all(
-          Array.from({ length: 50 }, () => request(endpoint, "DELETE", { session })),
-          { concurrency: "unbounded" }
-        )
-        const statuses = responses.map((response) => response.status).toSorted()
-        assert.deepStrictEqual(statuses, [204, ...Array.from({ length: 49 }, () => 404)])
+        yield* endsOnce(endpoint)
         yield* eventually(() => endpoint.log.closed.length === 1)
       }))
 

@@ -383,7 +383,7 @@ describe("SessionPool invariants", () => {
         assert.deepStrictEqual(upstream.gone, ["a1"])
       }))
 
-    it.effect("what a connect had acquired that never ends and can't be interrupted, before its callers hear of it", () =>
+    it.effect("what a connect had acquired that never ends nor can be interrupted, before its callers hear of it", () =>
       Effect.gen(function*() {
         const upstream = makeUpstream({ handshake: () => Effect.uninterruptible(Effect.never) })
         const pool = yield* openPool({ connect: upstream.connect, connectTimeout: 100, closeTimeout: 100 })
@@ -1089,7 +1089,7 @@ describe("SessionPool invariants", () => {
       assert.strictEqual(upstream.connects, 10_001)
     }))
 
-  it.effect("hold for ten thousand that wait for opens that end in their callers' own leases: the stack stays flat", () =>
+  it.effect("hold for ten thousand waiting for opens that end in their callers' own leases: the stack stays flat", () =>
     Effect.gen(function*() {
       const { pool } = yield* openWith(() => ({}), { capacity: 1, acquireTimeout: "1 hour" })
       const held = yield* lease(pool, a)

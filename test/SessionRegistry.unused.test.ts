@@ -7,9 +7,11 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
+import { textOf } from "./support/answers.ts"
 import { fork, outcome, settle } from "./support/fibers.ts"
-import { begin, call, initialize, makeLog, makeServer, post, textOf, web } from "./support/mcpHttp.ts"
+import { makeLog, makeServer, web } from "./support/mcpHttp.ts"
 import { alice, bob, hold, makeBackend, record, type RegistryService, start, touch, used } from "./support/registry.ts"
+import { begin, call, initialize, post } from "./support/requests.ts"
 
 const carol = Identity.fromKey("carol")
 

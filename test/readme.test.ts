@@ -4,6 +4,7 @@ import * as McpHttpOptions from "effect-mcp-sessions/McpHttpOptions"
 import * as SessionPool from "effect-mcp-sessions/SessionPool"
 import * as SessionRegistry from "effect-mcp-sessions/SessionRegistry"
 import { existsSync, readdirSync, readFileSync } from "node:fs"
+import { type Bar, bars } from "../bench/bars.ts"
 
 const read = (path: string) => readFileSync(new URL(`../${path}`, import.meta.url), "utf8")
 
@@ -72,6 +73,15 @@ describe("README", () => {
     const aliases = tables.flatMap(([, rows]) => rows.flatMap((row) => row.aliases))
     assert.isAtLeast(aliases.length, 15)
     assert.deepStrictEqual(aliases.filter((alias) => !readme.includes(`\`${alias}\``)), [])
+  })
+
+  it("shows each bar of the bench, as it is", () => {
+    const rows = Array.from(
+      readme.matchAll(/^\| [^|]+ \| [^|]+ \| ([\d.]+|–) +\| ([\d.]+) +\|$/gm),
+      ([, today, goal]) => [today, goal]
+    )
+    const shown = Object.values<Bar>(bars).map(({ goal, today = "–" }) => [`${today}`, `${goal}`])
+    assert.deepStrictEqual(rows, shown)
   })
 
   it("links to files that are there", () => {

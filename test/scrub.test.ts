@@ -281,3 +281,50 @@ describe("Secrets", () => {
     assert.deepStrictEqual(Secrets.ofCredentials(Option.none()), [])
   })
 })
+
+describe("a secret within digits", () => {
+  const token = "ghp_9fJ2kLq8ZxT4vB2mQ8é"
+  const scrub = scrubbing(token)
+
+  const within: Readonly<Record<string, (text: string) => string>> = {
+    "the credentials that git sends": (text) => Buffer.from(`oauth2:${text}`).toString("base64"),
+    "base64 after one byte": (text) => Buffer.from(`a${text}`).toString("base64"),
+    "base64 after two bytes, and before more": (text) => Buffer.from(`ab${text}cd`).toString("base64url"),
+    "base64 behind other letters of its alphabet": (text) =>
+      `/path/${Buffer.from(`{"t":"${text}"}`).toString("base64")}`,
+    "hexadecimal": (text) => Buffer.from(text).toString("hex"),
+    "hexadecimal, in capitals behind a digit": (text) => `0${Buffer.from(text).toString("hex").toUpperCase()}`,
+    "base64 in a URL": (text) => encodeURIComponent(Buffer.from(`??${text}`).toString("base64")),
+    "hexadecimal, in JSON": (text) => JSON.stringify({ text: Buffer.from(`a${text}`).toString("hex") })
+  }
+
+  for (const [name, encode] of Object.entries(within)) {
+    it(`is found: ${name}`, () => {
+      const text = scrub(`refused: ${encode(token)} is wrong`)
+      assert.include(text, "<redacted>")
+      assert.match(text, /^refused: .* is wrong$/)
+      for (const digits of text.matchAll(/[\w+/-]{8,}/g)) {
+        assert.notInclude(Buffer.from(digits[0], "base64").toString(), "9fJ2")
+        assert.notInclude(Buffer.from(digits[0], "hex").toString(), "9fJ2")
+      }
+    })
+  }
+
+  it("leaves none of its beginning where a text was cut", () => {
+    for (const encoding of ["hex", "base64"] as const) {
+      const whole = Buffer.from(`user:${token}`).toString(encoding)
+      for (let length = 8; length <= whole.length; length++) {
+        const rest = scrub.cut(`refused: ${whole.slice(0, length)}`).replace(/^refused: /, "").replace("<redacted>", "")
+        assert.notInclude(Buffer.from(rest, encoding).toString("latin1"), "ghp")
+      }
+    }
+  })
+
+  it("takes no other digits for it", () => {
+    for (
+      const text of ["0123456789abcdef0123456789abcdef", "/usr/lib/node_modules/effect-mcp-sessions/dist/index.js"]
+    ) {
+      assert.strictEqual(scrub(text), text)
+    }
+  })
+})

@@ -140,9 +140,26 @@ const formsOf = (secret: string): ReadonlyArray<string> => {
   const bytes = Buffer.from(secret)
   forms.add(bytes.toString("base64").replace(/=+$/, ""))
   forms.add(bytes.toString("base64url"))
+  for (const form of within(bytes)) if (form.length >= windowSize) forms.add(form)
   // A key in PEM is read line by line where a log is
   for (const line of secret.split(/[\r\n]+/)) if (line.trim().length >= windowSize) forms.add(line.trim())
   return Array.from(forms)
+}
+
+/**
+ * What the digits of a longer text have of `bytes`, wherever it stands in there: git sends `Basic` and the base64 of a
+ * name, a colon and the token.
+ */
+const within = (bytes: Buffer): ReadonlyArray<string> => {
+  const forms = [bytes.toString("hex"), bytes.toString("hex").toUpperCase()]
+  for (const before of [0, 1, 2]) {
+    const longer = Buffer.concat([Buffer.alloc(before), bytes])
+    // A digit at either end that has bits of what stands beside it is left out
+    const first = Math.ceil(before * 4 / 3)
+    const last = Math.floor(longer.length * 4 / 3)
+    forms.push(longer.toString("base64").slice(first, last), longer.toString("base64url").slice(first, last))
+  }
+  return forms
 }
 
 // What is shorter than this is a secret as a whole and not in any other form: too much would look like it

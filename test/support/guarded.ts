@@ -13,7 +13,8 @@ import { HttpServerRequest } from "effect/http/HttpServerRequest"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
-import { call, type web } from "./mcpHttp.ts"
+import { type web } from "./mcpHttp.ts"
+import { call } from "./requests.ts"
 
 const Echo = Tool.make("echo", { parameters: Schema.Struct({ message: Schema.String }), success: Schema.String })
 const Wait = Tool.make("wait", { success: Schema.String })

@@ -4,7 +4,9 @@
  */
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import * as Effect from "effect/Effect"
-import { begin, call, eventually, makeLog, makeServer, request, send, socket } from "./mcpHttp.ts"
+import { eventually } from "./answers.ts"
+import { makeLog, makeServer, socket } from "./mcpHttp.ts"
+import { begin, call, request, send } from "./requests.ts"
 
 const log = makeLog()
 

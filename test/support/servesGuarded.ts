@@ -3,8 +3,10 @@
  * it leaves open would keep it from exiting.
  */
 import * as Effect from "effect/Effect"
+import { eventually } from "./answers.ts"
 import { openGuarded } from "./guarded.ts"
-import { begin, call, eventually, send, socket } from "./mcpHttp.ts"
+import { socket } from "./mcpHttp.ts"
+import { begin, call, send } from "./requests.ts"
 
 const log = await Effect.runPromise(Effect.scoped(Effect.gen(function*() {
   const endpoint = yield* openGuarded(socket)
