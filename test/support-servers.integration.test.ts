@@ -125,7 +125,7 @@ describe("the stdio fixture", () => {
       const dead = yield* stdio("exit-at-start")
       assert.include(yield* rejection(dead.connect()), "Connection closed")
       const mute = yield* stdio("hang-initialize")
-      assert.include(yield* rejection(mute.connect({ timeout: 400 })), "timed out")
+      assert.include(yield* rejection(mute.connect({ timeout: 3_000 })), "timed out")
       assert.deepStrictEqual(yield* survivors(mute.pids(), 1_000), [])
     }))
 
@@ -297,9 +297,9 @@ describe("the HTTP fixture", () => {
       server.behaviour.initialize = "answer"
       server.behaviour.initialized = "hang"
       const stuck = yield* http(server)
-      const connecting = rejection(stuck.connect({ timeout: 100 }))
+      const connecting = rejection(stuck.connect({ timeout: 1_500 }))
       assert.strictEqual(
-        yield* Effect.timeoutOrElse(connecting, { duration: 300, orElse: () => Effect.succeed("never") }),
+        yield* Effect.timeoutOrElse(connecting, { duration: 2_500, orElse: () => Effect.succeed("never") }),
         "never"
       )
     }))

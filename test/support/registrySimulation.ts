@@ -122,6 +122,7 @@ interface Caller extends Simulator.Caller {
   session: Session | undefined
   isHolding: boolean
   held: number
+  endedAt: number | undefined
 }
 
 class Registry extends Context.Service<Registry, SessionRegistry.Hosting<Session, OpenFailed>>()("test/Registry") {}
@@ -351,6 +352,7 @@ class Simulation extends Simulator.Simulation<Action> {
       session: undefined,
       isHolding: false,
       held: 0,
+      endedAt: undefined,
       isInterrupted: false,
       fiber: undefined,
       exit: undefined
@@ -363,6 +365,7 @@ class Simulation extends Simulator.Simulation<Action> {
     caller.fiber = this.world.fork(Effect.provideService(effect, Whose, { is: "caller" }))
     caller.fiber.addObserver((exit) => {
       caller.exit = exit
+      caller.endedAt = this.world.now()
       this.ended(caller, exit)
     })
   }
@@ -609,9 +612,10 @@ class Simulation extends Simulator.Simulation<Action> {
         (error.scope === "registry" || session.owner === caller.owner)
       )
       const room = error.scope === "registry" ? this.options.capacity : this.options.capacityPerOwner!
-      // An open that was just admitted may not have begun.
+      // An open that was just admitted may not have begun, and may never have: its place is free when it has been freed.
       const opening = this.callers.filter((other) =>
-        other.does === "create" && other.exit === undefined &&
+        other !== caller && other.does === "create" &&
+        (other.exit === undefined || (other.isInterrupted && other.endedAt === this.world.now())) &&
         (error.scope === "registry" || other.owner === caller.owner)
       )
       this.expect(

@@ -35,9 +35,6 @@ const silence = "15 seconds"
 /** How long a client may take to read the rest of a stream that was ended early. */
 const patienceWhenEnded = "5 seconds"
 
-/** What a kernel buffers, whether the client reads it or not. */
-const unnoticed = 64 * 1024
-
 export interface Options {
   readonly request: HttpServerRequest
   /** Those of the request, whose scope ends when the client has it all or is gone. */
@@ -57,6 +54,8 @@ export const make = (body: ReadableStream<Uint8Array>, options: Options): Outlet
   const reader = body.getReader()
   let chunks: Array<Uint8Array> = []
   let buffered = 0
+  // What was taken last is written while nobody waits for more
+  let isWriting = false
   let isDone = false
   let hasBegun = false
   let isSilent = true
@@ -84,6 +83,7 @@ export const make = (body: ReadableStream<Uint8Array>, options: Options): Outlet
     if (!Arr.isArrayNonEmpty(taken)) return Cause.done()
     chunks = []
     buffered = 0
+    isWriting = true
     return Effect.succeed(taken)
   }
 
@@ -95,9 +95,12 @@ export const make = (body: ReadableStream<Uint8Array>, options: Options): Outlet
     isDone = true
     for (const message of options.last()) push(encode(`event: message\ndata: ${JSON.stringify(message)}\n\n`))
     options.onEnd(isExpired)
-    if (waiter !== undefined) offer()
-    else if (isEarly && !isLeft) hangUpAfter(patienceWhenEnded)
-    else if (buffered > unnoticed && options.patience < Infinity) hangUpAfter(options.patience)
+    const isWaiting = waiter !== undefined
+    offer()
+    // Then the client has it all, but for what it was just given
+    if (isWaiting && !isWriting) return
+    if (isEarly && !isLeft) hangUpAfter(patienceWhenEnded)
+    else if ((isWriting || buffered > 0) && options.patience < Infinity) hangUpAfter(options.patience)
   }
 
   const read = (): void =>
@@ -139,6 +142,7 @@ export const make = (body: ReadableStream<Uint8Array>, options: Options): Outlet
   })
 
   const pull = Effect.callback<Arr.NonEmptyReadonlyArray<Uint8Array>, Cause.Done>((resume) => {
+    isWriting = false
     if (isDone || chunks.length > 0) return resume(next())
     waiter = resume
     const isFirst = !hasBegun
