@@ -96,6 +96,8 @@ interface Session extends Simulator.Opened {
   known: number | undefined
   /** Its owner has had it by a get. */
   isUsed: boolean
+  /** An event has said so: its close may not have begun. */
+  hasGivenWay: boolean
   /** How many of its owner's terminates have begun. */
   attempts: number
   /** The turn in which one had succeeded. */
@@ -120,6 +122,7 @@ interface Caller extends Simulator.Caller {
   session: Session | undefined
   isHolding: boolean
   held: number
+  endedAt: number | undefined
 }
 
 class Registry extends Context.Service<Registry, SessionRegistry.Hosting<Session, OpenFailed>>()("test/Registry") {}
@@ -197,6 +200,7 @@ class Simulation extends Simulator.Simulation<Action> {
   /** Whoever gives way was never used, and has waited for that the longest. */
   evicted(name: string): void {
     const session = this.sessions.find((other) => other.name.startsWith(name))!
+    session.hasGivenWay = true
     this.note(`session ${session.id} has given way`)
     this.expect(!session.isUsed, `session ${session.id} was used, and is evicted`)
     const older = this.sessions.find((other) =>
@@ -231,6 +235,7 @@ class Simulation extends Simulator.Simulation<Action> {
           lastActivityAt: 0,
           known: undefined,
           isUsed: false,
+          hasGivenWay: false,
           attempts: 0,
           terminated: undefined
         }
@@ -347,6 +352,7 @@ class Simulation extends Simulator.Simulation<Action> {
       session: undefined,
       isHolding: false,
       held: 0,
+      endedAt: undefined,
       isInterrupted: false,
       fiber: undefined,
       exit: undefined
@@ -359,6 +365,7 @@ class Simulation extends Simulator.Simulation<Action> {
     caller.fiber = this.world.fork(Effect.provideService(effect, Whose, { is: "caller" }))
     caller.fiber.addObserver((exit) => {
       caller.exit = exit
+      caller.endedAt = this.world.now()
       this.ended(caller, exit)
     })
   }
@@ -535,7 +542,7 @@ class Simulation extends Simulator.Simulation<Action> {
 
   /** It waits for its first use, for sure, if it has not given way. */
   isWaiting(session: Session): boolean {
-    return !session.isUsed && session.holders === 0 && this.takesRequests(session)
+    return !session.isUsed && !session.hasGivenWay && session.holders === 0 && this.takesRequests(session)
   }
 
   /** Whether its id was nobody's any more in turn `by`, for sure. */
@@ -605,9 +612,10 @@ class Simulation extends Simulator.Simulation<Action> {
         (error.scope === "registry" || session.owner === caller.owner)
       )
       const room = error.scope === "registry" ? this.options.capacity : this.options.capacityPerOwner!
-      // An open that was just admitted may not have begun.
+      // An open that was just admitted may not have begun, and may never have: its place is free when it has been freed.
       const opening = this.callers.filter((other) =>
-        other.does === "create" && other.exit === undefined &&
+        other !== caller && other.does === "create" &&
+        (other.exit === undefined || (other.isInterrupted && other.endedAt === this.world.now())) &&
         (error.scope === "registry" || other.owner === caller.owner)
       )
       this.expect(
