@@ -612,7 +612,8 @@ class Simulation extends Simulator.Simulation<Action> {
         (error.scope === "registry" || session.owner === caller.owner)
       )
       const room = error.scope === "registry" ? this.options.capacity : this.options.capacityPerOwner!
-      // An open that was just admitted may not have begun, and may never have: its place is free when it has been freed.
+      // An open that was just admitted may not have begun, and may never have: its place is free when it has been
+      // freed.
       const opening = this.callers.filter((other) =>
         other !== caller && other.does === "create" &&
         (other.exit === undefined || (other.isInterrupted && other.endedAt === this.world.now())) &&
