@@ -247,7 +247,8 @@ export interface SessionRegistryEntry extends SessionInfo {
  * once.
  * `session` is the beginning of its id, enough to find it and not enough to use it.
  *
- * A `CloseFailed` without a `Created` is of a failed open that could not free what it had acquired.
+ * A session that is terminated while it opens is `Ended` first, and `Created` only if its open succeeds all the same. A
+ * `CloseFailed` without a `Created` is of a failed open that could not free what it had acquired.
  *
  * @category models
  */
