@@ -34,6 +34,7 @@ import { type EndReason, operatorOf } from "../../SessionRegistry.ts"
 import * as Answers from "./answers.ts"
 import * as Endpoint from "./endpoint.ts"
 import * as Requests from "./requests.ts"
+import * as Socket from "./socket.ts"
 import * as Strays from "./strays.ts"
 
 type Request = HttpServerRequest.HttpServerRequest
@@ -125,7 +126,9 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     yield* beforeResponse((minted, last) =>
       Effect.succeed(minted === undefined ? last : HttpServerResponse.setHeader(last, header, id))
     )
-    if (response.status !== 404) return completed(response, message, ended, () => resource.hasEnded)
+    if (response.status !== 404) {
+      return completed(whileRead(response, request, settings.streamTimeToLive), message, ended, () => resource.hasEnded)
+    }
     if (resource.hasEnded) return yield* unanswered
     // The server inside has lost it
     yield* Effect.ignore(endpoint.registry.terminate(id, identity))
@@ -262,6 +265,36 @@ const completed = (
     // The server inside may have ended it first
     Stream.concat(Stream.suspend(() => isOver || hasEnded() ? Stream.unwrap(errors) : Stream.empty))
   )
+  return HttpServerResponse.setBody(response, HttpBody.stream(stream, body.contentType))
+}
+
+/**
+ * A stream that ends with the connection of a client who leaves what it was given unread: for so many milliseconds, or
+ * up to twice as many.
+ */
+const whileRead = (response: Response, request: Request, patience: number): Response => {
+  const { body } = response
+  if (body._tag !== "Stream" || patience === Infinity) return response
+  const stream = Stream.transformPull(body.stream, (pull, scope) => {
+    let given = 0
+    let isReading = true
+    const look = Effect.suspend(() => {
+      const before = given
+      return Effect.andThen(
+        Effect.sleep(patience),
+        Effect.sync(() => !isReading && given === before ? Socket.hangUp(request) : undefined)
+      )
+    })
+    const counted = Effect.suspend(() => {
+      isReading = true
+      return Effect.map(pull, (chunk) => {
+        isReading = false
+        given++
+        return chunk
+      })
+    })
+    return Effect.as(Effect.forkIn(Effect.forever(look), scope), counted)
+  })
   return HttpServerResponse.setBody(response, HttpBody.stream(stream, body.contentType))
 }
 

@@ -227,7 +227,6 @@ const parse = Effect.fnUntraced(function*<E, R>(options: Declared.LayerOptions<E
     ...settings,
     enableJsonResponse: parsed.response === "json",
     retryInterval: parsed.retryInterval,
-    streamTimeToLive: parsed.streamTimeToLive,
     maxConcurrentRequests: parsed.maxConcurrentRequests
   }
 })
