@@ -10,7 +10,7 @@ import * as Effect from "effect/Effect"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import { inspect } from "node:util"
 import { parse } from "../src/internal/client/challenges.ts"
-import { generations } from "./support/generations.ts"
+import { type Generation, generations } from "./support/generations.ts"
 import * as Scripted from "./support/servers/scripted.ts"
 import { makeHandle } from "./support/sessions.ts"
 
@@ -20,6 +20,18 @@ const refuse = (status: number, headers: Record<string, string> = {}): Scripted.
   void response.writeHead(status, { "content-type": "text/plain", ...headers }).end("no")
 
 const reasonOf = (error: McpSessionError): Record<string, unknown> => ({ ...error.reason })
+
+/** What a call fails with that is answered like that. */
+const refusedBy = Effect.fnUntraced(function*(connector: Generation, answer: Scripted.Answer) {
+  const server = yield* Scripted.start()
+  const handle = makeHandle()
+  const session = yield* connector.http({ url: server.url, forwardCredentials: true })(identity, handle)
+  server.on("tool", answer)
+  const error = yield* Effect.flip(session.callTool({ name: "tool" }))
+  assert.deepStrictEqual(handle.retired, [])
+  yield* session.callTool({ name: "another" })
+  return error
+})
 
 describe("a challenge", () => {
   it("is read with its parameters, quoted or plain, and several of them apart", () => {
@@ -49,18 +61,6 @@ describe("a challenge", () => {
 
 for (const [sdk, connector] of generations) {
   describe(`a refusal with ${sdk}`, { concurrent: true }, () => {
-    const refused = (answer: Scripted.Answer) =>
-      Effect.gen(function*() {
-        const server = yield* Scripted.start()
-        const handle = makeHandle()
-        const session = yield* connector.http({ url: server.url, forwardCredentials: true })(identity, handle)
-        server.on("tool", answer)
-        const error = yield* Effect.flip(session.callTool({ name: "tool" }))
-        assert.deepStrictEqual(handle.retired, [])
-        yield* session.callTool({ name: "another" })
-        return error
-      })
-
     const now = "Sat, 01 Aug 2026 12:00:00 GMT"
     const waits: ReadonlyArray<readonly [string, Record<string, string>, Duration.Input | undefined]> = [
       ["seconds", { "retry-after": "7" }, "7 seconds"],
@@ -79,7 +79,7 @@ for (const [sdk, connector] of generations) {
       for (const status of [429, 503]) {
         it.live(`with ${status} tells when to come back: ${what}`, () =>
           Effect.gen(function*() {
-            const error = yield* refused(refuse(status, headers))
+            const error = yield* refusedBy(connector, refuse(status, headers))
             assert.deepStrictEqual(reasonOf(error), {
               _tag: "HttpFailure",
               status,
@@ -104,10 +104,13 @@ for (const [sdk, connector] of generations) {
     ) {
       it.live(`with ${status} tells what is asked for, without the caller's own secret`, () =>
         Effect.gen(function*() {
-          const error = yield* refused(refuse(status, {
-            "www-authenticate": `Bearer error="${asked}", scope="a b", realm="not s3cret-token-of-alice",` +
-              "resource_metadata=\"https://example.com/.well-known/oauth-protected-resource\""
-          }))
+          const error = yield* refusedBy(
+            connector,
+            refuse(status, {
+              "www-authenticate": `Bearer error="${asked}", scope="a b", realm="not s3cret-token-of-alice",` +
+                "resource_metadata=\"https://example.com/.well-known/oauth-protected-resource\""
+            })
+          )
           assert.deepStrictEqual(reasonOf(error), {
             _tag: tag,
             requestSent: true,
@@ -140,7 +143,7 @@ for (const [sdk, connector] of generations) {
 
     it.live("whose body never ends is known by its status at once", () =>
       Effect.gen(function*() {
-        const error = yield* refused((response) => {
+        const error = yield* refusedBy(connector, (response) => {
           response.writeHead(500, { "content-type": "text/plain" })
           const more = () => {
             while (!response.destroyed && response.write("no ".repeat(10_000))) { /* until it is full */ }
@@ -153,7 +156,7 @@ for (const [sdk, connector] of generations) {
 
     it.live("that breaks off is known by its status", () =>
       Effect.gen(function*() {
-        const error = yield* refused((response) => {
+        const error = yield* refusedBy(connector, (response) => {
           response.writeHead(503, { "content-length": "1000", "retry-after": "1" }).write("no")
           setTimeout(() => response.destroy(), 20)
         })

@@ -107,22 +107,21 @@ const read = async (
   { body }: Response,
   signal: AbortSignal | null | undefined
 ): Promise<{ readonly text: string; readonly isWhole: boolean }> => {
-  if (body === null) return { text: "", isWhole: true }
-  const reader = body.getReader()
   const chunks: Array<Uint8Array> = []
   let left = maxBody
-  let isWhole = false
+  let isWhole = true
   try {
-    while (left > 0 && !isWhole) {
-      const { done, value } = await reader.read()
-      isWhole = done
-      if (value !== undefined) chunks.push(value.subarray(0, left))
-      left -= value?.length ?? 0
+    for await (const chunk of body ?? []) {
+      chunks.push(chunk.subarray(0, left))
+      left -= chunk.length
+      if (left > 0) continue
+      isWhole = false
+      break
     }
   } catch (error) {
     if (signal?.aborted === true) throw error
+    isWhole = false
   }
-  if (!isWhole) void reader.cancel().catch(() => {})
   return { text: Buffer.concat(chunks).toString(), isWhole }
 }
 
