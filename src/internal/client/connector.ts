@@ -198,6 +198,7 @@ const stdio = <R>(
       return {
         transport,
         pid: transport.pid,
+        network: { "network.transport": "pipe" },
         ending: () => {
           const ending = transport.ending()
           return ending === undefined || lastLines.length === 0 ? ending : { ...ending, stderr: lastLines.join("\n") }
@@ -235,6 +236,12 @@ const http = <R>(
         return {
           transport,
           attach,
+          network: {
+            "network.transport": "tcp",
+            "network.protocol.name": "http",
+            "server.address": url.hostname,
+            "server.port": Number(url.port) || (url.protocol === "https:" ? 443 : 80)
+          },
           ...(isStreamSession ? { failure: streamFailure } : {}),
           sessionful: isStreamSession,
           forwarded: () => forwarded,
