@@ -101,8 +101,7 @@ const isToolError = (value: unknown): boolean =>
 const short = (text: string): string => text.slice(0, 256)
 
 // Who asks and what for is in these, now and then with a password
-const withoutSecrets = (uri: string): string =>
-  uri.replace(/^([^:/?#]+:\/\/)[^/?#]*@/, "$1").replace(/[?#].*$/s, "")
+const withoutSecrets = (uri: string): string => uri.replace(/^([^:/?#]+:\/\/)[^/?#]*@/, "$1").replace(/[?#].*$/s, "")
 
 // -----------------------------------------------------------------------------
 // The trace of a message
