@@ -113,12 +113,12 @@ export interface Trace {
   readonly span: Tracer.Span | undefined
 }
 
-const trace = Symbol.for("effect-mcp-sessions/trace")
+const TraceId = "~effect-mcp-sessions/Trace"
 
 /** Given to the SDK with a request, it comes to the wire with the request's message. */
 export interface Carrier {
   (token: string): void
-  readonly [trace]: Trace
+  readonly [TraceId]: Trace
 }
 
 /** The trace of the span that the current fiber is in. */
@@ -132,10 +132,10 @@ export const currentTrace = (): Trace => {
 }
 
 /** A carrier of the trace of the span that the current fiber is in. */
-export const carrier = (): Carrier => Object.assign(() => {}, { [trace]: currentTrace() })
+export const carrier = (): Carrier => Object.assign(() => {}, { [TraceId]: currentTrace() })
 
 export const carried = (onresumptiontoken: ((token: string) => void) | undefined): Trace | undefined =>
-  onresumptiontoken !== undefined && trace in onresumptiontoken ? onresumptiontoken[trace] as Trace : undefined
+  onresumptiontoken !== undefined && TraceId in onresumptiontoken ? onresumptiontoken[TraceId] as Trace : undefined
 
 /**
  * The message as it goes out: with the trace, unless its sender has given it one, in the place that MCP has for it,
@@ -148,13 +148,15 @@ export const traced = (message: MessageLike, trace: Trace | undefined): MessageL
     trace.span?.attribute("jsonrpc.request.id", String(message.id))
   }
   if (trace.traceparent === undefined) return message
-  const { params } = message
-  return { ...message, params: { ...params, _meta: { traceparent: trace.traceparent, ...params?._meta } } }
+  const { _meta: meta, ...params } = message.params ?? {}
+  return { ...message, params: { ...params, _meta: { traceparent: trace.traceparent, ...meta } } }
 }
 
 /** The trace in a message that goes out over HTTP. */
 export const traceparentIn = (message: MessageLike | ReadonlyArray<MessageLike>): string | undefined => {
-  const traceparent = Array.isArray(message) ? undefined : (message as MessageLike).params?._meta?.["traceparent"]
+  if (Array.isArray(message)) return undefined
+  const { _meta: meta } = (message as MessageLike).params ?? {}
+  const traceparent = meta?.["traceparent"]
   return Spans.ofTraceparent(traceparent) === undefined ? undefined : traceparent as string
 }
 
