@@ -129,7 +129,9 @@ const fromChild = (
   }
 
   child.stdout!.on("data", (chunk: Buffer) => {
-    for (let start = 0; !closed && start < chunk.length;) {
+    let start = 0
+    while (start < chunk.length) {
+      if (closed) return
       const end = chunk.indexOf(newline, start) + 1
       const piece = chunk.subarray(start, end === 0 ? chunk.length : end)
       pending.push(piece)
