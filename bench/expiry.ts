@@ -48,8 +48,8 @@ const cached = (count: number) =>
   }).pipe(Effect.scoped, Effect.provide(TestClock.layer()))
 
 /** The sides in turns. */
-const measured = Effect.fnUntraced(function*(
-  sides: ReadonlyArray<readonly [name: string, nanos: Effect.Effect<number>]>,
+const measured = Effect.fnUntraced(function*<E>(
+  sides: ReadonlyArray<readonly [name: string, nanos: Effect.Effect<number, E>]>,
   rounds: number
 ) {
   const samples = new Map<string, Array<number>>(sides.map(([name]) => [name, []]))
