@@ -200,6 +200,7 @@ const stdio = <R>(
       return {
         transport,
         pid: transport.pid,
+        network: { "network.transport": "pipe" },
         ending: () => {
           const ending = transport.ending()
           return ending === undefined || lastLines.length === 0 ? ending : { ...ending, stderr: lastLines.join("\n") }
@@ -243,6 +244,12 @@ const http = <R>(
           transport,
           attach: (wire) => ({ ...attach(wire), onFailed: refusals.onFailed }),
           refusalOf: refusals.of,
+          network: {
+            "network.transport": "tcp",
+            "network.protocol.name": "http",
+            "server.address": url.hostname,
+            "server.port": Number(url.port) || (url.protocol === "https:" ? 443 : 80)
+          },
           ...(isStreamSession ? { failure: streamFailure } : {}),
           sessionful: isStreamSession,
           forwarded: () => forwarded,
