@@ -12,6 +12,9 @@ import { lease, start, visit } from "./support/pool.ts"
 /** So many milliseconds for each name. */
 const by = (millis: Readonly<Record<string, Duration.Input>>) => ({ key }: Identity): Duration.Input => millis[key]!
 
+/** From 1 to 100, another for each of a hundred keys. */
+const shuffled = (key: string) => (Number(key.slice(1)) * 37) % 100 + 1
+
 describe("durations of each identity", () => {
   it.effect("idleTimeToLive: each session is closed at its own time, whichever became idle first", () =>
     Effect.gen(function*() {
@@ -86,12 +89,11 @@ describe("durations of each identity", () => {
 
   it.effect("idleTimeToLive: a hundred different ones end in their order", () =>
     Effect.gen(function*() {
-      const millis = (key: string) => (Number(key.slice(1)) * 37) % 100 + 1
-      const { pool, upstream } = yield* start({ capacity: 100, idleTimeToLive: ({ key }) => millis(key) })
+      const { pool, upstream } = yield* start({ capacity: 100, idleTimeToLive: ({ key }) => shuffled(key) })
       for (const identity of identities(100)) yield* visit(pool, identity)
       for (let now = 1; now <= 101; now++) {
         yield* TestClock.adjust(1)
-        const expected = identities(100).map(({ key }) => key).filter((key) => millis(key) < now)
+        const expected = identities(100).map(({ key }) => key).filter((key) => shuffled(key) < now)
         assert.sameMembers(upstream.closed.map((name) => name.slice(0, -1)), expected)
       }
     }))

@@ -112,15 +112,16 @@ const soonest = <S extends Node<S>>(self: Idle<S>, expiries: Expiries<S>, now: n
 export const due = <S extends Node<S>>(self: Idle<S>, time: Time.Time): Effect.Effect<void> =>
   Effect.suspend(() => {
     const { expiries } = self
-    // Expired means older than the time to live, and the clock counts in milliseconds.
-    const from = (moment: number) => Math.floor(moment) + 1 - time.now()
     if (expiries === undefined) {
-      if (self.head !== undefined) return Effect.sleep(from(expiresAt(self, self.head)))
+      if (self.head !== undefined) return Effect.sleep(untilAfter(expiresAt(self, self.head), time))
       self.any.closeUnsafe()
       return self.any.await
     }
     // One that comes later may expire sooner.
     const first = Heap.head(expiries.heap)
     self.any.closeUnsafe()
-    return first === undefined ? self.any.await : Effect.timeoutOption(self.any.await, from(first.at))
+    return first === undefined ? self.any.await : Effect.timeoutOption(self.any.await, untilAfter(first.at, time))
   })
+
+// Expired means older than the time to live, and the clock counts in milliseconds.
+const untilAfter = (moment: number, time: Time.Time): number => Math.floor(moment) + 1 - time.now()
