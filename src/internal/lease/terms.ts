@@ -1,6 +1,6 @@
 /**
- * How long one session is kept: agreed on before it is opened, and not changed. One object for all of them where they do
- * not differ.
+ * How long one session is kept: agreed on before it is opened, and not changed. One object for all of them where they
+ * do not differ.
  */
 import * as Result from "effect/Result"
 
@@ -15,8 +15,8 @@ export interface Terms {
 export type PerOwner<I> = number | ((owner: I) => Result.Result<number, string>)
 
 /**
- * Tells the terms of an owner's session. Throws what `invalid` makes of an answer that has no meaning: whoever asks does
- * so before anything is changed.
+ * Tells the terms of an owner's session. Throws what `invalid` makes of an answer that has no meaning: whoever asks
+ * does so before anything is changed.
  */
 export const make = <I>(
   options: { readonly [K in keyof Terms]: PerOwner<I> },
