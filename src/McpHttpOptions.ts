@@ -56,9 +56,9 @@ export interface EndpointOptions extends Omit<SessionRegistryOptions<never, neve
   readonly bodyTimeout?: Duration.Input | undefined
   /**
    * How long a client may listen on one stream: by default 5 minutes, after which its stream ends and it comes back by
-   * itself. What answers a call lives until the call ends; a client that does not read what it is answered is hung up on
-   * after as long. So a client that has vanished holds its session for so long at most, and that of a guard, which has
-   * no streams to listen on, for twice as long.
+   * itself. What answers a call lives until the call ends. A client that does not read what it is answered is hung up
+   * on after as long, with `guard` after twice as long at most. So no client that has vanished holds its session for
+   * longer.
    */
   readonly streamTimeToLive?: Duration.Input | undefined
   /** Whether an owner may end a session with DELETE, by default true. If not, that answers 405. */

@@ -14,7 +14,12 @@ import * as Scope from "effect/Scope"
 import type { Identity } from "../../Identity.ts"
 import { IdentityResolver } from "../../IdentityResolver.ts"
 import { type endpoint, type EndpointOptions, registryOptions } from "../../McpHttpOptions.ts"
-import { make as makeRegistry, type RegisteredSession, type SessionRegistryOptions } from "../../SessionRegistry.ts"
+import {
+  make as makeRegistry,
+  type RegisteredSession,
+  type SessionRegistryOptions,
+  type Visit
+} from "../../SessionRegistry.ts"
 import type { OpenTimeout, RegistryClosed, RegistryFull } from "../../SessionRegistryError.ts"
 import type * as Options from "../options.ts"
 import * as Answers from "./answers.ts"
@@ -73,8 +78,8 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
       )
     })
 
-  /** The caller's session, held: this is a use of it. */
-  const hold = (id: string, identity: Identity) => holdThat(registry.get(id, identity))
+  /** The session that is visited, held: this is a use of it. */
+  const hold = (visit: Visit<Resource>) => holdThat(visit.hold)
 
   /**
    * A new session of the caller, as its `message` asks for, held for as long as `initialize` and the current scope need

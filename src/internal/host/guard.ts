@@ -116,10 +116,13 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
   })
 
   const proceed = Effect.fnUntraced(function*(handler: Handler, request: Request, id: string, identity: Identity) {
-    const { ended, resource } = yield* endpoint.registry.get(id, identity)
+    const visit = yield* endpoint.registry.visit(id, identity)
+    const { ended, resource } = visit.session
     // It is being initialized: its client has not heard of it
     if (resource.id === undefined) return yield* Answers.notFound
     const { message, text } = yield* readBody(request, Effect.flatMap(ended, unstarted))
+    // Nothing that is refused here is activity
+    yield* visit.hold
     const named = request.modify({ headers: Headers.set(request.headers, header, resource.id) })
     const unanswered = Effect.flatMap(ended, (reason) => abandoned(message, reason))
     const response = yield* Effect.raceFirst(handOn(handler, withText(named, text)), unanswered)

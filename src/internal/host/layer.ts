@@ -32,7 +32,6 @@ export const make = Effect.fnUntraced(function*<E, R>(
   const clock = yield* Clock.Clock
   const arrivals = makeArrivals()
   const stores = new WeakSet<EventStore>()
-  const sessions = new Map<string, Session>()
 
   const eventStoreOf = (info: SessionInfo): Effect.Effect<EventStore | undefined> =>
     Effect.suspend(() => {
@@ -60,19 +59,10 @@ export const make = Effect.fnUntraced(function*<E, R>(
             void Effect.runForkWith(services)(Effect.ignore(endpoint.registry.terminate(info.id, { key: info.owner })))
         }
       )).pipe(
-        Effect.flatMap((hosted) => keep(info.id, { hosted, caller })),
+        Effect.map((hosted): Session => ({ hosted, caller })),
         Effect.catchCause((cause) => unopened(cause, caller))
       )
   }
-
-  const keep = (id: string, session: Session): Effect.Effect<Session, never, Scope.Scope> =>
-    Effect.acquireRelease(
-      Effect.sync(() => {
-        sessions.set(id, session)
-        return session
-      }),
-      () => Effect.sync(() => sessions.delete(id))
-    )
 
   const endpoint = yield* Endpoint.make(options, open)
 
@@ -115,21 +105,24 @@ export const make = Effect.fnUntraced(function*<E, R>(
 
   // Nothing that is refused is activity, so the session is held when all that can be checked has been.
   const proceed = Effect.fnUntraced(function*(request: HttpServerRequest, id: string, identity: Identity) {
-    yield* endpoint.registry.peek(id, identity)
+    const visit = yield* endpoint.registry.visit(id, identity)
+    const { caller, hosted } = visit.session.resource
     if (!Requests.isVersionSupported(request)) return yield* Requests.unsupportedVersion
-    const body = yield* request.method === "GET" ? acceptStream(request) : readMessages(request, id)
-    const { lease, session: { resource: { caller, hosted } } } = yield* endpoint.hold(id, identity)
+    const body = yield* request.method === "GET" ? acceptStream(request) : readMessages(request, hosted.ended)
+    const { lease } = yield* endpoint.hold(visit)
     caller.identity = Identity.newest(caller.identity, identity, clock)
     return yield* hosted.handle({ request, body, identity, lease })
   })
 
-  const readMessages = Effect.fnUntraced(function*(request: HttpServerRequest, id: string) {
-    const body = yield* readBody(request, sessions.get(id)?.hosted.ended ?? endpoint.closing)
-    if (!Requests.isMessages(body)) return yield* Answers.malformed
-    return Requests.isInitialize(body) || (Array.isArray(body) && body.some(Requests.isInitialize))
-      ? yield* Answers.initialized
-      : body
-  })
+  const readMessages = Effect.fnUntraced(
+    function*(request: HttpServerRequest, until: Effect.Effect<never, Answers.Refused>) {
+      const body = yield* readBody(request, until)
+      if (!Requests.isMessages(body)) return yield* Answers.malformed
+      return Requests.isInitialize(body) || (Array.isArray(body) && body.some(Requests.isInitialize))
+        ? yield* Answers.initialized
+        : body
+    }
+  )
 
   const methodNotAllowed = Answers.methodNotAllowed(settings.methods.join(", "))
 
