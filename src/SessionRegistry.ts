@@ -509,10 +509,13 @@ export interface Hosting<out Resource, out E> extends Service<Resource, E> {
    *
    * It can be interrupted while the session opens, and then nothing is left of it, also where its caller can't be: such
    * a caller loses no session between this and what comes next.
+   *
+   * `announce` is told the id before the session opens, for what `open` has to know of this very request.
    */
   readonly createHeld: (
     owner: SessionOwner,
-    options?: CreateOptions
+    options?: CreateOptions,
+    announce?: (id: string) => void
   ) => Effect.Effect<
     RegisteredSession<Resource>,
     E | RegistryFull | OpenTimeout | RegistryClosed,
@@ -559,7 +562,7 @@ export const make = Effect.fnUntraced(function*<Resource, E, R>(
   yield* Effect.addFinalizer(() => Effect.sync(() => Leased.beginShutdown(engine)))
   return {
     create: (owner, names) => create(self, owner, names),
-    createHeld: (owner, names) => createHeld(self, owner, names),
+    createHeld: (owner, names, announce) => createHeld(self, owner, names, announce),
     get: (id, owner) => get(self, id, owner),
     visit: (id, owner) => visit(self, id, owner),
     peek: (id, owner) => look(self, "peek", id, owner, (slot) => toInfo(engine.time, slot)),
@@ -765,7 +768,8 @@ const create = <Resource, E>(
 const createHeld = <Resource, E>(
   self: Registry<Resource, E>,
   owner: SessionOwner,
-  names: CreateOptions | undefined
+  names: CreateOptions | undefined,
+  announce: ((id: string) => void) | undefined
 ): Creating<Resource, E, Scope.Scope> =>
   Effect.uninterruptible(
     begin(
@@ -773,7 +777,8 @@ const createHeld = <Resource, E>(
       owner,
       names,
       Effect.interruptible,
-      (slot) => Effect.addFinalizer(() => letGo(self, slot) ?? Effect.void)
+      (slot) => Effect.addFinalizer(() => letGo(self, slot) ?? Effect.void),
+      announce
     )
   )
 
@@ -783,10 +788,11 @@ const begin = <Resource, E, R>(
   owner: SessionOwner,
   names: CreateOptions = {},
   waiting: <A, E2>(effect: Effect.Effect<A, E2>) => Effect.Effect<A, E2>,
-  keep: (slot: Slot<Resource, E>) => Effect.Effect<void, never, R>
+  keep: (slot: Slot<Resource, E>) => Effect.Effect<void, never, R>,
+  announce?: ((id: string) => void) | undefined
 ): Creating<Resource, E, R> =>
   Effect.suspend((): Creating<Resource, E, R> => {
-    const slot = admit(self, owner, names)
+    const slot = admit(self, owner, names, announce)
     if (slot instanceof RegistryFull || slot instanceof RegistryClosed) return Effect.fail(slot)
     const opened = Effect.onError(
       waiting(Leased.join(slot)),
@@ -806,7 +812,8 @@ const abandon = <Resource, E>({ engine }: Registry<Resource, E>, slot: Slot<Reso
 const admit = <Resource, E>(
   self: Registry<Resource, E>,
   owner: SessionOwner,
-  { clientId, tenantId }: CreateOptions
+  { clientId, tenantId }: CreateOptions,
+  announce: ((id: string) => void) | undefined
 ): Slot<Resource, E> | RegistryFull | RegistryClosed =>
   Leased.atomically(self.engine, () => {
     const { engine, shares } = self
@@ -815,7 +822,9 @@ const admit = <Resource, E>(
     if (full !== undefined) return refuse(self, owner, full)
     Shares.take(shares, owner.key)
     const now = engine.time.now()
-    return Leased.admit(engine, mint(), {
+    const id = mint()
+    announce?.(id)
+    return Leased.admit(engine, id, {
       owner: owner.key,
       createdAt: engine.time.onWall(now),
       clientId,

@@ -88,6 +88,7 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
   const begin = <E, R2>(
     identity: Identity,
     message: unknown,
+    announce: (id: string) => void,
     initialize: (session: RegisteredSession<Resource>, lease: Lease) => Effect.Effect<HttpServerResponse, E, R2>
   ): Effect.Effect<
     HttpServerResponse,
@@ -96,7 +97,7 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
   > =>
     Effect.uninterruptibleMask((restore) =>
       Effect.flatMap(
-        holdThat(registry.createHeld(identity, { clientId: Requests.clientOf(message) })),
+        holdThat(registry.createHeld(identity, { clientId: Requests.clientOf(message) }, announce)),
         ({ lease, session }) =>
           restore(Effect.suspend(() => initialize(session, lease))).pipe(
             Effect.onError(() => Effect.ignore(registry.terminate(session.id, identity)))

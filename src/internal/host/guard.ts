@@ -15,6 +15,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import { constVoid } from "effect/Function"
 import * as FindMyWay from "effect/http/FindMyWay"
 import * as Headers from "effect/http/Headers"
 import * as HttpBody from "effect/http/HttpBody"
@@ -82,7 +83,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     ))
 
   const initialize = (handler: Handler, { url }: Request, message: unknown, identity: Identity) =>
-    endpoint.begin(identity, message, ({ id, resource }) =>
+    endpoint.begin(identity, message, constVoid, ({ id, resource }) =>
       Effect.tap(
         handler,
         beforeResponse((minted, response) => {
