@@ -169,6 +169,7 @@ const declared = Options.declare<McpServersMakeOptions>()({ module: "McpServers"
   clientInfo: Options.optional(clientInfo, { shown: "this library" }),
   connectTimeout: Options.optional(Options.timeout),
   requestTimeout: Options.withDefault(Options.timeout, "60 seconds"),
+  listTimeToLive: Options.withDefault(Options.span, "1 minute"),
   sampling: Options.optional(Options.fn),
   elicitation: Options.optional(Options.fn),
   roots: Options.optional(Options.fn)

@@ -38,6 +38,8 @@ export interface Calls {
     effect: Effect.Effect<A, McpSessionError>,
     timeout?: Duration.Input
   ) => Effect.Effect<A, McpSessionError>
+  /** An error of this session. */
+  readonly fail: (method: string, reason: McpSessionErrorReason) => Effect.Effect<never, McpSessionError>
   /** Whether the error is one of this session, and not one that only came by. */
   readonly isOwn: (error: McpSessionError) => boolean
   /** Fails all that are in flight: the session has ended. */
@@ -140,6 +142,7 @@ export const make = ({ closed, isOpen, reasonOf, server, timeout: defaultTimeout
         ? within(method, attempt(method, ask), options?.timeout)
         : withProgress(method, ask, options.onProgress, options.timeout),
     attempt,
+    fail,
     within,
     isOwn: (error) => own.has(error),
     abandon: () => {

@@ -82,7 +82,7 @@ export type Opener<C> = <R>(
  */
 export type Plan<R> = Pick<
   OpenOptions<never, R>,
-  "identity" | "handle" | "server" | "scrub" | "transport" | "connectTimeout" | "requestTimeout"
+  "identity" | "handle" | "server" | "scrub" | "transport" | "connectTimeout" | "requestTimeout" | "listTimeToLive"
 >
 
 /**
@@ -164,7 +164,8 @@ const makePlan = <R>(
     scrub,
     transport: transport(scrub, name),
     connectTimeout: options.connectTimeout,
-    requestTimeout: options.requestTimeout
+    requestTimeout: options.requestTimeout,
+    listTimeToLive: options.listTimeToLive
   }
 }
 
