@@ -24,6 +24,7 @@ import * as Stream from "effect/Stream"
 import type { SessionHandle } from "./Connector.ts"
 import { Identity, type SessionKey } from "./Identity.ts"
 import * as Checks from "./internal/lease/checks.ts"
+import * as Connecting from "./internal/lease/connecting.ts"
 import * as Events from "./internal/lease/events.ts"
 import * as Failures from "./internal/lease/failures.ts"
 import * as Leased from "./internal/lease/leased.ts"
@@ -362,13 +363,13 @@ export const Tag =
       static readonly entries = Pool.use((pool) => pool.entries)
       static readonly events = Stream.unwrap(Pool.useSync((pool) => pool.events))
       static readonly layer = <R = never, RC = never>(options: SessionPoolOptions<Session, E, R, RC>) =>
-        Layer.effect(Pool, make(options, "layer"))
+        Layer.effect(Pool, make(id, options, "layer"))
       static readonly layerConfig = <R = never, RC = never>(
         options: Configurable<SessionPoolOptions<Session, E, R, RC>>
       ) =>
         Layer.effect(
           Pool,
-          Effect.flatMap(declared.configured(options), (configured) => make(configured, "layerConfig"))
+          Effect.flatMap(declared.configured(options), (configured) => make(id, configured, "layerConfig"))
         )
     }
     return Pool
@@ -380,6 +381,8 @@ export const Tag =
 
 // A pool's parts. The engine's state is its own, as is that of whoever waits, is checked or has failed.
 interface Pool<Session, E> {
+  readonly name: string
+  readonly connecting: Connecting.Connecting
   readonly options: Effect.Success<ReturnType<typeof read>>
   readonly engine: Leased.Leased<Identity, Session, E | SessionPoolError>
   readonly waiting: Waiting.Waiting<Identity, Session, E | SessionPoolError>
@@ -395,6 +398,7 @@ type Caller<Session, E> = Waiting.Caller<Identity, Session, E | SessionPoolError
 type Leasing<Session, E> = Effect.Effect<Session, E | SessionPoolError>
 
 const make = Effect.fnUntraced(function*<Session, E, R, RC>(
+  name: string,
   input: SessionPoolOptions<Session, E, R, RC>,
   method: "layer" | "layerConfig"
 ) {
@@ -404,10 +408,12 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(
   const engine = yield* Leased.make<Identity, Session, E | SessionPoolError, R>({
     ...options,
     ...hooks(() => self),
-    open: (slot) => open(self, slot, input.connect)
+    open: (slot) => self.connecting.run(slot, labels(self, slot), open(self, slot, input.connect))
   })
   const { check } = input
   const self: Pool<Session, E> = {
+    name,
+    connecting: Connecting.make("SessionPool.connect"),
     options,
     engine,
     waiting: Waiting.make(engine, (known, comes) => Identity.newest(known, comes, engine.clock)),
@@ -487,8 +493,12 @@ const hooks = <Session, E>(
   Leased.Options<Identity, Session, E | SessionPoolError, never>,
   keyof Pool<Session, E>["options"] | "open"
 > => ({
-  labels: ({ key }) => ({ key }),
-  openTimedOut: (slot) => new ConnectTimeout({ key: keyOf(slot), after: Duration.millis(pool().options.openTimeout) }),
+  labels: (slot) => labels(pool(), slot),
+  openTimedOut: (slot) => {
+    const { connecting, options } = pool()
+    connecting.fails(slot, "timeout")
+    return new ConnectTimeout({ key: keyOf(slot), after: Duration.millis(options.openTimeout) })
+  },
   shutDown: () => new PoolClosed({}),
   onOpened: (slot) => {
     const { failures, observed } = pool()
@@ -524,6 +534,13 @@ const hooks = <Session, E>(
     const self = pool()
     if (!Waiting.isEmpty(self.waiting)) Waiting.seat(self.waiting, () => makeRoom(self))
   }
+})
+
+// What logs and spans of a session are annotated with.
+const labels = <Session, E>({ name }: Pool<Session, E>, { info, key }: Slot<Session, E>): Connecting.Labels => ({
+  pool: name,
+  ...(Option.isSome(info.upstream) ? { upstream: info.upstream.value } : {}),
+  key
 })
 
 const countHit = <Session, E>({ observed }: Pool<Session, E>, caller: Caller<Session, E>): void => {
@@ -572,7 +589,7 @@ const acquire = <Session, E>(
   caller: Caller<Session, E>,
   identity: Identity
 ): Leasing<Session, E> => {
-  const { checks, engine, failures, waiting } = self
+  const { checks, connecting, engine, failures, waiting } = self
   if (Leased.isShutDown(engine)) return Effect.fail(new PoolClosed({}))
   const slot = Leased.lease(engine, identity.key)
   if (slot !== undefined) {
@@ -580,7 +597,7 @@ const acquire = <Session, E>(
     slot.info = waiting.newest(slot.info, identity)
     if (checks.isDue(slot)) return checked(self, caller, slot, identity)
     countHit(self, caller)
-    return Leased.join(slot)
+    return slot.session ?? joined(self, slot)
   }
   const failure = failures.recall(identity)
   if (failure !== undefined) {
@@ -592,9 +609,15 @@ const acquire = <Session, E>(
     if (!Waiting.isEmpty(waiting) || !makeRoom(self)) return undefined
     const opening = Leased.admit(engine, identity.key, identity, 1)
     Waiting.hold(waiting, caller, opening)
+    connecting.join(opening)
     return opening
   })
   return admitted === undefined ? wait(self, caller, identity) : Leased.join(admitted)
+}
+
+const joined = <Session, E>({ connecting }: Pool<Session, E>, slot: Slot<Session, E>): Leasing<Session, E> => {
+  connecting.join(slot)
+  return Leased.join(slot)
 }
 
 // The least recently used idle session gives up its place, unless as many are closing as there may be.
@@ -613,9 +636,10 @@ const wait = <Session, E>(
 ): Leasing<Session, E> => {
   const { acquireTimeout } = self.options
   if (acquireTimeout === 0) return exhausted(self, caller, identity)
+  self.connecting.ask(identity)
   return Effect.flatMap(
     Waiting.wait(self.waiting, caller, identity, acquireTimeout),
-    (isSeated) => isSeated ? Leased.join(caller.slot!) : exhausted(self, caller, identity)
+    (isSeated) => isSeated ? joined(self, caller.slot!) : exhausted(self, caller, identity)
   )
 }
 
