@@ -919,6 +919,7 @@ describe("SessionPool options", () => {
       refuse(option, [...values, ...moreDurations, ...more.flat()])
     }
     refuse("connect", [[undefined, "left out"], [null, "null"], ["connect", "a string"], [{}, "{}"]])
+    refuse("failureBackoff", [[null, "null"], [100, "a number"], ["1 second", "a duration"], [{}, "{}"]])
     refuse("check", [[null, "null"], [true, "true"], ["ping", "a string"]])
     refuse("idleTimeToLife", [[5, "is an unknown option"]])
 
