@@ -91,8 +91,8 @@ export interface SessionPoolOptions<Session, E, R, RC = R> {
   /** How long a check may take before it counts as failed: by default 5 seconds. */
   readonly checkTimeout?: Duration.Input | undefined
   /**
-   * How long a failed connect answers further gets: by default 0, not at all. The simple form of `failureBackoff`, which
-   * says whose.
+   * How long a failed connect answers further gets: by default 0, not at all. The simple form of `failureBackoff`, and
+   * that says whose.
    */
   readonly failureTimeToLive?: Duration.Input | undefined
   /**
