@@ -27,10 +27,11 @@ import * as Checks from "./internal/lease/checks.ts"
 import * as Events from "./internal/lease/events.ts"
 import * as Failures from "./internal/lease/failures.ts"
 import * as Leased from "./internal/lease/leased.ts"
+import * as Terms from "./internal/lease/terms.ts"
 import * as Waiting from "./internal/lease/waiting.ts"
 import * as Options from "./internal/options.ts"
 import * as Sent from "./internal/sent.ts"
-import { type Configurable, type InvalidOptions } from "./InvalidOptions.ts"
+import { type Configurable, InvalidOptions } from "./InvalidOptions.ts"
 import type { McpSession, McpSessionError } from "./McpSession.ts"
 import { ConnectTimeout, PoolClosed, PoolExhausted, type SessionPoolError } from "./SessionPoolError.ts"
 
@@ -56,13 +57,17 @@ export interface SessionPoolOptions<Session, E, R, RC = R> {
   /**
    * How long a session without a lease is kept, counted from the end of its last lease: by default 5 minutes, and
    * `Duration.infinity` for ever.
+   *
+   * A function tells it of each identity, as it does for `maxLifetime` and `checkAfter`: it is asked before a session
+   * is opened. If it throws, or answers with what is no such duration, the get dies of that, with `InvalidOptions` for
+   * the latter, and nothing is opened.
    */
-  readonly idleTimeToLive?: Duration.Input | undefined
+  readonly idleTimeToLive?: Duration.Input | ((identity: Identity) => Duration.Input) | undefined
   /**
    * How long after it was opened a session takes new leases, less up to 2.5 %: by default for ever. Then it is closed
-   * as soon as it is free.
+   * as soon as it is free. It may be a function of the identity.
    */
-  readonly maxLifetime?: Duration.Input | undefined
+  readonly maxLifetime?: Duration.Input | ((identity: Identity) => Duration.Input) | undefined
   /** How long an open may take, else `ConnectTimeout`: by default 30 seconds. */
   readonly connectTimeout?: Duration.Input | undefined
   /** How long a get waits for room, else `PoolExhausted`: by default 30 seconds, and 0 not at all. */
@@ -76,13 +81,18 @@ export interface SessionPoolOptions<Session, E, R, RC = R> {
    * dies or takes longer than `checkTimeout`, the session is retired and another opened. By default nothing is asked.
    */
   readonly check?: ((session: Session) => Effect.Effect<unknown, unknown, RC | Scope.Scope>) | undefined
-  /** How long a session is idle before it is checked: by default 1 minute, and 0 for on every get. */
-  readonly checkAfter?: Duration.Input | undefined
+  /**
+   * How long a session is idle before it is checked: by default 1 minute, and 0 for on every get. It may be a function
+   * of the identity.
+   */
+  readonly checkAfter?: Duration.Input | ((identity: Identity) => Duration.Input) | undefined
   /** How long a check may take before it counts as failed: by default 5 seconds. */
   readonly checkTimeout?: Duration.Input | undefined
   /** How long a failed connect answers further gets of its identity: by default 0, not at all. */
   readonly failureTimeToLive?: Duration.Input | undefined
 }
+
+const ofIdentity = Options.orTold<Identity>()
 
 /**
  * @internal
@@ -92,8 +102,12 @@ export const declared = Options.declare<SessionPoolOptions<never, never, never>>
   {
     connect: Options.required(Options.fn),
     capacity: Options.withDefault(Options.count, 10, { aliases: ["MCP_SESSION_MAX"] }),
-    idleTimeToLive: Options.withDefault(Options.timeToLive, "5 minutes", { aliases: ["MCP_SESSION_TTL_MS"] }),
-    maxLifetime: Options.withDefault(Options.timeToLive, "Infinity", { aliases: ["MCP_SESSION_MAX_LIFETIME_MS"] }),
+    idleTimeToLive: Options.withDefault(ofIdentity(Options.timeToLive), "5 minutes", {
+      aliases: ["MCP_SESSION_TTL_MS"]
+    }),
+    maxLifetime: Options.withDefault(ofIdentity(Options.timeToLive), "Infinity", {
+      aliases: ["MCP_SESSION_MAX_LIFETIME_MS"]
+    }),
     connectTimeout: Options.withDefault(Options.timeout, "30 seconds", { aliases: ["MCP_SESSION_CONNECT_TIMEOUT_MS"] }),
     acquireTimeout: Options.withDefault(Options.patience, "30 seconds", {
       aliases: ["MCP_SESSION_ACQUIRE_TIMEOUT_MS"]
@@ -101,7 +115,7 @@ export const declared = Options.declare<SessionPoolOptions<never, never, never>>
     closeTimeout: Options.withDefault(Options.timeout, "10 seconds", { aliases: ["MCP_SESSION_CLOSE_TIMEOUT_MS"] }),
     drainTimeout: Options.withDefault(Options.patience, 0, { aliases: ["MCP_SESSION_DRAIN_TIMEOUT_MS"] }),
     check: Options.optional(Options.fn),
-    checkAfter: Options.withDefault(Options.span, "1 minute", { aliases: ["MCP_SESSION_CHECK_AFTER_MS"] }),
+    checkAfter: Options.withDefault(ofIdentity(Options.span), "1 minute", { aliases: ["MCP_SESSION_CHECK_AFTER_MS"] }),
     checkTimeout: Options.withDefault(Options.timeout, "5 seconds", { aliases: ["MCP_SESSION_CHECK_TIMEOUT_MS"] }),
     failureTimeToLive: Options.withDefault(Options.span, 0, { aliases: ["MCP_SESSION_FAILURE_TTL_MS"] })
   }
@@ -125,7 +139,7 @@ export interface SessionPoolStats {
   readonly size: number
   /** The option. */
   readonly capacity: number
-  /** The option. */
+  /** The option. Where that is a function, the longest of the leased and the idle, 0 if there are none. */
   readonly idleTimeToLive: Duration.Duration
   /** Sessions that somebody has a lease on. */
   readonly leased: number
@@ -179,6 +193,8 @@ export interface SessionPoolEntry {
   readonly openedAt: number
   /** When its last lease ended, or it was opened. */
   readonly lastUsedAt: number
+  /** How long it is kept after that. */
+  readonly idleTimeToLive: Duration.Duration
 }
 
 /**
@@ -385,6 +401,8 @@ interface Pool<Session, E> {
   readonly waiting: Waiting.Waiting<Identity, Session, E | SessionPoolError>
   readonly checks: Checks.Checks<Identity, Session, E | SessionPoolError>
   readonly failures: Failures.Failures<Identity, E | SessionPoolError>
+  /** Throws when a function among the options does, or answers with what has no meaning. */
+  readonly terms: (identity: Identity) => Terms.Terms
   readonly observed: Observed
 }
 
@@ -403,6 +421,8 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(
   const observed = yield* makeObserved
   const engine = yield* Leased.make<Identity, Session, E | SessionPoolError, R>({
     ...options,
+    idleTimeToLive: constant(options.idleTimeToLive),
+    maxLifetime: constant(options.maxLifetime),
     ...hooks(() => self),
     open: (slot) => open(self, slot, input.connect)
   })
@@ -420,6 +440,7 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(
       timeToLive: options.failureTimeToLive,
       capacity: options.capacity
     }),
+    terms: Terms.make(options, (option, issue) => new InvalidOptions({ module: "SessionPool", method, option, issue })),
     observed
   }
   // Runs before the engine's own shutdown.
@@ -434,6 +455,8 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(
     events: observed.events.stream
   } satisfies Service<Session, E> as Service<Session, E>
 })
+
+const constant = <A>(value: number | A): number | undefined => typeof value === "number" ? value : undefined
 
 // What the engine calls an open is a connect here.
 const read = (input: unknown, method: "layer" | "layerConfig") =>
@@ -538,15 +561,19 @@ const countMiss = <Session, E>({ observed }: Pool<Session, E>, caller: Caller<Se
 
 const stats = <Session, E>({ engine, observed, options, waiting }: Pool<Session, E>): SessionPoolStats => {
   Leased.expire(engine)
+  const slots = Leased.inOrder(engine)
   return {
     ...observed.counts,
     ...Leased.census(engine),
     size: Leased.size(engine),
     capacity: options.capacity,
-    idleTimeToLive: Duration.millis(options.idleTimeToLive),
+    idleTimeToLive: Duration.millis(
+      constant(options.idleTimeToLive) ??
+        slots.reduce((longest, { terms }) => Math.max(longest, terms.idleTimeToLive), 0)
+    ),
     waiting: Waiting.size(waiting),
     eventsLost: observed.events.lost(),
-    keys: Leased.inOrder(engine).map(keyOf)
+    keys: slots.map(keyOf)
   }
 }
 
@@ -559,7 +586,8 @@ const entries = <Session, E>({ engine }: Pool<Session, E>): ReadonlyArray<Sessio
     leases: slot.leases,
     uses: slot.uses,
     openedAt: engine.time.onWall(slot.openedAt),
-    lastUsedAt: engine.time.onWall(slot.usedAt)
+    lastUsedAt: engine.time.onWall(slot.usedAt),
+    idleTimeToLive: Duration.millis(slot.terms.idleTimeToLive)
   }))
 }
 
@@ -588,13 +616,14 @@ const acquire = <Session, E>(
     return failure
   }
   countMiss(self, caller)
+  const terms = self.terms(identity)
   const admitted = Leased.atomically(engine, () => {
     if (!Waiting.isEmpty(waiting) || !makeRoom(self)) return undefined
-    const opening = Leased.admit(engine, identity.key, identity, 1)
+    const opening = Leased.admit(engine, identity.key, identity, 1, terms)
     Waiting.hold(waiting, caller, opening)
     return opening
   })
-  return admitted === undefined ? wait(self, caller, identity) : Leased.join(admitted)
+  return admitted === undefined ? wait(self, caller, identity, terms) : Leased.join(admitted)
 }
 
 // The least recently used idle session gives up its place, unless as many are closing as there may be.
@@ -609,12 +638,13 @@ const makeRoom = <Session, E>({ engine }: Pool<Session, E>): boolean => {
 const wait = <Session, E>(
   self: Pool<Session, E>,
   caller: Caller<Session, E>,
-  identity: Identity
+  identity: Identity,
+  terms: Terms.Terms
 ): Leasing<Session, E> => {
   const { acquireTimeout } = self.options
   if (acquireTimeout === 0) return exhausted(self, caller, identity)
   return Effect.flatMap(
-    Waiting.wait(self.waiting, caller, identity, acquireTimeout),
+    Waiting.wait(self.waiting, caller, identity, terms, acquireTimeout),
     (isSeated) => isSeated ? Leased.join(caller.slot!) : exhausted(self, caller, identity)
   )
 }

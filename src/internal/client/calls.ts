@@ -18,6 +18,7 @@ import {
   type SessionClosed
 } from "../../McpSessionError.ts"
 import * as Sdk from "./sdk.ts"
+import * as Spans from "./spans.ts"
 import type { Wire } from "./wire.ts"
 
 /** Asks something of the SDK's client. */
@@ -64,7 +65,7 @@ export const make = ({ closed, isOpen, reasonOf, server, timeout: defaultTimeout
   const fail = (method: string, reason: McpSessionErrorReason) => {
     const error = new McpSessionError({ reason, method, server })
     own.add(error)
-    if (reason._tag === "SessionExpired") wire.sent.expirations.add(error)
+    if (reason._tag === "SessionExpired" && reason.refused) wire.sent.expirations.add(error)
     return Effect.fail(error)
   }
 
@@ -79,7 +80,7 @@ export const make = ({ closed, isOpen, reasonOf, server, timeout: defaultTimeout
       }
       const onEnd = () => end(fail(method, closed(true)))
       inFlight.add(onEnd)
-      const options = { signal: controller.signal, timeout: Sdk.noTimeout }
+      const options = { signal: controller.signal, timeout: Sdk.noTimeout, onresumptiontoken: Spans.carrier() }
       const asked = async () => ask(onProgress === undefined ? options : { ...options, onprogress: onProgress })
       asked().then(
         (value) => end(Effect.succeed(value)),

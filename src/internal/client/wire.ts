@@ -14,6 +14,7 @@
 import * as Sent from "../sent.ts"
 import { streamEnded } from "./classify.ts"
 import type { MessageLike, SendOptionsLike, TransportLike } from "./sdk.ts"
+import * as Spans from "./spans.ts"
 
 export type RequestId = string | number
 
@@ -35,6 +36,8 @@ export interface Wire extends TransportLike {
   readonly sent: Sent.Sent
   isDeaf: boolean
   listener: Listener
+  /** Of what is sent now and belongs to no call. */
+  trace: Spans.Trace | undefined
 }
 
 interface ErrorLike {
@@ -49,6 +52,8 @@ export interface Listener {
   readonly onError?: (error: Error) => void
   readonly onDeaf?: () => void
   readonly onNotification?: (notification: MessageLike) => void
+  /** `message` could not be sent. Comes before anybody else hears of it. */
+  readonly onFailed?: (error: unknown, message: unknown) => void
   /** Something could not be sent. True if it was certainly not run. */
   readonly onUnsent?: (error: unknown) => boolean
   /** The transport has sent `id` and read what was there to be read at once, or has failed to. */
@@ -90,6 +95,12 @@ export const make = (inner: TransportLike): Wire => {
 
   const refuse = (id: RequestId, error: ErrorLike = ended) => receive({ jsonrpc: "2.0", id, error })
 
+  const send = (message: MessageLike, options: SendOptionsLike | undefined) =>
+    inner.send(message as never, options).catch((error: unknown) => {
+      wire.listener.onFailed?.(error, message)
+      throw error
+    })
+
   const end = () => {
     if (closed) return
     closed = true
@@ -102,6 +113,7 @@ export const make = (inner: TransportLike): Wire => {
     isDeaf: false,
     sent,
     listener: {},
+    trace: undefined,
     ...(inner.hasPerRequestStream === undefined ? {} : { hasPerRequestStream: inner.hasPerRequestStream }),
     // By these two v2 knows a child process: a server that is silent on its probe is then one of the older kind
     ...(inner.pid === undefined ? {} : { pid: inner.pid, stderr: null }),
@@ -136,13 +148,14 @@ export const make = (inner: TransportLike): Wire => {
       protocolVersion = version
       inner.setProtocolVersion?.(version)
     },
-    send: async (message: MessageLike, options) => {
+    send: async (untraced: MessageLike, options) => {
       if (closed) throw new Error("Not connected")
+      const message = Spans.traced(untraced, Spans.carried(options?.onresumptiontoken) ?? wire.trace)
       const ids = requestIds(message)
       if (ids.length > 0) return ask(message, ids, options)
       const given = message.method === "notifications/cancelled" ? message.params?.requestId : undefined
       if (isRequestId(given)) return cancel(message, given, options)
-      return isReply(message) ? inner.send(message as never, options) : notify(message, options)
+      return isReply(message) ? send(message, options) : notify(message, options)
     }
   }
 
@@ -154,7 +167,7 @@ export const make = (inner: TransportLike): Wire => {
     const number = Sent.leave(sent)
     for (const id of ids) awaited.set(String(id), number)
     try {
-      await inner.send(message as never, resumable(wire, ids[0]!, options))
+      await send(message, resumable(wire, ids[0]!, options))
     } catch (error) {
       unsent(number, error)
       for (const id of ids) {
@@ -172,7 +185,7 @@ export const make = (inner: TransportLike): Wire => {
     if (cancelled.size > maxCancelled) cancelled.delete(cancelled.values().next().value!)
     // Then only is the request let go of: one that is cut off on its way may come after its cancel, and run
     try {
-      return await inner.send(message as never, options)
+      return await send(message, options)
     } finally {
       wire.listener.onCancelled?.(id)
     }
@@ -181,7 +194,7 @@ export const make = (inner: TransportLike): Wire => {
   const notify = async (message: MessageLike, options: SendOptionsLike | undefined) => {
     const number = Sent.leave(sent)
     try {
-      await inner.send(message as never, options)
+      await send(message, options)
       Sent.settled(sent, number)
     } catch (error) {
       unsent(number, error)

@@ -9,6 +9,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Leased from "./leased.ts"
 import * as Linked from "./linked.ts"
+import type { Terms } from "./terms.ts"
 
 /**
  * Whoever asks for a session, until the end of its lease. It changes in the same step as what it points to, so whenever
@@ -25,6 +26,7 @@ export interface Caller<I, A, E> extends Linked.Node<Caller<I, A, E>> {
 
 interface Party<I, A, E> {
   owner: I
+  readonly terms: Terms
   readonly callers: Set<Caller<I, A, E>>
   readonly seated: Deferred.Deferred<void, E>
 }
@@ -86,10 +88,11 @@ export const wait = <I extends { readonly key: string }, A, E>(
   self: Waiting<I, A, E>,
   waiter: Caller<I, A, E>,
   owner: I,
+  terms: Terms,
   millis: number
 ): Effect.Effect<boolean, E> => {
   const known = self.parties.get(owner.key)
-  const party = known ?? { owner, callers: new Set(), seated: Deferred.makeUnsafe() }
+  const party = known ?? { owner, terms, callers: new Set(), seated: Deferred.makeUnsafe() }
   if (known === undefined) self.parties.set(owner.key, party)
   else party.owner = self.newest(known.owner, owner)
   party.callers.add(waiter)
@@ -141,7 +144,7 @@ export const seat = <I extends { readonly key: string }, A, E>(
   Leased.atomically(self.engine, () => {
     while (self.line.head !== undefined && makeRoom()) {
       const party = self.line.head.party!
-      const slot = Leased.admit(self.engine, party.owner.key, party.owner, party.callers.size)
+      const slot = Leased.admit(self.engine, party.owner.key, party.owner, party.callers.size, party.terms)
       for (const seated of dismiss(self, party)) hold(self, seated, slot)
       Deferred.doneUnsafe(party.seated, Exit.void)
     }
