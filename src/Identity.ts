@@ -202,8 +202,8 @@ export class Identity extends Schema.Class<Identity>("effect-mcp-sessions/Identi
 
   /**
    * The same principal at another upstream, which replaces the present one if there is one: one pool serves many
-   * servers. `upstream` is `name`, the key becomes `~<name>/<principal>`, the rest stays. In the key, what is no visible
-   * ASCII, `/` and `%` are percent-encoded: a name with spaces is `~My%20Server/alice`.
+   * servers. `upstream` is `name`, the key becomes `~<name>/<principal>`, the rest stays. In the key, what is not
+   * visible ASCII, `/` and `%` are percent-encoded: a name with spaces is `~My%20Server/alice`.
    *
    * Throws {@link InvalidIdentity} when `name` is not an {@link UpstreamName}, or the key would have more than 256
    * characters.

@@ -93,15 +93,15 @@ export class McpServers extends Context.Service<McpServers, {
    * | `context_servers`                       | Zed                                                                |
    * | `mcp`, `mcp.servers`                    | opencode                                                           |
    *
-   * - A server has a `command`, with `args`, `env` (or `environment`), `envFile` and `cwd`; it may be an array, or Zed's
-   *   `{ path, args, env }`. Or it has a `url`, with `headers`; `serverUrl`, `httpUrl` and `baseUrl` are others of its
+   * - A server has a `command`, with `args`, `env` (or `environment`), `envFile` and `cwd`; it may be an array, or
+   *   Zed's `{ path, args, env }`. Or it has a `url`, with `headers`; `serverUrl`, `httpUrl` and `baseUrl` are others of its
    *   names. `type` (or `transport`, `transportType`) may be left out, and is one of `stdio` and `local`, `http`,
-   *   `streamable-http` and `remote`, `sse`, in any case and with any hyphens. A `url` without a type is SSE if its path
-   *   ends in `/sse`, else Streamable HTTP.
+   *   `streamable-http` and `remote`, `sse`, in any case and with any hyphens. A `url` without a type is SSE if its
+   *   path ends in `/sse`, else Streamable HTTP.
    * - `disabled: true` and `enabled: false` make a server none of the `names`, and so do Gemini's `mcp.allowed` and
    *   `mcp.excluded`.
-   * - `${VAR}`, `${env:VAR}`, `${VAR:-default}` and `$VAR` in any of these values are read from the `ConfigProvider`, so
-   *   from the process's environment by default. The default is for a variable that is not set or empty; without one, a
+   * - `${VAR}`, `${env:VAR}`, `${VAR:-default}` and `$VAR` in any of these values are read from the `ConfigProvider`,
+   *   so from the process's environment by default. The default is for a variable that is not set or empty; without one, a
    *   variable that is not set is a problem (that provider takes an empty one for not set, unless it preserves empty
    *   strings). A `$VAR` that is not set is left as it is, and so is a `${VAR}` in `args` that only the server's own
    *   `env` sets. Values are expanded once: what a variable holds is taken as it is.
@@ -113,8 +113,8 @@ export class McpServers extends Context.Service<McpServers, {
    *   is in the file or variable. Files are read with the `FileSystem`, if there is one, and a relative path is one
    *   from the folder of the configuration; that of an `envFile` is one from the workspace folder.
    * - A relative `cwd` or `command` is relative to the working directory of this process, not to the file.
-   * - Other properties are ignored, for every client has some of its own: `timeout` too, which is in seconds here and in
-   *   milliseconds there, and lists of tools.
+   * - Other properties are ignored, for every client has some of its own: `timeout` too, which is in seconds here and
+   *   in milliseconds there, and lists of tools.
    *
    * What is wrong with one server, or asks for what is not there (WebSocket, `headersHelper`, `oauth` where no
    * credentials come another way), costs that server: it is none of the `names`, whoever asks for it is told what to

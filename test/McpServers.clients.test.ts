@@ -83,6 +83,9 @@ const others = of("others", "/home/me/app/mcp.json")
 
 const url = "https://example.com/mcp"
 
+const noLogin = "is not supported, because nobody logs in here: put an Authorization into `headers`, or send the " +
+  "credentials of its callers with `forwardCredentials`"
+
 const samples: ReadonlyArray<Sample> = [
   desktop("a command", { files: { command: "npx", args: ["-y", "server-files", "/home/me"] } }, {
     files: { type: "stdio", command: "npx", args: ["-y", "server-files", "/home/me"], env: {} }
@@ -127,8 +130,7 @@ const samples: ReadonlyArray<Sample> = [
     },
     { db: { command: "db" } },
     [
-      "mcpServers.api.oauth is not supported, because nobody logs in here: put an Authorization into `headers`, or send " +
-      "the credentials of its callers with `forwardCredentials`"
+      `mcpServers.api.oauth ${noLogin}`
     ]
   ),
   code(
@@ -215,8 +217,7 @@ const samples: ReadonlyArray<Sample> = [
     },
     {},
     [
-      "mcpServers.remote.auth is not supported, because nobody logs in here: put an Authorization into `headers`, or " +
-      "send the credentials of its callers with `forwardCredentials`"
+      `mcpServers.remote.auth ${noLogin}`
     ]
   ),
 
@@ -252,8 +253,8 @@ const samples: ReadonlyArray<Sample> = [
     },
     { c: { command: "c" } },
     [
-      "servers.a.env.P needs the input db-password, which is not set: set a variable db-password or DB_PASSWORD, since " +
-      "nobody is asked",
+      "servers.a.env.P needs the input db-password, which is not set: set a variable db-password or DB_PASSWORD, " +
+      "since nobody is asked",
       "servers.b.env.P needs an input that `inputs` does not have"
     ]
   ),
@@ -381,8 +382,7 @@ const samples: ReadonlyArray<Sample> = [
     {},
     [
       "mcpServers.live.tcp is WebSocket, which is not supported: connect to the server over HTTP",
-      "mcpServers.cloud.authProviderType is not supported, because nobody logs in here: put an Authorization into " +
-      "`headers`, or send the credentials of its callers with `forwardCredentials`"
+      `mcpServers.cloud.authProviderType ${noLogin}`
     ]
   ),
 
@@ -442,6 +442,8 @@ const textOf = ({ file }: Sample) => typeof file === "string" ? file : JSON.stri
 
 const surroundings = (sample: Sample) =>
   Layer.mergeAll(fileSystem({ ...files, [sample.path]: textOf(sample) }), provider)
+
+const shown = (error: Error) => error.message + JSON.stringify(error) + String(error.stack)
 
 const load = (sample: Sample, options?: McpServersOptions) =>
   McpServers.pipe(
@@ -584,7 +586,6 @@ describe("McpServers", () => {
       const texts: Array<string> = []
       const logger = Logger.make(({ message }) => void texts.push(JSON.stringify(message)))
       const heard = Effect.provide(Logger.layer([logger]))
-      const shown = (error: Error) => error.message + JSON.stringify(error) + String(error.stack)
       const config = {
         inputs: [{ id: "pick", type: "pickString", options: [secret], default: `${secret}-other` }, secret],
         servers: Object.fromEntries(

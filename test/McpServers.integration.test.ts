@@ -56,7 +56,7 @@ const textOf = (result: { readonly content: ReadonlyArray<{ readonly type: strin
   result.content.map((block) => block.type === "text" ? String(block.text) : "").join()
 
 const suite = <S, E, E2>(
-  name: string,
+  generation: string,
   { connect, layer }: {
     readonly layer: (
       file: string,
@@ -69,7 +69,7 @@ const suite = <S, E, E2>(
     >
   }
 ) =>
-  describe(`${name} with real servers`, () => {
+  describe(`${generation} with real servers`, () => {
     it.live("opens a session at the server that the identity chose, whatever it is called", () =>
       Effect.gen(function*() {
         const server = yield* HttpServer.start()

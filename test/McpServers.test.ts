@@ -379,7 +379,7 @@ describe("McpServers", () => {
           const result = yield* Effect.result(McpServers.make({ mcpServers: servers }))
           if (Result.isFailure(result)) return assert.isNotEmpty(result.failure.message)
           const { names, problems } = result.success
-          const broken = problems.map(({ server }) => server)
+          const broken = problems.map((problem) => problem.server)
           assert.deepStrictEqual(new Set([...names, ...broken]), new Set(Object.keys(servers)))
           assert.deepStrictEqual(names.filter((name) => broken.includes(name)), [])
           for (const name of names) Identity.fromKey("someone").at(name)

@@ -56,10 +56,10 @@ export const fromFile = Effect.fnUntraced(function*<C>(
 })
 
 export const fromConfig = Effect.fnUntraced(function*<C>(
-  config: unknown,
+  written: unknown,
   { connectorOf, file, forwardCredentials, method, module, path, workspaceFolder }: Source<C>
 ): Effect.fn.Return<Servers<C>, McpServersError | InvalidOptions> {
-  const decoded = yield* McpJson.decode(config, { file: path, workspaceFolder })
+  const decoded = yield* McpJson.decode(written, { file: path, workspaceFolder })
   if (Result.isFailure(decoded)) return yield* new McpServersError({ file, issues: [decoded.failure], method })
   const { disabled, servers } = decoded.success
   const problems: Array<McpServersIssue> = []
@@ -72,7 +72,7 @@ export const fromConfig = Effect.fnUntraced(function*<C>(
       return yield* new InvalidOptions({ module, method, option: "forwardCredentials", issue })
     }
     const { config, issues } = withLogin(server, isForwarded)
-    const named = issues.map((issue): McpServersIssue => ({ server: name, ...issue }))
+    const named = issues.map(({ issue, path: at }): McpServersIssue => ({ server: name, path: at, issue }))
     problems.push(...named)
     if (config !== undefined) {
       const connector = connectorOf(name, config, isForwarded)
