@@ -94,17 +94,17 @@ export class McpServers extends Context.Service<McpServers, {
    * | `mcp`, `mcp.servers`                    | opencode                                                           |
    *
    * - A server has a `command`, with `args`, `env` (or `environment`), `envFile` and `cwd`; it may be an array, or
-   *   Zed's `{ path, args, env }`. Or it has a `url`, with `headers`; `serverUrl`, `httpUrl` and `baseUrl` are others of its
-   *   names. `type` (or `transport`, `transportType`) may be left out, and is one of `stdio` and `local`, `http`,
-   *   `streamable-http` and `remote`, `sse`, in any case and with any hyphens. A `url` without a type is SSE if its
-   *   path ends in `/sse`, else Streamable HTTP.
+   *   Zed's `{ path, args, env }`. Or it has a `url`, with `headers`; `serverUrl`, `httpUrl` and `baseUrl` are others
+   *   of its names. `type` (or `transport`, `transportType`) may be left out, and is one of `stdio` and `local`,
+   *   `http`, `streamable-http` and `remote`, `sse`, in any case and with any hyphens. A `url` without a type is SSE if
+   *   its path ends in `/sse`, else Streamable HTTP.
    * - `disabled: true` and `enabled: false` make a server none of the `names`, and so do Gemini's `mcp.allowed` and
    *   `mcp.excluded`.
    * - `${VAR}`, `${env:VAR}`, `${VAR:-default}` and `$VAR` in any of these values are read from the `ConfigProvider`,
-   *   so from the process's environment by default. The default is for a variable that is not set or empty; without one, a
-   *   variable that is not set is a problem (that provider takes an empty one for not set, unless it preserves empty
-   *   strings). A `$VAR` that is not set is left as it is, and so is a `${VAR}` in `args` that only the server's own
-   *   `env` sets. Values are expanded once: what a variable holds is taken as it is.
+   *   so from the process's environment by default. The default is for a variable that is not set or empty; without
+   *   one, a variable that is not set is a problem (that provider takes an empty one for not set, unless it preserves
+   *   empty strings). A `$VAR` that is not set is left as it is, and so is a `${VAR}` in `args` that only the server's
+   *   own `env` sets. Values are expanded once: what a variable holds is taken as it is.
    * - `${input:id}` is read from the `ConfigProvider` too, as `id` or, since variables have no hyphens, in constant
    *   case: `api-key` is `API_KEY`. Else it is the `default` of the input. One with `password: true` is a secret
    *   wherever it is used.
