@@ -15,14 +15,16 @@ import * as Context from "effect/Context"
 import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
+import type * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
+import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { SessionHandle } from "./Connector.ts"
 import { Identity, type SessionKey } from "./Identity.ts"
+import { blameOf } from "./internal/lease/blame.ts"
 import * as Checks from "./internal/lease/checks.ts"
 import * as Events from "./internal/lease/events.ts"
 import * as Failures from "./internal/lease/failures.ts"
@@ -88,9 +90,32 @@ export interface SessionPoolOptions<Session, E, R, RC = R> {
   readonly checkAfter?: Duration.Input | ((identity: Identity) => Duration.Input) | undefined
   /** How long a check may take before it counts as failed: by default 5 seconds. */
   readonly checkTimeout?: Duration.Input | undefined
-  /** How long a failed connect answers further gets of its identity: by default 0, not at all. */
+  /**
+   * How long a failed connect answers further gets: by default 0, not at all. The simple form of `failureBackoff`, and
+   * that says whose.
+   */
   readonly failureTimeToLive?: Duration.Input | undefined
+  /**
+   * How long failed connects answer further gets, by how many there were in a row: each is told the last failure at
+   * once, until the schedule's next delay is over. Then one get at a time is let through to try. The first success ends
+   * it; when the schedule is over its last delay goes on. By default nothing is remembered, or for `failureTimeToLive`.
+   *
+   * It belongs to upstream and credentials. `Unauthorized`, `Forbidden` and `PreparationFailed` answer their own
+   * identity, and newly presented credentials are a new try. `Unreachable`, `SessionClosed`, `RequestTimeout`,
+   * `ConnectTimeout` and a status of 500 or more answer every identity of the upstream: a command that crashes is
+   * started as often as the schedule says, and not once for each. After a success it takes two identities in a row, so
+   * that one who fails alone holds up nobody. Any other error answers its own identity if that has credentials, else
+   * all of the upstream that have none. An identity without an upstream is its own.
+   *
+   * At most `capacity` failures are remembered. Opens that have begun when the first of them fails run to their end.
+   */
+  readonly failureBackoff?: Schedule.Schedule<unknown> | undefined
 }
+
+const schedule = Options.custom<Schedule.Schedule<unknown>, Schedule.Schedule<unknown>>({
+  rule: "a Schedule",
+  read: Option.liftPredicate((value): value is Schedule.Schedule<unknown> => Schedule.isSchedule(value))
+})
 
 const ofIdentity = Options.orTold<Identity>()
 
@@ -117,7 +142,8 @@ export const declared = Options.declare<SessionPoolOptions<never, never, never>>
     check: Options.optional(Options.fn),
     checkAfter: Options.withDefault(ofIdentity(Options.span), "1 minute", { aliases: ["MCP_SESSION_CHECK_AFTER_MS"] }),
     checkTimeout: Options.withDefault(Options.timeout, "5 seconds", { aliases: ["MCP_SESSION_CHECK_TIMEOUT_MS"] }),
-    failureTimeToLive: Options.withDefault(Options.span, 0, { aliases: ["MCP_SESSION_FAILURE_TTL_MS"] })
+    failureTimeToLive: Options.withDefault(Options.span, 0, { aliases: ["MCP_SESSION_FAILURE_TTL_MS"] }),
+    failureBackoff: Options.optional(schedule)
   }
 )
 
@@ -400,7 +426,9 @@ interface Pool<Session, E> {
   readonly engine: Leased.Leased<Identity, Session, E | SessionPoolError>
   readonly waiting: Waiting.Waiting<Identity, Session, E | SessionPoolError>
   readonly checks: Checks.Checks<Identity, Session, E | SessionPoolError>
-  readonly failures: Failures.Failures<Identity, E | SessionPoolError>
+  readonly failures: Failures.Failures<E | SessionPoolError>
+  /** Whether a failure has come that those who wait for room have not been asked about. */
+  hasFailed: boolean
   /** Throws when a function among the options does, or answers with what has no meaning. */
   readonly terms: (identity: Identity) => Terms.Terms
   readonly observed: Observed
@@ -437,9 +465,15 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(
     }),
     failures: Failures.make({
       time: engine.time,
+      clock: engine.clock,
+      start: (effect) => Leased.start(engine, effect),
       timeToLive: options.failureTimeToLive,
-      capacity: options.capacity
+      backoff: options.failureBackoff,
+      blame: blameOf,
+      capacity: options.capacity,
+      onFailure: () => void (self.hasFailed = true)
     }),
+    hasFailed: false,
     terms: Terms.make(options, (option, issue) => new InvalidOptions({ module: "SessionPool", method, option, issue })),
     observed
   }
@@ -513,9 +547,11 @@ const hooks = <Session, E>(
   labels: ({ key }) => ({ key }),
   openTimedOut: (slot) => new ConnectTimeout({ key: keyOf(slot), after: Duration.millis(pool().options.openTimeout) }),
   shutDown: () => new PoolClosed({}),
+  onAdmitted: (slot) => pool().failures.began(slot, slot.info),
+  onLeft: (slot) => pool().failures.ended(slot),
   onOpened: (slot) => {
     const { failures, observed } = pool()
-    failures.forget(slot.info)
+    failures.succeeded(slot)
     observed.events.emit(SessionPoolEvent.Opened({ key: keyOf(slot) }))
   },
   onOpenFailed: (slot, cause) => {
@@ -525,7 +561,7 @@ const hooks = <Session, E>(
     const timeout = Option.exists(Cause.findErrorOption(cause), (error) => error instanceof ConnectTimeout)
     observed.events.emit(SessionPoolEvent.OpenFailed({ key: keyOf(slot), reason: timeout ? "timeout" : "failed" }))
     // What was invalidated while it opened says nothing of what a new open would meet.
-    if (slot.retired === undefined) failures.remember(slot.info, Exit.failCause(cause))
+    if (slot.retired === undefined) failures.failed(slot, cause)
   },
   onRetired: (slot, reason) => {
     const { counts, events } = pool().observed
@@ -545,7 +581,10 @@ const hooks = <Session, E>(
   },
   onRoom: () => {
     const self = pool()
-    if (!Waiting.isEmpty(self.waiting)) Waiting.seat(self.waiting, () => makeRoom(self))
+    const { failures, waiting } = self
+    if (self.hasFailed) Waiting.refuse(waiting, failures.recall)
+    self.hasFailed = false
+    if (!Waiting.isEmpty(waiting)) Waiting.seat(waiting, () => makeRoom(self), failures.recall)
   }
 })
 

@@ -1,5 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Credentials, Identity, SessionPool, type SessionPoolEvent } from "effect-mcp-sessions"
+import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
 import * as Deferred from "effect/Deferred"
@@ -834,6 +835,29 @@ describe("SessionPool", () => {
           assert.strictEqual(Duration.toMillis(closed.lived), 300)
           assert.strictEqual(closed.uses, 3)
         }
+      }))
+
+    it.effect("say it in whole milliseconds, as the log of a program shows it", () =>
+      Effect.gen(function*() {
+        const clock = yield* Clock.Clock
+        const pool = yield* Effect.provideService(openPool({ connect: makeUpstream().connect }), Clock.Clock, {
+          ...clock,
+          currentTimeMillisUnsafe: () => clock.currentTimeMillisUnsafe(),
+          sleep: (duration) => clock.sleep(duration),
+          // As a real one: each reading is some nanoseconds later
+          monotonicTimeNanosUnsafe: () => clock.monotonicTimeNanosUnsafe() * 1_000_222n / 1_000_000n + 660_222n
+        })
+        const events: Array<SessionPoolEvent> = []
+        yield* Effect.forkScoped(
+          Stream.runForEach(pool.events, (event) => Effect.sync(() => void events.push(event))),
+          { startImmediately: true }
+        )
+        yield* visit(pool, a)
+        yield* TestClock.adjust(365)
+        yield* pool.invalidate(a)
+        yield* settle
+        const closed = events.find((event) => event._tag === "Closed")
+        assert.strictEqual(closed?._tag === "Closed" ? Duration.format(closed.lived) : "", "365ms")
       }))
 
     it.effect("tell of opens that take too long and closes that fail or take too long", () =>
