@@ -45,7 +45,7 @@ export interface CallOptions {
   /**
    * How long the call may take, as a `Duration.Input`: a number is milliseconds. By default the connector's
    * `requestTimeout`, 60 seconds. Then the call fails with `RequestTimeout` and the server is told to cancel it.
-   * Progress does not prolong it.
+   * Progress does not prolong it, unless `resetTimeoutOnProgress` says so.
    */
   readonly timeout?: Duration.Input | undefined
 }
@@ -75,6 +75,16 @@ export interface ProgressOptions extends CallOptions {
    * is returned. A defect of the handler is the call's, once it is answered.
    */
   readonly onProgress?: ((progress: Progress) => Effect.Effect<void>) | undefined
+  /**
+   * With each progress notification the `timeout` begins anew, within `maxTotalTimeout`. Asks the server for progress
+   * also without `onProgress`. Default: false.
+   */
+  readonly resetTimeoutOnProgress?: boolean | undefined
+  /**
+   * How long the call may take in all, whatever progress it makes, as a `Duration.Input`: more than 0, and finite (one
+   * that is not is as if it were left out). Only with `resetTimeoutOnProgress`. Default: ten times the `timeout`.
+   */
+  readonly maxTotalTimeout?: Duration.Input | undefined
 }
 
 /**
