@@ -25,9 +25,11 @@ const handshake = (listChanged: boolean): Scripted.Answer => (response, message)
 
 /** Waits, in real time, for something that the server will see. */
 const until = (condition: () => boolean) =>
-  Effect.promise(async () => {
-    while (!condition()) await new Promise((resolve) => setTimeout(resolve, 1))
+  Effect.gen(function*() {
+    while (!condition()) yield* pause(1)
   })
+
+const pause = (millis: number) => Effect.promise(() => new Promise<void>((resolve) => setTimeout(resolve, millis)))
 
 /** A session of a server whose list of tools is called by how often it was asked for. */
 const connected = Effect.fnUntraced(function*(
@@ -99,7 +101,7 @@ for (const [sdk, connector] of generations) {
         server.onGet((response) => void response.writeHead(405).end())
         lose()
         yield* until(() => server.open() === 0)
-        yield* Effect.promise(() => new Promise<void>((resolve) => setTimeout(resolve, 50)))
+        yield* pause(50)
         yield* TestClock.adjust("59 seconds")
         assert.strictEqual(yield* names(session), known)
         yield* TestClock.adjust("1 second")

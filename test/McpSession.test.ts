@@ -164,6 +164,16 @@ const answered = (count: number, onProgress: (progress: number) => Effect.Effect
     return { fiber, close, handle, session }
   })
 
+/** A call that the server reports on. */
+const reported = (options: ProgressOptions) =>
+  Effect.gen(function*() {
+    const { asked, session, until } = yield* connected()
+    const fiber = yield* Effect.forkChild(Effect.result(session.callTool({ name: "slow" }, options)))
+    yield* until(() => asked.length === 1)
+    const tell = Effect.andThen(Effect.promise(() => asked[0]!.progress(1)), turn)
+    return { fiber, call: asked[0]!, tell, until }
+  })
+
 const stubborn = () => Effect.uninterruptible(Effect.sleep("1 hour"))
 
 describe("McpSession", () => {
@@ -332,14 +342,6 @@ describe("McpSession", () => {
         }
       }))
 
-    const reported = (options: ProgressOptions) =>
-      Effect.gen(function*() {
-        const { asked, session, until } = yield* connected()
-        const fiber = yield* Effect.forkChild(Effect.result(session.callTool({ name: "slow" }, options)))
-        yield* until(() => asked.length === 1)
-        const tell = Effect.andThen(Effect.promise(() => asked[0]!.progress(1)), turn)
-        return { fiber, call: asked[0]!, tell, until }
-      })
     const nine = TestClock.adjust("9 seconds")
 
     it.effect("prolongs a call that asks for it, until no more comes", () =>
