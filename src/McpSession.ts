@@ -212,12 +212,14 @@ export interface McpSession<out C = SdkClient> {
  */
 export const McpSession: {
   /**
-   * Whether `error` says that the server has forgotten the session: its request was refused and may be repeated on a
-   * new one. Takes anything, tells by its tags.
+   * Whether `error` says that the server has forgotten the session, and refused the request: it may be repeated on a
+   * new one. Takes anything, tells by its tags. A `SessionExpired` whose request may have run (`refused` is false) is
+   * none.
    */
   readonly isSessionExpired: (error: unknown) => boolean
 } = {
   isSessionExpired: (error) =>
     Predicate.isTagged(error, "McpSessionError") && Predicate.hasProperty(error, "reason") &&
-    Predicate.isTagged(error.reason, "SessionExpired")
+    Predicate.isTagged(error.reason, "SessionExpired") &&
+    !(Predicate.hasProperty(error.reason, "refused") && error.reason.refused === false)
 }

@@ -4,6 +4,8 @@
  * One error, nine reasons. `Effect.catchReason("McpSessionError", "Unauthorized", …)` handles one of them. A tool that
  * answers with `isError` has answered: that is a value, never one of these.
  */
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import * as Schema from "effect/Schema"
 import { CredentialScheme } from "./Identity.ts"
@@ -29,16 +31,48 @@ export class SessionClosed extends Schema.TaggedClass<SessionClosed>()("SessionC
 }) {}
 
 /**
- * The server no longer knows the session (404, or 400 that says so, with a session id). The request was refused, not
- * run: repeating it on a new session is safe, and `SessionPool.withSession` does so where nothing else may have run.
- * Its pool has retired it.
+ * The server no longer knows the session (404, or 400 that says so, with a session id). Its pool has retired it.
+ *
+ * If `refused`, the request was not run: repeating it on a new session is safe, and `SessionPool.withSession` does so
+ * where nothing else may have run.
  *
  * @category errors
  */
 export class SessionExpired extends Schema.TaggedClass<SessionExpired>()("SessionExpired", {
   /** Whether the request may have reached the server. */
-  requestSent: Schema.Boolean
+  requestSent: Schema.Boolean,
+  /**
+   * Whether the request was refused unread. Not so if the answer has this request's own id, or came after a redirect:
+   * then it may have been started.
+   */
+  refused: Schema.Boolean.pipe(Schema.withConstructorDefault(Effect.succeed(true)))
 }) {}
+
+/**
+ * What a server asks for with `WWW-Authenticate`, as it says it: credentials of this scheme, for what is in the
+ * parameters (`realm`, `scope`, `error`, `resource_metadata`, …), whose names are in lower case. Nothing of it is
+ * checked: do not send credentials to where it points without looking.
+ *
+ * @category errors
+ */
+export const Challenge = Schema.Struct({
+  scheme: Schema.String,
+  parameters: Schema.Record(Schema.String, Schema.String)
+})
+
+/**
+ * What a server asks for with `WWW-Authenticate`.
+ *
+ * @category errors
+ */
+export type Challenge = typeof Challenge.Type
+
+const refusal = {
+  /** How long the server wants to be left alone (`Retry-After`), in its own words: it may be zero, or years. */
+  retryAfter: Schema.optionalKey(Schema.Duration),
+  /** What it asks for (`WWW-Authenticate`): eight challenges at most, without the session's secrets. */
+  challenges: Schema.optionalKey(Schema.Array(Challenge))
+}
 
 /**
  * The server answered 401. The session lives on.
@@ -49,7 +83,8 @@ export class Unauthorized extends Schema.TaggedClass<Unauthorized>()("Unauthoriz
   /** Whether the request may have reached the server. */
   requestSent: Schema.Boolean,
   /** The scheme of the credentials that were refused, if they were the caller's own, forwarded. */
-  forwarded: Schema.optionalKey(CredentialScheme)
+  forwarded: Schema.optionalKey(CredentialScheme),
+  ...refusal
 }) {}
 
 /**
@@ -61,7 +96,8 @@ export class Forbidden extends Schema.TaggedClass<Forbidden>()("Forbidden", {
   /** Whether the request may have reached the server. */
   requestSent: Schema.Boolean,
   /** The scheme of the credentials that were refused, if they were the caller's own, forwarded. */
-  forwarded: Schema.optionalKey(CredentialScheme)
+  forwarded: Schema.optionalKey(CredentialScheme),
+  ...refusal
 }) {}
 
 /**
@@ -103,7 +139,8 @@ export class HttpFailure extends Schema.TaggedClass<HttpFailure>()("HttpFailure"
   /** The HTTP status. */
   status: Schema.Int,
   /** Whether the request may have reached the server. */
-  requestSent: Schema.Boolean
+  requestSent: Schema.Boolean,
+  ...refusal
 }) {}
 
 /**
@@ -137,7 +174,7 @@ export class PreparationFailed extends Schema.TaggedClass<PreparationFailed>()("
 }) {}
 
 /**
- * The schema of the eight reasons.
+ * The schema of the nine reasons.
  *
  * @category errors
  */
@@ -215,7 +252,10 @@ const describe = (reason: McpSessionErrorReason, repeat: string): string => {
         reason.stderr === undefined ? "" : ` The last of its stderr:\n${reason.stderr}`
       }`
     case "SessionExpired":
-      return "the server no longer knows this session and refused the request. Get another session and repeat it."
+      return reason.refused
+        ? "the server no longer knows this session and refused the request. Get another session and repeat it."
+        : "the server no longer knows this session. Get another one; the request may have run, so repeat it only if " +
+          "that is safe."
     case "Unauthorized":
       return "the server refused the credentials (401). Present valid ones; the session is kept."
     case "Forbidden":
@@ -227,7 +267,9 @@ const describe = (reason: McpSessionErrorReason, repeat: string): string => {
       return `error ${reason.code}: ${reason.message} (look at the request, or at the server's log)`
     case "HttpFailure":
       return `the server answered with HTTP status ${reason.status}. ${
-        reason.status === 429 || reason.status === 503 ? "Try again later." : "Look at the server, or at its URL."
+        reason.status === 429 || reason.status === 503
+          ? `Try again ${reason.retryAfter === undefined ? "later" : `in ${Duration.format(reason.retryAfter)}`}.`
+          : "Look at the server, or at its URL."
       }`
     case "Unreachable":
       return `the server can't be reached (${reason.code}). ${
@@ -268,7 +310,13 @@ const statusOf = (reason: McpSessionErrorReason): Parameters<typeof respond>[1] 
       return { status: 503, title: "The MCP server can't be reached" }
     case "HttpFailure":
       return reason.status === 429 || reason.status === 503
-        ? { status: 503, title: "The MCP server is busy" }
+        ? {
+          status: 503,
+          title: "The MCP server is busy",
+          headers: reason.retryAfter === undefined
+            ? undefined
+            : { "retry-after": String(Math.ceil(Duration.toSeconds(reason.retryAfter))) }
+        }
         : failed
     default:
       return failed

@@ -178,6 +178,83 @@ for (const [sdk, connector] of generations) {
           })))
     }
 
+    /** What says 404, or 400, and leaves it open whether the request had been started. */
+    const doubtful: ReadonlyArray<readonly [string, Scripted.Answer]> = [
+      [
+        "404 that answers this very request",
+        (response, { id }) =>
+          Scripted.json(response, 404, { jsonrpc: "2.0", id, error: { code: -32001, message: "Session not found" } })
+      ],
+      [
+        "404 that answers this very request, its id a text, and is cut off",
+        (response, { id }) =>
+          void response.writeHead(404, { "content-type": "application/json" }).end(`{"error":{},"id" : "${id}"`)
+      ],
+      [
+        "400 that answers this very request",
+        (response, { id }) =>
+          Scripted.json(response, 400, { jsonrpc: "2.0", id, error: { code: -32000, message: "No valid session ID" } })
+      ],
+      ["404 after a redirect", (response, message, request) =>
+        request.url === "/mcp"
+          ? void response.writeHead(307, { location: "/elsewhere" }).end()
+          : Scripted.forgotten(response, message, request)]
+    ]
+    for (const [what, answer] of doubtful) {
+      it.live(`is replaced for the next caller only after a ${what}`, () =>
+        used(connector, (server) =>
+          Effect.gen(function*() {
+            server.on("confirm", answer)
+            let runs = 0
+            const error = yield* Effect.flip(Sessions.withSession(alice, (session) => {
+              runs++
+              return tool(session, "confirm")
+            }))
+            assert.strictEqual((error as McpSessionError).reason._tag, "SessionExpired")
+            assert.isFalse(McpSession.isSessionExpired(error))
+            assert.include(error.message, "may have run")
+            assert.strictEqual(runs, 1)
+            assert.strictEqual((yield* Sessions.stats).retirements, 1)
+            const asked = server.received.length
+            yield* Sessions.withSession(alice, (session) => tool(session, "after"))
+            assert.strictEqual(server.received.length, asked + 1)
+          })))
+    }
+
+    it.live("is not replaced after a notification was redirected to where nobody knows it", () =>
+      used(connector, (server) =>
+        Effect.gen(function*() {
+          const method = "notifications/progress"
+          server.on(method, (response, message, request) =>
+            request.url === "/mcp"
+              ? void response.writeHead(307, { location: "/elsewhere" }).end()
+              : Scripted.forgotten(response, message, request))
+          let runs = 0
+          yield* Effect.exit(Sessions.withSession(alice, (session) => {
+            runs++
+            return session.request(async (client) => {
+              await (client as unknown as Client).notification({ method, params: { progressToken: 1, progress: 1 } })
+            })
+          }))
+          assert.strictEqual(runs, 1)
+        })))
+
+    it.live("tells of a request that could not be sent on that it was sent before", () =>
+      Effect.gen(function*() {
+        const server = yield* Scripted.start()
+        server.on("pay", (response) => void response.writeHead(307, { location: "/elsewhere" }).end())
+        let made = 0
+        let last = Infinity
+        const session = yield* connector.http({
+          url: server.url,
+          headers: () => ++made > last ? Effect.fail("no more") : Effect.succeed({})
+        })(alice, { retire: () => Effect.void, credentials: Effect.succeedNone })
+        yield* tool(session, "before")
+        last = made + 1
+        const { reason } = yield* Effect.flip(tool(session, "pay"))
+        assert.deepInclude(reason, { _tag: "PreparationFailed", requestSent: true })
+      }))
+
     it.live("is replaced when all of three concurrent calls were refused", () =>
       used(connector, (server) =>
         Effect.gen(function*() {

@@ -73,24 +73,16 @@ class BodyFailed extends Data.TaggedError("BodyFailed")<{}> {}
 interface Session extends Simulator.Opened {
   readonly key: string
   readonly handle: SessionPool.SessionHandle
-  readonly startedAt: number
   /** When the first of those came who waited for it as it began: unknown when a call within a call may have. */
   readonly askedAt: number | undefined
-  phase: "connecting" | "open" | "closing" | "closed" | "failed"
-  /** Its open has ignored, or will ignore, that it is interrupted. */
-  isStubborn: boolean
   leases: number
   checks: number
   wasUsed: boolean
-  openedAt: number
   idleSince: number
-  closingSince: number
 }
 
 interface Caller extends Simulator.Caller {
   readonly key: string
-  readonly startedAt: number
-  held: number
   heldSince: number | undefined
 }
 
@@ -138,10 +130,6 @@ class Simulation extends Simulator.Simulation<Action> {
     this.checks = dice.chance(0.4)
   }
 
-  get shutdownBound(): number {
-    return this.options.drainTimeout + 2 * this.options.closeTimeout
-  }
-
   start(): void {
     const layer = Pool.layer({
       ...this.options,
@@ -153,11 +141,9 @@ class Simulation extends Simulator.Simulation<Action> {
       Layer.provide(Layer.succeed(Owner, { is: "pool" })),
       Layer.provideMerge(Logger.layer([Logger.make(({ message }) => void (this.said += JSON.stringify(message)))]))
     )
-    const built = this.world.fork(Layer.buildWithScope(layer, this.scope))
-    this.world.run(Infinity)
-    const exit = built.pollUnsafe()
-    if (exit === undefined || Exit.isFailure(exit)) return this.fail(`the layer did not build: ${String(exit)}`)
-    this.pool = Context.get(exit.value, Pool)
+    const context = this.build(layer)
+    if (context === undefined) return
+    this.pool = Context.get(context, Pool)
     const hear = (event: SessionPool.SessionPoolEvent) => Effect.sync(() => void (this.said += JSON.stringify(event)))
     this.world.fork(Stream.runForEach(this.pool.events, hear))
   }
@@ -174,32 +160,24 @@ class Simulation extends Simulator.Simulation<Action> {
         const owner = yield* Owner
         this.expect(owner.is === "pool", "7: connect runs with a caller's services")
         const session: Session = {
-          id: this.sessions.length,
+          ...this.opening(),
           key: identity.key,
           handle,
-          startedAt: this.world.now(),
           askedAt: this.askedAt(identity.key),
-          phase: "connecting",
-          isStubborn: false,
-          acquired: false,
-          releases: 0,
           leases: 0,
           checks: 0,
           wasUsed: false,
-          openedAt: 0,
-          idleSince: 0,
-          closingSince: 0
+          idleSince: 0
         }
         this.sessions.push(session)
-        // Drawn for this session alone, so that a shorter program gives it the same fate.
-        const fate = makeDice(this.seed * 1_000 + session.id)
+        const fate = this.fateOf(session)
         this.note(`session ${session.id} of ${session.key} connects`)
         const open = this.open(session, fate)
         // An open may be one piece, which ends well although nobody wants it any more.
         if (fate.chance(0.1)) session.isStubborn = true
         return yield* Effect.onExit(session.isStubborn ? open : restore(open), (exit) =>
           Effect.sync(() => {
-            if (Exit.isFailure(exit) && session.phase === "connecting") session.phase = "failed"
+            if (Exit.isFailure(exit) && session.phase === "opening") session.phase = "failed"
             this.note(`session ${session.id} ${Exit.isSuccess(exit) ? "opened" : "failed to open"}`)
           }))
       })
@@ -236,34 +214,15 @@ class Simulation extends Simulator.Simulation<Action> {
       if (roll > 0.78) return yield* Effect.die(new Simulator.Planned("connect"))
       if (roll > 0.76) return yield* Effect.interrupt
       // Given up long ago, it was freed under this open, which has not noticed.
-      if (session.phase === "connecting") session.phase = "open"
+      if (session.phase === "opening") session.phase = "open"
       session.openedAt = session.idleSince = this.world.now()
       return session
     })
   }
 
-  ignore(session: Session, fate: Dice): Effect.Effect<void> {
-    return Effect.suspend(() => {
-      session.isStubborn = true
-      return this.stubborn(fate)
-    })
-  }
-
   close(session: Session, fate: Dice): Effect.Effect<void> {
     return Effect.gen({ self: this }, function*() {
-      session.releases++
-      this.note(`session ${session.id} closes`)
-      this.expect(session.releases === 1, `4: session ${session.id} is closed twice`)
-      const mayForce = this.shutdownAt !== undefined &&
-        this.world.now() >= this.shutdownAt + this.options.drainTimeout
-      this.expect(session.leases === 0 || mayForce, `1: session ${session.id} is closed in use`)
-      session.phase = "closing"
-      session.closingSince = this.world.now()
-      const roll = fate.next()
-      if (roll < 0.3) yield* Effect.sleep(fate.pick([1, 15, 35]))
-      else if (roll < 0.38) yield* Effect.sleep(this.options.closeTimeout * 3)
-      else if (roll < 0.44) yield* this.endless(fate)
-      session.phase = "closed"
+      const roll = yield* this.closing(session, fate, session.leases, false)
       this.note(`session ${session.id} is closed`)
       if (roll > 0.9) yield* Effect.die(new Error(`the finalizer of Bearer ${Simulator.secret} throws`))
     })
@@ -306,7 +265,7 @@ class Simulation extends Simulator.Simulation<Action> {
         this.world.fork(this.pool.invalidateWhere((identity) => identity.key <= `key-${next.key}`))
         break
       case "die": {
-        const open = this.sessions.filter((session) => session.phase === "open" || session.phase === "connecting")
+        const open = this.sessions.filter((session) => session.phase === "open" || session.phase === "opening")
         const session = open[next.session % Math.max(1, open.length)]
         if (session !== undefined) this.world.fork(session.handle.retire(next.reason))
         break
@@ -326,14 +285,9 @@ class Simulation extends Simulator.Simulation<Action> {
   call(key: number, how: "get" | "withSession", what: Body): void {
     const identity = this.identity(key)
     const caller: Caller = {
-      id: this.callers.length,
+      ...this.calling(),
       key: identity.key,
-      startedAt: this.world.now(),
-      held: 0,
-      heldSince: undefined,
-      isInterrupted: false,
-      fiber: undefined,
-      exit: undefined
+      heldSince: undefined
     }
     this.callers.push(caller)
     const use = (session: Session) => this.use(caller, session, what)
@@ -405,22 +359,9 @@ class Simulation extends Simulator.Simulation<Action> {
     this.note(`caller ${caller.id} ${Exit.isSuccess(exit) ? "succeeds" : `ends: ${Cause.pretty(exit.cause)}`}`)
     this.said += Exit.isFailure(exit) ? JSON.stringify(Cause.squash(exit.cause)) ?? "" : ""
     const { acquireTimeout, checkTimeout, closeTimeout, connectTimeout } = this.options
-    const waited = this.world.now() - caller.startedAt - caller.held
     // At the worst: a check that fails, then room, an open, and the freeing of it.
     const longest = acquireTimeout + connectTimeout + closeTimeout + checkTimeout * 2
-    this.expect(waited <= longest, `6: caller ${caller.id} waited ${waited} ms, at most ${longest} are allowed`)
-    if (Exit.isSuccess(exit)) return
-    for (const reason of exit.cause.reasons) {
-      if (Cause.isInterruptReason(reason)) {
-        this.expect(caller.isInterrupted, `9: caller ${caller.id} is interrupted by nobody`)
-      } else if (Cause.isDieReason(reason)) {
-        const planned = reason.defect instanceof Simulator.Planned ||
-          (reason.defect instanceof Error && /interrupted itself/.test(reason.defect.message))
-        this.expect(planned, `9: caller ${caller.id} dies of ${String(reason.defect)}`)
-      } else {
-        this.told(caller, reason.error)
-      }
-    }
+    this.examineEnd(caller, exit, longest)
   }
 
   told(caller: Caller, error: unknown): void {
@@ -428,9 +369,10 @@ class Simulation extends Simulator.Simulation<Action> {
     if (error instanceof ConnectFailed) {
       const { session } = error
       this.expect(session.key === caller.key, `10: caller ${caller.id} is told of the failure of another`)
-      const isFree = session.phase === "closed" ||
-        this.world.now() - session.closingSince >= this.options.closeTimeout
-      this.expect(isFree, `4: caller ${caller.id} hears of failed session ${session.id} before it is free`)
+      this.expect(
+        this.isFree(session),
+        `4: caller ${caller.id} hears of failed session ${session.id} before it is free`
+      )
     } else if (error instanceof SessionPool.ConnectTimeout) {
       this.expect(error.key === caller.key, `10: caller ${caller.id} is told of the timeout of another`)
     } else if (error instanceof SessionPool.PoolClosed) {
@@ -453,7 +395,7 @@ class Simulation extends Simulator.Simulation<Action> {
   examine(): void {
     const { capacity, closeTimeout } = this.options
     const live = this.sessions.filter((session) =>
-      (session.phase === "connecting" || session.phase === "open") && !this.mayBeAbandoned(session)
+      (session.phase === "opening" || session.phase === "open") && !this.mayBeAbandoned(session)
     )
     // A session is closing from when the pool says so; its finalizers begin when their fiber has its turn.
     if (this.world.isQuiet()) {
@@ -473,7 +415,7 @@ class Simulation extends Simulator.Simulation<Action> {
   /** It has ignored its interruption for so long that the pool may have left it to itself. */
   mayBeAbandoned(session: Session): boolean {
     return session.isStubborn && !session.wasUsed &&
-      (session.phase === "connecting" || !this.world.isQuiet()) &&
+      (session.phase === "opening" || !this.world.isQuiet()) &&
       this.world.now() - session.startedAt >= this.options.closeTimeout
   }
 

@@ -17,7 +17,7 @@ import * as Stream from "effect/Stream"
 import { Credentials, Identity } from "../../src/Identity.ts"
 import * as SessionRegistry from "../../src/SessionRegistry.ts"
 import * as Simulator from "./simulator.ts"
-import { type Dice, makeDice } from "./world.ts"
+import type { Dice } from "./world.ts"
 
 // -----------------------------------------------------------------------------
 // Programs
@@ -81,14 +81,8 @@ interface Session extends Simulator.Opened {
   readonly owner: string
   /** The turn in which its open began. */
   readonly began: number
-  readonly startedAt: number
   readonly createdAt: number
-  phase: "opening" | "open" | "closing" | "closed" | "failed"
-  /** Its open has ignored, or will ignore, that it is interrupted. */
-  isStubborn: boolean
   holders: number
-  openedAt: number
-  closingSince: number
   /** When it was closed, or had failed with nothing to close. */
   goneAt: number | undefined
   lastActivityAt: number
@@ -116,12 +110,10 @@ interface Caller extends Simulator.Caller {
   readonly does: "create" | "get"
   readonly owner: string
   readonly body: Body
-  readonly startedAt: number
   /** The turn in which it began. */
   readonly began: number
   session: Session | undefined
   isHolding: boolean
-  held: number
   endedAt: number | undefined
 }
 
@@ -164,10 +156,6 @@ class Simulation extends Simulator.Simulation<Action> {
     }
   }
 
-  get shutdownBound(): number {
-    return this.options.drainTimeout + 2 * this.options.closeTimeout
-  }
-
   start(): void {
     const logger = Logger.make<unknown, void>(({ cause, fiber, message }) => {
       this.said += JSON.stringify([message, Cause.pretty(cause), fiber.getRef(References.CurrentLogAnnotations)])
@@ -183,11 +171,9 @@ class Simulation extends Simulator.Simulation<Action> {
       Layer.provide(Layer.succeed(Whose, { is: "registry" })),
       Layer.provideMerge(Logger.layer([logger]))
     )
-    const built = this.world.fork(Layer.buildWithScope(layer, this.scope))
-    this.world.run(Infinity)
-    const exit = built.pollUnsafe()
-    if (exit === undefined || Exit.isFailure(exit)) return this.fail(`the layer did not build: ${String(exit)}`)
-    this.registry = Context.get(exit.value, Registry)
+    const context = this.build(layer)
+    if (context === undefined) return
+    this.registry = Context.get(context, Registry)
     this.world.fork(
       Stream.runForEach(this.registry.events, (event) =>
         Effect.sync(() => {
@@ -218,19 +204,12 @@ class Simulation extends Simulator.Simulation<Action> {
         this.expect(whose.is === "registry", "7: open runs with a caller's services")
         this.expect(!this.sessions.some(({ name }) => name === info.id), "an id is used twice")
         const session: Session = {
-          id: this.sessions.length,
+          ...this.opening(),
           name: info.id,
           owner: info.owner,
           began: this.turns++,
-          startedAt: this.world.now(),
           createdAt: info.createdAt,
-          phase: "opening",
-          isStubborn: false,
-          acquired: false,
-          releases: 0,
           holders: 0,
-          openedAt: 0,
-          closingSince: 0,
           goneAt: undefined,
           lastActivityAt: 0,
           known: undefined,
@@ -240,8 +219,7 @@ class Simulation extends Simulator.Simulation<Action> {
           terminated: undefined
         }
         this.sessions.push(session)
-        // Drawn for this session alone, so that a shorter program gives it the same fate.
-        const fate = makeDice(this.seed * 1_000 + session.id)
+        const fate = this.fateOf(session)
         this.note(`session ${session.id} of ${session.owner} opens`)
         const open = this.acquire(session, fate)
         // An open may be one piece, which ends well although nobody wants it any more.
@@ -269,7 +247,10 @@ class Simulation extends Simulator.Simulation<Action> {
       if (roll < 0.2) yield* pause
       if (fate.chance(0.06)) yield* this.ignore(session, fate)
       if (roll > 0.94) yield* this.forever
-      if (roll > 0.91) yield* Effect.uninterruptible(Effect.sleep(this.options.closeTimeout / 2))
+      if (roll > 0.91) {
+        session.isStubborn = true
+        yield* Effect.uninterruptible(Effect.sleep(this.options.closeTimeout / 2))
+      }
       if (roll > 0.84) return yield* new OpenFailed({ session })
       if (roll > 0.82) return yield* Effect.die(new Simulator.Planned("open"))
       if (roll > 0.81) return yield* Effect.interrupt
@@ -280,28 +261,9 @@ class Simulation extends Simulator.Simulation<Action> {
     })
   }
 
-  ignore(session: Session, fate: Dice): Effect.Effect<void> {
-    return Effect.suspend(() => {
-      session.isStubborn = true
-      return this.stubborn(fate)
-    })
-  }
-
   close(session: Session, fate: Dice): Effect.Effect<void> {
     return Effect.gen({ self: this }, function*() {
-      session.releases++
-      this.note(`session ${session.id} closes`)
-      this.expect(session.releases === 1, `4: session ${session.id} is closed twice`)
-      const mayForce = this.mayBeTerminated(session) ||
-        (this.shutdownAt !== undefined && this.world.now() >= this.shutdownAt + this.options.drainTimeout)
-      this.expect(session.holders === 0 || mayForce, `1: session ${session.id} is closed in use`)
-      session.phase = "closing"
-      session.closingSince = this.world.now()
-      const roll = fate.next()
-      if (roll < 0.3) yield* Effect.sleep(fate.pick([1, 15, 35]))
-      else if (roll < 0.38) yield* Effect.sleep(this.options.closeTimeout * 3)
-      else if (roll < 0.44) yield* this.endless(fate)
-      session.phase = "closed"
+      const roll = yield* this.closing(session, fate, session.holders, this.mayBeTerminated(session))
       session.goneAt = this.world.now()
       this.note(`session ${session.id} is closed`)
       if (roll > 0.9) yield* Effect.die(new Error(`the finalizer of session ${session.name} throws`))
@@ -343,19 +305,14 @@ class Simulation extends Simulator.Simulation<Action> {
 
   caller(does: Caller["does"], owner: string, what: Body): Caller {
     const caller: Caller = {
-      id: this.callers.length,
+      ...this.calling(),
       does,
       owner,
       body: what,
-      startedAt: this.world.now(),
       began: this.turns++,
       session: undefined,
       isHolding: false,
-      held: 0,
-      endedAt: undefined,
-      isInterrupted: false,
-      fiber: undefined,
-      exit: undefined
+      endedAt: undefined
     }
     this.callers.push(caller)
     return caller
@@ -571,21 +528,8 @@ class Simulation extends Simulator.Simulation<Action> {
   /** What a caller is told, and when. */
   ended(caller: Caller, exit: Exit.Exit<unknown, unknown>): void {
     this.note(`caller ${caller.id} ${Exit.isSuccess(exit) ? "succeeds" : `ends: ${Cause.pretty(exit.cause)}`}`)
-    const waited = this.world.now() - caller.startedAt - caller.held
     const longest = caller.does === "get" ? 0 : this.options.openTimeout + this.options.closeTimeout
-    this.expect(waited <= longest, `6: caller ${caller.id} waited ${waited} ms, at most ${longest} are allowed`)
-    if (Exit.isSuccess(exit)) return
-    for (const reason of exit.cause.reasons) {
-      if (Cause.isInterruptReason(reason)) {
-        this.expect(caller.isInterrupted, `9: caller ${caller.id} is interrupted by nobody`)
-      } else if (Cause.isDieReason(reason)) {
-        const planned = reason.defect instanceof Simulator.Planned ||
-          (reason.defect instanceof Error && /interrupted itself/.test(reason.defect.message))
-        this.expect(planned, `9: caller ${caller.id} dies of ${String(reason.defect)}`)
-      } else {
-        this.told(caller, reason.error)
-      }
-    }
+    this.examineEnd(caller, exit, longest)
   }
 
   told(caller: Caller, error: unknown): void {
@@ -596,9 +540,7 @@ class Simulation extends Simulator.Simulation<Action> {
     if (error instanceof OpenFailed) {
       const { session } = error
       this.expect(session.owner === caller.owner, `10: caller ${caller.id} is told of the failure of another`)
-      const isFree = session.phase === "closed" ||
-        this.world.now() - session.closingSince >= this.options.closeTimeout
-      this.expect(isFree, `4: caller ${caller.id} hears of session ${session.id} before it is free`)
+      this.expect(this.isFree(session), `4: caller ${caller.id} hears of session ${session.id} before it is free`)
     } else if (error instanceof SessionRegistry.OpenTimeout) {
       const waited = this.world.now() - caller.startedAt
       this.expect(waited >= this.options.openTimeout, `10: caller ${caller.id} gave up too early`)

@@ -6,10 +6,12 @@
  * the time and the turns that the world gives is reported.
  */
 import * as Cause from "effect/Cause"
+import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import * as Latch from "effect/Latch"
+import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import { Broken, type Dice, makeDice, makeWorld, type World } from "./world.ts"
 
@@ -104,16 +106,25 @@ export class Planned extends Error {}
 /** Whoever asks something of what is simulated. */
 export interface Caller {
   readonly id: number
+  readonly startedAt: number
   fiber: Fiber.Fiber<unknown, unknown> | undefined
   exit: Exit.Exit<unknown, unknown> | undefined
   isInterrupted: boolean
+  /** For how long it had what it asked for. */
+  held: number
 }
 
 /** What is opened, and has to be closed once. */
 export interface Opened {
   readonly id: number
+  readonly startedAt: number
+  phase: "opening" | "open" | "closing" | "closed" | "failed"
+  /** Its open has ignored, or will ignore, that it is interrupted. */
+  isStubborn: boolean
   acquired: boolean
   releases: number
+  openedAt: number
+  closingSince: number
 }
 
 /** What no event, log, error or number may ever tell. */
@@ -136,8 +147,7 @@ export abstract class Simulation<Action> {
   shutdownAt: number | undefined
   abstract readonly callers: ReadonlyArray<Caller>
   abstract readonly sessions: ReadonlyArray<Opened>
-  /** How long a shutdown may take. */
-  abstract readonly shutdownBound: number
+  abstract readonly options: { readonly closeTimeout: number; readonly drainTimeout: number }
   private shutdown: Fiber.Fiber<void> | undefined
   private broken: string | undefined
   private readonly mercy = Latch.makeUnsafe(false)
@@ -150,6 +160,8 @@ export abstract class Simulation<Action> {
 
   abstract start(): void
   abstract act(action: Action): void
+  /** What must hold of an error that a caller is told. */
+  abstract told(caller: Caller, error: unknown): void
   /** What must hold at any moment. */
   abstract examine(): void
   /** What must hold before the end, when everything that is due has run. */
@@ -176,7 +188,8 @@ export abstract class Simulation<Action> {
     }
     this.shutDown()
     this.world.run(Infinity)
-    this.world.advance(Math.max(0, this.shutdownAt! + this.shutdownBound - this.world.now()))
+    const { closeTimeout, drainTimeout } = this.options
+    this.world.advance(Math.max(0, this.shutdownAt! + drainTimeout + 2 * closeTimeout - this.world.now()))
     this.review()
     const exit = this.shutdown?.pollUnsafe()
     this.expect(exit !== undefined, "6: shutdown does not end within its bound")
@@ -217,6 +230,95 @@ export abstract class Simulation<Action> {
   stubborn(dice: Dice): Effect.Effect<void> {
     const long = this.endless(dice)
     return dice.chance(0.6) ? Effect.uninterruptible(long) : Effect.onInterrupt(Effect.sleep(10), () => long)
+  }
+
+  /** Builds the layer, which takes no time. */
+  build<A, E>(layer: Layer.Layer<A, E>): Context.Context<A> | undefined {
+    const built = this.world.fork(Layer.buildWithScope(layer, this.scope))
+    this.world.run(Infinity)
+    const exit = built.pollUnsafe()
+    if (exit !== undefined && Exit.isSuccess(exit)) return exit.value
+    this.fail(`the layer did not build: ${String(exit)}`)
+    return undefined
+  }
+
+  /** A session whose open begins now. */
+  opening(): Opened {
+    return {
+      id: this.sessions.length,
+      startedAt: this.world.now(),
+      phase: "opening",
+      isStubborn: false,
+      acquired: false,
+      releases: 0,
+      openedAt: 0,
+      closingSince: 0
+    }
+  }
+
+  /** A caller that begins now. */
+  calling(): Caller {
+    return {
+      id: this.callers.length,
+      startedAt: this.world.now(),
+      fiber: undefined,
+      exit: undefined,
+      isInterrupted: false,
+      held: 0
+    }
+  }
+
+  /** What is drawn for this session alone, so that a shorter program gives it the same fate. */
+  fateOf(session: Opened): Dice {
+    return makeDice(this.seed * 1_000 + session.id)
+  }
+
+  /** An open ignores its interruption. */
+  ignore(session: Opened, fate: Dice): Effect.Effect<void> {
+    return Effect.suspend(() => {
+      session.isStubborn = true
+      return this.stubborn(fate)
+    })
+  }
+
+  /** A session closes, which may take its time. Only `byForce`, or at the end, may it have `users` then. */
+  *closing(session: Opened, fate: Dice, users: number, byForce: boolean): Effect.fn.Return<number> {
+    session.releases++
+    this.note(`session ${session.id} closes`)
+    this.expect(session.releases === 1, `4: session ${session.id} is closed twice`)
+    const isOver = this.shutdownAt !== undefined && this.world.now() >= this.shutdownAt + this.options.drainTimeout
+    this.expect(users === 0 || byForce || isOver, `1: session ${session.id} is closed in use`)
+    session.phase = "closing"
+    session.closingSince = this.world.now()
+    const roll = fate.next()
+    if (roll < 0.3) yield* Effect.sleep(fate.pick([1, 15, 35]))
+    else if (roll < 0.38) yield* Effect.sleep(this.options.closeTimeout * 3)
+    else if (roll < 0.44) yield* this.endless(fate)
+    session.phase = "closed"
+    return roll
+  }
+
+  /** Whether what a failed session has acquired is closed, or was given up. */
+  isFree(session: Opened): boolean {
+    return session.phase === "closed" || this.world.now() - session.closingSince >= this.options.closeTimeout
+  }
+
+  /** What must hold of how a caller ends, which may wait for so long. */
+  examineEnd(caller: Caller, exit: Exit.Exit<unknown, unknown>, longest: number): void {
+    const waited = this.world.now() - caller.startedAt - caller.held
+    this.expect(waited <= longest, `6: caller ${caller.id} waited ${waited} ms, at most ${longest} are allowed`)
+    if (Exit.isSuccess(exit)) return
+    for (const reason of exit.cause.reasons) {
+      if (Cause.isInterruptReason(reason)) {
+        this.expect(caller.isInterrupted, `9: caller ${caller.id} is interrupted by nobody`)
+      } else if (Cause.isDieReason(reason)) {
+        const planned = reason.defect instanceof Planned ||
+          (reason.defect instanceof Error && /interrupted itself/.test(reason.defect.message))
+        this.expect(planned, `9: caller ${caller.id} dies of ${String(reason.defect)}`)
+      } else {
+        this.told(caller, reason.error)
+      }
+    }
   }
 
   /** Runs what the world has to run anyway, until this has its answer. */

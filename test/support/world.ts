@@ -1,12 +1,14 @@
 /**
- * A world without real time or real concurrency: a scheduler that runs the tasks of all fibers in an order drawn from a
- * seed, and a clock that moves when it is told to, and whose wall can be made to jump. A run is synchronous, and the
- * same seed is the same run.
+ * A world without real time, real concurrency or real chance: a scheduler that runs the tasks of all fibers in an order
+ * drawn from a seed, and a clock that moves when it is told to, and whose wall can be made to jump. A run is
+ * synchronous, and the same seed is the same run.
  */
 import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
+import * as Random from "effect/Random"
 import type * as Scheduler from "effect/Scheduler"
 
 export interface Dice {
@@ -76,8 +78,7 @@ const nanos = (millis: number) => BigInt(Math.floor(millis * 1e6))
 
 /**
  * @param opsBeforeYield how many operations a fiber runs before it lets others: a small number puts a suspension, and
- * so
- *   an interruption, at almost any point
+ *   so an interruption, at almost any point
  */
 export const makeWorld = (dice: Dice, opsBeforeYield: number): World => {
   const tasks: Array<() => void> = []
@@ -119,6 +120,15 @@ export const makeWorld = (dice: Dice, opsBeforeYield: number): World => {
     sleep
   }
 
+  // Dice of its own: how often the library asks changes nothing for the program.
+  const luck = makeDice(dice.below(2 ** 32))
+  const random: (typeof Random.Random)["Service"] = {
+    nextIntUnsafe: () => luck.below(Number.MAX_SAFE_INTEGER),
+    nextDoubleUnsafe: luck.next
+  }
+
+  const provided = Context.make(Clock.Clock, clock).pipe(Context.add(Random.Random, random))
+
   const run = (limit: number): void => {
     for (let i = 0; i < limit && tasks.length > 0; i++) {
       const [task] = tasks.splice(dice.below(tasks.length), 1)
@@ -133,7 +143,7 @@ export const makeWorld = (dice: Dice, opsBeforeYield: number): World => {
     jump: (millis) => {
       ahead += millis
     },
-    fork: (effect) => Effect.runFork(Effect.provideService(effect, Clock.Clock, clock), { scheduler }),
+    fork: (effect) => Effect.runFork(Effect.provide(effect, provided), { scheduler }),
     run,
     advance: (millis) => {
       // No time passes while something could run: what a fiber waits for is time, not its turn.

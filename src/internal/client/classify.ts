@@ -31,9 +31,12 @@ export const streamEnded = "STREAM_ENDED"
  * Classifies a rejection of either SDK.
  *
  * `sessionful` says that the request named a session (an `Mcp-Session-Id`, or the endpoint of an SSE stream): without
- * one, 404 means that there is no such endpoint, or no such method.
+ * one, 404 means that there is no such endpoint, or no such method. `refused` is the status that the server is known to
+ * have refused it with.
  */
-export const classify = (error: unknown, sessionful: boolean): Failure => {
+export const classify = (error: unknown, sessionful: boolean, refused?: number): Failure => {
+  // v2 makes an error of OAuth out of a 403, and says nothing of the status
+  if (refused === 401 || refused === 403) return httpFailure(refused, "", sessionful)
   const { code, data, message, name, status } = fields(error)
   const isProtocolError = name === "McpError" || name === "ProtocolError"
 
@@ -127,16 +130,26 @@ const beforeSending = codes(
   "CERT_.*|.*SELF_SIGNED_CERT.*|UNABLE_TO_.*|HOSTNAME_MISMATCH"
 )
 
-// undici says what happened in the chain of causes; the v2 SDK hides the chain's head in `data.cause`; an EventSource
-// has only its message
+/**
+ * The error and what caused it, as far as that is known. The v2 SDK keeps the cause of some in `data.cause`; of a
+ * JSON-RPC error, whose code is a number, `data` is the server's.
+ */
+export function* causesOf(error: unknown): Generator<object> {
+  let cause = error
+  for (let depth = 0; typeof cause === "object" && cause !== null && depth < 6; depth++) {
+    yield cause
+    const isLocal = typeof property(cause, "code") !== "number"
+    cause = property(cause, "cause") ?? (isLocal ? property(property(cause, "data"), "cause") : undefined)
+  }
+}
+
+// undici says what happened in the chain of causes; an EventSource has only its message
 const networkCode = (error: unknown, name: string, message: string): string | undefined => {
   let isFetch = false
-  for (let cause = error, depth = 0; cause !== undefined && cause !== null && depth < 6; depth++) {
-    const { code, data, ...found } = fields(cause)
+  for (const cause of causesOf(error)) {
+    const { code, ...found } = fields(cause)
     if (typeof code === "string" && (networkCodes.test(code) || isFetch)) return code
     isFetch ||= found.name === "TypeError" && /fetch failed|terminated/.test(found.message)
-    const isLocal = typeof code !== "number"
-    cause = property(cause, "cause") ?? (isLocal ? property(data, "cause") : undefined)
   }
   if (isFetch) return "FETCH_FAILED"
   if (name === "SseError" && httpStatus(fields(error).code, "") === undefined) {

@@ -13,6 +13,7 @@ import type {
   Root
 } from "@modelcontextprotocol/sdk/types.js"
 import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
@@ -37,6 +38,7 @@ import * as Secrets from "../secrets.ts"
 import { version } from "../version.ts"
 import * as Fetch from "./fetch.ts"
 import * as ConnectorOptions from "./options.ts"
+import * as Refusals from "./refusals.ts"
 import type { ClientLike, MessageLike, TransportLike } from "./sdk.ts"
 import type { OpenOptions, OpenTransport } from "./session.ts"
 import * as Stdio from "./stdio.ts"
@@ -225,8 +227,13 @@ const http = <R>(
       const onForwarded = (scheme: CredentialScheme | undefined) => void (forwarded = scheme)
       return Effect.gen(function*() {
         const runPromise = Effect.runPromiseWith(yield* Effect.context<never>())
-        const { attach, fetch, streamFailure } = Fetch.make({
+        const clock = yield* Clock.Clock
+        const refusals = Refusals.make({
           fetch: holding(options.fetch ?? globalFetch, scrub),
+          now: () => clock.currentTimeMillisUnsafe()
+        })
+        const { attach, fetch, streamFailure } = Fetch.make({
+          fetch: refusals.fetch,
           headers: yield* headersOf(options, options.name ?? url.host, identity, handle, scrub, onForwarded),
           pause: () => runPromise(Effect.sleep("100 millis")),
           isStreamSession
@@ -234,7 +241,8 @@ const http = <R>(
         const transport = transportTo(url, { fetch })
         return {
           transport,
-          attach,
+          attach: (wire) => ({ ...attach(wire), onFailed: refusals.onFailed }),
+          refusalOf: refusals.of,
           ...(isStreamSession ? { failure: streamFailure } : {}),
           sessionful: isStreamSession,
           forwarded: () => forwarded,

@@ -1,13 +1,13 @@
 /**
  * What a rejection of either SDK is to a caller: classified, and without secrets.
  */
-import * as Predicate from "effect/Predicate"
 import type { CredentialScheme } from "../../Identity.ts"
 import {
   Forbidden,
   HttpFailure,
   McpSessionError,
   type McpSessionErrorReason,
+  PreparationFailed,
   ProtocolFailure,
   RequestTimeout,
   SessionClosed,
@@ -16,14 +16,15 @@ import {
   Unreachable
 } from "../../McpSessionError.ts"
 import type { Scrub } from "../scrub.ts"
-import { classify } from "./classify.ts"
+import { causesOf, classify } from "./classify.ts"
+import type { Refusal } from "./refusals.ts"
 
 /**
  * The reason, or a connector's own error, raised inside of the SDK: that comes through as it is.
  */
 export const reasonOf = (
   error: unknown,
-  { forwarded, isUnsent = false, scrub, sessionful }: {
+  { forwarded, isUnsent = false, refusal, scrub, sessionful }: {
     /** The session is known by something: a server that does not know it has forgotten it. */
     readonly sessionful: boolean
     readonly scrub: Scrub
@@ -31,25 +32,34 @@ export const reasonOf = (
     readonly isUnsent?: boolean
     /** The scheme of the caller's own credentials, if those were sent. */
     readonly forwarded?: CredentialScheme | undefined
+    /** What the server said besides. */
+    readonly refusal?: Refusal | undefined
   }
 ): McpSessionErrorReason | McpSessionError => {
   const own = ownError(error)
-  if (own !== undefined) return own.reason._tag === "PreparationFailed" ? own.reason : own
-  const classified = classify(error, sessionful)
-  const failure = isUnsent ? { ...classified, requestSent: false } : classified
+  // Redirected, it has been somewhere before
+  const isSent = refusal?.isRedirected === true
+  if (own !== undefined) {
+    const { reason } = own
+    if (reason._tag !== "PreparationFailed") return own
+    return isSent ? new PreparationFailed({ ...reason, requestSent: true }) : reason
+  }
+  const classified = classify(error, sessionful, refusal?.status)
+  const failure = isUnsent || isSent ? { ...classified, requestSent: isSent } : classified
+  const said = saidOf(refusal, scrub)
   switch (failure._tag) {
     case "SessionClosed":
       return new SessionClosed(failure)
     case "SessionExpired":
-      return new SessionExpired(failure)
+      return new SessionExpired({ ...failure, refused: refusal?.isUnread ?? true })
     case "Unauthorized":
-      return new Unauthorized({ ...failure, ...(forwarded === undefined ? {} : { forwarded }) })
+      return new Unauthorized({ ...failure, ...said, ...(forwarded === undefined ? {} : { forwarded }) })
     case "Forbidden":
-      return new Forbidden({ ...failure, ...(forwarded === undefined ? {} : { forwarded }) })
+      return new Forbidden({ ...failure, ...said, ...(forwarded === undefined ? {} : { forwarded }) })
     case "RequestTimeout":
       return new RequestTimeout(failure)
     case "HttpFailure":
-      return new HttpFailure(failure)
+      return new HttpFailure({ ...failure, ...said })
     case "Unreachable":
       return new Unreachable(failure)
     case "ProtocolFailure":
@@ -61,17 +71,17 @@ export const reasonOf = (
   }
 }
 
+// What an upstream says is quoted, and never believed: it may say of a secret that it is a realm
+const saidOf = (refusal: Refusal | undefined, scrub: Scrub): Pick<Unauthorized, "challenges" | "retryAfter"> => {
+  const { challenges = [], retryAfter } = refusal ?? {}
+  return {
+    ...(retryAfter === undefined ? {} : { retryAfter }),
+    ...(challenges.length === 0 ? {} : { challenges: scrub.data(challenges) as typeof challenges })
+  }
+}
+
 // v2 wraps what a probe fails with
 const ownError = (error: unknown): McpSessionError | undefined => {
-  let found = error
-  for (let depth = 0; depth < 4; depth++) {
-    if (found instanceof McpSessionError) return found
-    if (!Predicate.hasProperty(found, "cause") && !Predicate.hasProperty(found, "data")) return undefined
-    found = Predicate.hasProperty(found, "cause") && found.cause !== undefined
-      ? found.cause
-      : Predicate.hasProperty(found, "data") && Predicate.hasProperty(found.data, "cause")
-      ? found.data.cause
-      : undefined
-  }
+  for (const cause of causesOf(error)) if (cause instanceof McpSessionError) return cause
   return undefined
 }

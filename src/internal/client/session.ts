@@ -18,6 +18,7 @@ import * as Calls from "./calls.ts"
 import * as Lists from "./lists.ts"
 import * as Liveness from "./liveness.ts"
 import { reasonOf } from "./reasons.ts"
+import type { Refusal } from "./refusals.ts"
 import * as Sdk from "./sdk.ts"
 import * as Wire from "./wire.ts"
 
@@ -46,6 +47,8 @@ export interface OpenTransport {
   readonly pid?: number | undefined
   /** Ends the session on the server; tried for two seconds when the session is closed. */
   readonly terminate?: (() => Promise<void>) | undefined
+  /** What the server said when it refused a request, told by the error that it failed with. */
+  readonly refusalOf?: ((error: unknown) => Refusal | undefined) | undefined
   /** Why it could not connect, where its own error does not say so. */
   readonly failure?: (() => unknown) | undefined
   /** The scheme of the caller's own credentials, if those went out with the latest request. */
@@ -107,7 +110,12 @@ const connect = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(options
         const ending = opened.ending?.()
         resume(Effect.fail(
           ending === undefined
-            ? reasonOf(opened.failure?.() ?? error, { sessionful: false, scrub, forwarded: opened.forwarded?.() })
+            ? reasonOf(opened.failure?.() ?? error, {
+              sessionful: false,
+              scrub,
+              forwarded: opened.forwarded?.(),
+              refusal: opened.refusalOf?.(error)
+            })
             // A server that has exited before it was connected has run nothing
             : new SessionClosed({ ...ending, requestSent: ending.detail !== undefined })
         ))
@@ -145,7 +153,8 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(
     reasonOf(error, {
       sessionful: opened.sessionful === true || wire.sessionId !== undefined,
       scrub,
-      forwarded: opened.forwarded?.()
+      forwarded: opened.forwarded?.(),
+      refusal: opened.refusalOf?.(error)
     })
   const calls = Calls.make({
     wire,
@@ -184,7 +193,7 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(
         isExpired = true
         runFork(retire("died"))
       }
-      return reason._tag === "SessionExpired" || !reason.requestSent
+      return reason._tag === "SessionExpired" ? reason.refused : !reason.requestSent
     },
     onError: (error) => runFork(Effect.logDebug(`"${server}": ${scrub(error.message).slice(0, 500)}`)),
     // What has changed meanwhile would not be told

@@ -49,6 +49,8 @@ export interface Listener {
   readonly onError?: (error: Error) => void
   readonly onDeaf?: () => void
   readonly onNotification?: (notification: MessageLike) => void
+  /** `message` could not be sent. Comes before anybody else hears of it. */
+  readonly onFailed?: (error: unknown, message: unknown) => void
   /** Something could not be sent. True if it was certainly not run. */
   readonly onUnsent?: (error: unknown) => boolean
   /** The transport has sent `id` and read what was there to be read at once, or has failed to. */
@@ -89,6 +91,12 @@ export const make = (inner: TransportLike): Wire => {
     wire.listener.onUnsent?.(error) === true ? Sent.refused(sent, message) : Sent.settled(sent, message)
 
   const refuse = (id: RequestId, error: ErrorLike = ended) => receive({ jsonrpc: "2.0", id, error })
+
+  const send = (message: MessageLike, options: SendOptionsLike | undefined) =>
+    inner.send(message as never, options).catch((error: unknown) => {
+      wire.listener.onFailed?.(error, message)
+      throw error
+    })
 
   const end = () => {
     if (closed) return
@@ -142,7 +150,7 @@ export const make = (inner: TransportLike): Wire => {
       if (ids.length > 0) return ask(message, ids, options)
       const given = message.method === "notifications/cancelled" ? message.params?.requestId : undefined
       if (isRequestId(given)) return cancel(message, given, options)
-      return isReply(message) ? inner.send(message as never, options) : notify(message, options)
+      return isReply(message) ? send(message, options) : notify(message, options)
     }
   }
 
@@ -154,7 +162,7 @@ export const make = (inner: TransportLike): Wire => {
     const number = Sent.leave(sent)
     for (const id of ids) awaited.set(String(id), number)
     try {
-      await inner.send(message as never, resumable(wire, ids[0]!, options))
+      await send(message, resumable(wire, ids[0]!, options))
     } catch (error) {
       unsent(number, error)
       for (const id of ids) {
@@ -172,7 +180,7 @@ export const make = (inner: TransportLike): Wire => {
     if (cancelled.size > maxCancelled) cancelled.delete(cancelled.values().next().value!)
     // Then only is the request let go of: one that is cut off on its way may come after its cancel, and run
     try {
-      return await inner.send(message as never, options)
+      return await send(message, options)
     } finally {
       wire.listener.onCancelled?.(id)
     }
@@ -181,7 +189,7 @@ export const make = (inner: TransportLike): Wire => {
   const notify = async (message: MessageLike, options: SendOptionsLike | undefined) => {
     const number = Sent.leave(sent)
     try {
-      await inner.send(message as never, options)
+      await send(message, options)
       Sent.settled(sent, number)
     } catch (error) {
       unsent(number, error)

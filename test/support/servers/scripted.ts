@@ -23,7 +23,10 @@ export interface Scripted {
   readonly received: ReadonlyArray<string>
   /** Requests whose answer has not ended. */
   readonly open: () => number
-  /** How what is received under this name is answered from now on. Anything else is answered at once. */
+  /**
+   * How what is received under this name is answered from now on, `initialize` and `notifications/initialized` too.
+   * Anything else is answered at once.
+   */
   readonly on: (name: string, answer: Answer) => void
   /** The answer to GET: 405 unless it is set. */
   readonly onGet: (answer: (response: ServerResponse, request: IncomingMessage) => void) => void
@@ -61,6 +64,8 @@ export const start = ({ create = createServer, era = "2025-11-25" }: Options = {
       const body = JSON.parse(Buffer.concat(chunks).toString()) as Received | ReadonlyArray<Received>
       const messages = Array.isArray(body) ? body as ReadonlyArray<Received> : [body as Received]
       const message = messages[0]!
+      const handshake = answers.get(message.method)
+      if (handshake !== undefined && isHandshake.has(message.method)) return handshake(response, message, request)
       switch (message.method) {
         case "initialize":
           response.setHeader("mcp-session-id", "scripted")
@@ -114,6 +119,8 @@ export const start = ({ create = createServer, era = "2025-11-25" }: Options = {
       }
     }
   })
+
+const isHandshake: ReadonlySet<string> = new Set(["initialize", "notifications/initialized"])
 
 const noStream: (response: ServerResponse, request: IncomingMessage) => void = (response) =>
   void response.writeHead(405).end()

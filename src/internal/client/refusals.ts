@@ -1,0 +1,141 @@
+/**
+ * What an HTTP server says when it refuses a request, and what the SDKs keep to themselves: when to come back, which
+ * credentials it asks for, whether this very request was answered, and whether another server had it before.
+ *
+ * It stands around `fetch`, and knows a request by its body, so that whatever the SDK throws for it can be told apart.
+ */
+import * as Duration from "effect/Duration"
+import type { FetchLike } from "../../Connector.ts"
+import type { Challenge } from "../../McpSessionError.ts"
+import * as Challenges from "./challenges.ts"
+import { causesOf } from "./classify.ts"
+import type { MessageLike } from "./sdk.ts"
+import { requestIds } from "./wire.ts"
+
+export interface Refusal {
+  readonly status: number
+  readonly retryAfter: Duration.Duration | undefined
+  readonly challenges: ReadonlyArray<Challenge>
+  /**
+   * Whether nothing of the request can have run, if the server says that it does not know the session. Not so when the
+   * answer has the request's own id, for it was read; nor when another server had sent it here.
+   */
+  readonly isUnread: boolean
+  readonly isRedirected: boolean
+}
+
+export interface Refusals {
+  readonly fetch: FetchLike
+  /** `error` is what became of sending `message`. */
+  readonly onFailed: (error: unknown, message: unknown) => void
+  /** What was said about the request that has failed with `error`. */
+  readonly of: (error: unknown) => Refusal | undefined
+}
+
+// The SDKs quote all of it in their errors, and it may never end
+const maxBody = 64 * 1024
+
+export const make = (
+  { fetch, now }: { readonly fetch: FetchLike; readonly now: () => number }
+): Refusals => {
+  /** By their body: those that were refused or redirected, until the SDK has said so. */
+  const pending = new Map<string, Refusal>()
+  const refusals = new WeakMap<object, Refusal>()
+
+  const retryAfterOf = ({ headers }: Response): Duration.Duration | undefined => {
+    const text = headers.get("retry-after")?.trim() ?? ""
+    if (/^\d{1,10}$/.test(text)) return Duration.seconds(Number(text))
+    // RFC 9110 section 10.2.3: seconds, or a date. It is the server's clock that this one is by.
+    const isDate = /^[A-Z][a-z]+, ?\d/.test(text)
+    const until = isDate ? Date.parse(text) : NaN
+    if (Number.isNaN(until)) return undefined
+    const said = Date.parse(headers.get("date") ?? "")
+    return Duration.millis(Math.max(0, until - (Number.isNaN(said) ? now() : said)))
+  }
+
+  const wrapped: FetchLike = async (url, init) => {
+    const body = init?.method === "POST" && typeof init.body === "string" ? init.body : undefined
+    const isSentOn = body !== undefined && pending.has(body)
+    const response = await fetch(url, init)
+    if (response.status < 300) {
+      if (body !== undefined) pending.delete(body)
+      return response
+    }
+    const isRedirected = isSentOn || response.redirected || response.status < 400
+    const refused = (isUnread: boolean) => {
+      if (body === undefined) return
+      pending.set(body, {
+        status: response.status,
+        retryAfter: retryAfterOf(response),
+        challenges: Challenges.parse(response.headers.get("www-authenticate") ?? ""),
+        isUnread: isUnread && !isRedirected,
+        isRedirected
+      })
+    }
+    if (response.status < 400) {
+      refused(false)
+      return response
+    }
+    const { isWhole, text } = await read(response, init?.signal)
+    refused(isWhole && (body === undefined || !names(text, body)))
+    return withText(response, text)
+  }
+
+  return {
+    fetch: wrapped,
+    onFailed: (error, message) => {
+      if (pending.size === 0) return
+      const body = JSON.stringify(message)
+      const refusal = pending.get(body)
+      pending.delete(body)
+      if (refusal !== undefined && typeof error === "object" && error !== null) refusals.set(error, refusal)
+    },
+    of: (error) => {
+      for (const cause of causesOf(error)) {
+        const refusal = refusals.get(cause)
+        if (refusal !== undefined) return refusal
+      }
+      return undefined
+    }
+  }
+}
+
+/**
+ * As much of a body as is wanted. One that breaks off is as long as it is, unless it was broken off here.
+ */
+const read = async (
+  { body }: Response,
+  signal: AbortSignal | null | undefined
+): Promise<{ readonly text: string; readonly isWhole: boolean }> => {
+  const chunks: Array<Uint8Array> = []
+  let left = maxBody
+  let isWhole = true
+  try {
+    for await (const chunk of body ?? []) {
+      chunks.push(chunk.subarray(0, left))
+      left -= chunk.length
+      if (left > 0) continue
+      isWhole = false
+      break
+    }
+  } catch (error) {
+    if (signal?.aborted === true) throw error
+    isWhole = false
+  }
+  return { text: Buffer.concat(chunks).toString(), isWhole }
+}
+
+const withText = ({ headers, redirected, status, statusText, url }: Response, text: string): Response =>
+  Object.defineProperties(new Response(text, { headers, status, statusText }), {
+    redirected: { value: redirected },
+    url: { value: url }
+  })
+
+/** Whether the answer has the id of a request in `body`. By its text: the SDK takes "1" for an answer to 1. */
+const names = (text: string, body: string): boolean => {
+  const ids = new Set(requestIds(JSON.parse(body) as MessageLike).map(String))
+  for (const [, id] of text.matchAll(/"id"\s*:\s*("(?:[^"\\]|\\.)*"|[-+.\w]+)/g)) {
+    if (ids.has(id!.replace(/^"(.*)"$/s, "$1"))) return true
+  }
+  return false
+}
