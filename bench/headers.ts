@@ -59,9 +59,13 @@ const headers = (kind: keyof typeof requests, count: number) =>
       {
         name: peer,
         ops,
-        run: async () => {
-          for (let i = 0; i < ops; i++) await manager.get(all[i % count]!)
-        }
+        // One after the other, as cheaply as that goes
+        run: () =>
+          new Promise<void>((resolve) => {
+            let i = 0
+            const next = () => i < ops ? void manager.get(all[i++ % count]!).then(next) : resolve()
+            next()
+          })
       },
       { name, ops, run: () => run(repeat(ops, hit)) }
     ])

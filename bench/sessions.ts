@@ -63,13 +63,12 @@ const bytes = <E, R>(open: Effect.Effect<() => unknown, E, R>) =>
   })
 
 const bareServers = Effect.promise(async () => {
-  const servers: Array<Server> = []
-  for (let i = 0; i < count; i++) {
+  const servers = await Promise.all(Array.from({ length: count }, async (): Promise<Server> => {
     const [, theirs] = InMemoryTransport.createLinkedPair()
     const server = makeServer()
     await server.connect(theirs)
-    servers.push(server)
-  }
+    return server
+  }))
   return () => servers
 })
 
@@ -109,6 +108,9 @@ const hosted = Effect.gen(function*() {
   return () => handler
 })
 
+const show = (name: string, figure: number, note = "") =>
+  print(`  ${name.padEnd(44)} ${figure.toFixed(0).padStart(6)} bytes${note}`)
+
 /** The server of the SDK is the user's own: what a session takes beyond it is ours, and that of the SDK's client. */
 export const main = Effect.gen(function*() {
   const sides = {
@@ -121,9 +123,6 @@ export const main = Effect.gen(function*() {
   for (let round = 0; round < 3; round++) {
     for (const name of Object.keys(sides) as Array<keyof typeof sides>) samples[name].push(yield* sides[name])
   }
-  const show = (name: string, figure: number, note = "") =>
-    print(`  ${name.padEnd(44)} ${figure.toFixed(0).padStart(6)} bytes${note}`)
-
   print(`\nMemory of a session that was used, of ${count.toLocaleString("en")}`)
   const [server, inPool, bare, inHost] = [samples.server, samples.pooled, samples.bare, samples.hosted].map(median)
   show("the SDK's server, in process", server!)

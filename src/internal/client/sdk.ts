@@ -12,6 +12,8 @@ export interface CallOptionsLike {
   readonly signal: AbortSignal
   readonly timeout: number
   readonly onprogress?: (progress: ProgressLike) => void
+  /** Says on whose behalf the call is made: see `sent.ts`. */
+  readonly onresumptiontoken?: (token: string) => void
 }
 
 export interface ProgressLike {
