@@ -6,9 +6,9 @@
  *                 '------> answered, given up, lost   may have run
  *
  * A message is counted for the lease within which it was sent, and for those around that. The fiber's context tells
- * which one that is, and the options of a call carry it to the wire, past whatever the SDK awaits in between. What comes
- * to the wire without, because somebody used the SDK's client by itself, may be anybody's: it counts for each lease that
- * the session has meanwhile.
+ * which one that is, and the options of a call carry it to the wire, past whatever the SDK awaits in between. What
+ * comes to the wire without, because somebody used the SDK's client by itself, may be anybody's: it counts for each
+ * lease that the session has meanwhile.
  */
 import * as Context from "effect/Context"
 
@@ -161,14 +161,11 @@ type Carried = (token: string) => void
 
 const senders = new WeakMap<Carried, Sender>()
 
-/** The option of a call that says on whose behalf it is made. */
-export const carry = (sender: Sender): Carried => {
-  const carried: Carried = doNothing.bind(undefined)
+/** Makes an option of a call say on whose behalf it is made. */
+export const carry = <F extends Carried>(carried: F, sender: Sender): F => {
   senders.set(carried, sender)
   return carried
 }
-
-const doNothing = () => undefined
 
 /** On whose behalf a message is sent, if the option has come with it. */
 export const carriedBy = (carried: Carried | undefined): Sender | undefined =>

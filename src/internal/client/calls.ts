@@ -20,6 +20,7 @@ import {
 } from "../../McpSessionError.ts"
 import * as Sent from "../sent.ts"
 import * as Sdk from "./sdk.ts"
+import * as Spans from "./spans.ts"
 import type { Wire } from "./wire.ts"
 
 /** Asks something of the SDK's client. */
@@ -87,6 +88,7 @@ export const make = ({ closed, isOpen, reasonOf, server, timeout: defaultTimeout
         signal: controller.signal,
         timeout: Sdk.noTimeout,
         onresumptiontoken: Sent.carry(
+          Spans.carrier(),
           sender ?? Sent.senderWithin(Context.get(Fiber.getCurrent()!.context, Sent.CurrentLease))
         )
       }

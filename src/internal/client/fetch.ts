@@ -11,6 +11,7 @@
  */
 import type { FetchLike } from "../../Connector.ts"
 import type { MessageLike } from "./sdk.ts"
+import * as Spans from "./spans.ts"
 import { type Listener, type RequestId, requestIds, type Wire } from "./wire.ts"
 
 export interface Http {
@@ -145,8 +146,11 @@ export const make = (options: Options): Http => {
         if (!reserved.has(name.toLowerCase())) headers.set(name, value)
       }
       const request = { ...init, headers }
+      const messages = messagesIn(init.body)
+      const traceparent = messages === undefined ? undefined : Spans.traceparentIn(messages)
+      if (traceparent !== undefined) headers.set("traceparent", traceparent)
       if (init.method === "POST" && !options.isStreamSession) {
-        const ids = requestIdsOf(init.body)
+        const ids = messages === undefined ? [] : requestIds(messages)
         return ids.length > 0 ? post(url, request, ids) : discarded(await options.fetch(url, request))
       }
       if (init.method !== undefined && init.method !== "GET") return options.fetch(url, request)
@@ -303,8 +307,5 @@ const discarded = (response: Response): Response => {
 const withBody = (response: Response, body: ReadableStream<Uint8Array>): Response =>
   Object.defineProperty(response, "body", { value: body })
 
-const requestIdsOf = (body: RequestInit["body"]): ReadonlyArray<RequestId> => {
-  if (typeof body !== "string") return []
-  const messages = JSON.parse(body) as MessageLike | ReadonlyArray<MessageLike>
-  return requestIds(messages)
-}
+const messagesIn = (body: RequestInit["body"]): MessageLike | ReadonlyArray<MessageLike> | undefined =>
+  typeof body === "string" ? JSON.parse(body) as MessageLike | ReadonlyArray<MessageLike> : undefined

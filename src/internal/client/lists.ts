@@ -21,6 +21,13 @@ export const methods = {
   prompts: "listPrompts"
 } as const
 
+export const requests = {
+  tools: "tools/list",
+  resources: "resources/list",
+  resourceTemplates: "resources/templates/list",
+  prompts: "prompts/list"
+} as const
+
 export interface Lists {
   /** All pages as one: the first page's other fields, and every page's items. */
   readonly get: (kind: Kind) => Effect.Effect<unknown, McpSessionError>

@@ -12,7 +12,7 @@ export interface CallOptionsLike {
   readonly signal: AbortSignal
   readonly timeout: number
   readonly onprogress?: (progress: ProgressLike) => void
-  /** Says on whose behalf the call is made: see `sent.ts`. */
+  /** Also what a request is known by on its way to the transport: see `spans.ts` and `sent.ts`. */
   readonly onresumptiontoken?: (token: string) => void
 }
 
@@ -53,7 +53,7 @@ export interface ClientLike {
 export interface MessageLike {
   readonly id?: string | number | undefined
   readonly method?: string | undefined
-  readonly params?: { readonly requestId?: unknown } | undefined
+  readonly params?: { readonly requestId?: unknown; readonly _meta?: Readonly<Record<string, unknown>> } | undefined
 }
 
 /**

@@ -14,12 +14,14 @@ import type { CallOptions, McpSession, ProgressOptions } from "../../McpSession.
 import { McpSessionError, type McpSessionErrorReason, RequestTimeout, SessionClosed } from "../../McpSessionError.ts"
 import type { Scrub } from "../scrub.ts"
 import { TypeId } from "../sent.ts"
+import type { Attributes } from "../spans.ts"
 import * as Calls from "./calls.ts"
 import * as Lists from "./lists.ts"
 import * as Liveness from "./liveness.ts"
 import { reasonOf } from "./reasons.ts"
 import type { Refusal } from "./refusals.ts"
 import * as Sdk from "./sdk.ts"
+import * as Spans from "./spans.ts"
 import * as Wire from "./wire.ts"
 
 /**
@@ -57,6 +59,8 @@ export interface OpenTransport {
   readonly ending?: (() => Ending | undefined) | undefined
   /** Hears what happens on the wire. */
   readonly attach?: ((wire: Wire.Wire) => Wire.Listener) | undefined
+  /** How the server is reached, in the words of OpenTelemetry's conventions. */
+  readonly network?: Attributes | undefined
   /** The session is known by something other than the transport's `sessionId`. */
   readonly sessionful?: boolean | undefined
 }
@@ -79,15 +83,14 @@ export const open = <C extends Sdk.ClientLike, R = never>(
         duration: options.connectTimeout ?? Duration.infinity,
         orElse: () => Effect.fail(new RequestTimeout({ requestSent: true }))
       }),
-      Effect.mapError((reason) =>
-        reason._tag === "McpSessionError"
-          ? reason
-          : new McpSessionError({ reason, method: "connect", server: options.server })
-      ),
+      Effect.mapError((reason) => toError(reason, options.server)),
       Scope.provide(scope),
       Effect.onExit((exit) => Exit.isFailure(exit) ? Scope.close(scope, exit) : Effect.void)
     )
   })
+
+const toError = (reason: McpSessionErrorReason | McpSessionError, server: string): McpSessionError =>
+  reason._tag === "McpSessionError" ? reason : new McpSessionError({ reason, method: "connect", server })
 
 const connect = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(options: OpenOptions<C, R>) {
   const { scrub } = options
@@ -99,8 +102,15 @@ const connect = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(options
   const listener = opened.attach?.(wire) ?? {}
   wire.listener = listener
   const client = options.client()
-  const session = yield* make(options, opened, client, wire, listener)
-  yield* Effect.callback<void, McpSessionError | McpSessionErrorReason>((resume) => {
+  const traced = Spans.make({
+    server: options.server,
+    network: opened.network,
+    protocolVersion: () => wire.protocolVersion,
+    scrub
+  })
+  const session = yield* make(options, opened, client, wire, listener, traced)
+  const connected = Effect.callback<void, McpSessionError | McpSessionErrorReason>((resume) => {
+    wire.trace = Spans.currentTrace()
     // This may never settle, and nothing waits for it: closing the scope closes the transport. There is no signal to
     // abort, because that sends a cancel (2025-11-25, basic/utilities/cancellation: `initialize` MUST NOT be
     // cancelled).
@@ -122,6 +132,12 @@ const connect = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(options
       }
     )
   })
+  yield* traced(
+    "initialize",
+    { method: "initialize" },
+    Effect.mapError(connected, (reason) => toError(reason, options.server))
+  )
+  wire.trace = undefined
   return session()
 })
 
@@ -133,7 +149,8 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(
   opened: OpenTransport,
   client: C,
   wire: Wire.Wire,
-  listener: Wire.Listener
+  listener: Wire.Listener,
+  traced: Spans.Traced
 ) {
   const scope = yield* Effect.scope
   const runFork = Effect.runForkWith(yield* Effect.context<never>())
@@ -171,7 +188,7 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(
     scope
   })
   const lists = Lists.make({
-    runFork,
+    runFork: (effect) => runFork(Spans.underCurrent(effect)),
     page: (kind, params, sender) =>
       calls.attempt(Lists.methods[kind], (o) => client[Lists.methods[kind]](params, o), { sender }),
     sent: wire.sent,
@@ -238,7 +255,7 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(
       [TypeId]: wire.sent,
       ...facts,
       client,
-      ...operations(client, calls, watch, lists),
+      ...operations(client, calls, watch, lists, traced),
       notifications: Stream.fromPubSub(notifications)
     } satisfies McpSession<C> as McpSession<C>
   }
@@ -248,31 +265,75 @@ const operations = <C extends Sdk.ClientLike>(
   client: C,
   calls: Calls.Calls,
   watch: Liveness.Watch,
-  lists: Lists.Lists
+  lists: Lists.Lists,
+  traced: Spans.Traced
 ) => {
-  const call = <A>(method: string, ask: Calls.Ask<unknown>, options: ProgressOptions | undefined) =>
-    watch(calls.call(method, ask, options)) as Effect.Effect<A, McpSessionError>
+  const call = <A>(
+    operation: string,
+    target: Spans.Target,
+    ask: Calls.Ask<unknown>,
+    options: ProgressOptions | undefined
+  ) => traced(operation, target, watch(calls.call(operation, ask, options))) as Effect.Effect<A, McpSessionError>
 
   const list = <A>(kind: Lists.Kind, options: CallOptions | undefined) =>
-    watch(calls.within(Lists.methods[kind], lists.get(kind), options?.timeout)) as Effect.Effect<A, McpSessionError>
+    traced(
+      Lists.methods[kind],
+      { method: Lists.requests[kind] },
+      watch(calls.within(Lists.methods[kind], lists.get(kind), options?.timeout))
+    ) as Effect.Effect<A, McpSessionError>
 
   return {
-    callTool: (params, options) => call("callTool", (o) => Sdk.callTool(client, params, o), options),
+    callTool: (params, options) =>
+      call(
+        "callTool",
+        { method: "tools/call", tool: params },
+        (o) => Sdk.callTool(client, params, o),
+        options
+      ),
     listTools: (options) => list("tools", options),
     listResources: (options) => list("resources", options),
     listResourceTemplates: (options) => list("resourceTemplates", options),
     listPrompts: (options) => list("prompts", options),
-    readResource: (params, options) => call("readResource", (o) => client.readResource(params, o), options),
-    getPrompt: (params, options) => call("getPrompt", (o) => client.getPrompt(params, o), options),
-    complete: (params, options) => call("complete", (o) => client.complete(params as never, o), options),
+    readResource: (params, options) =>
+      call(
+        "readResource",
+        { method: "resources/read", resource: params },
+        (o) => client.readResource(params, o),
+        options
+      ),
+    getPrompt: (params, options) =>
+      call("getPrompt", { method: "prompts/get", prompt: params }, (o) => client.getPrompt(params, o), options),
+    complete: (params, options) =>
+      call("complete", { method: "completion/complete" }, (o) => client.complete(params as never, o), options),
     setLoggingLevel: (level, options) =>
-      Effect.asVoid(call("setLoggingLevel", (o) => client.setLoggingLevel(level as never, o), options)),
+      Effect.asVoid(
+        call(
+          "setLoggingLevel",
+          { method: "logging/setLevel" },
+          (o) => client.setLoggingLevel(level as never, o),
+          options
+        )
+      ),
     subscribeResource: (params, options) =>
-      Effect.asVoid(call("subscribeResource", (o) => client.subscribeResource(params, o), options)),
+      Effect.asVoid(
+        call(
+          "subscribeResource",
+          { method: "resources/subscribe", resource: params },
+          (o) => client.subscribeResource(params, o),
+          options
+        )
+      ),
     unsubscribeResource: (params, options) =>
-      Effect.asVoid(call("unsubscribeResource", (o) => client.unsubscribeResource(params, o), options)),
-    ping: (options) => Effect.asVoid(call("ping", (o) => Sdk.probe(client, o), options)),
-    request: (f, options) => call("request", (o) => f(client, o), options)
+      Effect.asVoid(
+        call(
+          "unsubscribeResource",
+          { method: "resources/unsubscribe", resource: params },
+          (o) => client.unsubscribeResource(params, o),
+          options
+        )
+      ),
+    ping: (options) => Effect.asVoid(call("ping", { method: "ping" }, (o) => Sdk.probe(client, o), options)),
+    request: (f, options) => call("request", {}, (o) => f(client, o), options)
   } satisfies Partial<McpSession<C>>
 }
 

@@ -14,6 +14,7 @@
 import * as Sent from "../sent.ts"
 import { streamEnded } from "./classify.ts"
 import type { MessageLike, SendOptionsLike, TransportLike } from "./sdk.ts"
+import * as Spans from "./spans.ts"
 
 export type RequestId = string | number
 
@@ -35,6 +36,8 @@ export interface Wire extends TransportLike {
   readonly sent: Sent.Sent
   isDeaf: boolean
   listener: Listener
+  /** Of what is sent now and belongs to no call. */
+  trace: Spans.Trace | undefined
 }
 
 interface ErrorLike {
@@ -110,6 +113,7 @@ export const make = (inner: TransportLike): Wire => {
     isDeaf: false,
     sent,
     listener: {},
+    trace: undefined,
     ...(inner.hasPerRequestStream === undefined ? {} : { hasPerRequestStream: inner.hasPerRequestStream }),
     // By these two v2 knows a child process: a server that is silent on its probe is then one of the older kind
     ...(inner.pid === undefined ? {} : { pid: inner.pid, stderr: null }),
@@ -144,8 +148,9 @@ export const make = (inner: TransportLike): Wire => {
       protocolVersion = version
       inner.setProtocolVersion?.(version)
     },
-    send: async (message: MessageLike, options) => {
+    send: async (untraced: MessageLike, options) => {
       if (closed) throw new Error("Not connected")
+      const message = Spans.traced(untraced, Spans.carried(options?.onresumptiontoken) ?? wire.trace)
       const ids = requestIds(message)
       if (ids.length > 0) return ask(message, ids, options)
       const given = message.method === "notifications/cancelled" ? message.params?.requestId : undefined

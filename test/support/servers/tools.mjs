@@ -50,6 +50,12 @@ const tools = (calls) => ({
       return text("done")
     }
   },
+  // The trace that its request belongs to, as the message says and as the HTTP request does
+  trace: {
+    inputSchema: schema({}),
+    run: (_, { _meta, requestInfo }) =>
+      text(JSON.stringify({ meta: _meta?.traceparent, header: requestInfo?.headers.traceparent }))
+  },
   cancelled: {
     inputSchema: schema({}),
     run: () => text(calls.cancelled)

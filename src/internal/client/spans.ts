@@ -1,0 +1,173 @@
+/**
+ * The client spans of a session: one a call, by OpenTelemetry's conventions for MCP, and a `traceparent` in what the
+ * call sends.
+ *
+ * https://github.com/open-telemetry/semantic-conventions-genai/blob/main/docs/gen-ai/mcp.md
+ *
+ * Which message belongs to which call is known by a function that the SDKs hand through to the transport, whatever they
+ * do with a request before it is sent: `onresumptiontoken`.
+ *
+ * A session's id opens the session to whoever has it, so it is in no span.
+ */
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Tracer from "effect/Tracer"
+import { McpSessionError, type McpSessionErrorReason } from "../../McpSessionError.ts"
+import type { Scrub } from "../scrub.ts"
+import * as Spans from "../spans.ts"
+import type { MessageLike } from "./sdk.ts"
+
+/** What is called, as MCP calls it, by the parameters that name it. What only the wire knows has no method. */
+export interface Target {
+  readonly method?: string | undefined
+  readonly tool?: { readonly name: string } | undefined
+  readonly prompt?: { readonly name: string } | undefined
+  readonly resource?: { readonly uri: string } | undefined
+}
+
+/** Runs a call in a span of its own. */
+export type Traced = <A, E, R>(
+  operation: string,
+  target: Target,
+  call: Effect.Effect<A, E, R>
+) => Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>>
+
+export interface Options {
+  readonly server: string
+  /** How the server is reached, in the words of the conventions. */
+  readonly network: Spans.Attributes | undefined
+  readonly protocolVersion: () => string | undefined
+  readonly scrub: Scrub
+}
+
+export const make = ({ network, protocolVersion, scrub, server }: Options): Traced => {
+  const attributesOf = ({ method, prompt, resource, tool }: Target): Spans.Attributes => {
+    const version = protocolVersion()
+    return {
+      ...(method === undefined ? {} : { "mcp.method.name": method }),
+      ...(tool === undefined
+        ? {}
+        : { "gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": short(scrub(String(tool.name))) }),
+      ...(prompt === undefined ? {} : { "gen_ai.prompt.name": short(scrub(String(prompt.name))) }),
+      ...(resource === undefined ? {} : { "mcp.resource.uri": short(scrub(withoutSecrets(String(resource.uri)))) }),
+      ...(version === undefined ? {} : { "mcp.protocol.version": version }),
+      ...network,
+      server
+    }
+  }
+
+  return (operation, target, call) =>
+    Effect.suspend(() =>
+      Spans.within(
+        `McpSession.${operation}`,
+        { kind: "client", attributes: attributesOf(target) },
+        () => call,
+        ended
+      )
+    )
+}
+
+const ended = (exit: Exit.Exit<unknown, unknown>, span: Tracer.Span): Exit.Exit<unknown, unknown> => {
+  if (Exit.isSuccess(exit)) {
+    if (!isToolError(exit.value)) return exit
+    span.attribute("error.type", "tool_error")
+    return Spans.failed("The tool answered with an error")
+  }
+  const error = Exit.findErrorOption(exit)
+  // Its text was written by this library, and what it quotes is scrubbed
+  const isOurs = error._tag === "Some" && error.value instanceof McpSessionError
+  if (!isOurs) return Spans.plain(exit)
+  const { reason } = error.value
+  span.attribute("error.type", errorType(reason))
+  if (reason._tag === "ProtocolFailure") span.attribute("rpc.response.status_code", String(reason.code))
+  return Spans.failed(error.value.message)
+}
+
+/** What the conventions call a failure: one of few. */
+export const errorType = (reason: McpSessionErrorReason): string => {
+  switch (reason._tag) {
+    case "RequestTimeout":
+      return "timeout"
+    case "ProtocolFailure":
+      return String(reason.code)
+    case "HttpFailure":
+      return String(reason.status)
+    case "Unreachable":
+      return reason.code
+    default:
+      return reason._tag
+  }
+}
+
+const isToolError = (value: unknown): boolean =>
+  typeof value === "object" && value !== null && "isError" in value && value.isError === true
+
+const short = (text: string): string => text.slice(0, 256)
+
+// Who asks and what for is in these, now and then with a password
+const withoutSecrets = (uri: string): string => uri.replace(/^([^:/?#]+:\/\/)[^/?#]*@/, "$1").replace(/[?#].*$/s, "")
+
+// -----------------------------------------------------------------------------
+// The trace of a message
+// -----------------------------------------------------------------------------
+
+/** What goes out with the messages of a call. */
+export interface Trace {
+  readonly traceparent: string | undefined
+  readonly span: Tracer.Span | undefined
+}
+
+const TraceId = "~effect-mcp-sessions/Trace"
+
+/** Given to the SDK with a request, it comes to the wire with the request's message. */
+export interface Carrier {
+  (token: string): void
+  readonly [TraceId]: Trace
+}
+
+/** The trace of the span that the current fiber is in. */
+export const currentTrace = (): Trace => {
+  const fiber = Fiber.getCurrent()
+  const span = fiber === undefined ? undefined : Spans.current(fiber)
+  return {
+    traceparent: fiber === undefined ? undefined : Spans.traceparentOf(fiber, span),
+    span: span?._tag === "Span" ? span : undefined
+  }
+}
+
+/** A carrier of the trace of the span that the current fiber is in. */
+export const carrier = (): Carrier => Object.assign(() => {}, { [TraceId]: currentTrace() })
+
+export const carried = (onresumptiontoken: ((token: string) => void) | undefined): Trace | undefined =>
+  onresumptiontoken !== undefined && TraceId in onresumptiontoken ? onresumptiontoken[TraceId] as Trace : undefined
+
+/**
+ * The message as it goes out: with the trace, unless its sender has given it one, in the place that MCP has for it,
+ * https://modelcontextprotocol.io/community/seps/414-request-meta
+ */
+export const traced = (message: MessageLike, trace: Trace | undefined): MessageLike => {
+  if (trace === undefined || Array.isArray(message) || message.method === undefined) return message
+  if (message.id !== undefined) {
+    trace.span?.attribute("mcp.method.name", message.method)
+    trace.span?.attribute("jsonrpc.request.id", String(message.id))
+  }
+  if (trace.traceparent === undefined) return message
+  const { _meta: meta, ...params } = message.params ?? {}
+  return { ...message, params: { ...params, _meta: { traceparent: trace.traceparent, ...meta } } }
+}
+
+/** The trace in a message that goes out over HTTP. */
+export const traceparentIn = (message: MessageLike | ReadonlyArray<MessageLike>): string | undefined => {
+  if (Array.isArray(message)) return undefined
+  const { _meta: meta } = (message as MessageLike).params ?? {}
+  const traceparent = meta?.["traceparent"]
+  return Spans.ofTraceparent(traceparent) === undefined ? undefined : traceparent as string
+}
+
+/** What is started on behalf of several is traced as that of the first. */
+export const underCurrent = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> => {
+  const fiber = Fiber.getCurrent()
+  const span = fiber === undefined ? undefined : Spans.current(fiber)
+  return span === undefined ? effect : Effect.provideService(effect, Tracer.ParentSpan, span) as typeof effect
+}
