@@ -5,6 +5,7 @@
 import type { Progress } from "@modelcontextprotocol/sdk/types.js"
 import type * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -18,6 +19,7 @@ import {
   RequestTimeout,
   type SessionClosed
 } from "../../McpSessionError.ts"
+import * as Sent from "../sent.ts"
 import * as Sdk from "./sdk.ts"
 import * as Spans from "./spans.ts"
 import type { Wire } from "./wire.ts"
@@ -29,11 +31,7 @@ export interface Calls {
   /** A call within its time, its progress handled. */
   readonly call: <A>(method: string, ask: Ask<A>, options?: ProgressOptions) => Effect.Effect<A, McpSessionError>
   /** A call that takes as long as it takes. */
-  readonly attempt: <A>(
-    method: string,
-    ask: Ask<A>,
-    onProgress?: (progress: Sdk.ProgressLike) => void
-  ) => Effect.Effect<A, McpSessionError>
+  readonly attempt: <A>(method: string, ask: Ask<A>, options?: AttemptOptions) => Effect.Effect<A, McpSessionError>
   readonly within: <A>(
     method: string,
     effect: Effect.Effect<A, McpSessionError>,
@@ -45,6 +43,12 @@ export interface Calls {
   readonly isOwn: (error: McpSessionError) => boolean
   /** Fails all that are in flight: the session has ended. */
   readonly abandon: () => void
+}
+
+export interface AttemptOptions {
+  readonly onProgress?: (progress: Sdk.ProgressLike) => void
+  /** On whose behalf: by default that of the lease within which it is made. */
+  readonly sender?: Sent.Sender
 }
 
 export interface Options {
@@ -75,7 +79,7 @@ export const make = ({ closed, isOpen, reasonOf, server, timeout: defaultTimeout
     return Effect.fail(error)
   }
 
-  const attempt: Calls["attempt"] = (method, ask, onProgress) =>
+  const attempt: Calls["attempt"] = (method, ask, { onProgress, sender } = {}) =>
     Effect.callback((resume) => {
       if (wire.closed || !isOpen()) return resume(fail(method, closed(false)))
       // One a call: v1 never removes its listener from the signal, and would cancel what has long been answered
@@ -86,7 +90,14 @@ export const make = ({ closed, isOpen, reasonOf, server, timeout: defaultTimeout
       }
       const onEnd = () => end(fail(method, closed(true)))
       inFlight.add(onEnd)
-      const options = { signal: controller.signal, timeout: Sdk.noTimeout, onresumptiontoken: Spans.carrier() }
+      const options = {
+        signal: controller.signal,
+        timeout: Sdk.noTimeout,
+        onresumptiontoken: Sent.carry(
+          Spans.carrier(),
+          sender ?? Sent.senderWithin(Context.get(Fiber.getCurrent()!.context, Sent.CurrentLease))
+        )
+      }
       const asked = async () => ask(onProgress === undefined ? options : { ...options, onprogress: onProgress })
       asked().then(
         (value) => end(Effect.succeed(value)),
@@ -143,9 +154,11 @@ export const make = ({ closed, isOpen, reasonOf, server, timeout: defaultTimeout
         Effect.forkDetach(Stream.runForEach(Stream.fromQueue(queue), onProgress)),
         (handling) =>
           limited((heard) =>
-            attempt(method, ask, (progress) => {
-              heard()
-              Queue.offerUnsafe(queue, progress as Progress)
+            attempt(method, ask, {
+              onProgress: (progress) => {
+                heard()
+                Queue.offerUnsafe(queue, progress as Progress)
+              }
             }).pipe(
               Effect.flatMap((value) => {
                 answer = Exit.succeed(value)
@@ -176,7 +189,7 @@ export const make = ({ closed, isOpen, reasonOf, server, timeout: defaultTimeout
         ? whileProgressing(method, run, options)
         : within(method, run(() => {}), options.timeout)
     return onProgress === undefined
-      ? limited((heard) => attempt(method, ask, heard))
+      ? limited((heard) => attempt(method, ask, { onProgress: heard }))
       : withProgress(method, ask, onProgress, limited)
   }
 

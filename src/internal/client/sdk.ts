@@ -14,7 +14,7 @@ export interface CallOptionsLike {
   /** v2 keeps what it has read, unless it is told not to look there. */
   readonly cacheMode?: "refresh"
   readonly onprogress?: (progress: ProgressLike) => void
-  /** Also what a request is known by on its way to the transport: see `spans.ts`. */
+  /** Also what a request is known by on its way to the transport: see `spans.ts` and `sent.ts`. */
   readonly onresumptiontoken?: (token: string) => void
 }
 

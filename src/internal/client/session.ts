@@ -205,11 +205,13 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(
   })
   const lists = Lists.make({
     runFork: (effect) => runFork(Spans.underCurrent(effect)),
-    page: (kind, params, isFresh) =>
+    page: (kind, params, { isFresh, sender }) =>
       calls.attempt(
         Lists.methods[kind],
-        (o) => client[Lists.methods[kind]](params, isFresh ? { ...o, cacheMode: "refresh" } : o)
+        (o) => client[Lists.methods[kind]](params, isFresh ? { ...o, cacheMode: "refresh" } : o),
+        { sender }
       ),
+    sent: wire.sent,
     tooLong: (kind) => calls.fail(Lists.methods[kind], new TooManyPages({ limit: Lists.maxPages, requestSent: true })),
     // The v2 SDK keeps them itself, for as long as the server says
     isKept: () => !Sdk.isModern(client),
