@@ -293,7 +293,7 @@ const describe = (reason: McpSessionErrorReason, repeat: string): string => {
           : `See whether it runs and what its log says; ${repeat}.`
       }`
     case "TooManyPages":
-      return `the list has more than ${reason.limit} pages. Look at the server, or read them one by one with \`request\`.`
+      return `the list has more than ${reason.limit} pages. Look at the server, or read them yourself with \`request\`.`
     case "PreparationFailed":
       return `the connector's \`${reason.option}\` failed, so nothing was sent. See \`reason.cause\`; ${repeat}.`
   }

@@ -1,6 +1,6 @@
 /**
- * What a server lists, asked for once and kept until the server says that it has changed, or where it can't say so for a
- * while.
+ * What a server lists, asked for once and kept until the server says that it has changed, or where it can't say so for
+ * a while.
  *
  * Whoever asks first starts it, everybody else joins, the last one to leave interrupts it. A failure is told to those
  * who wait and is not kept.
@@ -34,8 +34,8 @@ export const maxPages = 64
 
 export interface Lists {
   /**
-   * All pages as one: the first page's other fields, and every page's items. With `isFresh` none that somebody has asked
-   * for before.
+   * All pages as one: the first page's other fields, and every page's items. With `isFresh` none that somebody has
+   * asked for before.
    */
   readonly get: (kind: Kind, isFresh: boolean) => Effect.Effect<unknown, McpSessionError>
   /** From now on nobody says what changes: what is kept was right until now. */
