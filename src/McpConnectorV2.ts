@@ -100,7 +100,10 @@ const versionNegotiation = Declare.custom<VersionNegotiationMode, VersionNegotia
   )
 })
 
-const negotiation = {
+/**
+ * @internal
+ */
+export const negotiation = {
   versionNegotiation: Declare.withDefault(versionNegotiation, "auto"),
   probeTimeout: Declare.withDefault(Declare.timeout, "10 seconds")
 } satisfies Declare.DeclarationOf<Negotiation>

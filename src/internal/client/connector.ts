@@ -37,6 +37,7 @@ import * as Scrub from "../scrub.ts"
 import * as Secrets from "../secrets.ts"
 import { version } from "../version.ts"
 import * as Fetch from "./fetch.ts"
+import { KnownSecrets } from "./knownSecrets.ts"
 import * as ConnectorOptions from "./options.ts"
 import * as Refusals from "./refusals.ts"
 import type { ClientLike, MessageLike, TransportLike } from "./sdk.ts"
@@ -82,7 +83,7 @@ export type Opener<C> = <R>(
  */
 export type Plan<R> = Pick<
   OpenOptions<never, R>,
-  "identity" | "handle" | "server" | "scrub" | "transport" | "connectTimeout" | "requestTimeout"
+  "identity" | "handle" | "server" | "scrub" | "transport" | "connectTimeout" | "requestTimeout" | "listTimeToLive"
 >
 
 /**
@@ -128,8 +129,9 @@ const connector = <RT, R, C>(
   open: Opener<C>
 ): Connector<RT | R, C> =>
 (identity, handle) =>
-  Effect.suspend(() => {
+  Effect.flatMap(KnownSecrets, (secrets) => {
     const planned = plan(identity, handle)
+    for (const secret of secrets) planned.scrub.add(secret)
     return Effect.flatMap(handlers(options, planned), (handlers) => open(planned, handlers)).pipe(
       // Once, however often a generation has tried. The message has no secrets in it.
       Effect.tapError((error) =>
@@ -164,7 +166,8 @@ const makePlan = <R>(
     scrub,
     transport: transport(scrub, name),
     connectTimeout: options.connectTimeout,
-    requestTimeout: options.requestTimeout
+    requestTimeout: options.requestTimeout,
+    listTimeToLive: options.listTimeToLive
   }
 }
 
