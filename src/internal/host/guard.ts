@@ -113,7 +113,8 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     const issue = Requests.mediaTypeIssue(request)
     if (issue !== undefined) return yield* issue
     const text = yield* settings.readText(request, until)
-    return { text, message: yield* Requests.parse(text) }
+    const message = yield* Requests.parse(text)
+    return Requests.isMessages(message) ? { text, message } : yield* Answers.malformed
   })
 
   const proceed = Effect.fnUntraced(function*(handler: Handler, request: Request, id: string, identity: Identity) {
@@ -122,6 +123,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     // It is being initialized: its client has not heard of it
     if (resource.id === undefined) return yield* Answers.notFound
     const { message, text } = yield* readBody(request, Effect.flatMap(ended, unstarted))
+    if (Requests.beginsSession(message)) return yield* Answers.initialized
     // Nothing that is refused here is activity
     yield* visit.hold
     const named = request.modify({ headers: Headers.set(request.headers, header, resource.id) })
@@ -143,6 +145,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     const anonymous = request.modify({ headers: Headers.remove(request.headers, header) })
     const { message, text } = yield* readBody(anonymous, endpoint.closing)
     const handed = handOn(handler, withText(anonymous, text))
+    if (Array.isArray(message) && Requests.beginsSession(message)) return yield* Answers.initializeAlone
     if (!Requests.isInitialize(message)) return yield* withoutSession(handed, request)
     if (!isModern(request) && !Requests.isVersionSupported(request)) return yield* Requests.unsupportedVersion
     return yield* initialize(handed, request, message, identity)
