@@ -590,14 +590,14 @@ const hooks = <Session, E>(
   onOpened: (slot) => {
     const { failures, observed } = pool()
     failures.succeeded(slot)
-    observed.events.emit(SessionPoolEvent.Opened({ key: keyOf(slot) }))
+    observed.events.emit({ _tag: "Opened", key: keyOf(slot) })
   },
   onOpenFailed: (slot, cause) => {
     const { engine, failures, observed } = pool()
     if (Leased.isShutDown(engine)) return
     observed.counts.failures++
     const timeout = Option.exists(Cause.findErrorOption(cause), (error) => error instanceof ConnectTimeout)
-    observed.events.emit(SessionPoolEvent.OpenFailed({ key: keyOf(slot), reason: timeout ? "timeout" : "failed" }))
+    observed.events.emit({ _tag: "OpenFailed", key: keyOf(slot), reason: timeout ? "timeout" : "failed" })
     // What was invalidated while it opened says nothing of what a new open would meet.
     if (slot.retired === undefined) failures.failed(slot, cause)
   },
@@ -606,16 +606,16 @@ const hooks = <Session, E>(
     if (reason === "evicted") counts.evictions++
     else if (reason === "expired") counts.expirations++
     else counts.retirements++
-    events.emit(SessionPoolEvent.Retired({ key: keyOf(slot), reason }))
+    events.emit({ _tag: "Retired", key: keyOf(slot), reason })
   },
   onClosed: (slot, lived) =>
     pool().observed.events.emit(
-      SessionPoolEvent.Closed({ key: keyOf(slot), reason: slot.retired!, lived, uses: slot.uses })
+      { _tag: "Closed", key: keyOf(slot), reason: slot.retired!, lived, uses: slot.uses }
     ),
   onCloseFailed: (slot, reason) => {
     const { counts, events } = pool().observed
     counts.closeFailures++
-    events.emit(SessionPoolEvent.CloseFailed({ key: keyOf(slot), reason }))
+    events.emit({ _tag: "CloseFailed", key: keyOf(slot), reason })
   },
   onRoom: () => {
     const self = pool()
@@ -747,7 +747,7 @@ const exhausted = <Session, E>(
 ): Effect.Effect<never, PoolExhausted> => {
   const { acquireTimeout, capacity } = options
   const waited = Duration.millis(acquireTimeout)
-  observed.events.emit(SessionPoolEvent.Exhausted({ key, waited }))
+  observed.events.emit({ _tag: "Exhausted", key, waited })
   return Effect.fail(new PoolExhausted({ capacity, waited, held: Waiting.heldBy(waiting, fiber) }))
 }
 
