@@ -37,7 +37,7 @@ import {
 import * as RequestHeaders from "./internal/headers.ts"
 import * as Keys from "./internal/keys.ts"
 import * as Options from "./internal/options.ts"
-import { nameOf, namesAndPlaces } from "./internal/places.ts"
+import { holds, nameOf, namesAndPlaces } from "./internal/places.ts"
 import type { InvalidOptions } from "./InvalidOptions.ts"
 
 /**
@@ -456,9 +456,11 @@ const toError = (cause: Cause.Cause<unknown>): Effect.Effect<never, IdentityErro
   const failure = Cause.findErrorOption(cause)
   if (Option.isNone(failure)) return broken(cause)
   const error = failure.value
-  if (isIdentityError(error)) return Effect.fail(error)
+  if (holds(isIdentityError, error)) return Effect.fail(error)
   const failed = Effect.fail(failedWith("failed", error))
-  return HttpServerRespondable.isRespondable(error) ? failed : Effect.andThen(logFailure("failed", cause), failed)
+  return holds(HttpServerRespondable.isRespondable, error)
+    ? failed
+    : Effect.andThen(logFailure("failed", cause), failed)
 }
 
 const broken = (cause: Cause.Cause<unknown>): Effect.Effect<never, IdentifyFailed> => {
