@@ -607,7 +607,8 @@ describe("SessionPool", () => {
           failures: 0,
           closeFailures: 0,
           eventsLost: 0,
-          keys: []
+          keys: [],
+          upstreams: []
         })
       }))
 
