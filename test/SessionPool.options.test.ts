@@ -922,6 +922,7 @@ describe("SessionPool options", () => {
       refuse(option, isTold ? refused.filter(([value]) => typeof value !== "function") : refused)
     }
     refuse("connect", [[undefined, "left out"], [null, "null"], ["connect", "a string"], [{}, "{}"]])
+    refuse("failureBackoff", [[null, "null"], [100, "a number"], ["1 second", "a duration"], [{}, "{}"]])
     refuse("check", [[null, "null"], [true, "true"], ["ping", "a string"]])
     refuse("idleTimeToLife", [[5, "is an unknown option"]])
 

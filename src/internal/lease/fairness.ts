@@ -7,11 +7,8 @@
  * That is one session for each line whose head has waited so long: while it drains, it is for whoever is first there. A
  * session that has drained in vain, because its place went to somebody who came before, is followed by another.
  */
-import * as Holders from "./holders.ts"
 import * as Leased from "./leased.ts"
-import * as Lines from "./lines.ts"
 import * as Upstreams from "./upstreams.ts"
-import type { Waiter, Waiting } from "./waiting.ts"
 
 export interface Fairness<I, A, E> {
   /** The sessions that drain for those in line, the first to begin first. */
@@ -22,7 +19,7 @@ export interface Fairness<I, A, E> {
 
 export const make = <I, A, E>(): Fairness<I, A, E> => ({ draining: new Set(), isStale: false })
 
-/** Somebody has waited long, or is first in line now, or there is another session that could give way. */
+/** Somebody has waited long, or is first in line now; or another session could give way. */
 export const reconsider = <I, A, E>(self: Fairness<I, A, E>): void => {
   self.isStale = true
 }
@@ -32,7 +29,7 @@ export const left = <I, A, E>(self: Fairness<I, A, E>, slot: Leased.Slot<I, A, E
   if (self.draining.delete(slot)) self.isStale = true
 }
 
-/** Who was first in line has waited in vain: what drains for it may never end, and the next one is not to rely on it. */
+/** Who was first in line has waited in vain: what drains for it may never end, and the next must not rely on it. */
 export const giveUp = <I, A, E>(
   self: Fairness<I, A, E>,
   upstream: Upstreams.Upstream<Leased.Slot<I, A, E>> | undefined
@@ -42,27 +39,37 @@ export const giveUp = <I, A, E>(
   self.isStale = true
 }
 
+/** Who is first in a line, and has waited long. */
+export interface Head<I, A, E> {
+  /** That has a limit of its own. */
+  readonly upstream: Upstreams.Upstream<Leased.Slot<I, A, E>> | undefined
+  /** What it has leases on itself: that would drain for its own end. */
+  readonly own: () => ReadonlySet<Leased.Slot<I, A, E>>
+}
+
 /**
- * Sees to it that as many sessions drain as there are lines whose head has waited long.
+ * Sees to it that as many sessions drain as there are such heads, if anything has changed.
  */
-export const makeWay = <I extends { readonly key: string }, A, E>(waiting: Waiting<I, A, E>): void => {
-  const { engine, fairness, lines } = waiting
-  if (!fairness.isStale) return
-  fairness.isStale = false
-  const heads = Array.from(lines.byUpstream.values(), (line) => Lines.head(line)).filter((head) => head.hasWaitedLong)
-  if (heads.length === 0) return
+export const makeWay = <I, A, E>(
+  self: Fairness<I, A, E>,
+  engine: Leased.Leased<I, A, E>,
+  waiting: () => ReadonlyArray<Head<I, A, E>>
+): void => {
+  if (!self.isStale) return
+  self.isStale = false
   // First those whose upstream is full: they have less to choose from
-  const isFull = ({ upstream }: Waiter<I, A, E>) => Upstreams.isFull(upstream)
-  const claimable = new Set(fairness.draining)
+  const heads = waiting()
+  const isFull = ({ upstream }: Head<I, A, E>) => Upstreams.isFull(upstream)
+  const claimable = new Set(self.draining)
   for (const head of [...heads.filter(isFull), ...heads.filter((other) => !isFull(other))]) {
     const coming = useful(claimable, head.upstream)
     if (coming !== undefined) {
       claimable.delete(coming)
       continue
     }
-    const slot = victim(waiting, head)
+    const slot = victim(engine, head)
     if (slot === undefined) continue
-    fairness.draining.add(slot)
+    self.draining.add(slot)
     Leased.retire(engine, slot, "evicted")
   }
 }
@@ -79,15 +86,14 @@ const useful = <I, A, E>(
   return undefined
 }
 
-// An idle one is still there only if nothing can be closed now: it must not be leased again before it can. What a caller
-// holds itself would drain for its own end.
-const victim = <I extends { readonly key: string }, A, E>(
-  { engine, holders }: Waiting<I, A, E>,
-  { caller, upstream }: Waiter<I, A, E>
+// An idle one is still there only if nothing can be closed now: it must not be leased again before it can.
+const victim = <I, A, E>(
+  engine: Leased.Leased<I, A, E>,
+  { own, upstream }: Head<I, A, E>
 ): Leased.Slot<I, A, E> | undefined => {
   const isFull = Upstreams.isFull(upstream)
   const idle = isFull ? upstream!.idle.head?.session : Leased.oldestIdle(engine)
   if (idle !== undefined) return idle
-  const own = Holders.slotsOf(holders, caller.fiber)
-  return Leased.longestHeld(engine, (slot) => (!isFull || slot.member?.upstream === upstream) && !own.has(slot))
+  const owned = own()
+  return Leased.longestHeld(engine, (slot) => (!isFull || slot.member?.upstream === upstream) && !owned.has(slot))
 }

@@ -1,6 +1,7 @@
 /**
- * Who has a lease. How many of them one fiber has is asked by those who are out of luck, and in a herd that is everybody:
- * so whoever looks at all leases leaves a count behind, which is kept for as many changes as there were leases.
+ * Who has a lease. How many of them one fiber has is asked by those who are out of luck, and in a herd that is
+ * everybody: so whoever looks at all leases leaves a count behind, which is kept for as many changes as there were
+ * leases.
  */
 import * as Linked from "./linked.ts"
 

@@ -57,6 +57,8 @@ export type Reason = "evicted" | "expired" | "lifetime" | "invalidated" | "died"
  * What happened to a session. The owner turns it into its own events and counts; it must not call back from there.
  */
 export interface Hooks<I, A, E> {
+  /** It takes a place, and its open begins after this step. */
+  readonly onAdmitted?: ((slot: Slot<I, A, E>) => void) | undefined
   readonly onOpened: (slot: Slot<I, A, E>) => void
   readonly onOpenFailed: (slot: Slot<I, A, E>, cause: Cause.Cause<E>) => void
   readonly onRetired: (slot: Slot<I, A, E>, reason: Reason) => void
@@ -414,6 +416,7 @@ export const admit = <I, A, E>(
   self.slots.set(slot.id, slot)
   self.current.set(key, slot)
   self.opening++
+  self.options.onAdmitted?.(slot)
   self.starter.start(drive(self, slot))
   return slot
 }
@@ -635,7 +638,8 @@ const close = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
   leavePlace(self, slot)
   self.starter.start(Effect.map(dispose(self, slot, ScopedCache.invalidate(self.cache, slot.id)), (closed) => {
     self.closing--
-    if (closed) self.options.onClosed(slot, Duration.millis(self.time.now() - slot.openedAt))
+    // Whole milliseconds: the clock's nanoseconds would be in every text that shows it
+    if (closed) self.options.onClosed(slot, Duration.millis(Math.floor(self.time.now() - slot.openedAt)))
     gone(self, slot)
   }))
 }

@@ -1,8 +1,8 @@
 /**
  * Lines of those who wait for room, one for each upstream that has a limit and one for all others. Each is in the order
  * in which its callers came, and the lines are in the order of their heads. So whoever is next among those who can be
- * served is found without a look at those who cannot: a line whose upstream is full stands aside until something changes
- * there.
+ * served is found without a look at those who cannot: a line whose upstream is full stands aside until something
+ * changes there.
  */
 import * as Heap from "./heap.ts"
 import type { Upstream } from "./upstreams.ts"

@@ -73,6 +73,8 @@ export interface Options<I, A, E> {
   readonly newest: (known: I, comes: I) => I
   /** Makes room for one session, unless something is full even so. */
   readonly makeRoom: (upstream: Upstreams.Upstream<Leased.Slot<I, A, E>> | undefined) => Full | undefined
+  /** The failure, if there is one, that answers a caller in place of a session. */
+  readonly refusal: (owner: I) => Exit.Exit<never, E> | undefined
   /** Of those that have a limit of their own: none where there are no such limits. */
   readonly upstreams: Upstreams.Upstreams<Leased.Slot<I, A, E>> | undefined
   /** Whether a session has one caller at a time. */
@@ -289,21 +291,29 @@ const leaveLine = <I extends { readonly key: string }, A, E>(self: Waiting<I, A,
 // -----------------------------------------------------------------------------
 
 /**
- * Opens sessions for those who wait, for as long as there is room for any of them.
+ * Opens sessions for those who wait, for as long as there is room for any of them. Whom a failure answers needs none.
  */
 export const seat = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>): void => {
   if (self.lines.size === 0) return
   Leased.atomically(self.engine, () => {
     if (Leased.canClose(self.engine)) Lines.unstick(self.lines)
     for (let line = Lines.next(self.lines); line !== undefined; line = Lines.next(self.lines)) {
+      if (answer(self, Lines.head(line).owner.key)) continue
       const full = self.makeRoom(line.upstream)
       if (full === "pool") break
       if (full === "upstream") Lines.standAside(self.lines, line, !Leased.canClose(self.engine))
       else serve(self, Lines.head(line))
     }
-    Fairness.makeWay(self)
+    Fairness.makeWay(self.fairness, self.engine, () => longWaiting(self))
   })
 }
+
+const longWaiting = <I extends { readonly key: string }, A, E>(
+  self: Waiting<I, A, E>
+): ReadonlyArray<Fairness.Head<I, A, E>> =>
+  Array.from(self.lines.byUpstream.values(), (line) => Lines.head(line))
+    .filter((head) => head.hasWaitedLong)
+    .map(({ caller: { fiber }, upstream }) => ({ upstream, own: () => Holders.slotsOf(self.holders, fiber) }))
 
 const serve = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>, first: Waiter<I, A, E>): void => {
   const { owner, waiters } = self.parties.get(first.owner.key)!
@@ -321,6 +331,24 @@ const serve = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>,
     Heap.add(self.turns!.get(slot.id)!, waiter)
   }
   for (const waiter of seated) Deferred.doneUnsafe(waiter.seated, Exit.void)
+}
+
+/**
+ * Sends those away whom a failure answers, wherever they are in the line.
+ */
+export const refuse = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>): void =>
+  Leased.atomically(self.engine, () => {
+    for (const key of Array.from(self.parties.keys())) answer(self, key)
+  })
+
+const answer = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>, key: string): boolean => {
+  const party = self.parties.get(key)
+  const failure = party && self.refusal(party.owner)
+  if (failure === undefined) return false
+  const waiters = Array.from(party!.waiters)
+  for (const waiter of waiters) dismiss(self, waiter)
+  for (const { seated } of waiters) Deferred.doneUnsafe(seated, failure)
+  return true
 }
 
 /** A session has become idle, or has given up its place. Whoever tells so calls `seat` when that is all. */
