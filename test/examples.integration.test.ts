@@ -94,7 +94,7 @@ const run = Effect.fnUntraced(function*(file: string, edit?: (code: string) => s
   }
   const servers = new Set<number>()
   while (true) {
-    const ended = yield* Effect.promise(() => Promise.race([closed, sleep(100)]))
+    const ended = yield* Effect.promise(() => Promise.race([closed, sleep(200)]))
     if (ended !== undefined) {
       return { code: child.exitCode, stdout, stderr, servers, left: yield* survivors(marked(marker), 1_000) }
     }
@@ -104,7 +104,8 @@ const run = Effect.fnUntraced(function*(file: string, edit?: (code: string) => s
   }
 }, Effect.timeout("1 minute"))
 
-describe("examples", () => {
+// Each has a marker of its own, and most of its time is that of starting processes
+describe("examples", { concurrent: true }, () => {
   it("are all tested, and `npm start` runs one of them", () => {
     const files = readdirSync(join(root, "examples")).filter((name) => name.endsWith(".ts"))
     assert.sameMembers(files, Object.keys(examples))
