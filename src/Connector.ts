@@ -142,6 +142,11 @@ export interface StdioOptions<out R = never> extends Options<R> {
   readonly env?: PerIdentity<R> | undefined
   /** Its working directory. Default: this process' own. */
   readonly cwd?: string | undefined
+  /**
+   * How long a message of the server may be, in bytes, at least 1. A longer one ends the session: `SessionClosed`,
+   * whose `detail` says so. Default: 10 MiB.
+   */
+  readonly maxMessageBytes?: number | undefined
 }
 
 /**

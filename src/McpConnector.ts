@@ -43,7 +43,11 @@ const connectors = Connecting.make<SdkClient, Transport>({
     sse: Declare.declare<Connectors.HttpOptions<unknown>>()({ module }, ConnectorOptions.http),
     inProcess: Declare.declare<Connectors.Options<unknown>>()({ module }, ConnectorOptions.inProcess)
   },
-  stdio: { readBuffer: () => new ReadBuffer(), serialize: serializeMessage, environment: getDefaultEnvironment },
+  stdio: {
+    readBuffer: () => new ReadBuffer({ maxBufferSize: Infinity }),
+    serialize: serializeMessage,
+    environment: getDefaultEnvironment
+  },
   http: (url, init) => new StreamableHTTPClientTransport(url, init),
   sse: (url, init) => new SSEClientTransport(url, init),
   pair: () => {

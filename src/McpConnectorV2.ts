@@ -100,7 +100,10 @@ const versionNegotiation = Declare.custom<VersionNegotiationMode, VersionNegotia
   )
 })
 
-const negotiation = {
+/**
+ * @internal
+ */
+export const negotiation = {
   versionNegotiation: Declare.withDefault(versionNegotiation, "auto"),
   probeTimeout: Declare.withDefault(Declare.timeout, "10 seconds")
 } satisfies Declare.DeclarationOf<Negotiation>
@@ -113,7 +116,11 @@ const connectors = Connecting.make<Client, Transport, Negotiation>({
     sse: Declare.declare<Connectors.HttpOptions<unknown>>()({ module }, ConnectorOptions.http),
     inProcess: Declare.declare<Connectors.Options<unknown>>()({ module }, ConnectorOptions.inProcess)
   },
-  stdio: { readBuffer: () => new ReadBuffer(), serialize: serializeMessage, environment: getDefaultEnvironment },
+  stdio: {
+    readBuffer: () => new ReadBuffer({ maxBufferSize: Infinity }),
+    serialize: serializeMessage,
+    environment: getDefaultEnvironment
+  },
   http: (url, init) => new StreamableHTTPClientTransport(url, init),
   sse: (url, init) => new SSEClientTransport(url, init),
   pair: () => {

@@ -20,7 +20,7 @@ import { challenge, respond } from "./internal/problem.ts"
 export class SessionClosed extends Schema.TaggedClass<SessionClosed>()("SessionClosed", {
   /** Whether the request may have reached the server. */
   requestSent: Schema.Boolean,
-  /** What ended it, where it was no exit: a message over the SDK's limit of 10 MiB. */
+  /** What ended it, where it was no exit: a message longer than `maxMessageBytes`, or a closed stdout. */
   detail: Schema.optionalKey(Schema.String),
   /** What the server's process exited with, if it did. */
   exitCode: Schema.optionalKey(Schema.Int),

@@ -16,21 +16,25 @@ import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Fiber from "effect/Fiber"
+import type * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
+import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { SessionHandle } from "./Connector.ts"
 import { Identity, type SessionKey } from "./Identity.ts"
+import { blameOf } from "./internal/lease/blame.ts"
 import * as Checks from "./internal/lease/checks.ts"
+import * as Connecting from "./internal/lease/connecting.ts"
 import * as Events from "./internal/lease/events.ts"
 import * as Failures from "./internal/lease/failures.ts"
 import * as Leased from "./internal/lease/leased.ts"
+import * as Terms from "./internal/lease/terms.ts"
 import * as Waiting from "./internal/lease/waiting.ts"
 import * as Options from "./internal/options.ts"
 import * as Sent from "./internal/sent.ts"
-import { type Configurable, type InvalidOptions } from "./InvalidOptions.ts"
+import { type Configurable, InvalidOptions } from "./InvalidOptions.ts"
 import type { McpSession, McpSessionError } from "./McpSession.ts"
 import { ConnectTimeout, PoolClosed, PoolExhausted, type SessionPoolError } from "./SessionPoolError.ts"
 
@@ -56,13 +60,17 @@ export interface SessionPoolOptions<Session, E, R, RC = R> {
   /**
    * How long a session without a lease is kept, counted from the end of its last lease: by default 5 minutes, and
    * `Duration.infinity` for ever.
+   *
+   * A function tells it of each identity, as it does for `maxLifetime` and `checkAfter`: it is asked before a session
+   * is opened. If it throws, or answers with what is no such duration, the get dies of that, with `InvalidOptions` for
+   * the latter, and nothing is opened.
    */
-  readonly idleTimeToLive?: Duration.Input | undefined
+  readonly idleTimeToLive?: Duration.Input | ((identity: Identity) => Duration.Input) | undefined
   /**
    * How long after it was opened a session takes new leases, less up to 2.5 %: by default for ever. Then it is closed
-   * as soon as it is free.
+   * as soon as it is free. It may be a function of the identity.
    */
-  readonly maxLifetime?: Duration.Input | undefined
+  readonly maxLifetime?: Duration.Input | ((identity: Identity) => Duration.Input) | undefined
   /** How long an open may take, else `ConnectTimeout`: by default 30 seconds. */
   readonly connectTimeout?: Duration.Input | undefined
   /** How long a get waits for room, else `PoolExhausted`: by default 30 seconds, and 0 not at all. */
@@ -76,13 +84,41 @@ export interface SessionPoolOptions<Session, E, R, RC = R> {
    * dies or takes longer than `checkTimeout`, the session is retired and another opened. By default nothing is asked.
    */
   readonly check?: ((session: Session) => Effect.Effect<unknown, unknown, RC | Scope.Scope>) | undefined
-  /** How long a session is idle before it is checked: by default 1 minute, and 0 for on every get. */
-  readonly checkAfter?: Duration.Input | undefined
+  /**
+   * How long a session is idle before it is checked: by default 1 minute, and 0 for on every get. It may be a function
+   * of the identity.
+   */
+  readonly checkAfter?: Duration.Input | ((identity: Identity) => Duration.Input) | undefined
   /** How long a check may take before it counts as failed: by default 5 seconds. */
   readonly checkTimeout?: Duration.Input | undefined
-  /** How long a failed connect answers further gets of its identity: by default 0, not at all. */
+  /**
+   * How long a failed connect answers further gets: by default 0, not at all. The simple form of `failureBackoff`, and
+   * that says whose.
+   */
   readonly failureTimeToLive?: Duration.Input | undefined
+  /**
+   * How long failed connects answer further gets, by how many there were in a row: each is told the last failure at
+   * once, until the schedule's next delay is over. Then one get at a time is let through to try. The first success ends
+   * it; when the schedule is over its last delay goes on. By default nothing is remembered, or for `failureTimeToLive`.
+   *
+   * It belongs to upstream and credentials. `Unauthorized`, `Forbidden` and `PreparationFailed` answer their own
+   * identity, and newly presented credentials are a new try. `Unreachable`, `SessionClosed`, `RequestTimeout`,
+   * `ConnectTimeout` and a status of 500 or more answer every identity of the upstream: a command that crashes is
+   * started as often as the schedule says, and not once for each. After a success it takes two identities in a row, so
+   * that one who fails alone holds up nobody. Any other error answers its own identity if that has credentials, else
+   * all of the upstream that have none. An identity without an upstream is its own.
+   *
+   * At most `capacity` failures are remembered. Opens that have begun when the first of them fails run to their end.
+   */
+  readonly failureBackoff?: Schedule.Schedule<unknown> | undefined
 }
+
+const schedule = Options.custom<Schedule.Schedule<unknown>, Schedule.Schedule<unknown>>({
+  rule: "a Schedule",
+  read: Option.liftPredicate((value): value is Schedule.Schedule<unknown> => Schedule.isSchedule(value))
+})
+
+const ofIdentity = Options.orTold<Identity>()
 
 /**
  * @internal
@@ -92,8 +128,12 @@ export const declared = Options.declare<SessionPoolOptions<never, never, never>>
   {
     connect: Options.required(Options.fn),
     capacity: Options.withDefault(Options.count, 10, { aliases: ["MCP_SESSION_MAX"] }),
-    idleTimeToLive: Options.withDefault(Options.timeToLive, "5 minutes", { aliases: ["MCP_SESSION_TTL_MS"] }),
-    maxLifetime: Options.withDefault(Options.timeToLive, "Infinity", { aliases: ["MCP_SESSION_MAX_LIFETIME_MS"] }),
+    idleTimeToLive: Options.withDefault(ofIdentity(Options.timeToLive), "5 minutes", {
+      aliases: ["MCP_SESSION_TTL_MS"]
+    }),
+    maxLifetime: Options.withDefault(ofIdentity(Options.timeToLive), "Infinity", {
+      aliases: ["MCP_SESSION_MAX_LIFETIME_MS"]
+    }),
     connectTimeout: Options.withDefault(Options.timeout, "30 seconds", { aliases: ["MCP_SESSION_CONNECT_TIMEOUT_MS"] }),
     acquireTimeout: Options.withDefault(Options.patience, "30 seconds", {
       aliases: ["MCP_SESSION_ACQUIRE_TIMEOUT_MS"]
@@ -101,9 +141,10 @@ export const declared = Options.declare<SessionPoolOptions<never, never, never>>
     closeTimeout: Options.withDefault(Options.timeout, "10 seconds", { aliases: ["MCP_SESSION_CLOSE_TIMEOUT_MS"] }),
     drainTimeout: Options.withDefault(Options.patience, 0, { aliases: ["MCP_SESSION_DRAIN_TIMEOUT_MS"] }),
     check: Options.optional(Options.fn),
-    checkAfter: Options.withDefault(Options.span, "1 minute", { aliases: ["MCP_SESSION_CHECK_AFTER_MS"] }),
+    checkAfter: Options.withDefault(ofIdentity(Options.span), "1 minute", { aliases: ["MCP_SESSION_CHECK_AFTER_MS"] }),
     checkTimeout: Options.withDefault(Options.timeout, "5 seconds", { aliases: ["MCP_SESSION_CHECK_TIMEOUT_MS"] }),
-    failureTimeToLive: Options.withDefault(Options.span, 0, { aliases: ["MCP_SESSION_FAILURE_TTL_MS"] })
+    failureTimeToLive: Options.withDefault(Options.span, 0, { aliases: ["MCP_SESSION_FAILURE_TTL_MS"] }),
+    failureBackoff: Options.optional(schedule)
   }
 )
 
@@ -125,7 +166,7 @@ export interface SessionPoolStats {
   readonly size: number
   /** The option. */
   readonly capacity: number
-  /** The option. */
+  /** The option. Where that is a function, the longest of the leased and the idle, 0 if there are none. */
   readonly idleTimeToLive: Duration.Duration
   /** Sessions that somebody has a lease on. */
   readonly leased: number
@@ -179,6 +220,8 @@ export interface SessionPoolEntry {
   readonly openedAt: number
   /** When its last lease ended, or it was opened. */
   readonly lastUsedAt: number
+  /** How long it is kept after that. */
+  readonly idleTimeToLive: Duration.Duration
 }
 
 /**
@@ -231,7 +274,10 @@ export interface Service<in out Session, in out E> {
    *
    * If an MCP session that was in use before turns out to be forgotten by its server, and `f` fails with its
    * `SessionExpired`, `f` is run once more, from its start, with a fresh one: provided that nothing may have run of
-   * what was sent on the session meanwhile, by anybody, also inside of `request` and through `client`.
+   * what was sent within this lease, on whatever session, whatever other callers have sent meanwhile. A call is within
+   * the lease if its fiber is that of `f` or was forked within. What is sent through `client`, from a runtime of its
+   * own, or in a `request` that does not pass its options on, may be any caller's: it counts for each lease that the
+   * session has at that time.
    */
   readonly withSession: <A, E2, R2>(
     identity: Identity,
@@ -283,7 +329,10 @@ export interface TagClass<in out Self, in out Id extends string, in out Session,
    *
    * If an MCP session that was in use before turns out to be forgotten by its server, and `f` fails with its
    * `SessionExpired`, `f` is run once more, from its start, with a fresh one: provided that nothing may have run of
-   * what was sent on the session meanwhile, by anybody, also inside of `request` and through `client`.
+   * what was sent within this lease, on whatever session, whatever other callers have sent meanwhile. A call is within
+   * the lease if its fiber is that of `f` or was forked within. What is sent through `client`, from a runtime of its
+   * own, or in a `request` that does not pass its options on, may be any caller's: it counts for each lease that the
+   * session has at that time.
    */
   readonly withSession: <A, E2, R2>(
     identity: Identity,
@@ -350,11 +399,21 @@ export interface TagClass<in out Self, in out Id extends string, in out Session,
 export const Tag =
   <Self, Session, E = never>() => <const Id extends string>(id: Id): TagClass<Self, Id, Session, E> => {
     class Pool extends Context.Service<Self, Service<Session, E>>()(id) {
-      static readonly get = (identity: Identity) => Pool.use((pool) => pool.get(identity))
+      static readonly get = (identity: Identity) =>
+        Effect.withFiber<Session, E | SessionPoolError, Scope.Scope | Self>((fiber) => {
+          const pool = Context.getUnsafe(fiber.context, Pool)
+          const self = partsOf<Session, E>(pool.get)
+          return self === undefined ? pool.get(identity) : getIn(self, fiber, identity)
+        })
       static readonly withSession = <A, E2, R2>(
         identity: Identity,
         f: (session: Session) => Effect.Effect<A, E2, R2>
-      ) => Pool.use((pool) => pool.withSession(identity, f))
+      ) =>
+        Effect.withFiber<A, E | SessionPoolError | E2, R2 | Self>((fiber) => {
+          const pool = Context.getUnsafe(fiber.context, Pool)
+          const self = partsOf<Session, E>(pool.withSession)
+          return self === undefined ? pool.withSession(identity, f) : withSessionIn(self, fiber, identity, f)
+        })
       static readonly invalidate = (identity: Identity) => Pool.use((pool) => pool.invalidate(identity))
       static readonly invalidateWhere = (f: (identity: Identity) => boolean) =>
         Pool.use((pool) => pool.invalidateWhere(f))
@@ -362,13 +421,13 @@ export const Tag =
       static readonly entries = Pool.use((pool) => pool.entries)
       static readonly events = Stream.unwrap(Pool.useSync((pool) => pool.events))
       static readonly layer = <R = never, RC = never>(options: SessionPoolOptions<Session, E, R, RC>) =>
-        Layer.effect(Pool, make(options, "layer"))
+        Layer.effect(Pool, make(id, options, "layer"))
       static readonly layerConfig = <R = never, RC = never>(
         options: Configurable<SessionPoolOptions<Session, E, R, RC>>
       ) =>
         Layer.effect(
           Pool,
-          Effect.flatMap(declared.configured(options), (configured) => make(configured, "layerConfig"))
+          Effect.flatMap(declared.configured(options), (configured) => make(id, configured, "layerConfig"))
         )
     }
     return Pool
@@ -380,11 +439,17 @@ export const Tag =
 
 // A pool's parts. The engine's state is its own, as is that of whoever waits, is checked or has failed.
 interface Pool<Session, E> {
+  readonly name: string
+  readonly connecting: Connecting.Connecting
   readonly options: Effect.Success<ReturnType<typeof read>>
   readonly engine: Leased.Leased<Identity, Session, E | SessionPoolError>
   readonly waiting: Waiting.Waiting<Identity, Session, E | SessionPoolError>
   readonly checks: Checks.Checks<Identity, Session, E | SessionPoolError>
-  readonly failures: Failures.Failures<Identity, E | SessionPoolError>
+  readonly failures: Failures.Failures<E | SessionPoolError>
+  /** Whether a failure has come that those who wait for room have not been asked about. */
+  hasFailed: boolean
+  /** Throws when a function among the options does, or answers with what has no meaning. */
+  readonly terms: (identity: Identity) => Terms.Terms
   readonly observed: Observed
 }
 
@@ -392,9 +457,12 @@ type Slot<Session, E> = Leased.Slot<Identity, Session, E | SessionPoolError>
 
 type Caller<Session, E> = Waiting.Caller<Identity, Session, E | SessionPoolError>
 
+type AnyFiber = Fiber.Fiber<unknown, unknown>
+
 type Leasing<Session, E> = Effect.Effect<Session, E | SessionPoolError>
 
 const make = Effect.fnUntraced(function*<Session, E, R, RC>(
+  name: string,
   input: SessionPoolOptions<Session, E, R, RC>,
   method: "layer" | "layerConfig"
 ) {
@@ -403,11 +471,15 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(
   const observed = yield* makeObserved
   const engine = yield* Leased.make<Identity, Session, E | SessionPoolError, R>({
     ...options,
+    idleTimeToLive: constant(options.idleTimeToLive),
+    maxLifetime: constant(options.maxLifetime),
     ...hooks(() => self),
-    open: (slot) => open(self, slot, input.connect)
+    open: (slot) => self.connecting.run(slot, labels(self, slot), open(self, slot, input.connect))
   })
   const { check } = input
   const self: Pool<Session, E> = {
+    name,
+    connecting: Connecting.make("SessionPool.connect"),
     options,
     engine,
     waiting: Waiting.make(engine, (known, comes) => Identity.newest(known, comes, engine.clock)),
@@ -417,16 +489,23 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(
     }),
     failures: Failures.make({
       time: engine.time,
+      clock: engine.clock,
+      start: (effect) => Leased.start(engine, effect),
       timeToLive: options.failureTimeToLive,
-      capacity: options.capacity
+      backoff: options.failureBackoff,
+      blame: blameOf,
+      capacity: options.capacity,
+      onFailure: () => void (self.hasFailed = true)
     }),
+    hasFailed: false,
+    terms: Terms.make(options, (option, issue) => new InvalidOptions({ module: "SessionPool", method, option, issue })),
     observed
   }
   // Runs before the engine's own shutdown.
   yield* Effect.addFinalizer(() => Effect.sync(() => beginShutdown(self)))
   return {
-    get: (identity) => get(self, identity),
-    withSession: (identity, f) => withSession(self, identity, f),
+    get: withParts(self, (identity) => Effect.withFiber((fiber) => getIn(self, fiber, identity))),
+    withSession: withParts(self, (identity, f) => Effect.withFiber((fiber) => withSessionIn(self, fiber, identity, f))),
     invalidate: (identity) => Effect.sync(() => invalidate(self, identity)),
     invalidateWhere: (f) => Effect.sync(() => invalidateWhere(self, f)),
     entries: Effect.sync(() => entries(self)),
@@ -434,6 +513,18 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(
     events: observed.events.stream
   } satisfies Service<Session, E> as Service<Session, E>
 })
+
+// The two operations of a hit carry the parts of their pool, so that the tag's need no turn of the run loop to get at
+// the service first. Whoever puts others in their place, a test or a tracer, is asked instead.
+const Parts = Symbol("effect-mcp-sessions/SessionPool/parts")
+
+const withParts = <F extends object, Session, E>(self: Pool<Session, E>, operation: F): F =>
+  Object.assign(operation, { [Parts]: self })
+
+const partsOf = <Session, E>(operation: object): Pool<Session, E> | undefined =>
+  (operation as { readonly [Parts]?: Pool<Session, E> })[Parts]
+
+const constant = <A>(value: number | A): number | undefined => typeof value === "number" ? value : undefined
 
 // What the engine calls an open is a connect here.
 const read = (input: unknown, method: "layer" | "layerConfig") =>
@@ -487,12 +578,18 @@ const hooks = <Session, E>(
   Leased.Options<Identity, Session, E | SessionPoolError, never>,
   keyof Pool<Session, E>["options"] | "open"
 > => ({
-  labels: ({ key }) => ({ key }),
-  openTimedOut: (slot) => new ConnectTimeout({ key: keyOf(slot), after: Duration.millis(pool().options.openTimeout) }),
+  labels: (slot) => labels(pool(), slot),
+  openTimedOut: (slot) => {
+    const { connecting, options } = pool()
+    connecting.fails(slot, "timeout")
+    return new ConnectTimeout({ key: keyOf(slot), after: Duration.millis(options.openTimeout) })
+  },
   shutDown: () => new PoolClosed({}),
+  onAdmitted: (slot) => pool().failures.began(slot, slot.info),
+  onLeft: (slot) => pool().failures.ended(slot),
   onOpened: (slot) => {
     const { failures, observed } = pool()
-    failures.forget(slot.info)
+    failures.succeeded(slot)
     observed.events.emit(SessionPoolEvent.Opened({ key: keyOf(slot) }))
   },
   onOpenFailed: (slot, cause) => {
@@ -502,7 +599,7 @@ const hooks = <Session, E>(
     const timeout = Option.exists(Cause.findErrorOption(cause), (error) => error instanceof ConnectTimeout)
     observed.events.emit(SessionPoolEvent.OpenFailed({ key: keyOf(slot), reason: timeout ? "timeout" : "failed" }))
     // What was invalidated while it opened says nothing of what a new open would meet.
-    if (slot.retired === undefined) failures.remember(slot.info, Exit.failCause(cause))
+    if (slot.retired === undefined) failures.failed(slot, cause)
   },
   onRetired: (slot, reason) => {
     const { counts, events } = pool().observed
@@ -522,8 +619,18 @@ const hooks = <Session, E>(
   },
   onRoom: () => {
     const self = pool()
-    if (!Waiting.isEmpty(self.waiting)) Waiting.seat(self.waiting, () => makeRoom(self))
+    const { failures, waiting } = self
+    if (self.hasFailed) Waiting.refuse(waiting, failures.recall)
+    self.hasFailed = false
+    if (!Waiting.isEmpty(waiting)) Waiting.seat(waiting, () => makeRoom(self), failures.recall)
   }
+})
+
+// What logs and spans of a session are annotated with.
+const labels = <Session, E>({ name }: Pool<Session, E>, { info, key }: Slot<Session, E>): Connecting.Labels => ({
+  pool: name,
+  ...(Option.isSome(info.upstream) ? { upstream: info.upstream.value } : {}),
+  key
 })
 
 const countHit = <Session, E>({ observed }: Pool<Session, E>, caller: Caller<Session, E>): void => {
@@ -538,15 +645,19 @@ const countMiss = <Session, E>({ observed }: Pool<Session, E>, caller: Caller<Se
 
 const stats = <Session, E>({ engine, observed, options, waiting }: Pool<Session, E>): SessionPoolStats => {
   Leased.expire(engine)
+  const slots = Leased.inOrder(engine)
   return {
     ...observed.counts,
     ...Leased.census(engine),
     size: Leased.size(engine),
     capacity: options.capacity,
-    idleTimeToLive: Duration.millis(options.idleTimeToLive),
+    idleTimeToLive: Duration.millis(
+      constant(options.idleTimeToLive) ??
+        slots.reduce((longest, { terms }) => Math.max(longest, terms.idleTimeToLive), 0)
+    ),
     waiting: Waiting.size(waiting),
     eventsLost: observed.events.lost(),
-    keys: Leased.inOrder(engine).map(keyOf)
+    keys: slots.map(keyOf)
   }
 }
 
@@ -559,7 +670,8 @@ const entries = <Session, E>({ engine }: Pool<Session, E>): ReadonlyArray<Sessio
     leases: slot.leases,
     uses: slot.uses,
     openedAt: engine.time.onWall(slot.openedAt),
-    lastUsedAt: engine.time.onWall(slot.usedAt)
+    lastUsedAt: engine.time.onWall(slot.usedAt),
+    idleTimeToLive: Duration.millis(slot.terms.idleTimeToLive)
   }))
 }
 
@@ -572,7 +684,7 @@ const acquire = <Session, E>(
   caller: Caller<Session, E>,
   identity: Identity
 ): Leasing<Session, E> => {
-  const { checks, engine, failures, waiting } = self
+  const { checks, connecting, engine, failures, waiting } = self
   if (Leased.isShutDown(engine)) return Effect.fail(new PoolClosed({}))
   const slot = Leased.lease(engine, identity.key)
   if (slot !== undefined) {
@@ -580,7 +692,7 @@ const acquire = <Session, E>(
     slot.info = waiting.newest(slot.info, identity)
     if (checks.isDue(slot)) return checked(self, caller, slot, identity)
     countHit(self, caller)
-    return Leased.join(slot)
+    return slot.session ?? joined(self, slot)
   }
   const failure = failures.recall(identity)
   if (failure !== undefined) {
@@ -588,13 +700,20 @@ const acquire = <Session, E>(
     return failure
   }
   countMiss(self, caller)
+  const terms = self.terms(identity)
   const admitted = Leased.atomically(engine, () => {
     if (!Waiting.isEmpty(waiting) || !makeRoom(self)) return undefined
-    const opening = Leased.admit(engine, identity.key, identity, 1)
+    const opening = Leased.admit(engine, identity.key, identity, 1, terms)
     Waiting.hold(waiting, caller, opening)
+    connecting.join(opening)
     return opening
   })
-  return admitted === undefined ? wait(self, caller, identity) : Leased.join(admitted)
+  return admitted === undefined ? wait(self, caller, identity, terms) : Leased.join(admitted)
+}
+
+const joined = <Session, E>({ connecting }: Pool<Session, E>, slot: Slot<Session, E>): Leasing<Session, E> => {
+  connecting.join(slot)
+  return Leased.join(slot)
 }
 
 // The least recently used idle session gives up its place, unless as many are closing as there may be.
@@ -609,13 +728,15 @@ const makeRoom = <Session, E>({ engine }: Pool<Session, E>): boolean => {
 const wait = <Session, E>(
   self: Pool<Session, E>,
   caller: Caller<Session, E>,
-  identity: Identity
+  identity: Identity,
+  terms: Terms.Terms
 ): Leasing<Session, E> => {
   const { acquireTimeout } = self.options
   if (acquireTimeout === 0) return exhausted(self, caller, identity)
+  self.connecting.ask(identity)
   return Effect.flatMap(
-    Waiting.wait(self.waiting, caller, identity, acquireTimeout),
-    (isSeated) => isSeated ? Leased.join(caller.slot!) : exhausted(self, caller, identity)
+    Waiting.wait(self.waiting, caller, identity, terms, acquireTimeout),
+    (isSeated) => isSeated ? joined(self, caller.slot!) : exhausted(self, caller, identity)
   )
 }
 
@@ -661,41 +782,53 @@ const isReady = <Session, E>(
   caller: Caller<Session, E>
 ): session is Exit.Success<Session, E | SessionPoolError> => session === caller.slot?.session
 
-const get = <Session, E>(
+const getIn = <Session, E>(
   self: Pool<Session, E>,
+  fiber: AnyFiber,
   identity: Identity
-): Effect.Effect<Session, E | SessionPoolError, Scope.Scope> =>
-  Effect.uninterruptibleMask((restore) => {
-    const fiber = Fiber.getCurrent()!
-    const caller: Caller<Session, E> = Waiting.caller(fiber.id)
-    const endLease = () => Waiting.end(self.waiting, caller) ?? Effect.void
-    const scope = Context.getUnsafe(fiber.context, Scope.Scope)
-    const session = acquire(self, caller, identity)
-    return isReady(session, caller)
-      ? Effect.flatMap(Scope.addFinalizerExit(scope, endLease), () => session)
-      : Effect.flatMap(
-        Effect.onError(restore(session), endLease),
+): Effect.Effect<Session, E | SessionPoolError, Scope.Scope> => {
+  const caller: Caller<Session, E> = Waiting.caller(fiber.id)
+  const endLease = () => Waiting.end(self.waiting, caller) ?? Effect.void
+  const scope = Context.getUnsafe(fiber.context, Scope.Scope)
+  if (Leased.find(self.engine, identity.key)?.session === undefined) {
+    return Effect.uninterruptibleMask((restore) =>
+      Effect.flatMap(
+        Effect.onError(restore(acquire(self, caller, identity)), endLease),
         (opened) => Effect.as(Scope.addFinalizerExit(scope, endLease), opened)
       )
+    )
+  }
+  // The session is there, most likely, and the lease begins when nothing can come between it and its end.
+  return Effect.flatMap(Scope.addFinalizerExit(scope, endLease), () => {
+    const session = acquire(self, caller, identity)
+    if (!isReady(session, caller)) return Effect.onError(session, endLease)
+    // That of a closed scope has run already.
+    return scope.state._tag === "Closed" ? Effect.as(endLease(), session.value) : session
   })
+}
 
-const withSession = <Session, E, A, E2, R2>(
+// The guard comes first: between any two turns of the run loop the fiber may be interrupted.
+const withSessionIn = <Session, E, A, E2, R2>(
   self: Pool<Session, E>,
+  fiber: AnyFiber,
   identity: Identity,
   f: (session: Session) => Effect.Effect<A, E2, R2>
-): Effect.Effect<A, E | SessionPoolError | E2, R2> =>
-  Effect.withFiber(({ id }) => {
-    const caller: Caller<Session, E> = Waiting.caller(id)
-    return Effect.onExitPrimitive(
-      Effect.suspend((): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
-        const session = acquire(self, caller, identity)
-        return isReady(session, caller)
-          ? use(self, caller, identity, session.value, f)
-          : Effect.flatMap(inWithSession(session), (opened) => use(self, caller, identity, opened, f))
-      }),
-      () => Waiting.end(self.waiting, caller)
-    )
-  })
+): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
+  const caller: Caller<Session, E> = Waiting.caller(fiber.id)
+  const { context } = fiber
+  return Effect.onExitPrimitive(
+    Effect.suspend((): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
+      const session = acquire(self, caller, identity)
+      return isReady(session, caller)
+        ? use(self, caller, fiber, identity, session.value, f)
+        : Effect.flatMap(inWithSession(session), (opened) => use(self, caller, fiber, identity, opened, f))
+    }),
+    () => {
+      if (fiber.context !== context) fiber.setContext(context)
+      return Waiting.end(self.waiting, caller)
+    }
+  )
+}
 
 // The callers of one open are told the same, whatever each of them has called.
 const inWithSession = <Session, E>(session: Leasing<Session, E>): Leasing<Session, E> =>
@@ -708,31 +841,56 @@ const inWithSession = <Session, E>(session: Leasing<Session, E>): Leasing<Sessio
     return error instanceof ConnectTimeout ? new ConnectTimeout({ method, key: error.key, after: error.after }) : error
   })
 
-// A server that has forgotten a session refuses its requests unrun, and the client MUST open another one (2025-11-25,
-// basic/transports#session-management). So `f` is run once more there, unless anything else may have run that has left
-// on this session since, whoever sent it. A fresh session that is forgotten at once would be forgotten again.
+// What is sent by `f` is counted for its lease: the fiber, and those that it forks, work within that.
 const use = <Session, E, A, E2, R2>(
   self: Pool<Session, E>,
   caller: Caller<Session, E>,
+  fiber: AnyFiber,
   identity: Identity,
   session: Session,
   f: (session: Session) => Effect.Effect<A, E2, R2>
 ): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
   const sent = Sent.of(session)
+  if (sent === undefined) return f(session)
+  const lease = enter(fiber, sent)
   const isFresh = caller.slot!.uses === 1
-  if (sent === undefined || isFresh) return f(session)
-  const before = sent.last
-  return Effect.catchIf(
-    f(session),
+  const used = f(session)
+  if (isFresh || (Exit.isExit(used) && Exit.isSuccess(used))) return used
+  return Effect.catchCause(used, (cause) => healed(self, caller, fiber, identity, cause, lease, f))
+}
+
+// In place of the lease that the fiber works within already if that is of the same caller.
+const enter = (fiber: AnyFiber, sent: Sent.Sent, outer = Context.get(fiber.context, Sent.CurrentLease)): Sent.Lease => {
+  const lease = Sent.makeLease(sent, outer)
+  fiber.setContext(Context.add(fiber.context, Sent.CurrentLease, lease))
+  return lease
+}
+
+// A server that has forgotten a session refuses its requests unrun, and the client MUST open another one (2025-11-25,
+// basic/transports#session-management). So `f` is run once more there, unless anything may have run that was sent
+// within this lease. A fresh session that is forgotten at once would be forgotten again.
+const healed = <Session, E, A, E2, R2>(
+  self: Pool<Session, E>,
+  caller: Caller<Session, E>,
+  fiber: AnyFiber,
+  identity: Identity,
+  cause: Cause.Cause<E2>,
+  lease: Sent.Lease,
+  f: (session: Session) => Effect.Effect<A, E2, R2>
+): Effect.Effect<A, E | SessionPoolError | E2, R2> =>
+  Effect.catchIf(
+    Effect.failCause(cause),
     (error) =>
-      typeof error === "object" && error !== null && sent.expirations.has(error) &&
-      !Sent.mayHaveRunSince(sent, before),
+      typeof error === "object" && error !== null && lease.sent.expirations.has(error) && !Sent.mayHaveRun(lease),
     () => {
       Leased.retire(self.engine, caller.slot!, "died")
-      return Effect.flatMap(inWithSession(acquireAgain(self, caller, identity)), f)
+      return Effect.flatMap(inWithSession(acquireAgain(self, caller, identity)), (session) => {
+        const sent = Sent.of(session)
+        if (sent !== undefined) enter(fiber, sent, lease.outer)
+        return f(session)
+      })
     }
   )
-}
 
 // -----------------------------------------------------------------------------
 // Retiring

@@ -3,7 +3,7 @@ import type { CallToolResult } from "@modelcontextprotocol/sdk/types.js"
 import { Credentials, Identity } from "effect-mcp-sessions/Identity"
 import type * as McpConnector from "effect-mcp-sessions/McpConnector"
 import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
-import { RequestTimeout, SessionClosed, Unreachable } from "effect-mcp-sessions/McpSession"
+import { SessionClosed, Unreachable } from "effect-mcp-sessions/McpSession"
 import * as Cause from "effect/Cause"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -255,16 +255,21 @@ for (const [sdk, connector] of generations) {
           assert.strictEqual(yield* Effect.promise(() => handle.whenRetired), "unhealthy")
         }))
 
-      it.live("whose server has closed its stdout is found out by two timeouts and a probe", () =>
+      it.live("whose server has closed its stdout, and lives, ends at once", () =>
         Effect.gen(function*() {
-          const { handle, session } = yield* connected({ ...fixture().options, requestTimeout: "100 millis" })
-          for (const tool of ["close-stdout", "echo"]) {
-            const error = yield* Effect.flip(call(session, tool, { message: "hi" }))
-            assert.deepStrictEqual(error.reason, new RequestTimeout({ requestSent: true }))
-            assert.deepStrictEqual(handle.retired, [])
-          }
-          assert.strictEqual(yield* Effect.promise(() => handle.whenRetired), "unhealthy")
-          assert.isTrue(isAlive(session.pid!), "nothing else would have told")
+          const { close, handle, session } = yield* connected(fixture().options)
+          const pid = session.pid!
+          const error = yield* Effect.flip(call(session, "close-stdout"))
+          assert.deepStrictEqual(
+            error.reason,
+            new SessionClosed({ requestSent: true, detail: "the server has closed its stdout" })
+          )
+          assert.deepStrictEqual(handle.retired, ["died"])
+          assert.isTrue(isAlive(pid), "nothing else would have told")
+          const late = yield* Effect.flip(call(session, "echo", { message: "hi" }))
+          assert.isFalse(late.reason.requestSent)
+          yield* close
+          assert.isFalse(isAlive(pid))
         }))
 
       it.live(
@@ -374,16 +379,57 @@ for (const [sdk, connector] of generations) {
         assert.strictEqual(yield* call(session, "env", { name: "MCP_TEST_PRIVATE" }), "")
       }))
 
-    it.live("ends the session with the reason when a message is longer than the SDK's limit", () =>
+    it.live("ends the session with the reason when a message is longer than 10 MiB", () =>
       Effect.gen(function*() {
         const { handle, session } = yield* connected(fixture().options)
         const error = yield* Effect.flip(call(session, "big"))
         assert(error.reason._tag === "SessionClosed")
-        assert.include(error.reason.detail, "10 MiB")
-        assert.include(error.message, "10 MiB")
+        assert.include(error.reason.detail, "`maxMessageBytes` (10,485,760)")
+        assert.include(error.message, "10,485,760")
         assert.isTrue(error.reason.requestSent)
         assert.deepStrictEqual(handle.retired, ["died"])
       }))
+
+    it.live("takes messages of as many bytes as the connector says, and none that is longer", () =>
+      Effect.gen(function*() {
+        const { session: patient } = yield* connected({ ...fixture().options, maxMessageBytes: 32 * 1024 * 1024 })
+        assert.isAbove((yield* call(patient, "big")).length, 10 * 1024 * 1024)
+        const answer = (length: number) => call(patient, "echo", { message: "é".repeat(length) })
+        assert.strictEqual((yield* answer(1_000)).length, 1_000)
+
+        const { session } = yield* connected({ ...fixture().options, maxMessageBytes: 20_000 })
+        // Each is short, whatever comes in one piece
+        yield* Effect.forEach(
+          Array.from({ length: 20 }, () => "x".repeat(10_000)),
+          (message) => call(session, "echo", { message }),
+          { concurrency: "unbounded" }
+        )
+        const error = yield* Effect.flip(call(session, "echo", { message: "é".repeat(10_000) }))
+        assert(error.reason._tag === "SessionClosed")
+        assert.include(error.reason.detail, "`maxMessageBytes` (20,000)")
+      }))
+
+    it.live("keeps a secret out of errors and logs that is in the name of the command's file", () => {
+      const lines: Array<string> = []
+      const logger = Logger.make(({ message }) => void lines.push(String(message)))
+      return Effect.gen(function*() {
+        const directory = temporaryDirectory("mcp-command-")
+        const commands: ReadonlyArray<readonly [file: string, rest: Partial<McpConnector.StdioOptions>]> = [
+          ["sk-live-4eC39HqLyjWDarjtT1zdp7dc", {}],
+          ["run-s3cret-token", {}],
+          ["run-as-hunter", { env: { DB_PASSWORD: "hunter" } }],
+          ["run-as-hunter", { args: ["--password", "hunter"] }]
+        ]
+        for (const [file, rest] of commands) {
+          const error = yield* Effect.flip(connected({ command: join(directory, file), ...rest }))
+          assert.notMatch(inspect(error, { depth: 9 }), /4eC39|s3cret|hunter/)
+        }
+        const known = yield* Effect.flip(connected({ command: join(directory, "mcp-server-x86_64-linux") }))
+        assert.strictEqual(known.server, "mcp-server-x86_64-linux")
+        assert.isAbove(lines.length, 0)
+        for (const line of lines) assert.notMatch(line, /4eC39|s3cret|hunter/)
+      }).pipe(Effect.provide(Logger.layer([logger])))
+    })
 
     it.live("keeps the token out of errors and logs, however much else the child was given", () => {
       const lines: Array<string> = []

@@ -1,5 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Credentials, Identity, SessionPool, type SessionPoolEvent } from "effect-mcp-sessions"
+import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
 import * as Deferred from "effect/Deferred"
@@ -836,6 +837,29 @@ describe("SessionPool", () => {
         }
       }))
 
+    it.effect("say it in whole milliseconds, as the log of a program shows it", () =>
+      Effect.gen(function*() {
+        const clock = yield* Clock.Clock
+        const pool = yield* Effect.provideService(openPool({ connect: makeUpstream().connect }), Clock.Clock, {
+          ...clock,
+          currentTimeMillisUnsafe: () => clock.currentTimeMillisUnsafe(),
+          sleep: (duration) => clock.sleep(duration),
+          // As a real one: each reading is some nanoseconds later
+          monotonicTimeNanosUnsafe: () => clock.monotonicTimeNanosUnsafe() * 1_000_222n / 1_000_000n + 660_222n
+        })
+        const events: Array<SessionPoolEvent> = []
+        yield* Effect.forkScoped(
+          Stream.runForEach(pool.events, (event) => Effect.sync(() => void events.push(event))),
+          { startImmediately: true }
+        )
+        yield* visit(pool, a)
+        yield* TestClock.adjust(365)
+        yield* pool.invalidate(a)
+        yield* settle
+        const closed = events.find((event) => event._tag === "Closed")
+        assert.strictEqual(closed?._tag === "Closed" ? Duration.format(closed.lived) : "", "365ms")
+      }))
+
     it.effect("tell of opens that take too long and closes that fail or take too long", () =>
       Effect.gen(function*() {
         const { pool } = yield* start({
@@ -1232,14 +1256,17 @@ describe("SessionPool", () => {
     it.effect("runs in a span of the pool, not of the caller that came first", () =>
       Effect.gen(function*() {
         const upstream = makeUpstream()
-        const parents: Array<string | undefined> = []
+        const parents: Array<ReadonlyArray<string>> = []
         const layer = Pool.layer({
           connect: (identity, handle) =>
             Effect.gen(function*() {
-              const parent = yield* Effect.option(Effect.currentParentSpan)
-              parents.push(
-                Option.getOrUndefined(Option.map(parent, (span) => span._tag === "Span" ? span.name : "external"))
-              )
+              const spans: Array<string> = []
+              for (
+                let span = yield* Effect.option(Effect.currentParentSpan);
+                span._tag === "Some" && span.value._tag === "Span";
+                span = span.value.parent
+              ) spans.push(span.value.name)
+              parents.push(spans)
               return yield* upstream.connect(identity, handle)
             })
         }).pipe(Layer.withSpan("pool"))
@@ -1247,7 +1274,7 @@ describe("SessionPool", () => {
           Effect.withSpan("caller"),
           Effect.provide(layer)
         )
-        assert.deepStrictEqual(parents, ["pool"])
+        assert.deepStrictEqual(parents, [["SessionPool.connect", "pool"]])
       }))
 
     it.effect("runs in a scope of the session, not of its caller", () =>
@@ -1742,7 +1769,7 @@ describe("SessionPool", () => {
       const upstream = makeUpstream({ dial: () => Effect.withSpan(Effect.void, "dial") })
       const pool = yield* Effect.withTracer(openPool({ connect: upstream.connect }), tracer("pool"))
       yield* Effect.withTracer(visit(pool, a), tracer("caller"))
-      assert.deepStrictEqual(spans, ["pool: dial"])
+      assert.deepStrictEqual(spans, ["pool: SessionPool.connect", "pool: dial"])
     }))
 
   it.effect("takes a session's type as it comes: a session is never inspected", () =>

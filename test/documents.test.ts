@@ -71,6 +71,10 @@ const meanings: Readonly<Record<string, string>> = {
     const server = new SdkServer({ name: "example", version: "1.0.0" })`,
   "src/McpServers.ts": `
     const { NodeServices } = await import("@effect/platform-node")`,
+  "src/McpServersV2.ts": `
+    const { NodeServices } = await import("@effect/platform-node")
+    const { McpServersV2 } = await import("effect-mcp-sessions/McpServersV2")
+    type Client = import("@modelcontextprotocol/client").Client`,
   "src/McpSession.ts": `
     const { EmptyResultSchema: ResultSchema } = await import("@modelcontextprotocol/sdk/types.js")`,
   "src/SessionPool.ts": `

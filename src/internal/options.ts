@@ -78,6 +78,22 @@ export const fn = custom<(...args: never) => unknown, (...args: never) => unknow
   read: Option.liftPredicate((value): value is (...args: never) => unknown => typeof value === "function")
 })
 
+/** What a function among the options answers of its subject, read as if it had been given: or what is wrong with it. */
+export type Answer<Subject, Out> = (subject: Subject) => Result.Result<Out, string>
+
+/** The same for all, or a function that tells it of each. A variable has it for all. */
+export const orTold =
+  <Subject>() => <In, Out>(kind: Kind<In, Out>): Kind<In | ((subject: Subject) => In), Out | Answer<Subject, Out>> => ({
+    rule: `${kind.rule}, or a function that answers with it`,
+    read: (value) =>
+      typeof value === "function"
+        ? Option.some((subject: Subject) =>
+          readAs(kind, (value as (subject: Subject) => unknown)(subject), "answer with")
+        )
+        : kind.read(value),
+    config: kind.config
+  })
+
 export const boolean = custom<boolean, boolean>({
   rule: "true or false",
   read: Option.liftPredicate((value): value is boolean => typeof value === "boolean"),
@@ -146,10 +162,10 @@ export const withDefault = <In, Out>(
   read: (value) => readAs(kind, value === undefined ? fallback : value)
 })
 
-const readAs = <In, Out>(kind: Kind<In, Out>, value: unknown): Result.Result<Out, string> =>
+const readAs = <In, Out>(kind: Kind<In, Out>, value: unknown, must = "be"): Result.Result<Out, string> =>
   Result.fromOption(
     kind.read(value),
-    () => `must be ${kind.rule}${kind.isSecret === true ? "" : `, got ${show(value)}`}`
+    () => `must ${must} ${kind.rule}${kind.isSecret === true ? "" : `, got ${show(value)}`}`
   )
 
 /** Each option of the interface, of a kind that takes whatever its type admits. */

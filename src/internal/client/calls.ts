@@ -4,6 +4,7 @@
  */
 import type { Progress } from "@modelcontextprotocol/sdk/types.js"
 import type * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -17,6 +18,7 @@ import {
   RequestTimeout,
   type SessionClosed
 } from "../../McpSessionError.ts"
+import * as Sent from "../sent.ts"
 import * as Sdk from "./sdk.ts"
 import * as Spans from "./spans.ts"
 import type { Wire } from "./wire.ts"
@@ -28,11 +30,7 @@ export interface Calls {
   /** A call within its time, its progress handled. */
   readonly call: <A>(method: string, ask: Ask<A>, options?: ProgressOptions) => Effect.Effect<A, McpSessionError>
   /** A call that takes as long as it takes. */
-  readonly attempt: <A>(
-    method: string,
-    ask: Ask<A>,
-    onProgress?: (progress: Sdk.ProgressLike) => void
-  ) => Effect.Effect<A, McpSessionError>
+  readonly attempt: <A>(method: string, ask: Ask<A>, options?: AttemptOptions) => Effect.Effect<A, McpSessionError>
   readonly within: <A>(
     method: string,
     effect: Effect.Effect<A, McpSessionError>,
@@ -42,6 +40,12 @@ export interface Calls {
   readonly isOwn: (error: McpSessionError) => boolean
   /** Fails all that are in flight: the session has ended. */
   readonly abandon: () => void
+}
+
+export interface AttemptOptions {
+  readonly onProgress?: (progress: Sdk.ProgressLike) => void
+  /** On whose behalf: by default that of the lease within which it is made. */
+  readonly sender?: Sent.Sender
 }
 
 export interface Options {
@@ -69,7 +73,7 @@ export const make = ({ closed, isOpen, reasonOf, server, timeout: defaultTimeout
     return Effect.fail(error)
   }
 
-  const attempt: Calls["attempt"] = (method, ask, onProgress) =>
+  const attempt: Calls["attempt"] = (method, ask, { onProgress, sender } = {}) =>
     Effect.callback((resume) => {
       if (wire.closed || !isOpen()) return resume(fail(method, closed(false)))
       // One a call: v1 never removes its listener from the signal, and would cancel what has long been answered
@@ -80,7 +84,14 @@ export const make = ({ closed, isOpen, reasonOf, server, timeout: defaultTimeout
       }
       const onEnd = () => end(fail(method, closed(true)))
       inFlight.add(onEnd)
-      const options = { signal: controller.signal, timeout: Sdk.noTimeout, onresumptiontoken: Spans.carrier() }
+      const options = {
+        signal: controller.signal,
+        timeout: Sdk.noTimeout,
+        onresumptiontoken: Sent.carry(
+          Spans.carrier(),
+          sender ?? Sent.senderWithin(Context.get(Fiber.getCurrent()!.context, Sent.CurrentLease))
+        )
+      }
       const asked = async () => ask(onProgress === undefined ? options : { ...options, onprogress: onProgress })
       asked().then(
         (value) => end(Effect.succeed(value)),
@@ -115,7 +126,7 @@ export const make = ({ closed, isOpen, reasonOf, server, timeout: defaultTimeout
       return Effect.acquireUseRelease(
         Effect.forkDetach(Stream.runForEach(Stream.fromQueue(queue), onProgress)),
         (handling) =>
-          attempt(method, ask, (progress) => Queue.offerUnsafe(queue, progress as Progress)).pipe(
+          attempt(method, ask, { onProgress: (progress) => Queue.offerUnsafe(queue, progress as Progress) }).pipe(
             Effect.flatMap((value) => {
               answer = Exit.succeed(value)
               Queue.endUnsafe(queue)

@@ -37,6 +37,7 @@ import * as Scrub from "../scrub.ts"
 import * as Secrets from "../secrets.ts"
 import { version } from "../version.ts"
 import * as Fetch from "./fetch.ts"
+import { KnownSecrets } from "./knownSecrets.ts"
 import * as ConnectorOptions from "./options.ts"
 import * as Refusals from "./refusals.ts"
 import type { ClientLike, MessageLike, TransportLike } from "./sdk.ts"
@@ -128,8 +129,9 @@ const connector = <RT, R, C>(
   open: Opener<C>
 ): Connector<RT | R, C> =>
 (identity, handle) =>
-  Effect.suspend(() => {
+  Effect.flatMap(KnownSecrets, (secrets) => {
     const planned = plan(identity, handle)
+    for (const secret of secrets) planned.scrub.add(secret)
     return Effect.flatMap(handlers(options, planned), (handlers) => open(planned, handlers)).pipe(
       // Once, however often a generation has tried. The message has no secrets in it.
       Effect.tapError((error) =>
@@ -149,19 +151,20 @@ export const clientInfo = { name: "effect-mcp-sessions", version }
 
 const makePlan = <R>(
   options: Options<unknown>,
-  server: string,
+  { secrets = [], server }: { readonly server: string; readonly secrets?: ReadonlyArray<string> },
   identity: Identity,
   handle: SessionHandle,
-  transport: (scrub: Scrub.Scrub) => Effect.Effect<OpenTransport, unknown, Scope.Scope | R>
+  transport: (scrub: Scrub.Scrub, name: string) => Effect.Effect<OpenTransport, unknown, Scope.Scope | R>
 ): Plan<R> => {
   const scrub = Scrub.make()
-  for (const secret of Secrets.ofCredentials(identity.credentials)) scrub.add(secret)
+  for (const secret of [...secrets, ...Secrets.ofCredentials(identity.credentials)]) scrub.add(secret)
+  const name = options.name ?? scrub(server)
   return {
     identity,
     handle,
-    server: options.name ?? server,
+    server: name,
     scrub,
-    transport: transport(scrub),
+    transport: transport(scrub, name),
     connectTimeout: options.connectTimeout,
     requestTimeout: options.requestTimeout
   }
@@ -173,40 +176,46 @@ const makePlan = <R>(
 const stdio = <R>(
   options: StdioOptions<R>,
   sdk: Sdk<never, never, never>["stdio"]
-) =>
-(identity: Identity, handle: SessionHandle): Plan<R> => {
-  const server = options.command.split(/[\\/]/).at(-1)!
-  return makePlan(options, server, identity, handle, (scrub) =>
-    Effect.gen(function*() {
-      const runFork = Effect.runForkWith(yield* Effect.context<never>())
-      const logged = Effect.annotateLogs({ server: options.name ?? server, session: identity.key })
-      const env = yield* prepared("env", options.name ?? server, perIdentity("env", options.env, identity))
-      for (const secret of [...Secrets.ofRecord(env), ...Secrets.ofArguments(options.args ?? [])]) scrub.add(secret)
-      const lastLines: Array<string> = []
-      const transport = yield* Stdio.make({
-        command: options.command,
-        args: options.args ?? [],
-        env: { ...sdk.environment(), ...env },
-        cwd: options.cwd,
-        readBuffer: sdk.readBuffer(),
-        serialize: sdk.serialize as (message: MessageLike) => string,
-        onStderr: (line) => {
-          const scrubbed = scrubLine(scrub, line)
-          lastLines.push(scrubbed.slice(0, 500))
-          if (lastLines.length > 10) lastLines.shift()
-          runFork(logged(Effect.logDebug(scrubbed)))
+) => {
+  const file = options.command.split(/[\\/]/).at(-1)!
+  const secrets = [
+    ...Secrets.ofArguments([file]),
+    ...Secrets.ofArguments(options.args ?? []),
+    ...(typeof options.env === "object" ? Secrets.ofRecord(options.env) : [])
+  ]
+  return (identity: Identity, handle: SessionHandle): Plan<R> =>
+    makePlan(options, { server: file, secrets }, identity, handle, (scrub, name) =>
+      Effect.gen(function*() {
+        const runFork = Effect.runForkWith(yield* Effect.context<never>())
+        const logged = Effect.annotateLogs({ server: name, session: identity.key })
+        const env = yield* prepared("env", name, perIdentity("env", options.env, identity))
+        for (const secret of Secrets.ofRecord(env)) scrub.add(secret)
+        const lastLines: Array<string> = []
+        const transport = yield* Stdio.make({
+          command: options.command,
+          args: options.args ?? [],
+          env: { ...sdk.environment(), ...env },
+          cwd: options.cwd,
+          readBuffer: sdk.readBuffer(),
+          maxMessageBytes: options.maxMessageBytes ?? ConnectorOptions.defaultMaxMessageBytes,
+          serialize: sdk.serialize as (message: MessageLike) => string,
+          onStderr: (line) => {
+            const scrubbed = scrubLine(scrub, line)
+            lastLines.push(scrubbed.slice(0, 500))
+            if (lastLines.length > 10) lastLines.shift()
+            runFork(logged(Effect.logDebug(scrubbed)))
+          }
+        })
+        return {
+          transport,
+          pid: transport.pid,
+          network: { "network.transport": "pipe" },
+          ending: () => {
+            const ending = transport.ending()
+            return ending === undefined || lastLines.length === 0 ? ending : { ...ending, stderr: lastLines.join("\n") }
+          }
         }
-      })
-      return {
-        transport,
-        pid: transport.pid,
-        network: { "network.transport": "pipe" },
-        ending: () => {
-          const ending = transport.ending()
-          return ending === undefined || lastLines.length === 0 ? ending : { ...ending, stderr: lastLines.join("\n") }
-        }
-      }
-    }))
+      }))
 }
 
 /**
@@ -218,12 +227,12 @@ const http = <R>(
   transportTo: MakeTransport
 ) => {
   const url = new URL(options.url)
+  const secrets = [
+    ...Secrets.ofUrl(url),
+    ...(typeof options.headers === "object" ? Secrets.ofRecord(options.headers) : [])
+  ]
   return (identity: Identity, handle: SessionHandle): Plan<R> =>
-    makePlan(options, url.host, identity, handle, (scrub) => {
-      for (const secret of Secrets.ofUrl(url)) scrub.add(secret)
-      if (typeof options.headers === "object") {
-        for (const secret of Secrets.ofRecord(options.headers)) scrub.add(secret)
-      }
+    makePlan(options, { server: url.host, secrets }, identity, handle, (scrub, name) => {
       let forwarded: CredentialScheme | undefined
       const onForwarded = (scheme: CredentialScheme | undefined) => void (forwarded = scheme)
       return Effect.gen(function*() {
@@ -235,7 +244,7 @@ const http = <R>(
         })
         const { attach, fetch, streamFailure } = Fetch.make({
           fetch: refusals.fetch,
-          headers: yield* headersOf(options, options.name ?? url.host, identity, handle, scrub, onForwarded),
+          headers: yield* headersOf(options, name, identity, handle, scrub, onForwarded),
           pause: () => runPromise(Effect.sleep("100 millis")),
           isStreamSession
         })
@@ -268,9 +277,9 @@ const inProcess = <R, T>(
   pair: () => readonly [TransportLike, T]
 ) =>
 (identity: Identity, handle: SessionHandle): Plan<R> =>
-  makePlan(options, "in-process", identity, handle, () =>
+  makePlan(options, { server: "in-process" }, identity, handle, (_, name) =>
     Effect.gen(function*() {
-      const instance = yield* prepared("server", options.name ?? "in-process", Effect.suspend(() => server(identity)))
+      const instance = yield* prepared("server", name, Effect.suspend(() => server(identity)))
       const [transport, theirs] = pair()
       yield* Effect.tryPromise({ try: () => instance.connect(theirs), catch: (error) => error })
       return { transport }

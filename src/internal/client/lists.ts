@@ -4,11 +4,13 @@
  * Whoever asks first starts it, everybody else joins, the last one to leave interrupts it. A failure is told to those
  * who wait and is not kept.
  */
+import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import type { McpSessionError } from "../../McpSessionError.ts"
+import * as Sent from "../sent.ts"
 
 export type Kind = "tools" | "resources" | "resourceTemplates" | "prompts"
 
@@ -37,6 +39,7 @@ interface Listing {
   waiting: number
   readonly result: Deferred.Deferred<unknown, McpSessionError>
   fiber: Fiber.Fiber<unknown, McpSessionError> | undefined
+  readonly account: Sent.Account
 }
 
 type Page = { readonly nextCursor?: string | undefined } & { readonly [K in Kind]?: unknown }
@@ -46,7 +49,13 @@ const maxPages = 64
 
 export const make = (options: {
   readonly runFork: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
-  readonly page: (kind: Kind, params: { cursor?: string }) => Effect.Effect<unknown, McpSessionError>
+  /** Asks for one page, on behalf of those who wait for it. */
+  readonly page: (
+    kind: Kind,
+    params: { cursor?: string },
+    sender: Sent.Sender
+  ) => Effect.Effect<unknown, McpSessionError>
+  readonly sent: Sent.Sent
   /** Whether the server could now say that a list has changed. */
   readonly isKept: () => boolean
   readonly server: string
@@ -57,12 +66,12 @@ export const make = (options: {
     if (listings.get(kind) === listing) listings.delete(kind)
   }
 
-  const pages = Effect.fnUntraced(function*(kind: Kind) {
+  const pages = Effect.fnUntraced(function*(kind: Kind, sender: Sent.Sender) {
     const items: Array<unknown> = []
     let first: Page | undefined
     let cursor: string | undefined
     for (let count = 0; count < maxPages; count++) {
-      const page = (yield* options.page(kind, cursor === undefined ? {} : { cursor })) as Page
+      const page = (yield* options.page(kind, cursor === undefined ? {} : { cursor }, sender)) as Page
       const { [kind]: found, nextCursor, ...rest } = page
       first ??= rest
       if (Array.isArray(found)) items.push(...found)
@@ -76,9 +85,10 @@ export const make = (options: {
   })
 
   const start = (kind: Kind): Listing => {
-    const listing: Listing = { waiting: 0, result: Deferred.makeUnsafe(), fiber: undefined }
+    const account: Sent.Account = { inFlight: 0, hasRun: false }
+    const listing: Listing = { waiting: 0, result: Deferred.makeUnsafe(), fiber: undefined, account }
     listings.set(kind, listing)
-    listing.fiber = options.runFork(Effect.onExit(pages(kind), (exit) => {
+    listing.fiber = options.runFork(Effect.onExit(pages(kind, Sent.senderOf(account, options.sent)), (exit) => {
       if (Exit.isFailure(exit) || !options.isKept()) forget(kind, listing)
       return Deferred.done(listing.result, exit)
     }))
@@ -87,11 +97,14 @@ export const make = (options: {
 
   return {
     get: (kind) =>
-      Effect.suspend(() => {
+      Effect.withFiber(({ context }) => {
         const listing = listings.get(kind) ?? start(kind)
+        if (Deferred.isDoneUnsafe(listing.result)) return Deferred.await(listing.result)
         listing.waiting++
+        const leave = Sent.share(options.sent, Context.get(context, Sent.CurrentLease), listing.account)
         return Effect.onExit(Deferred.await(listing.result), () =>
           Effect.sync(() => {
+            leave()
             listing.waiting--
             if (listing.waiting > 0 || Deferred.isDoneUnsafe(listing.result)) return
             // Nobody waits for it any more: the server is told so

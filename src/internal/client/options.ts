@@ -133,12 +133,15 @@ const common = {
 
 export const inProcess = common
 
+export const defaultMaxMessageBytes = 10 * 1024 * 1024
+
 export const stdio = {
   ...common,
   command: Declare.required(text),
   args: Declare.optional(texts),
   env: Declare.optional(perIdentity("a record of environment variables, or a function of an identity", issueOfEnv)),
-  cwd: Declare.optional(text, { shown: "this process' own" })
+  cwd: Declare.optional(text, { shown: "this process' own" }),
+  maxMessageBytes: Declare.withDefault(Declare.count, defaultMaxMessageBytes, { shown: "10 MiB" })
 } satisfies Declare.DeclarationOf<StdioOptions>
 
 export const http = {

@@ -12,7 +12,7 @@ export interface CallOptionsLike {
   readonly signal: AbortSignal
   readonly timeout: number
   readonly onprogress?: (progress: ProgressLike) => void
-  /** Also what a request is known by on its way to the transport: see `spans.ts`. */
+  /** Also what a request is known by on its way to the transport: see `spans.ts` and `sent.ts`. */
   readonly onresumptiontoken?: (token: string) => void
 }
 

@@ -189,7 +189,9 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(
   })
   const lists = Lists.make({
     runFork: (effect) => runFork(Spans.underCurrent(effect)),
-    page: (kind, params) => calls.attempt(Lists.methods[kind], (o) => client[Lists.methods[kind]](params, o)),
+    page: (kind, params, sender) =>
+      calls.attempt(Lists.methods[kind], (o) => client[Lists.methods[kind]](params, o), { sender }),
+    sent: wire.sent,
     isKept: () => !wire.isDeaf && !Sdk.isModern(client),
     server
   })

@@ -33,7 +33,10 @@ export interface Options {
   readonly args: ReadonlyArray<string>
   readonly env: Readonly<Record<string, string>>
   readonly cwd: string | undefined
+  /** Without a limit of its own. */
   readonly readBuffer: ReadBufferLike
+  /** A longer message ends the connection. */
+  readonly maxMessageBytes: number
   readonly serialize: (message: MessageLike) => string
   /** Each line of stderr, without its end; what goes beyond `stderrLineLimit` characters is dropped. */
   readonly onStderr: (line: string) => void
@@ -41,12 +44,9 @@ export interface Options {
 
 export const stderrLineLimit = 8192
 
-// Of the SDK's buffer, in bytes
-const messageLimit = 10 * 1024 * 1024
-
 const newline = 10
 
-// How long a child that no longer reads has to exit, in milliseconds, before that is an error of its own
+// How long a child that no longer reads or writes has to exit, in milliseconds, before that is an error of its own
 const lastWords = 250
 
 /**
@@ -63,10 +63,13 @@ export const make = (options: Options): Effect.Effect<StdioTransport, unknown, S
     (child) => fromChild(child, options)
   )
 
-const fromChild = (child: ChildProcess, { onStderr, readBuffer, serialize }: Options): StdioTransport => {
+const fromChild = (
+  child: ChildProcess,
+  { maxMessageBytes, onStderr, readBuffer, serialize }: Options
+): StdioTransport => {
   const stdin = child.stdin!
   let closed = false
-  let isOverfull = false
+  let detail: string | undefined
 
   const close = () => {
     if (closed) return
@@ -75,13 +78,17 @@ const fromChild = (child: ChildProcess, { onStderr, readBuffer, serialize }: Opt
     // The child's stdin stays open until the process tree has been looked at: see `processTree.ts`
     transport.onclose?.()
   }
+  const closeBecause = (why: string) => {
+    if (!closed) detail = why
+    close()
+  }
   const report = (error: unknown) => transport.onerror?.(error instanceof Error ? error : new Error(String(error)))
 
   const transport: StdioTransport = {
     pid: child.pid!,
     ending: () =>
-      isOverfull
-        ? { detail: "a message of the server was longer than the SDK's limit of 10 MiB" }
+      detail !== undefined
+        ? { detail }
         : child.exitCode !== null
         ? { exitCode: child.exitCode }
         : child.signalCode === null
@@ -103,36 +110,50 @@ const fromChild = (child: ChildProcess, { onStderr, readBuffer, serialize }: Opt
         )
   }
 
-  // The SDK's buffer is copied with each chunk, so it is given whole lines
+  // The SDK's buffer is copied with each chunk, and its limit is for all that it has: it is given one line at a time
   let pending: Array<Buffer> = []
-  let pendingSize = 0
+  let size = 0
 
-  child.stdout!.on("data", (chunk: Buffer) => {
-    if (closed) return
-    const end = chunk.lastIndexOf(newline) + 1
-    pendingSize += chunk.length
-    if (end === 0 && pendingSize <= messageLimit) return void pending.push(chunk)
-    try {
-      readBuffer.append(Buffer.concat([...pending, end === 0 ? chunk : chunk.subarray(0, end)]))
-    } catch (error) {
-      // What follows can't be made sense of
-      isOverfull = true
-      pending = []
-      report(error)
-      return close()
-    }
-    pending = [chunk.subarray(end)]
-    pendingSize = chunk.length - end
+  const receive = (line: Buffer) => {
+    readBuffer.append(line)
     for (;;) {
       if (closed) return
       try {
         const message = readBuffer.readMessage()
-        if (message === null) return
+        if (message === null) return readBuffer.clear()
         transport.onmessage?.(message as never)
       } catch (error) {
         report(error)
       }
     }
+  }
+
+  child.stdout!.on("data", (chunk: Buffer) => {
+    let start = 0
+    while (start < chunk.length) {
+      if (closed) return
+      const end = chunk.indexOf(newline, start) + 1
+      const piece = chunk.subarray(start, end === 0 ? chunk.length : end)
+      pending.push(piece)
+      size += piece.length
+      if (size - Math.min(end, 1) > maxMessageBytes) {
+        pending = []
+        // What follows can't be made sense of
+        return closeBecause(
+          `a message of the server was longer than \`maxMessageBytes\` (${maxMessageBytes.toLocaleString("en-US")})`
+        )
+      }
+      if (end === 0) return
+      const line = pending.length === 1 ? piece : Buffer.concat(pending)
+      pending = []
+      size = 0
+      start = end
+      receive(line)
+    }
+  })
+  // It can't answer any more. Most are about to exit, and with what says more than this
+  child.stdout!.once("close", () => {
+    setTimeout(() => closeBecause("the server has closed its stdout"), lastWords).unref()
   })
   const flushLines = lines(child, onStderr)
   child.on("error", report)

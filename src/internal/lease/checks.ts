@@ -30,11 +30,10 @@ export const make = <I, A, E>(
   engine: Leased.Leased<I, A, E>,
   options: {
     readonly check: ((session: A) => Effect.Effect<unknown, unknown>) | undefined
-    readonly checkAfter: number
     readonly checkTimeout: number
   }
 ): Checks<I, A, E> => {
-  const { check, checkAfter, checkTimeout } = options
+  const { check, checkTimeout } = options
   const running = new Map<number, Check>()
   if (check === undefined) return { isDue: () => false, passed: () => Effect.succeed(true), abandon: () => undefined }
 
@@ -65,7 +64,7 @@ export const make = <I, A, E>(
     isDue: (slot) =>
       running.has(slot.id) ||
       (slot.phase === "open" && slot.leases === 1 &&
-        engine.time.now() - slot.usedAt >= checkAfter),
+        engine.time.now() - slot.usedAt >= slot.terms.checkAfter),
     passed: (slot) => Deferred.await((running.get(slot.id) ?? start(slot)).passed),
     abandon: () => {
       for (const { fiber, passed } of running.values()) {

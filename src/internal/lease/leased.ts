@@ -44,6 +44,7 @@ import * as ScopedCache from "effect/ScopedCache"
 import * as CloseLog from "./closeLog.ts"
 import * as Idle from "./idle.ts"
 import * as Linked from "./linked.ts"
+import type { Terms } from "./terms.ts"
 import * as Time from "./time.ts"
 
 /**
@@ -55,6 +56,8 @@ export type Reason = "evicted" | "expired" | "lifetime" | "invalidated" | "died"
  * What happened to a session. The owner turns it into its own events and counts; it must not call back from there.
  */
 export interface Hooks<I, A, E> {
+  /** It takes a place, and its open begins after this step. */
+  readonly onAdmitted?: ((slot: Slot<I, A, E>) => void) | undefined
   readonly onOpened: (slot: Slot<I, A, E>) => void
   readonly onOpenFailed: (slot: Slot<I, A, E>, cause: Cause.Cause<E>) => void
   readonly onRetired: (slot: Slot<I, A, E>, reason: Reason) => void
@@ -77,10 +80,11 @@ export interface Options<I, A, E, R> extends Hooks<I, A, E> {
   /** What a log calls the session. */
   readonly labels: (slot: Slot<I, A, E>) => Readonly<Record<string, string>>
   readonly capacity: number
-  readonly idleTimeToLive: number
+  /** None where each session has its own, which it is admitted with: then `maxLifetime` is, too. */
+  readonly idleTimeToLive: number | undefined
   /** The same for a session that has had no lease but the one that it was admitted with, if it is shorter. */
   readonly unusedTimeToLive?: number | undefined
-  readonly maxLifetime: number
+  readonly maxLifetime: number | undefined
   readonly openTimeout: number
   readonly closeTimeout: number
   readonly drainTimeout: number
@@ -94,6 +98,7 @@ export interface Slot<I, A, E> extends Linked.Node<Slot<I, A, E>> {
   readonly key: string
   /** Whose it is, as its owner last saw them. */
   info: I
+  readonly terms: Terms
   phase: "opening" | "freeing" | "open" | "closing" | "gone"
   retired: Reason | undefined
   leases: number
@@ -155,6 +160,8 @@ export interface Leased<I, A, E> {
   /** Completed when the last slot is gone after shutdown. */
   readonly empty: Deferred.Deferred<void>
   readonly starter: Starter
+  /** Of the sessions that are admitted without any. */
+  readonly terms: Terms
 }
 
 // -----------------------------------------------------------------------------
@@ -167,7 +174,12 @@ export interface Leased<I, A, E> {
 export const make = Effect.fnUntraced(function*<I, A, E, R>(options: Options<I, A, E, R>) {
   const context = yield* Effect.context<R | Scope.Scope>()
   const clock = yield* Clock.Clock
-  const { idleTimeToLive, unusedTimeToLive } = options
+  const { idleTimeToLive, maxLifetime, unusedTimeToLive } = options
+  const terms = {
+    idleTimeToLive: idleTimeToLive ?? Infinity,
+    maxLifetime: maxLifetime ?? Infinity,
+    checkAfter: Infinity
+  }
   const idle = Idle.make<Slot<I, A, E>>(idleTimeToLive)
   const slots = new Map<number, Slot<I, A, E>>()
   const cache = yield* Effect.provideService(
@@ -186,7 +198,7 @@ export const make = Effect.fnUntraced(function*<I, A, E, R>(options: Options<I, 
     slots,
     current: new Map(),
     idle,
-    unused: unusedTimeToLive === undefined ? idle : Idle.make(Math.min(unusedTimeToLive, idleTimeToLive)),
+    unused: unusedTimeToLive === undefined ? idle : Idle.make(Math.min(unusedTimeToLive, terms.idleTimeToLive)),
     drained: new Set(),
     opening: 0,
     closing: 0,
@@ -194,7 +206,8 @@ export const make = Effect.fnUntraced(function*<I, A, E, R>(options: Options<I, 
     nextId: 0,
     turns: 0,
     empty: Deferred.makeUnsafe(),
-    starter: makeStarter(Effect.runForkWith(Context.omit(Scope.Scope)(context) as Context.Context<never>))
+    starter: makeStarter(Effect.runForkWith(Context.omit(Scope.Scope)(context) as Context.Context<never>)),
+    terms
   }
   yield* Effect.addFinalizer(() => shutdown(self))
   for (const list of idleLists(self)) {
@@ -319,7 +332,7 @@ export const lease = <I, A, E>(self: Leased<I, A, E>, key: string): Slot<I, A, E
       retire(self, slot, "expired")
       return undefined
     }
-    Linked.remove(list, slot)
+    Idle.remove(list, slot)
   }
   slot.leases++
   slot.uses++
@@ -331,11 +344,18 @@ export const lease = <I, A, E>(self: Leased<I, A, E>, key: string): Slot<I, A, E
  * Opens a session for `key` with `leases` leases taken. Only when there `hasRoom`, `key` has no current session and the
  * engine is not shut down.
  */
-export const admit = <I, A, E>(self: Leased<I, A, E>, key: string, info: I, leases: number): Slot<I, A, E> => {
+export const admit = <I, A, E>(
+  self: Leased<I, A, E>,
+  key: string,
+  info: I,
+  leases: number,
+  terms = self.terms
+): Slot<I, A, E> => {
   const slot: Slot<I, A, E> = {
     id: self.nextId++,
     key,
     info,
+    terms,
     phase: "opening",
     retired: undefined,
     leases,
@@ -351,6 +371,7 @@ export const admit = <I, A, E>(self: Leased<I, A, E>, key: string, info: I, leas
   self.slots.set(slot.id, slot)
   self.current.set(key, slot)
   self.opening++
+  self.options.onAdmitted?.(slot)
   self.starter.start(drive(self, slot))
   return slot
 }
@@ -411,13 +432,13 @@ const open = <I, A, E, R>(
     slot.opening!.scope = Context.getUnsafe(fiber.context, Scope.Scope) as Scope.Closeable
     if (slot.phase !== "opening") return Effect.interrupt
     const acquired = acquire(slot)
-    return self.options.maxLifetime === Infinity ? acquired : Effect.tap(acquired, retireAfterLifetime(self, slot))
+    return slot.terms.maxLifetime === Infinity ? acquired : Effect.tap(acquired, retireAfterLifetime(self, slot))
   })
 
 // Up to 2.5 % early, so that sessions opened together do not end together.
 const retireAfterLifetime = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>) =>
   Effect.flatMap(Random.next, (random) =>
-    Effect.sleep(self.options.maxLifetime * (1 - 0.025 * random)).pipe(
+    Effect.sleep(slot.terms.maxLifetime * (1 - 0.025 * random)).pipe(
       Effect.andThen(Effect.sync(() => retire(self, slot, "lifetime"))),
       Effect.forkScoped
     ))
@@ -556,8 +577,8 @@ const expireForever = <I, A, E>(self: Leased<I, A, E>, list: Idle.Idle<Slot<I, A
 const leaveCurrent = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
   if (self.current.get(slot.key) !== slot) return
   self.current.delete(slot.key)
-  if (slot.phase !== "open") self.opening--
-  else if (slot.leases === 0) Linked.remove(idleListOf(self, slot), slot)
+  if (slot.phase === "open") Idle.forget(idleListOf(self, slot), slot)
+  else self.opening--
 }
 
 const close = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
@@ -571,7 +592,8 @@ const close = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
   self.options.onLeft?.(slot)
   self.starter.start(Effect.map(dispose(self, slot, ScopedCache.invalidate(self.cache, slot.id)), (closed) => {
     self.closing--
-    if (closed) self.options.onClosed(slot, Duration.millis(self.time.now() - slot.openedAt))
+    // Whole milliseconds: the clock's nanoseconds would be in every text that shows it
+    if (closed) self.options.onClosed(slot, Duration.millis(Math.floor(self.time.now() - slot.openedAt)))
     gone(self, slot)
   }))
 }

@@ -9,6 +9,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Leased from "./leased.ts"
 import * as Linked from "./linked.ts"
+import type { Terms } from "./terms.ts"
 
 /**
  * Whoever asks for a session, until the end of its lease. It changes in the same step as what it points to, so whenever
@@ -25,6 +26,7 @@ export interface Caller<I, A, E> extends Linked.Node<Caller<I, A, E>> {
 
 interface Party<I, A, E> {
   owner: I
+  readonly terms: Terms
   readonly callers: Set<Caller<I, A, E>>
   readonly seated: Deferred.Deferred<void, E>
 }
@@ -86,10 +88,11 @@ export const wait = <I extends { readonly key: string }, A, E>(
   self: Waiting<I, A, E>,
   waiter: Caller<I, A, E>,
   owner: I,
+  terms: Terms,
   millis: number
 ): Effect.Effect<boolean, E> => {
   const known = self.parties.get(owner.key)
-  const party = known ?? { owner, callers: new Set(), seated: Deferred.makeUnsafe() }
+  const party = known ?? { owner, terms, callers: new Set(), seated: Deferred.makeUnsafe() }
   if (known === undefined) self.parties.set(owner.key, party)
   else party.owner = self.newest(known.owner, owner)
   party.callers.add(waiter)
@@ -131,21 +134,51 @@ const leave = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>,
   if (party.callers.size === 0) self.parties.delete(party.owner.key)
 }
 
+/** The failure, if there is one, that answers a caller in place of a session. */
+export type Refusal<I, E> = (owner: I) => Exit.Exit<never, E> | undefined
+
 /**
- * Opens sessions for those who wait, for as long as `makeRoom` makes room.
+ * Opens sessions for those who wait, for as long as `makeRoom` makes room. Whom `refusal` answers needs none.
  */
 export const seat = <I extends { readonly key: string }, A, E>(
   self: Waiting<I, A, E>,
-  makeRoom: () => boolean
+  makeRoom: () => boolean,
+  refusal: Refusal<I, E>
 ): void =>
   Leased.atomically(self.engine, () => {
-    while (self.line.head !== undefined && makeRoom()) {
+    while (self.line.head !== undefined) {
       const party = self.line.head.party!
-      const slot = Leased.admit(self.engine, party.owner.key, party.owner, party.callers.size)
+      if (answer(self, party, refusal)) continue
+      if (!makeRoom()) return
+      const slot = Leased.admit(self.engine, party.owner.key, party.owner, party.callers.size, party.terms)
       for (const seated of dismiss(self, party)) hold(self, seated, slot)
       Deferred.doneUnsafe(party.seated, Exit.void)
     }
   })
+
+/**
+ * Sends those away whom `refusal` answers, wherever they are in the line.
+ */
+export const refuse = <I extends { readonly key: string }, A, E>(
+  self: Waiting<I, A, E>,
+  refusal: Refusal<I, E>
+): void =>
+  Leased.atomically(self.engine, () => {
+    for (const party of Array.from(self.parties.values())) answer(self, party, refusal)
+  })
+
+const answer = <I extends { readonly key: string }, A, E>(
+  self: Waiting<I, A, E>,
+  party: Party<I, A, E>,
+  refusal: Refusal<I, E>
+): boolean => {
+  if (self.parties.get(party.owner.key) !== party) return false
+  const failure = refusal(party.owner)
+  if (failure === undefined) return false
+  dismiss(self, party)
+  Deferred.doneUnsafe(party.seated, failure)
+  return true
+}
 
 /**
  * Sends everybody away.

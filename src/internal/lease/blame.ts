@@ -1,0 +1,22 @@
+/**
+ * What a failed connect says, told by its tag: of the caller alone, or of the upstream that all its callers share.
+ */
+import * as Predicate from "effect/Predicate"
+import { ConnectTimeout } from "../../SessionPoolError.ts"
+import type { Blame } from "./failures.ts"
+
+export const blameOf = (error: unknown): Blame => {
+  if (error instanceof ConnectTimeout) return "upstream"
+  const isOurs = Predicate.isTagged(error, "McpSessionError") && Predicate.hasProperty(error, "reason")
+  const reason: unknown = isOurs ? error.reason : error
+  if (callers.some((tag) => Predicate.isTagged(reason, tag))) return "caller"
+  if (!isOurs) return "unknown"
+  const isUpstreams = upstreams.some((tag) => Predicate.isTagged(reason, tag)) ||
+    (Predicate.isTagged(reason, "HttpFailure") && Predicate.hasProperty(reason, "status") &&
+      typeof reason.status === "number" && reason.status >= 500)
+  return isUpstreams ? "upstream" : "unknown"
+}
+
+const callers = ["Unauthorized", "Forbidden", "PreparationFailed"]
+
+const upstreams = ["SessionClosed", "Unreachable", "RequestTimeout"]
