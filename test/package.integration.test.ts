@@ -354,8 +354,8 @@ layer(Declared.layer.pipe(Layer.provideMerge(Unpacked.layer)), { excludeTestServ
                 const checked = yield* Compiler.checkOurs(join(directory, "users.json"), ours)
                 assert.deepStrictEqual(checked.complaints, [])
                 const checkedOf = (name: string) => checked.files.filter((file) => file.endsWith(`/dist/${name}.d.ts`))
-              assert.deepStrictEqual(modules.filter((name) => checkedOf(name).length === 0), [])
-              if (inject("load")) yield* tsc(directory, "users.json")
+                assert.deepStrictEqual(modules.filter((name) => checkedOf(name).length === 0), [])
+                if (inject("load")) yield* tsc(directory, "users.json")
               }),
             underLoad
           )
