@@ -16,12 +16,13 @@ export default defineConfig({
   resolve,
   test: {
     include: ["test/**/*.test.ts"],
+    globalSetup: ["test/support/servers/bundle.ts"],
     setupFiles: ["test/support/leaks.ts"],
     testTimeout: 30_000,
-    // To load Effect and the SDKs takes a second, and most files take less: one after the other they run in one process.
+    // To load Effect and the SDKs takes a second, and most files take less: a worker runs one after the other.
     isolate: false,
-    // By default one less than there are cores, and so one alone where there are two. Many tests wait for a child.
-    maxWorkers: Math.max(2, availableParallelism()),
+    // One more than there are cores: many tests wait, for a child, a socket or a clock.
+    maxWorkers: availableParallelism() + 1,
     tags: [{ name: "load", description: "Runs with great numbers in `npm run load`, with smaller ones in `npm test`" }],
     provide: { load: false }
   }

@@ -76,7 +76,7 @@ const commandOf = (file: string): readonly [command: string, ...args: ReadonlyAr
     [process.execPath, "--import", "tsx", join("examples", file)] :
     undefined
 
-/** The same as one file, with what it needs of Effect and of this package: most of its time is that of loading these. */
+/** The same as one file, with what it needs of Effect and of this package: to load these is most of what it does. */
 const bundle = Effect.fnUntraced(function*(file: string, edit: (code: string) => string = (code) => code) {
   const outfile = join(bundles, `${crypto.randomUUID()}.mjs`)
   const contents = edit(readFileSync(join(root, "examples", file), "utf8"))

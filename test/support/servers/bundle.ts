@@ -1,6 +1,6 @@
 /**
- * Before all tests, the stdio fixture is made one file: a hundred children run it, and most of what they do is to load the
- * SDK.
+ * Before all tests, the stdio fixture is made one file: a hundred children run it, and most of what they do is to load
+ * the SDK.
  */
 import { build, stop } from "esbuild"
 import { mkdtempSync, rmSync } from "node:fs"
