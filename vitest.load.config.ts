@@ -1,4 +1,4 @@
-/** `npm run load`: what is tagged so, one after the other, each file in a process of its own, with the great numbers. */
+/** `npm run load`: what is tagged so, one after the other, each file in its own process, with the great numbers. */
 import { mergeConfig } from "vitest/config"
 import config from "./vitest.config.ts"
 
