@@ -331,10 +331,9 @@ describe("a secret within digits", () => {
 
 const bytesOf = (text: string) => Array.from(Buffer.from(text))
 
-describe("a secret as a row of bytes", () => {
-  const hex = (text: string, joint: string) =>
-    bytesOf(text).map((byte) => byte.toString(16).padStart(2, "0")).join(joint)
+const hex = (text: string, joint: string) => bytesOf(text).map((byte) => byte.toString(16).padStart(2, "0")).join(joint)
 
+describe("a secret as a row of bytes", () => {
   const rows: Readonly<Record<string, (text: string) => string>> = {
     "a Buffer, as Node shows it": (text) => inspect(Buffer.from(text)),
     "a Buffer in JSON": (text) => JSON.stringify(Buffer.from(text)),
