@@ -95,7 +95,6 @@ const headers = (kind: keyof typeof requests, count: number) =>
   }).pipe(Effect.provide(Layer.merge(pool(count), IdentityResolver.layer())))
 
 export const main = Effect.gen(function*() {
-  for (const kind of Object.keys(requests) as Array<keyof typeof requests>) {
-    for (const count of [1, 1_000]) yield* headers(kind, count)
-  }
+  for (const kind of ["plain", "Node request"] as const) yield* headers(kind, 1)
+  for (const kind of ["plain", "ten headers", "Node request"] as const) yield* headers(kind, 1_000)
 })

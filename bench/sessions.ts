@@ -10,16 +10,19 @@ import { identities } from "./pools.ts"
 import { inProcess, makeServer } from "./servers.ts"
 import { against, median, print } from "./support.ts"
 
-const count = 300
+const count = 1_000
+
+/** Fewer of those that are talked to over sockets. */
+const countServed = 300
 
 /** What so many sessions take, each, while `open` keeps them. */
-const bytes = <E, R>(open: Effect.Effect<() => unknown, E, R>) =>
+const bytes = <E, R>(many: number, open: Effect.Effect<() => unknown, E, R>) =>
   Effect.gen(function*() {
     const before = yield* heap
     const kept = yield* open
     const after = yield* heap
     kept()
-    return (after - before) / count
+    return (after - before) / many
   })
 
 const bareServers = Effect.promise(async () => {
@@ -46,10 +49,13 @@ const served = (url: Effect.Effect<string, unknown, Scope.Scope>) =>
     const to = yield* url
     // What the first of them makes for all does not count
     yield* Effect.flatten(Inbound.begin(to, "first"))
-    return yield* bytes(Effect.as(
-      Effect.forEach(identities(count), ({ key }) => Effect.flatten(Inbound.begin(to, key)), { discard: true }),
-      () => to
-    ))
+    return yield* bytes(
+      countServed,
+      Effect.as(
+        Effect.forEach(identities(countServed), ({ key }) => Effect.flatten(Inbound.begin(to, key)), { discard: true }),
+        () => to
+      )
+    )
   }).pipe(Effect.scoped)
 
 const show = (name: string, figure: number, note = "") =>
@@ -58,8 +64,8 @@ const show = (name: string, figure: number, note = "") =>
 /** The server of the SDK is the user's own: what a session takes beyond it is ours, and that of the SDK's client. */
 export const main = Effect.gen(function*() {
   const sides = {
-    server: Effect.scoped(bytes(bareServers)),
-    pooled: bytes(pooled).pipe(Effect.provide(SessionPool.layer({ connect: inProcess, capacity: count }))),
+    server: Effect.scoped(bytes(count, bareServers)),
+    pooled: bytes(count, pooled).pipe(Effect.provide(SessionPool.layer({ connect: inProcess, capacity: count }))),
     bare: served(Inbound.bare),
     hosted: served(Inbound.hosted)
   }
@@ -67,7 +73,7 @@ export const main = Effect.gen(function*() {
   for (let round = 0; round < 2; round++) {
     for (const name of Object.keys(sides) as Array<keyof typeof sides>) samples[name].push(yield* sides[name])
   }
-  print(`\nMemory of a session that was used, of ${count.toLocaleString("en")}`)
+  print("\nMemory of a session that was used")
   const [server, inPool, bare, inHost] = [samples.server, samples.pooled, samples.bare, samples.hosted].map(median)
   show("the SDK's server, in process", server!)
   show("pooled in process", inPool!)
