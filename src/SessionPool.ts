@@ -24,6 +24,7 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { SessionHandle } from "./Connector.ts"
 import { Identity, type SessionKey } from "./Identity.ts"
+import * as Ahead from "./internal/ahead.ts"
 import { blameOf } from "./internal/lease/blame.ts"
 import * as Checks from "./internal/lease/checks.ts"
 import * as Events from "./internal/lease/events.ts"
@@ -179,6 +180,8 @@ export interface SessionPoolStats {
   readonly closing: number
   /** Callers that wait for room. */
   readonly waiting: number
+  /** Sessions that connectors keep ready for identities to come, beyond `capacity`: see `McpConnector.stdio`. */
+  readonly standby: number
   /** Gets that found a session, one being opened, or a failure that is remembered. */
   readonly hits: number
   /** Gets that found none of these. */
@@ -429,6 +432,8 @@ interface Pool<Session, E> {
   readonly failures: Failures.Failures<E | SessionPoolError>
   /** Whether a failure has come that those who wait for room have not been asked about. */
   hasFailed: boolean
+  /** What connectors keep ready. */
+  readonly ahead: Ahead.Host
   /** Throws when a function among the options does, or answers with what has no meaning. */
   readonly terms: (identity: Identity) => Terms.Terms
   readonly observed: Observed
@@ -447,6 +452,9 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(
   const options = yield* read(input, method)
   const context = yield* Effect.context<RC>()
   const observed = yield* makeObserved
+  const ahead = Ahead.makeHost()
+  // Runs after the engine's own shutdown, which it goes along with.
+  yield* Effect.addFinalizer(() => Ahead.awaitClosed(ahead))
   const engine = yield* Leased.make<Identity, Session, E | SessionPoolError, R>({
     ...options,
     idleTimeToLive: constant(options.idleTimeToLive),
@@ -474,11 +482,13 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(
       onFailure: () => void (self.hasFailed = true)
     }),
     hasFailed: false,
+    ahead,
     terms: Terms.make(options, (option, issue) => new InvalidOptions({ module: "SessionPool", method, option, issue })),
     observed
   }
   // Runs before the engine's own shutdown.
   yield* Effect.addFinalizer(() => Effect.sync(() => beginShutdown(self)))
+  yield* Ahead.beginOf<R>(input.connect)?.(ahead) ?? Effect.void
   return {
     get: (identity) => get(self, identity),
     withSession: (identity, f) => withSession(self, identity, f),
@@ -504,18 +514,24 @@ const open = <Session, E, R>(
   slot: Slot<Session, E>,
   connect: SessionPoolOptions<Session, E, R>["connect"]
 ): Effect.Effect<Session, E, R | Scope.Scope> => {
-  const opened = connect(slot.info, {
+  const handle: SessionHandle & { readonly [Ahead.TypeId]: Ahead.Host } = {
     // Told by events: no text of others.
     retire: (reason) =>
       Effect.sync(() => void Leased.retire(self.engine, slot, reason === "unhealthy" ? "unhealthy" : "died")),
-    credentials: Effect.sync(() => slot.info.credentials)
-  })
+    credentials: Effect.sync(() => slot.info.credentials),
+    [Ahead.TypeId]: self.ahead
+  }
+  const opened = connect(slot.info, handle)
   // Without types, an async function is an easy mistake: it would never resume the fiber.
   return Effect.isEffect(opened) ? opened : Effect.die(new TypeError("connect must return an Effect"))
 }
 
-const beginShutdown = <Session, E>({ checks, engine, waiting }: Pool<Session, E>): void => {
+const beginShutdown = <Session, E>(
+  { ahead, checks, engine, options, waiting }: Pool<Session, E>
+): void => {
   Leased.beginShutdown(engine)
+  const { closeTimeout } = options
+  Ahead.beginClose(ahead, { closeTimeout, start: (effect) => Leased.start(engine, effect) })
   checks.abandon()
   Waiting.close(waiting, () => new PoolClosed({}))
 }
@@ -598,7 +614,7 @@ const countMiss = <Session, E>({ observed }: Pool<Session, E>, caller: Caller<Se
   caller.isCounted = true
 }
 
-const stats = <Session, E>({ engine, observed, options, waiting }: Pool<Session, E>): SessionPoolStats => {
+const stats = <Session, E>({ ahead, engine, observed, options, waiting }: Pool<Session, E>): SessionPoolStats => {
   Leased.expire(engine)
   const slots = Leased.inOrder(engine)
   return {
@@ -611,6 +627,7 @@ const stats = <Session, E>({ engine, observed, options, waiting }: Pool<Session,
         slots.reduce((longest, { terms }) => Math.max(longest, terms.idleTimeToLive), 0)
     ),
     waiting: Waiting.size(waiting),
+    standby: Ahead.ready(ahead),
     eventsLost: observed.events.lost(),
     keys: slots.map(keyOf)
   }
