@@ -15,6 +15,7 @@ import * as Schema from "effect/Schema"
 import * as SchemaGetter from "effect/SchemaGetter"
 import { expiryOf } from "./internal/jwt.ts"
 import * as Keys from "./internal/keys.ts"
+import { holds } from "./internal/places.ts"
 import { challenge, respond } from "./internal/problem.ts"
 
 /**
@@ -42,7 +43,8 @@ export type SessionKey = typeof SessionKey.Type
 export const PrincipalKey = SessionKey.check(Schema.isPattern(Keys.principalKey))
 
 /**
- * The name of an upstream, as {@link Identity.at} takes it: 1 to 128 characters of visible ASCII, and no `/`.
+ * The name of an upstream, as {@link Identity.at} takes it: 1 to 128 characters, none of which is a control or format
+ * character, the end of a line, or half of one. `My Server` and `github.com/acme/weather` are names, too.
  *
  * @category models
  */
@@ -201,22 +203,23 @@ export class Identity extends Schema.Class<Identity>("effect-mcp-sessions/Identi
 
   /**
    * The same principal at another upstream, which replaces the present one if there is one: one pool serves many
-   * servers. `upstream` is `name`, the key becomes `~<name>/<principal>`, the rest stays.
+   * servers. `upstream` is `name`, the key becomes `~<name>/<principal>`, the rest stays. In the key, what is not
+   * visible ASCII, `/` and `%` are percent-encoded: a name with spaces is `~My%20Server/alice`.
    *
    * Throws {@link InvalidIdentity} when `name` is not an {@link UpstreamName}, or the key would have more than 256
    * characters.
    */
   at(name: string): Identity {
-    if (!Keys.upstreamName.test(name)) {
+    if (!Keys.isUpstreamName(name)) {
       throw new InvalidIdentity({
-        issue: "the name of an upstream must be 1 to 128 characters of visible ASCII without \"/\"",
+        issue: "the name of an upstream must be 1 to 128 characters, none of them a control character",
         method: "at"
       })
     }
     const key = Keys.prefix(name) + this.principal
     if (!isSessionKey(key)) {
       throw new InvalidIdentity({
-        issue: "the upstream's name and the key have more than 254 characters",
+        issue: "the upstream's name, as it is encoded, and the key have more than 254 characters",
         method: "at"
       })
     }
@@ -437,14 +440,16 @@ export class IdentifyFailed
 
   override get message(): string {
     const how = { failed: "failed with an error of its own", died: "died", interrupted: "interrupted itself" }
-    return `identify ${how[this.reason]}${this.name === undefined ? "" : ` (${this.name})`}. ` +
+    // Every error has a name of its own, too
+    const name = Object.hasOwn(this, "name") ? ` (${this.name})` : ""
+    return `identify ${how[this.reason]}${name}. ` +
       "Let it fail with an IdentityError, or with an error that is HttpServerRespondable."
   }
 
   [HttpServerRespondable.symbol]() {
     const failed = respond(this, { status: 500, title: "The caller could not be identified" })
     const error = Redacted.value(this.error)
-    return this.reason === "failed" && HttpServerRespondable.isRespondable(error)
+    return this.reason === "failed" && holds(HttpServerRespondable.isRespondable, error)
       ? Effect.catchCause(HttpServerRespondable.toResponse(error), () => failed)
       : failed
   }

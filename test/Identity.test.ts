@@ -46,7 +46,7 @@ const text = (alphabet: ReadonlyArray<string>) =>
   )
 const principal = text(["~", "/", "a"])
 const upstream = Arbitrary.map(
-  Arbitrary.array(text(["~", "a"]), { maxLength: 1 }),
+  Arbitrary.array(text(["~", "a", "/", " ", "%", "%2F", "é"]), { maxLength: 1 }),
   ([name]) => Option.fromUndefinedOr(name)
 )
 const placed = (key: string, name: Option.Option<string>) => {
@@ -135,10 +135,37 @@ describe("Identity", () => {
   })
 
   it("at takes no name that mcp.json would not", () => {
-    for (const name of ["", "a/b", "/", "a b", "é", "x".repeat(129)]) {
+    for (const name of ["", "a\n", "\u007f", "\u0000", "\u202ea", "\u2028", "\ud800", "x".repeat(129)]) {
       assert.throws(() => Identity.fromKey("c").at(name), InvalidIdentity, "the name of an upstream must be")
     }
+    for (const name of [undefined, null, 1, ["a"], { toString: () => "a" }]) {
+      assert.throws(() => Identity.fromKey("c").at(name as string), InvalidIdentity, "the name of an upstream must be")
+    }
     assert.strictEqual(Identity.fromKey("c").at("x".repeat(128)).key.length, 131)
+    assert.throws(() => Identity.fromKey("c").at("天".repeat(128)), InvalidIdentity, "more than 254 characters")
+  })
+
+  it("at takes whatever people call their servers, and no two of them are one", () => {
+    const names: Readonly<Record<string, string>> = {
+      "My Server": "My%20Server",
+      "My%20Server": "My%2520Server",
+      "github.com/acme/weather": "github.com%2Facme%2Fweather",
+      "github.com%2Facme/weather": "github.com%252Facme%2Fweather",
+      "/": "%2F",
+      "é": "%C3%A9",
+      "e\u0301": "e%CC%81",
+      "天气": "%E5%A4%A9%E6%B0%94",
+      "😀": "%F0%9F%98%80"
+    }
+    for (const [name, encoded] of Object.entries(names)) {
+      const identity = Identity.fromKey("c").at(name)
+      assert.strictEqual(identity.key, `~${encoded}/c`)
+      assert.deepStrictEqual(identity.upstream, Option.some(name))
+      assert.strictEqual(identity.principal, "c")
+      assert.deepStrictEqual(identity.at("weather").at(name), identity)
+      assert.throws(() => Identity.fromKey(identity.key), InvalidIdentity)
+      assert.deepStrictEqual(Schema.decodeUnknownSync(Identity)(Schema.encodeSync(Identity)(identity)), identity)
+    }
   })
 
   it.prop(

@@ -20,21 +20,21 @@ import {
 const env = (variables: Record<string, string>) =>
   Effect.provide(ConfigProvider.layer(ConfigProvider.fromEnvRecord(variables)))
 
-const decode = (config: unknown, variables: Record<string, string> = {}) =>
-  McpJson.decode(config).pipe(
-    env(variables),
-    Effect.map(Result.map((servers) => Object.fromEntries(servers)))
-  )
+const decode = (config: unknown, variables: Record<string, string> = {}) => env(variables)(McpJson.decode(config))
+
+/** What a server reads as, or the issues. */
+const readAs = ({ config, issues }: McpJson.Server): unknown =>
+  config ?? issues.map(({ issue, path }) => `${path} ${issue}`)
 
 /** The server `s`, or the issues. */
 const decodeOne = (server: unknown, variables?: Record<string, string>) =>
   Effect.map(
     decode({ mcpServers: { s: server } }, variables),
-    Result.match({
-      onSuccess: (servers): unknown => servers["s"],
-      onFailure: (issues): unknown => issues.map(({ issue, path }) => `${path} ${issue}`)
-    })
+    (decoded): unknown => readAs(Result.getOrThrow(decoded).servers.get("s")!)
   )
+
+const unknownVariable = "has a ${…} in it that is none of ${VAR}, ${VAR:-default}, ${env:VAR}, ${input:id}, " +
+  "${file:path}, ${workspaceFolder}, ${workspaceFolderBasename}, ${userHome} and ${pathSeparator}"
 
 /** The options are in order, so an error is the configuration's. */
 const dieOfOptions = <A, R>(effect: Effect.Effect<A, McpServersError | InvalidOptions, R>) =>
@@ -148,7 +148,7 @@ describe("McpServers", () => {
           McpJson.decode({ mcpServers: { s: { command: "x", args } } }),
           ConfigProvider.layer(provider)
         )
-        assert.deepStrictEqual(Result.getOrThrow(decoded).get("s"), expected as McpJson.ServerConfig)
+        assert.deepStrictEqual(readAs(Result.getOrThrow(decoded).servers.get("s")!), expected)
       }))
 
     it.effect("may be empty, if the provider preserves that", () =>
@@ -158,16 +158,16 @@ describe("McpServers", () => {
           McpJson.decode({ mcpServers: { s: { command: "x", env: { one: "${A}", two: "${A:-two}" } } } }),
           ConfigProvider.layer(provider)
         )
-        assert.deepInclude(Result.getOrThrow(decoded).get("s"), { env: { one: "", two: "two" } })
+        assert.deepInclude(Result.getOrThrow(decoded).servers.get("s")!.config, { env: { one: "", two: "two" } })
       }))
 
     it.effect("are expanded once, and what is not quite one is left alone", () =>
       Effect.gen(function*() {
-        const args = ["${A}", "$A", "${A", "a}b"]
+        const args = ["${A}", "$A", "$B", "pa$$word$1", "${A", "a}b", "{env:A}", "{file:/etc/hostname}"]
         assert.deepStrictEqual(yield* decodeOne({ command: "x", args }, { A: "${B}" }), {
           type: "stdio",
           command: "x",
-          args: ["${B}", "$A", "${A", "a}b"],
+          args: ["${B}", "${B}", "$B", "pa$$word$1", "${A", "a}b", "{env:A}", "{file:/etc/hostname}"],
           env: {},
           cwd: undefined
         })
@@ -183,9 +183,24 @@ describe("McpServers", () => {
       [{ url: "http://b", type: "stdio" }, "mcpServers.s.type must be \"http\" or \"sse\" for a server with a `url`"],
       [
         { url: "http://b", type: "websocket" },
-        "mcpServers.s.type must be one of \"stdio\", \"http\", \"streamable-http\" and \"sse\""
+        "mcpServers.s.type is WebSocket, which is not supported: connect to the server over HTTP"
       ],
-      [{ command: ["node"] }, "mcpServers.s.command must be a string"],
+      ...["carrier pigeon", 1, {}].map((type): readonly [unknown, string] => [
+        { url: "http://b", type },
+        "mcpServers.s.type must be one of \"stdio\", \"http\", \"streamable-http\" and \"sse\""
+      ]),
+      [{ command: 5 }, "mcpServers.s.command must be a string"],
+      [{ command: ["node", 5] }, "mcpServers.s.command[1] must be a string"],
+      [{ command: [] }, "mcpServers.s.command must not be empty"],
+      [{ command: {} }, "mcpServers.s.command.path must be a string"],
+      [{ command: "a", cwd: "${EMPTY:-}" }, "mcpServers.s.cwd must not be empty"],
+      [{ command: "a", disabled: "yes" }, "mcpServers.s.disabled must be true or false"],
+      [{ url: "http://a", serverUrl: "http://b" }, "mcpServers.s has both a `url` and a `serverUrl`: keep one of them"],
+      [{ source: "extension" }, "mcpServers.s is started by an extension of Zed: give it a `command` or a `url`"],
+      [
+        { url: "wss://b" },
+        "mcpServers.s.url is WebSocket, which is not supported: connect to the server over HTTP"
+      ],
       [{ command: " " }, "mcpServers.s.command must not be empty"],
       [{ command: "a\0b" }, "mcpServers.s.command must not have a NUL character in it"],
       [{ command: "a", args: "-y" }, "mcpServers.s.args must be an array of strings"],
@@ -204,8 +219,9 @@ describe("McpServers", () => {
       [{ command: "a", cwd: 1 }, "mcpServers.s.cwd must be a string"],
       [
         { command: "a", envFile: ".env" },
-        "mcpServers.s.envFile is not supported: put the variables into `env`, or into this process's own environment"
+        "mcpServers.s.envFile names a file that can't be read, because there is no FileSystem"
       ],
+      [{ command: "a", envFile: [".env"] }, "mcpServers.s.envFile must be a string"],
       [{ url: 1 }, "mcpServers.s.url must be a string"],
       [{ url: "example.com/mcp" }, "mcpServers.s.url is not a URL"],
       [{ url: "ftp://example.com" }, "mcpServers.s.url must be an http or https URL"],
@@ -218,11 +234,11 @@ describe("McpServers", () => {
         "mcpServers.s.headers[\"X Key\"] is not a name that a header can have",
         "mcpServers.s.headers.X-Key has a character in it that a header can't have",
         "mcpServers.s.headers.X-Long has a character in it that a header can't have",
-        "mcpServers.s.headers.X-Input has a ${…} in it that is none of ${VAR}, ${VAR:-default} and ${env:VAR}"
+        "mcpServers.s.headers.X-Input needs an input that `inputs` does not have"
       ],
       [
         { url: "http://b", headers: { A: "${B:-${C}}" } },
-        "mcpServers.s.headers.A has a ${…} in it that is none of ${VAR}, ${VAR:-default} and ${env:VAR}"
+        `mcpServers.s.headers.A ${unknownVariable}`
       ],
       [
         { url: "http://b", headersHelper: "./token.sh" },
@@ -245,11 +261,8 @@ describe("McpServers", () => {
         "the file has both `mcpServers` and `servers`: put all servers into one of them"
       ],
       ["{ \"servers\": [] }", "servers must be an object of servers by name"],
-      [
-        "{ \"servers\": { \"my/server\": { \"command\": \"a\" } } }",
-        "servers[\"my/server\"] must be named with 1 to 128 characters of visible ASCII, and no \"/\": " +
-        "`Identity.at` takes no others"
-      ]
+      ["{ \"mcp\": true }", "mcp must be an object of servers by name"],
+      ["{ \"mcp\": { \"servers\": [] } }", "mcp.servers must be an object of servers by name"]
     ]
     it.effect.each(wrongFiles)("in the file %j", ([contents, message]) =>
       Effect.gen(function*() {
@@ -257,22 +270,46 @@ describe("McpServers", () => {
         assert.strictEqual(error.message, `mcp.json: ${message}.`)
       }))
 
-    it.effect("is told all at once, in the order of the file", () =>
+    it.effect("is told all at once, in the order of the file, and costs the server that it is about", () =>
       Effect.gen(function*() {
-        const error = yield* Effect.flip(
-          fromFile("{ \"mcpServers\": { \"a\": { \"command\": \"\", \"args\": [1] }, \"b\": { \"url\": \"${B}\" } } }")
+        const servers = yield* fromFile(
+          "{ \"mcpServers\": { \"a\": { \"command\": \"\", \"args\": [1] }, \"b\": { \"url\": \"${B}\" }," +
+            " \"c\": { \"command\": \"c\" }, \"d\\n\": { \"command\": \"d\" } } }"
         )
+        assert.deepStrictEqual(servers.names, ["c"])
+        assert.deepStrictEqual(servers.problems, [
+          { server: "a", path: "mcpServers.a.command", issue: "must not be empty" },
+          { server: "a", path: "mcpServers.a.args[0]", issue: "must be a string" },
+          {
+            server: "b",
+            path: "mcpServers.b.url",
+            issue: "needs the variable B, which is not set: set it, or write ${B:-default}"
+          },
+          {
+            server: "d\n",
+            path: "mcpServers[\"d\\n\"]",
+            issue: "must be named with 1 to 128 characters, none of them a control character: " +
+              "`Identity.at` takes no others"
+          }
+        ])
+        const error = yield* Effect.flip(servers.connector("a"))
         assert.strictEqual(error._tag, "McpServersError")
+        if (error._tag !== "McpServersError") return
         assert.strictEqual(error.file, "mcp.json")
+        assert.strictEqual(error.method, "connector")
         assert.strictEqual(error.path, "mcpServers.a.command")
         assert.strictEqual(error.issue, "must not be empty")
         assert.strictEqual(
           error.message,
-          "mcp.json has 3 problems:\n" +
+          "mcp.json has 2 problems:\n" +
             "- mcpServers.a.command must not be empty.\n" +
-            "- mcpServers.a.args[0] must be a string.\n" +
-            "- mcpServers.b.url needs the variable B, which is not set: set it, or write ${B:-default}."
+            "- mcpServers.a.args[0] must be a string."
         )
+        assert.strictEqual(
+          (yield* Effect.flip(servers.connector("b"))).message.split("needs")[0],
+          "mcp.json: mcpServers.b.url "
+        )
+        yield* servers.connector("c")
       }))
 
     it.effect("is also a file that is not there, or that can't be read", () =>
@@ -294,30 +331,13 @@ describe("McpServers", () => {
         const provider = ConfigProvider.make(() =>
           Effect.fail(new ConfigProvider.SourceError({ message: "s3cret store is down" }))
         )
-        const error = yield* McpServers.make({ servers: { a: { url: "${URL:-http://a}" } } }).pipe(
-          Effect.provide(ConfigProvider.layer(provider)),
-          dieOfOptions,
-          Effect.flip
-        )
-        assert.strictEqual(error.path, "servers.a.url")
-        assert.strictEqual(error.issue, "needs the variable URL, which the ConfigProvider could not read")
-      }))
-
-    it.effect("is told without any value of the file or of a variable", () =>
-      Effect.gen(function*() {
-        const broken = [
-          "{ \"mcpServers\": { \"a\": { \"env\": { \"A\": \"s3cret\" oops } } } }",
-          "{ \"mcpServers\": { \"a\": { \"env\": { \"A\": s3cret } } } }",
-          ...[
-            { command: "x", env: { A: "s3cret${s3cret:cret}", B: "s3cret\0" } },
-            { url: "s3cret", headers: { A: "s3cret\n", B: "${T}" } },
-            { url: "https://u:${T}@b", headers: { B: "${N:-${s3cret}}" } }
-          ].map((a) => JSON.stringify({ mcpServers: { a } }))
-        ]
-        const errors = yield* Effect.forEach(broken, (contents) => Effect.flip(fromFile(contents, { T: "s3cret\n" })))
-        for (const error of errors) {
-          assert.notInclude(error.message + JSON.stringify(error) + String(error.stack), "s3cret")
-        }
+        const config = { servers: { a: { url: "${URL:-http://a}" }, b: { url: "${input:url}" }, c: { url: "$URL" } } }
+        const { problems } = yield* Effect.provide(McpServers.make(config), ConfigProvider.layer(provider))
+        assert.deepStrictEqual(problems.map(({ issue, path }) => `${path} ${issue}`), [
+          "servers.a.url needs the variable URL, which the ConfigProvider could not read",
+          "servers.b.url needs an input, which the ConfigProvider could not read",
+          "servers.c.url is not a URL"
+        ])
       }))
 
     it.effect("answers 500 and names nothing, should it reach a client", () =>
@@ -358,8 +378,11 @@ describe("McpServers", () => {
         Effect.gen(function*() {
           const result = yield* Effect.result(McpServers.make({ mcpServers: servers }))
           if (Result.isFailure(result)) return assert.isNotEmpty(result.failure.message)
-          assert.deepStrictEqual(result.success.names, Object.keys(servers))
-          for (const name of result.success.names) Identity.fromKey("someone").at(name)
+          const { names, problems } = result.success
+          const broken = problems.map((problem) => problem.server)
+          assert.deepStrictEqual(new Set([...names, ...broken]), new Set(Object.keys(servers)))
+          assert.deepStrictEqual(names.filter((name) => broken.includes(name)), [])
+          for (const name of names) Identity.fromKey("someone").at(name)
         })
     )
 
@@ -391,6 +414,10 @@ describe("McpServers", () => {
     const configs: Readonly<Record<string, (length: number) => unknown>> = {
       "variables that do not end": (length) => ({ command: "x", args: ["${".repeat(length / 2)] }),
       "variables that nobody can have": (length) => ({ command: "x", args: ["${}".repeat(length / 3)] }),
+      "bare variables": (length) => ({ command: "x", args: ["$A".repeat(length / 2)] }),
+      "inputs": (length) => ({ command: "x", args: ["${input:a-b}".repeat(length / 12)] }),
+      "an id of an input": (length) => ({ command: "x", args: [`\${input:${"aB-".repeat(length / 3)}}`] }),
+      "files": (length) => ({ command: "x", args: ["${file:/a}".repeat(length / 10)] }),
       "defaults": (length) => ({ command: "x", args: ["${A:-b}".repeat(length / 7)] }),
       "long defaults": (length) => ({ command: "x", args: [`\${A:-${"{".repeat(length)}}`] }),
       "bad variables of a long name": (length) => ({
@@ -406,7 +433,9 @@ describe("McpServers", () => {
           // A name that long is in the path of each issue
           const config = { mcpServers: { ["s".repeat(length / 8)]: configs[name]!(length) } }
           const decoded = yield* decode(config)
-          if (Result.isFailure(decoded)) assert.isBelow(JSON.stringify(decoded.failure).length, 8 * length)
+          for (const { issues } of Result.getOrThrow(decoded).servers.values()) {
+            assert.isBelow(JSON.stringify(issues).length, 8 * length)
+          }
         })
     )
 
@@ -414,7 +443,7 @@ describe("McpServers", () => {
       Effect.gen(function*() {
         assert.deepStrictEqual(yield* decodeOne({ command: "x", args: ["${A}${A}${-}${-}", "${A}"] }), [
           "mcpServers.s.args[0] needs the variable A, which is not set: set it, or write ${A:-default}",
-          "mcpServers.s.args[0] has a ${…} in it that is none of ${VAR}, ${VAR:-default} and ${env:VAR}",
+          `mcpServers.s.args[0] ${unknownVariable}`,
           "mcpServers.s.args[1] needs the variable A, which is not set: set it, or write ${A:-default}"
         ])
       }))
@@ -485,6 +514,7 @@ describe("McpServers", () => {
       sampling: [{}, true],
       elicitation: [{}, true],
       roots: [[], "/"],
+      workspaceFolder: ["", 5, null],
       // The name of each server is in the configuration
       name: ["weather"],
       forwardCredential: [() => true]
@@ -532,7 +562,8 @@ describe("McpServers", () => {
           requestTimeout: undefined,
           sampling: undefined,
           elicitation: undefined,
-          roots: undefined
+          roots: undefined,
+          workspaceFolder: undefined
         }
         const { names } = yield* McpServers.make({ servers: { weather: { url: "http://a" } } }, options)
         assert.deepStrictEqual(names, ["weather"])

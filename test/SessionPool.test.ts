@@ -1257,14 +1257,17 @@ describe("SessionPool", () => {
     it.effect("runs in a span of the pool, not of the caller that came first", () =>
       Effect.gen(function*() {
         const upstream = makeUpstream()
-        const parents: Array<string | undefined> = []
+        const parents: Array<ReadonlyArray<string>> = []
         const layer = Pool.layer({
           connect: (identity, handle) =>
             Effect.gen(function*() {
-              const parent = yield* Effect.option(Effect.currentParentSpan)
-              parents.push(
-                Option.getOrUndefined(Option.map(parent, (span) => span._tag === "Span" ? span.name : "external"))
-              )
+              const spans: Array<string> = []
+              for (
+                let span = yield* Effect.option(Effect.currentParentSpan);
+                span._tag === "Some" && span.value._tag === "Span";
+                span = span.value.parent
+              ) spans.push(span.value.name)
+              parents.push(spans)
               return yield* upstream.connect(identity, handle)
             })
         }).pipe(Layer.withSpan("pool"))
@@ -1272,7 +1275,7 @@ describe("SessionPool", () => {
           Effect.withSpan("caller"),
           Effect.provide(layer)
         )
-        assert.deepStrictEqual(parents, ["pool"])
+        assert.deepStrictEqual(parents, [["SessionPool.connect", "pool"]])
       }))
 
     it.effect("runs in a scope of the session, not of its caller", () =>
@@ -1767,7 +1770,7 @@ describe("SessionPool", () => {
       const upstream = makeUpstream({ dial: () => Effect.withSpan(Effect.void, "dial") })
       const pool = yield* Effect.withTracer(openPool({ connect: upstream.connect }), tracer("pool"))
       yield* Effect.withTracer(visit(pool, a), tracer("caller"))
-      assert.deepStrictEqual(spans, ["pool: dial"])
+      assert.deepStrictEqual(spans, ["pool: SessionPool.connect", "pool: dial"])
     }))
 
   it.effect("takes a session's type as it comes: a session is never inspected", () =>

@@ -25,6 +25,7 @@ import { TestClock } from "effect/testing"
 import { createServer } from "node:http"
 import { assert, it } from "@effect/vitest"
 import { Server } from "@modelcontextprotocol/sdk/server/index.js"
+import type { Transport } from "@modelcontextprotocol/sdk/shared/transport.js"
 import { ${Object.keys(Sessions).join(", ")}, type SessionHandle, type SessionInfo } from "effect-mcp-sessions"
 import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
 
@@ -39,6 +40,7 @@ declare const f: (session: McpSession) => Effect.Effect<string>
 declare const connect: ReturnType<typeof McpConnector.stdio>
 declare const open: (info: SessionInfo) => Effect.Effect<Connection, never, Scope.Scope>
 declare const server: Server
+declare const transport: Transport
 declare const makeServer: (info: SessionInfo) => Effect.Effect<Server, never, Scope.Scope>
 declare const forward: <E, R>(
   lease: (f: (session: McpSession) => Effect.Effect<object, McpSessionError>) => Effect.Effect<object, E, R>
@@ -71,6 +73,10 @@ const meanings: Readonly<Record<string, string>> = {
     const server = new SdkServer({ name: "example", version: "1.0.0" })`,
   "src/McpServers.ts": `
     const { NodeServices } = await import("@effect/platform-node")`,
+  "src/McpServersV2.ts": `
+    const { NodeServices } = await import("@effect/platform-node")
+    const { McpServersV2 } = await import("effect-mcp-sessions/McpServersV2")
+    type Client = import("@modelcontextprotocol/client").Client`,
   "src/McpSession.ts": `
     const { EmptyResultSchema: ResultSchema } = await import("@modelcontextprotocol/sdk/types.js")`,
   "src/SessionPool.ts": `

@@ -15,17 +15,17 @@ import * as Compiler from "./support/compiler.ts"
 /** From the top down: a module imports modules of its own row and of rows below it. */
 const rows: ReadonlyArray<ReadonlyArray<string>> = [
   ["index"],
-  ["McpHttp", "McpServers"],
+  ["McpHttp", "McpServers", "McpServersV2"],
   ["McpHttpOptions"],
   ["McpConnector", "McpConnectorV2", "SessionPool", "SessionRegistry"],
   ["Connector", "IdentityResolver", "McpSession"],
-  ["Identity", "InvalidOptions", "McpSessionError", "SessionPoolError", "SessionRegistryError"]
+  ["Identity", "InvalidOptions", "McpServersError", "McpSessionError", "SessionPoolError", "SessionRegistryError"]
 ]
 
 /** The rooms of `src/internal`, and the modules that may enter. `internal/*.ts` itself is everybody's. */
 const rooms: Readonly<Record<string, ReadonlyArray<string>>> = {
   lease: ["SessionPool", "SessionRegistry"],
-  client: ["McpConnector", "McpConnectorV2", "McpServers"],
+  client: ["McpConnector", "McpConnectorV2", "McpServers", "McpServersV2"],
   host: ["McpHttp"]
 }
 

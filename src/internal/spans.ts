@@ -11,27 +11,28 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
+import * as Predicate from "effect/Predicate"
 import * as References from "effect/References"
 import * as Tracer from "effect/Tracer"
-import { namesAndPlaces } from "./places.ts"
+import { nameOf, namesAndPlaces } from "./places.ts"
 
 /** The values that a span's attributes have here. */
 export type Attributes = Readonly<Record<string, string | number>>
 
 /**
- * Runs the effect in a span. `end` says with what that ends, and may add attributes to it before: by default a failure
+ * Runs an effect in a span. `end` says with what that ends, and may add attributes to it before: by default a failure
  * is told by names and places alone.
  */
 export const within = <A, E, R>(
-  effect: Effect.Effect<A, E, R>,
   name: string,
   options: Tracer.SpanOptionsNoTrace,
+  run: (span: Tracer.Span) => Effect.Effect<A, E, R>,
   end: (exit: Exit.Exit<A, E>, span: Tracer.Span) => Exit.Exit<unknown, unknown> = plain
 ): Effect.Effect<A, E, Exclude<R, Tracer.ParentSpan>> =>
   Effect.useSpan(name, options, (span) =>
     Effect.withFiber((fiber) =>
       // Before the span is ended with the exit as it is: the first end counts
-      Effect.onExitPrimitive(Effect.provideService(effect, Tracer.ParentSpan, span), (exit) => {
+      Effect.onExitPrimitive(Effect.provideService(run(span), Tracer.ParentSpan, span), (exit) => {
         finish(fiber, span, end(exit, span))
         return undefined
       })
@@ -57,6 +58,14 @@ export const failed = (text: string): Exit.Exit<never, Error> => {
   const error = new Error(text.split("\n", 1)[0])
   error.stack = text
   return Exit.fail(error)
+}
+
+/** The name of what has failed: of a few, as far as it is up to those who have named it. None of an interruption. */
+export const errorOf = (exit: Exit.Exit<unknown, unknown>): string | undefined => {
+  if (Exit.isSuccess(exit) || Cause.hasInterruptsOnly(exit.cause)) return undefined
+  const error = Cause.squash(exit.cause)
+  const reason = Predicate.hasProperty(error, "reason") ? nameOf(error.reason) : undefined
+  return reason ?? nameOf(error) ?? "Error"
 }
 
 /** The span that the fiber is in. */

@@ -1,6 +1,6 @@
 /**
  * What the connectors of both SDK generations do alike. A generation is a value ({@link Sdk}); {@link make} makes its
- * four connectors.
+ * five connectors.
  *
  *   connector -> (identity, handle) -> plan: how to get a transport -> opener of the generation -> session.ts: open
  */
@@ -35,11 +35,12 @@ import type {
 } from "../../Connector.ts"
 import { type CredentialScheme, Identity, type SessionKey } from "../../Identity.ts"
 import type { McpSession } from "../../McpSession.ts"
-import { McpSessionError, PreparationFailed } from "../../McpSessionError.ts"
+import { McpSessionError, type McpSessionErrorReason, PreparationFailed } from "../../McpSessionError.ts"
 import * as Scrub from "../scrub.ts"
 import * as Secrets from "../secrets.ts"
 import { version } from "../version.ts"
 import * as Fetch from "./fetch.ts"
+import { KnownSecrets } from "./knownSecrets.ts"
 import * as ConnectorOptions from "./options.ts"
 import * as Refusals from "./refusals.ts"
 import type { ClientLike, MessageLike, TransportLike } from "./sdk.ts"
@@ -62,6 +63,8 @@ export interface Sdk<C extends ClientLike, T, N> {
   readonly http: MakeTransport
   readonly sse: MakeTransport
   readonly pair: () => readonly [TransportLike, T]
+  /** Whether a server may be one that has `initialize`. */
+  readonly mayBeOlder: (own: N) => boolean
   /** How one connector opens its sessions. What it learns of the server stays with the opener. */
   readonly opener: (transport: TransportKind, options: Options<unknown>, own: N | undefined) => Opener<C>
 }
@@ -71,7 +74,7 @@ type MakeTransport = (
   init: { readonly fetch: FetchLike }
 ) => TransportLike & { terminateSession?(): Promise<void> }
 
-export type TransportKind = "stdio" | "http" | "sse" | "inProcess"
+export type TransportKind = "stdio" | "http" | "sse" | "inProcess" | "fromTransport"
 
 /**
  * Opens one session as planned.
@@ -87,7 +90,7 @@ export type Opener<C> = <R>(
 export interface Plan<R> extends
   Pick<
     OpenOptions<never, R>,
-    "identity" | "handle" | "server" | "scrub" | "transport" | "connectTimeout" | "requestTimeout"
+    "identity" | "handle" | "server" | "scrub" | "transport" | "connectTimeout" | "requestTimeout" | "listTimeToLive"
   >
 {
   /** Who answers what the server asks. */
@@ -118,7 +121,9 @@ export const make = <C extends ClientLike, T, N = unknown>(sdk: Sdk<C, T, N>) =>
   ): Connector<Services<O>, C> => {
     ConnectorOptions.check(sdk.options.http, "http", options)
     const read = options as HttpOptions<Services<O>>
-    return connector(read, http(read, false, sdk.http), sdk.opener("http", options, options))
+    const older = { plan: http(read, true, sdk.sse), open: sdk.opener("sse", options, undefined) }
+    const fallback = sdk.mayBeOlder(options) ? older : undefined
+    return connector(read, http(read, false, sdk.http), sdk.opener("http", options, options), fallback)
   },
   sse: <O extends HttpOptions<unknown>>(options: Only<O, HttpOptions>): Connector<Services<O>, C> => {
     ConnectorOptions.check(sdk.options.sse, "sse", options)
@@ -129,27 +134,53 @@ export const make = <C extends ClientLike, T, N = unknown>(sdk: Sdk<C, T, N>) =>
     server: (identity: Identity) => Effect.Effect<ServerLike<T>, unknown, R | Scope.Scope>,
     options?: Only<O, Options>
   ): Connector<R | Services<O>, C> => {
-    ConnectorOptions.checkServer(sdk.module, server)
+    ConnectorOptions.checkFunction(sdk.module, "inProcess", "server", server)
     if (options !== undefined) ConnectorOptions.check(sdk.options.inProcess, "inProcess", options)
     const read: Options<Services<O>> = options as Options<Services<O>> | undefined ?? {}
     return connector(read, inProcess(read, server, sdk.pair), sdk.opener("inProcess", read, undefined))
+  },
+  fromTransport: <R = never, O extends Options<unknown> & N = Options & N>(
+    transport: (identity: Identity) => Effect.Effect<T, unknown, R | Scope.Scope>,
+    options?: Only<O, Options & N>
+  ): Connector<R | Services<O>, C> => {
+    ConnectorOptions.checkFunction(sdk.module, "fromTransport", "transport", transport)
+    const given = options ?? {}
+    ConnectorOptions.check(sdk.options.fromTransport, "fromTransport", given)
+    const read = given as Options<Services<O>>
+    return connector(read, fromTransport(read, transport), sdk.opener("fromTransport", read, given as N))
   }
 })
 
 const connector = <RT, R, C>(
   options: Options<R>,
   plan: (identity: Identity, handle: SessionHandle) => Plan<RT>,
-  open: Opener<C>
+  open: Opener<C>,
+  older?: Older<RT, C>
 ): Connector<RT | R, C> =>
-(identity, handle) => Effect.suspend(() => openAsPlanned(options, plan(identity, handle), open))
+(identity, handle) =>
+  Effect.suspend(() => {
+    const planned = plan(identity, handle)
+    return Effect.catchIf(
+      openAs(options, planned, open),
+      ({ reason }) => older !== undefined && isNoEndpoint(reason),
+      (error) => fallBack(error, Effect.suspend(() => openAs(options, older!.plan(identity, handle), older!.open)))
+    ).pipe(logged(planned))
+  })
 
-const openAsPlanned = <RT, R, C>(options: Options<R>, plan: Plan<RT>, open: Opener<C>) =>
-  Effect.flatMap(handlers(options, plan), (handlers) => open(plan, handlers)).pipe(
-    // Once, however often a generation has tried. The message has no secrets in it.
-    Effect.tapError((error) =>
-      Effect.annotateLogs(Effect.logWarning(error.message), { server: plan.server, session: plan.identity.key })
+const openAs = <RT, R, C>(options: Options<R>, plan: Plan<RT>, open: Opener<C>) =>
+  Effect.flatMap(KnownSecrets, (secrets) => {
+    for (const secret of secrets) plan.scrub.add(secret)
+    return Effect.flatMap(handlers(options, plan), (handlers) => open(plan, handlers))
+  })
+
+// Once, however often a generation has tried. The message has no secrets in it.
+const logged =
+  ({ identity, server }: Pick<Plan<never>, "identity" | "server">) =>
+  <A, R>(open: Effect.Effect<A, McpSessionError, R>): Effect.Effect<A, McpSessionError, R> =>
+    Effect.tapError(
+      open,
+      (error) => Effect.annotateLogs(Effect.logWarning(error.message), { server, session: identity.key })
     )
-  )
 
 /**
  * A connector with sessions that wait for their owners: they belong to nobody, until they are adopted.
@@ -182,16 +213,19 @@ const standby = <RT, R, C>(
           connectTimeout: startTimeout,
           owner: Deferred.await(owner)
         }
-        return Effect.map(openAsPlanned(options, planned, open), (session): Standby.Unowned<McpSession<C>> => ({
-          isLost: () => isLost,
-          ping: session.ping({ timeout: "1 second" }),
-          adopt: (identity, handle) => {
-            owned = handle
-            planned.adopt(identity)
-            Deferred.doneUnsafe(owner, Exit.succeed(identity))
-            return Object.assign(session, { identity })
-          }
-        }))
+        return Effect.map(
+          openAs(options, planned, open).pipe(logged(planned)),
+          (session): Standby.Unowned<McpSession<C>> => ({
+            isLost: () => isLost,
+            ping: session.ping({ timeout: "1 second" }),
+            adopt: (identity, handle) => {
+              owned = handle
+              planned.adopt(identity)
+              Deferred.doneUnsafe(owner, Exit.succeed(identity))
+              return Object.assign(session, { identity })
+            }
+          })
+        )
       })
   })
 }
@@ -203,6 +237,28 @@ const nobody = new Identity({
   shared: false,
   verified: false
 }, { disableChecks: true })
+
+/** How a server is talked to that does not know the newer transport. */
+interface Older<R, C> {
+  readonly plan: (identity: Identity, handle: SessionHandle) => Plan<R>
+  readonly open: Opener<C>
+}
+
+// 2025-11-25, basic/transports#backwards-compatibility: a client that gets 404 or 405 for its `initialize` issues a GET
+// to the same URL, and takes its stream for one of the older transport if `endpoint` is its first event
+const isNoEndpoint = (reason: McpSessionErrorReason): boolean =>
+  reason._tag === "HttpFailure" && (reason.status === 404 || reason.status === 405)
+
+// A server of neither kind may stream something else, and for ever. What it has refused tells more than how that ended
+const fallBack = <A, R>(
+  refused: McpSessionError,
+  open: Effect.Effect<A, McpSessionError, R>
+): Effect.Effect<A, McpSessionError, R> =>
+  Effect.timeoutOrElse(open, { duration: "10 seconds", orElse: () => Effect.fail(refused) }).pipe(
+    Effect.mapError((error) =>
+      error.reason._tag === "Unauthorized" || error.reason._tag === "Forbidden" ? error : refused
+    )
+  )
 
 /**
  * What a server is told by default that it talks to.
@@ -231,6 +287,7 @@ const makePlan = <R>(
     transport: transport(scrub, name),
     connectTimeout: options.connectTimeout,
     requestTimeout: options.requestTimeout,
+    listTimeToLive: options.listTimeToLive,
     owner: Effect.succeed(identity),
     adopt: () => {}
   }
@@ -369,6 +426,21 @@ const inProcess = <R, T>(
       const [transport, theirs] = pair()
       yield* Effect.tryPromise({ try: () => instance.connect(theirs), catch: (error) => error })
       return { transport }
+    }))
+
+/**
+ * A transport that somebody else has made.
+ */
+const fromTransport = <R, T>(
+  options: Options<unknown>,
+  transportFor: (identity: Identity) => Effect.Effect<T, unknown, R | Scope.Scope>
+) =>
+(identity: Identity, handle: SessionHandle): Plan<R> =>
+  makePlan(options, { server: "transport" }, identity, handle, (_, name) =>
+    Effect.gen(function*() {
+      const made = yield* prepared("transport", name, Effect.suspend(() => transportFor(identity)))
+      const transport = made as TransportLike & { terminateSession?(): Promise<void> }
+      return { transport, terminate: async () => transport.terminateSession?.() }
     }))
 
 // -----------------------------------------------------------------------------

@@ -59,7 +59,12 @@ export const make = ({ network, protocolVersion, scrub, server }: Options): Trac
 
   return (operation, target, call) =>
     Effect.suspend(() =>
-      Spans.within(call, `McpSession.${operation}`, { kind: "client", attributes: attributesOf(target) }, ended)
+      Spans.within(
+        `McpSession.${operation}`,
+        { kind: "client", attributes: attributesOf(target) },
+        () => call,
+        ended
+      )
     )
 }
 

@@ -126,11 +126,11 @@ const take = <S>(
       room.ready.delete(waiting)
       const pinged = yield* Effect.exit(restore(waiting.session.ping))
       if (Exit.isFailure(pinged) || waiting.session.isLost()) {
-        discard(room, waiting)
         // Interrupted by whoever wanted it: that says nothing of it
-        if (Exit.isFailure(pinged) && Cause.hasInterrupts(pinged.cause)) return yield* Effect.interrupt
-        room.failures++
-        return Option.none()
+        const isInterrupted = Exit.isFailure(pinged) && Cause.hasInterrupts(pinged.cause)
+        if (!isInterrupted) room.failures++
+        discard(room, waiting)
+        return isInterrupted ? yield* Effect.interrupt : Option.none()
       }
       room.failures = 0
       room.work.openUnsafe()
@@ -148,6 +148,7 @@ const keep = <S, E, R>(room: Room<S>, options: Options<S, E, R>): Effect.Effect<
       yield* room.work.await
       if (missing(room, options.size) === 0) {
         room.work.closeUnsafe()
+        isFirst = false
         continue
       }
       if (room.failures > 0) yield* Effect.sleep(Math.min(firstBackoff * 2 ** (room.failures - 1), lastBackoff))
