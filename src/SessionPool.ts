@@ -19,6 +19,7 @@ import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
+import * as Result from "effect/Result"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -34,6 +35,7 @@ import * as Leased from "./internal/lease/leased.ts"
 import * as Terms from "./internal/lease/terms.ts"
 import * as Waiting from "./internal/lease/waiting.ts"
 import * as Options from "./internal/options.ts"
+import { namesAndPlaces } from "./internal/places.ts"
 import * as Sent from "./internal/sent.ts"
 import { type Configurable, InvalidOptions } from "./InvalidOptions.ts"
 import type { McpSession, McpSessionError } from "./McpSession.ts"
@@ -47,7 +49,7 @@ export * from "./SessionPoolError.ts"
  *
  * @category models
  */
-export interface SessionPoolOptions<Session, E, R, RC = R> {
+export interface SessionPoolOptions<Session, E, R, RC = R, RP = RC> {
   /**
    * Opens a session. Its finalizers close it. Runs with the services, the span and a scope of the pool, never those of
    * the caller that happened to come first.
@@ -112,6 +114,24 @@ export interface SessionPoolOptions<Session, E, R, RC = R> {
    * At most `capacity` failures are remembered. Opens that have begun when the first of them fails run to their end.
    */
   readonly failureBackoff?: Schedule.Schedule<unknown> | undefined
+  /**
+   * Runs beside the pool when that is built, with the pool in its context: `SessionPool.prewarm(identities)`, or a step
+   * that installs what `connect` starts. Nobody waits for it, what it fails with is logged, and the end of the pool
+   * interrupts it. By default nothing.
+   */
+  readonly prewarm?: Effect.Effect<unknown, unknown, RP> | undefined
+}
+
+/**
+ * How {@link Service.prewarm} opens sessions.
+ *
+ * @category models
+ */
+export interface PrewarmOptions {
+  /** How many opens there may be at once: an integer, by default 2. */
+  readonly concurrency?: number | undefined
+  /** How long each of them may take, in place of `connectTimeout`: by default 5 minutes. */
+  readonly timeout?: Duration.Input | undefined
 }
 
 const schedule = Options.custom<Schedule.Schedule<unknown>, Schedule.Schedule<unknown>>({
@@ -120,6 +140,11 @@ const schedule = Options.custom<Schedule.Schedule<unknown>, Schedule.Schedule<un
 })
 
 const ofIdentity = Options.orTold<Identity>()
+
+const anEffect = Options.custom<Effect.Effect<unknown, unknown, never>, Effect.Effect<unknown, unknown>>({
+  rule: "an Effect",
+  read: Option.liftPredicate((value): value is Effect.Effect<unknown, unknown> => Effect.isEffect(value))
+})
 
 /**
  * @internal
@@ -145,9 +170,15 @@ export const declared = Options.declare<SessionPoolOptions<never, never, never>>
     checkAfter: Options.withDefault(ofIdentity(Options.span), "1 minute", { aliases: ["MCP_SESSION_CHECK_AFTER_MS"] }),
     checkTimeout: Options.withDefault(Options.timeout, "5 seconds", { aliases: ["MCP_SESSION_CHECK_TIMEOUT_MS"] }),
     failureTimeToLive: Options.withDefault(Options.span, 0, { aliases: ["MCP_SESSION_FAILURE_TTL_MS"] }),
-    failureBackoff: Options.optional(schedule)
+    failureBackoff: Options.optional(schedule),
+    prewarm: Options.optional(anEffect)
   }
 )
+
+const declaredPrewarm = Options.declare<PrewarmOptions>()({ module: "SessionPool" }, {
+  concurrency: Options.withDefault(Options.count, 2),
+  timeout: Options.withDefault(Options.timeout, "5 minutes")
+})
 
 /**
  * Why a session was retired: `evicted` for another identity, `expired` in idleness, past its `lifetime`, `invalidated`
@@ -287,6 +318,16 @@ export interface Service<in out Session, in out E> {
     f: (session: Session) => Effect.Effect<A, E2, R2>
   ) => Effect.Effect<A, E | SessionPoolError | E2, R2>
   /**
+   * Opens sessions ahead of their first callers, and counts the identities that have one then, or had one that was
+   * being opened. Each open may take 5 minutes (`timeout`), whatever `connectTimeout` says; a caller who comes meanwhile
+   * waits for it no longer than for any other. It takes free room alone: nobody is evicted for it, and nobody waits.
+   * What can't be opened is logged and left out. Dies with `InvalidOptions` for options that have no meaning.
+   */
+  readonly prewarm: (
+    identities: Iterable<Identity>,
+    options?: PrewarmOptions
+  ) => Effect.Effect<number>
+  /**
    * Retires the session of the identity, and forgets its failed connect. False if it had no session.
    */
   readonly invalidate: (identity: Identity) => Effect.Effect<boolean>
@@ -342,6 +383,16 @@ export interface TagClass<in out Self, in out Id extends string, in out Session,
     f: (session: Session) => Effect.Effect<A, E2, R2>
   ) => Effect.Effect<A, E | SessionPoolError | E2, R2 | Self>
   /**
+   * Opens sessions ahead of their first callers, and counts the identities that have one then, or had one that was
+   * being opened. Each open may take 5 minutes (`timeout`), whatever `connectTimeout` says; a caller who comes meanwhile
+   * waits for it no longer than for any other. It takes free room alone: nobody is evicted for it, and nobody waits.
+   * What can't be opened is logged and left out. Dies with `InvalidOptions` for options that have no meaning.
+   */
+  readonly prewarm: (
+    identities: Iterable<Identity>,
+    options?: PrewarmOptions
+  ) => Effect.Effect<number, never, Self>
+  /**
    * Retires the session of the identity, and forgets its failed connect. False if it had no session.
    */
   readonly invalidate: (identity: Identity) => Effect.Effect<boolean, never, Self>
@@ -368,9 +419,9 @@ export interface TagClass<in out Self, in out Id extends string, in out Session,
    * The end of the scope takes at most `drainTimeout` and twice `closeTimeout`, and never fails, whatever the sessions
    * do.
    */
-  readonly layer: <R = never, RC = never>(
-    options: SessionPoolOptions<Session, E, R, RC>
-  ) => Layer.Layer<Self, InvalidOptions, Exclude<R | RC, Scope.Scope>>
+  readonly layer: <R = never, RC = never, RP = never>(
+    options: SessionPoolOptions<Session, E, R, RC, RP>
+  ) => Layer.Layer<Self, InvalidOptions, Exclude<R | RC, Scope.Scope> | Exclude<Exclude<RP, Self>, Scope.Scope>>
   /**
    * A pool whose options come from the configuration, and from `options` where that is silent. The variables are named
    * after the options: `MCP_POOL_CAPACITY`, `MCP_POOL_IDLE_TIME_TO_LIVE`, …; README has the table. Durations are
@@ -381,9 +432,13 @@ export interface TagClass<in out Self, in out Id extends string, in out Session,
    *
    * Fails with `ConfigError` when a variable can't be read, and with `InvalidOptions` when what it says has no meaning.
    */
-  readonly layerConfig: <R = never, RC = never>(
-    options: Configurable<SessionPoolOptions<Session, E, R, RC>>
-  ) => Layer.Layer<Self, InvalidOptions | Config.ConfigError, Exclude<R | RC, Scope.Scope>>
+  readonly layerConfig: <R = never, RC = never, RP = never>(
+    options: Configurable<SessionPoolOptions<Session, E, R, RC, RP>>
+  ) => Layer.Layer<
+    Self,
+    InvalidOptions | Config.ConfigError,
+    Exclude<R | RC, Scope.Scope> | Exclude<Exclude<RP, Self>, Scope.Scope>
+  >
 }
 
 /**
@@ -417,22 +472,27 @@ export const Tag =
           const self = partsOf<Session, E>(pool.withSession)
           return self === undefined ? pool.withSession(identity, f) : withSessionIn(self, fiber, identity, f)
         })
+      static readonly prewarm = (identities: Iterable<Identity>, options?: PrewarmOptions) =>
+        Pool.use((pool) => pool.prewarm(identities, options))
       static readonly invalidate = (identity: Identity) => Pool.use((pool) => pool.invalidate(identity))
       static readonly invalidateWhere = (f: (identity: Identity) => boolean) =>
         Pool.use((pool) => pool.invalidateWhere(f))
       static readonly stats = Pool.use((pool) => pool.stats)
       static readonly entries = Pool.use((pool) => pool.entries)
       static readonly events = Stream.unwrap(Pool.useSync((pool) => pool.events))
-      static readonly layer = <R = never, RC = never>(options: SessionPoolOptions<Session, E, R, RC>) =>
-        Layer.effect(Pool, make(id, options, "layer"))
-      static readonly layerConfig = <R = never, RC = never>(
-        options: Configurable<SessionPoolOptions<Session, E, R, RC>>
+      static readonly layer = <R = never, RC = never, RP = never>(
+        options: SessionPoolOptions<Session, E, R, RC, RP>
+      ) => Layer.effect(Pool, made(options, "layer"))
+      static readonly layerConfig = <R = never, RC = never, RP = never>(
+        options: Configurable<SessionPoolOptions<Session, E, R, RC, RP>>
       ) =>
         Layer.effect(
           Pool,
-          Effect.flatMap(declared.configured(options), (configured) => make(id, configured, "layerConfig"))
+          Effect.flatMap(declared.configured(options), (configured) => made(configured, "layerConfig"))
         )
     }
+    const made = <R, RC, RP>(options: SessionPoolOptions<Session, E, R, RC, RP>, method: "layer" | "layerConfig") =>
+      make(id, options, method, (prewarm, service) => Effect.provideService(prewarm, Pool, service))
     return Pool
   }
 
@@ -466,10 +526,14 @@ type AnyFiber = Fiber.Fiber<unknown, unknown>
 
 type Leasing<Session, E> = Effect.Effect<Session, E | SessionPoolError>
 
-const make = Effect.fnUntraced(function*<Session, E, R, RC>(
+const make = Effect.fnUntraced(function*<Session, E, R, RC, RP, RO>(
   name: string,
-  input: SessionPoolOptions<Session, E, R, RC>,
-  method: "layer" | "layerConfig"
+  input: SessionPoolOptions<Session, E, R, RC, RP>,
+  method: "layer" | "layerConfig",
+  withPool: (
+    prewarm: Effect.Effect<unknown, unknown, RP>,
+    service: Service<Session, E>
+  ) => Effect.Effect<unknown, unknown, RO>
 ) {
   const options = yield* read(input, method)
   const context = yield* Effect.context<RC>()
@@ -513,15 +577,27 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(
   // Runs before the engine's own shutdown.
   yield* Effect.addFinalizer(() => Effect.sync(() => beginShutdown(self)))
   yield* Ahead.beginOf<R>(input.connect)?.(ahead) ?? Effect.void
-  return {
+  const service: Service<Session, E> = {
     get: withParts(self, (identity) => Effect.withFiber((fiber) => getIn(self, fiber, identity))),
     withSession: withParts(self, (identity, f) => Effect.withFiber((fiber) => withSessionIn(self, fiber, identity, f))),
+    prewarm: (identities, given = {}) => prewarm(self, identities, given),
     invalidate: (identity) => Effect.sync(() => invalidate(self, identity)),
     invalidateWhere: (f) => Effect.sync(() => invalidateWhere(self, f)),
     entries: Effect.sync(() => entries(self)),
     stats: Effect.sync(() => stats(self)),
     events: observed.events.stream
-  } satisfies Service<Session, E> as Service<Session, E>
+  }
+  if (input.prewarm !== undefined) {
+    const failed = (cause: Cause.Cause<unknown>) =>
+      Cause.hasInterruptsOnly(cause) ? Effect.void : Effect.logWarning("The prewarm failed", namesAndPlaces(cause))
+    yield* Effect.forkIn(
+      Effect.catchCause(Effect.scoped(withPool(input.prewarm, service)), failed).pipe(
+        Effect.annotateLogs({ pool: name })
+      ),
+      ahead.scope
+    )
+  }
+  return service
 })
 
 // The two operations of a hit carry the parts of their pool, so that the tag's need no turn of the run loop to get at
@@ -728,9 +804,15 @@ const acquire = <Session, E>(
   return admitted === undefined ? wait(self, caller, identity, terms) : Leased.join(admitted)
 }
 
-const joined = <Session, E>({ connecting }: Pool<Session, E>, slot: Slot<Session, E>): Leasing<Session, E> => {
-  connecting.join(slot)
-  return Leased.join(slot)
+const joined = <Session, E>(self: Pool<Session, E>, slot: Slot<Session, E>): Leasing<Session, E> => {
+  self.connecting.join(slot)
+  const { openTimeout } = self.options
+  if (slot.terms.openTimeout === undefined) return Leased.join(slot)
+  // It is opened ahead, and takes its time: not that of a caller
+  return Effect.timeoutOrElse(Leased.join(slot), {
+    duration: openTimeout,
+    orElse: () => Effect.fail(new ConnectTimeout({ key: keyOf(slot), after: Duration.millis(openTimeout) }))
+  })
 }
 
 // The least recently used idle session gives up its place, unless as many are closing as there may be.
@@ -908,6 +990,59 @@ const healed = <Session, E, A, E2, R2>(
       })
     }
   )
+
+// -----------------------------------------------------------------------------
+// Ahead of the callers
+// -----------------------------------------------------------------------------
+
+const prewarm = <Session, E>(
+  self: Pool<Session, E>,
+  identities: Iterable<Identity>,
+  options: PrewarmOptions
+): Effect.Effect<number> =>
+  Effect.suspend(() => {
+    const { concurrency, timeout } = Result.getOrThrow(declaredPrewarm.parse(options, "prewarm"))
+    return Effect.map(
+      Effect.forEach(identities, (identity) => warm(self, identity, timeout), { concurrency }),
+      (found) => found.filter((isThere) => isThere).length
+    )
+  })
+
+// Whether the identity has a session then. Takes a place that is free, and no other.
+const warm = <Session, E>(
+  self: Pool<Session, E>,
+  identity: Identity,
+  openTimeout: number
+): Effect.Effect<boolean> =>
+  Effect.withFiber((fiber) => {
+    const { connecting, engine, failures, waiting } = self
+    const caller: Caller<Session, E> = Waiting.caller(fiber.id)
+    const opened = Effect.suspend((): Effect.Effect<boolean, E | SessionPoolError> => {
+      if (Leased.isShutDown(engine)) return Effect.succeed(false)
+      Leased.expire(engine)
+      if (Leased.find(engine, identity.key) !== undefined) return Effect.succeed(true)
+      if (failures.recall(identity) !== undefined) return Effect.succeed(false)
+      const terms = { ...self.terms(identity), openTimeout }
+      const admitted = Leased.atomically(engine, () => {
+        if (!Waiting.isEmpty(waiting) || !Leased.hasRoom(engine)) return undefined
+        const opening = Leased.admit(engine, identity.key, identity, 1, terms)
+        Waiting.hold(waiting, caller, opening)
+        connecting.join(opening)
+        return opening
+      })
+      if (admitted === undefined) return Effect.succeed(false)
+      countMiss(self, caller)
+      return Effect.as(Leased.join(admitted), true)
+    })
+    const failed = (cause: Cause.Cause<unknown>) =>
+      Cause.hasInterrupts(cause)
+        ? Effect.interrupt
+        : Effect.as(Effect.logWarning("A session could not be opened ahead", namesAndPlaces(cause)), false)
+    return Effect.onExit(opened, () => Waiting.end(waiting, caller) ?? Effect.void).pipe(
+      Effect.catchCause(failed),
+      Effect.annotateLogs({ pool: self.name, key: identity.key })
+    )
+  })
 
 // -----------------------------------------------------------------------------
 // Retiring

@@ -488,7 +488,8 @@ const drive = Effect.fnUntraced(function*<I, A, E>(self: Leased<I, A, E>, slot: 
   const get = yield* Effect.forkDetach(ScopedCache.get(self.cache, slot.id), { startImmediately: true })
   get.addObserver((exit) => Deferred.doneUnsafe(outcome, exit))
   if (!Deferred.isDoneUnsafe(outcome)) {
-    yield* Effect.timeoutOption(Effect.exit(Deferred.await(outcome)), self.options.openTimeout)
+    const openTimeout = slot.terms.openTimeout ?? self.options.openTimeout
+    yield* Effect.timeoutOption(Effect.exit(Deferred.await(outcome)), openTimeout)
     giveUp(self, slot, Exit.fail(self.options.openTimedOut(slot)))
   }
   const exit: Exit.Exit<A, E> = yield* Effect.exit(Deferred.await(outcome))
