@@ -17,9 +17,9 @@ const everything = createRequire(import.meta.url).resolve("@modelcontextprotocol
 
 const echo = (session: McpSession) => session.callTool({ name: "echo", arguments: { message: "hi" } })
 
-const server = { command: process.execPath, args: [everything, "stdio"] }
+const everythingServer = { command: process.execPath, args: [everything, "stdio"] }
 
-const stdio = McpConnector.stdio(server)
+const stdio = McpConnector.stdio(everythingServer)
 
 const freePort = Effect.promise(async () => {
   const server = createServer().listen(0, "127.0.0.1")
@@ -78,7 +78,7 @@ const compareStandby = Effect.fnUntraced(function*(times: number) {
   const build = (connect: typeof stdio) =>
     Effect.map(Layer.build(SessionPool.layer({ connect, capacity: 2 })), Context.get(SessionPool))
   const size = 2
-  const warm = yield* build(McpConnector.stdio({ ...server, standby: { size } }))
+  const warm = yield* build(McpConnector.stdio({ ...everythingServer, standby: { size } }))
   const cold = yield* build(stdio)
   const figures = { reused: [], "from standby": [], cold: [] } as Record<string, Array<number>>
   for (let i = 0; i < times; i++) {

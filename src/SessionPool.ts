@@ -319,8 +319,8 @@ export interface Service<in out Session, in out E> {
   ) => Effect.Effect<A, E | SessionPoolError | E2, R2>
   /**
    * Opens sessions ahead of their first callers, and counts the identities that have one then, or had one that was
-   * being opened. Each open may take 5 minutes (`timeout`), whatever `connectTimeout` says; a caller who comes meanwhile
-   * waits for it no longer than for any other. It takes free room alone: nobody is evicted for it, and nobody waits.
+   * being opened. Each open may take 5 minutes (`timeout`), whatever `connectTimeout` says; a caller who comes
+   * meanwhile waits for it no longer than for any other. It takes free room alone: nobody is evicted for it, and nobody waits.
    * What can't be opened is logged and left out. Dies with `InvalidOptions` for options that have no meaning.
    */
   readonly prewarm: (
@@ -384,8 +384,8 @@ export interface TagClass<in out Self, in out Id extends string, in out Session,
   ) => Effect.Effect<A, E | SessionPoolError | E2, R2 | Self>
   /**
    * Opens sessions ahead of their first callers, and counts the identities that have one then, or had one that was
-   * being opened. Each open may take 5 minutes (`timeout`), whatever `connectTimeout` says; a caller who comes meanwhile
-   * waits for it no longer than for any other. It takes free room alone: nobody is evicted for it, and nobody waits.
+   * being opened. Each open may take 5 minutes (`timeout`), whatever `connectTimeout` says; a caller who comes
+   * meanwhile waits for it no longer than for any other. It takes free room alone: nobody is evicted for it, and nobody waits.
    * What can't be opened is logged and left out. Dies with `InvalidOptions` for options that have no meaning.
    */
   readonly prewarm: (
@@ -588,14 +588,11 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC, RP, RO>(
     events: observed.events.stream
   }
   if (input.prewarm !== undefined) {
-    const failed = (cause: Cause.Cause<unknown>) =>
-      Cause.hasInterruptsOnly(cause) ? Effect.void : Effect.logWarning("The prewarm failed", namesAndPlaces(cause))
-    yield* Effect.forkIn(
-      Effect.catchCause(Effect.scoped(withPool(input.prewarm, service)), failed).pipe(
-        Effect.annotateLogs({ pool: name })
-      ),
-      ahead.scope
+    const prewarmed = Effect.scoped(withPool(input.prewarm, service)).pipe(
+      Effect.catchCause((cause) => logUnlessInterrupted("The prewarm failed", cause)),
+      Effect.annotateLogs({ pool: name })
     )
+    yield* Effect.forkIn(prewarmed, ahead.scope)
   }
   return service
 })
@@ -1008,6 +1005,10 @@ const prewarm = <Session, E>(
     )
   })
 
+// An error may quote a secret: of its text nothing is told.
+const logUnlessInterrupted = (message: string, cause: Cause.Cause<unknown>): Effect.Effect<void> =>
+  Cause.hasInterrupts(cause) ? Effect.interrupt : Effect.logWarning(message, namesAndPlaces(cause))
+
 // Whether the identity has a session then. Takes a place that is free, and no other.
 const warm = <Session, E>(
   self: Pool<Session, E>,
@@ -1034,12 +1035,10 @@ const warm = <Session, E>(
       countMiss(self, caller)
       return Effect.as(Leased.join(admitted), true)
     })
-    const failed = (cause: Cause.Cause<unknown>) =>
-      Cause.hasInterrupts(cause)
-        ? Effect.interrupt
-        : Effect.as(Effect.logWarning("A session could not be opened ahead", namesAndPlaces(cause)), false)
     return Effect.onExit(opened, () => Waiting.end(waiting, caller) ?? Effect.void).pipe(
-      Effect.catchCause(failed),
+      Effect.catchCause((cause) =>
+        Effect.as(logUnlessInterrupted("A session could not be opened ahead", cause), false)
+      ),
       Effect.annotateLogs({ pool: self.name, key: identity.key })
     )
   })
