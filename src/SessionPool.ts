@@ -320,8 +320,8 @@ export interface Service<in out Session, in out E> {
   /**
    * Opens sessions ahead of their first callers, and counts the identities that have one then, or had one that was
    * being opened. Each open may take 5 minutes (`timeout`), whatever `connectTimeout` says; a caller who comes
-   * meanwhile waits for it no longer than for any other. It takes free room alone: nobody is evicted for it, and nobody waits.
-   * What can't be opened is logged and left out. Dies with `InvalidOptions` for options that have no meaning.
+   * meanwhile waits for it no longer than for any other. It takes free room alone: nobody is evicted for it, and nobody
+   * waits. What can't be opened is logged and left out. Dies with `InvalidOptions` for options that have no meaning.
    */
   readonly prewarm: (
     identities: Iterable<Identity>,
@@ -385,8 +385,8 @@ export interface TagClass<in out Self, in out Id extends string, in out Session,
   /**
    * Opens sessions ahead of their first callers, and counts the identities that have one then, or had one that was
    * being opened. Each open may take 5 minutes (`timeout`), whatever `connectTimeout` says; a caller who comes
-   * meanwhile waits for it no longer than for any other. It takes free room alone: nobody is evicted for it, and nobody waits.
-   * What can't be opened is logged and left out. Dies with `InvalidOptions` for options that have no meaning.
+   * meanwhile waits for it no longer than for any other. It takes free room alone: nobody is evicted for it, and nobody
+   * waits. What can't be opened is logged and left out. Dies with `InvalidOptions` for options that have no meaning.
    */
   readonly prewarm: (
     identities: Iterable<Identity>,
