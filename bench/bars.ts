@@ -50,6 +50,8 @@ export const bars = {
   standby: { goal: 3 },
   /** the same ÷ without standby */
   standbyOfCold: { goal: 0.15 },
+  /** p99 of the callers of one upstream beside a hung and a crashing one ÷ alone */
+  besideBroken: { goal: 1.5 },
   /** ÷ the same SDK server bare */
   inbound: { goal: 1.1 }
 } satisfies Readonly<Record<string, Bar>>

@@ -41,6 +41,16 @@ describe("SessionPool.prewarm", () => {
       assert.strictEqual((yield* Fiber.join(waiting)).name, "c1")
     }))
 
+  it.effect("takes no more of an upstream than it may have, and leaves nothing of it behind", () =>
+    Effect.gen(function*() {
+      const { pool } = yield* start({ capacityPerUpstream: (name) => name === "x" ? 1 : 5 })
+      assert.strictEqual(yield* pool.prewarm([a, b, c].map((identity) => identity.at("x"))), 1)
+      assert.strictEqual(yield* pool.prewarm([a, b].map((identity) => identity.at("y"))), 2)
+      yield* pool.invalidateWhere(() => true)
+      yield* settle
+      assert.deepStrictEqual((yield* pool.stats).upstreams, [])
+    }))
+
   it.effect("opens two at a time, or as many as concurrency says", () =>
     Effect.gen(function*() {
       for (const [concurrency, expected] of [[undefined, 2], [4, 4]] as const) {
