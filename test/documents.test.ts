@@ -80,7 +80,7 @@ const meanings: Readonly<Record<string, string>> = {
     const { NodeServices } = await import("@effect/platform-node")
     const { McpServersV2 } = await import("effect-mcp-sessions/McpServersV2")
     type Client = import("@modelcontextprotocol/client").Client`,
-  "src/McpSession.ts": `
+  "src/Session.ts": `
     const { EmptyResultSchema: ResultSchema } = await import("@modelcontextprotocol/sdk/types.js")`,
   "src/SessionPool.ts": `
     const openConnection = (_: string): Effect.Effect<Connection> => Effect.never`,
