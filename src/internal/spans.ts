@@ -68,6 +68,14 @@ export const errorOf = (exit: Exit.Exit<unknown, unknown>): string | undefined =
   return reason ?? nameOf(error) ?? "Error"
 }
 
+/** Whether a result of MCP says that its tool has failed. */
+export const isToolError = (value: unknown): boolean =>
+  typeof value === "object" && value !== null && "isError" in value && value.isError === true
+
+/** A URI without what is secret in some: who asks, what for, and now and then a password. */
+export const withoutSecrets = (uri: string): string =>
+  uri.replace(/^([^:/?#]+:\/\/)[^/?#]*@/, "$1").replace(/[?#].*$/s, "")
+
 /** The span that the fiber is in. */
 export const current = (fiber: Fiber.Fiber<unknown, unknown>): Tracer.AnySpan | undefined =>
   Option.getOrUndefined(Context.getOption(fiber.context, Tracer.ParentSpan))

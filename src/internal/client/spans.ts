@@ -50,7 +50,9 @@ export const make = ({ network, protocolVersion, scrub, server }: Options): Trac
         ? {}
         : { "gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": short(scrub(String(tool.name))) }),
       ...(prompt === undefined ? {} : { "gen_ai.prompt.name": short(scrub(String(prompt.name))) }),
-      ...(resource === undefined ? {} : { "mcp.resource.uri": short(scrub(withoutSecrets(String(resource.uri)))) }),
+      ...(resource === undefined
+        ? {}
+        : { "mcp.resource.uri": short(scrub(Spans.withoutSecrets(String(resource.uri)))) }),
       ...(version === undefined ? {} : { "mcp.protocol.version": version }),
       ...network,
       server
@@ -70,7 +72,7 @@ export const make = ({ network, protocolVersion, scrub, server }: Options): Trac
 
 const ended = (exit: Exit.Exit<unknown, unknown>, span: Tracer.Span): Exit.Exit<unknown, unknown> => {
   if (Exit.isSuccess(exit)) {
-    if (!isToolError(exit.value)) return exit
+    if (!Spans.isToolError(exit.value)) return exit
     span.attribute("error.type", "tool_error")
     return Spans.failed("The tool answered with an error")
   }
@@ -100,13 +102,7 @@ export const errorType = (reason: McpSessionErrorReason): string => {
   }
 }
 
-const isToolError = (value: unknown): boolean =>
-  typeof value === "object" && value !== null && "isError" in value && value.isError === true
-
 const short = (text: string): string => text.slice(0, 256)
-
-// Who asks and what for is in these, now and then with a password
-const withoutSecrets = (uri: string): string => uri.replace(/^([^:/?#]+:\/\/)[^/?#]*@/, "$1").replace(/[?#].*$/s, "")
 
 // -----------------------------------------------------------------------------
 // The trace of a message
@@ -116,6 +112,8 @@ const withoutSecrets = (uri: string): string => uri.replace(/^([^:/?#]+:\/\/)[^/
 export interface Trace {
   readonly traceparent: string | undefined
   readonly span: Tracer.Span | undefined
+  /** Whoever sends it is in no trace, as far as is known here. */
+  readonly isRoot: boolean
 }
 
 const TraceId = "~effect-mcp-sessions/Trace"
@@ -132,7 +130,8 @@ export const currentTrace = (): Trace => {
   const span = fiber === undefined ? undefined : Spans.current(fiber)
   return {
     traceparent: fiber === undefined ? undefined : Spans.traceparentOf(fiber, span),
-    span: span?._tag === "Span" ? span : undefined
+    span: span?._tag === "Span" ? span : undefined,
+    isRoot: span?._tag === "Span" && span.parent._tag === "None"
   }
 }
 
@@ -143,8 +142,9 @@ export const carried = (onresumptiontoken: ((token: string) => void) | undefined
   onresumptiontoken !== undefined && TraceId in onresumptiontoken ? onresumptiontoken[TraceId] as Trace : undefined
 
 /**
- * The message as it goes out: with the trace, unless its sender has given it one, in the place that MCP has for it,
- * https://modelcontextprotocol.io/community/seps/414-request-meta
+ * The message as it goes out: with the trace in the place that MCP has for it,
+ * https://modelcontextprotocol.io/community/seps/414-request-meta. What is there already wins only if there is no trace
+ * here: a gateway hands on what it was sent, and is a part of the trace itself.
  */
 export const traced = (message: MessageLike, trace: Trace | undefined): MessageLike => {
   if (trace === undefined || Array.isArray(message) || message.method === undefined) return message
@@ -154,7 +154,11 @@ export const traced = (message: MessageLike, trace: Trace | undefined): MessageL
   }
   if (trace.traceparent === undefined) return message
   const { _meta: meta, ...params } = message.params ?? {}
-  return { ...message, params: { ...params, _meta: { traceparent: trace.traceparent, ...meta } } }
+  const { traceparent } = trace
+  return {
+    ...message,
+    params: { ...params, _meta: trace.isRoot ? { traceparent, ...meta } : { ...meta, traceparent } }
+  }
 }
 
 /** The trace in a message that goes out over HTTP. */

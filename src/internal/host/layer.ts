@@ -21,6 +21,7 @@ import * as Answers from "./answers.ts"
 import * as Endpoint from "./endpoint.ts"
 import * as Requests from "./requests.ts"
 import * as Server from "./server.ts"
+import * as Spans from "./spans.ts"
 
 export const make = Effect.fnUntraced(function*<E, R>(
   options: Declared.LayerOptions<E, R>,
@@ -100,17 +101,18 @@ export const make = Effect.fnUntraced(function*<E, R>(
     const body = yield* readBody(request, endpoint.closing)
     const issue = initializeIssue(body)
     if (issue !== undefined) return yield* issue
-    return yield* arrivals.during(
-      identity,
-      endpoint.begin(identity, body, (session, lease) => {
-        watch(session)
-        return Effect.filterOrFail(
-          session.resource.hosted.handle({ request, body, identity, lease }),
-          ({ status }) => status === 200,
-          (response) => new Answers.Refused({ response })
-        )
-      })
-    )
+    return yield* Spans.serving(request, identity, body, (served) =>
+      arrivals.during(
+        identity,
+        endpoint.begin(identity, body, (session, lease) => {
+          watch(session)
+          return Effect.filterOrFail(
+            session.resource.hosted.handle({ request, body, identity, lease, served }),
+            ({ status }) => status === 200,
+            (response) => new Answers.Refused({ response })
+          )
+        })
+      ))
   })
 
   // Nothing that is refused is activity, so the session is held when all that can be checked has been.
@@ -118,9 +120,16 @@ export const make = Effect.fnUntraced(function*<E, R>(
     yield* endpoint.registry.peek(id, identity)
     if (!Requests.isVersionSupported(request)) return yield* Requests.unsupportedVersion
     const body = yield* request.method === "GET" ? acceptStream(request) : readMessages(request, id)
-    const { lease, session: { resource: { caller, hosted } } } = yield* endpoint.hold(id, identity)
-    caller.identity = Identity.newest(caller.identity, identity, clock)
-    return yield* hosted.handle({ request, body, identity, lease })
+    return yield* Spans.serving(
+      request,
+      identity,
+      body,
+      (served) =>
+        Effect.flatMap(endpoint.hold(id, identity), ({ lease, session: { resource: { caller, hosted } } }) => {
+          caller.identity = Identity.newest(caller.identity, identity, clock)
+          return hosted.handle({ request, body, identity, lease, served })
+        })
+    )
   })
 
   const readMessages = Effect.fnUntraced(function*(request: HttpServerRequest, id: string) {
