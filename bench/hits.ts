@@ -1,20 +1,41 @@
 import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
 import * as RcMap from "effect/RcMap"
 import * as ScopedCache from "effect/ScopedCache"
-import { IdentityResolver } from "../src/IdentityResolver.ts"
+import { SessionPool } from "../src/SessionPool.ts"
 import { bars } from "./bars.ts"
 import { identities, lruCache, Pool, pool, rcMap, scopedCache } from "./pools.ts"
+import { inProcess } from "./servers.ts"
 import { type Figures, interleave, print, repeat, table } from "./support.ts"
 
 const ops = 20_000
 const peer = "Effect.scoped(RcMap.get)"
 
+/** What a call is that waits for its answer, as far as the pool can see: no exit. */
+const suspending = <Session>(session: Session) => Effect.suspend(() => Effect.succeed(session))
+
+/** The same pool, of sessions whose requests are counted. */
+const real = Effect.gen(function*() {
+  const ids = identities(1_000)
+  for (const id of ids) yield* Effect.scoped(SessionPool.get(id))
+  const run = Effect.runPromiseWith(yield* Effect.context<SessionPool>())
+  return [
+    {
+      name: "SessionPool.withSession, McpSession",
+      ops,
+      run: () => run(repeat(ops, (i) => SessionPool.withSession(ids[i % 1_000]!, Effect.succeed)))
+    },
+    {
+      name: "the same, f suspends",
+      ops,
+      run: () => run(repeat(ops, (i) => SessionPool.withSession(ids[i % 1_000]!, suspending)))
+    }
+  ]
+})
+
 /** A hit, at so many keys, against everything else that could hold a session by its key. */
 const hits = (count: number) =>
   Effect.gen(function*() {
     const ids = identities(count)
-    const requests = ids.map(({ key }) => ({ headers: { authorization: `Bearer ${key}` } }))
     const [map, cache, lru] = [yield* rcMap, yield* scopedCache(count), lruCache(count)]
     const plain = new Map(ids.map(({ key }) => [key, { key }]))
     for (const id of ids) {
@@ -24,7 +45,7 @@ const hits = (count: number) =>
       lru.set(id.key, { key: id.key })
     }
     const id = (i: number) => ids[i % count]!
-    const run = Effect.runPromiseWith(yield* Effect.context<Pool | IdentityResolver>())
+    const run = Effect.runPromiseWith(yield* Effect.context<Pool>())
     const figures = yield* interleave([
       { name: peer, ops, run: () => run(repeat(ops, (i) => Effect.scoped(RcMap.get(map, id(i).key)))) },
       {
@@ -37,6 +58,7 @@ const hits = (count: number) =>
         ops,
         run: () => run(repeat(ops, (i) => Pool.withSession(id(i), Effect.succeed)))
       },
+      ...(count === 1_000 ? yield* real : []),
       {
         name: "ScopedCache.get (nothing leased)",
         ops,
@@ -61,31 +83,14 @@ const hits = (count: number) =>
       peer,
       count !== 1_000 ? {} : {
         "Effect.scoped(SessionPool.get)": bars.scopedGet,
-        "SessionPool.withSession": bars.withSession
+        "SessionPool.withSession": bars.withSession,
+        "the same, f suspends": bars.withSessionSuspending
       }
     )
-    const known = Math.min(count, 1_000)
-    const through = yield* interleave([
-      {
-        name: "SessionPool.withSession",
-        ops,
-        run: () => run(repeat(ops, (i) => Pool.withSession(id(i), Effect.succeed)))
-      },
-      {
-        name: `header → identity → withSession, ${known} tokens`,
-        ops,
-        run: () =>
-          run(repeat(ops, (i) =>
-            Effect.flatMap(
-              IdentityResolver.resolve(requests[i % known]!),
-              () => Pool.withSession(id(i), Effect.succeed)
-            )))
-      }
-    ], 5)
-    table(`Header to hit at ${count.toLocaleString("en")} keys`, through, "SessionPool.withSession")
   }).pipe(
     Effect.scoped,
-    Effect.provide(Layer.merge(pool(count), IdentityResolver.layer()))
+    Effect.provide(pool(count)),
+    Effect.provide(SessionPool.layer({ connect: inProcess, capacity: 1_000 }))
   )
 
 /** One hundred hot identities, alone and among a hundred thousand sessions. */

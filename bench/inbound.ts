@@ -1,7 +1,5 @@
 import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
-import { Server } from "@modelcontextprotocol/sdk/server/index.js"
 import { StreamableHTTPServerTransport } from "@modelcontextprotocol/sdk/server/streamableHttp.js"
-import { CallToolRequestSchema, ListToolsRequestSchema } from "@modelcontextprotocol/sdk/types.js"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as HttpRouter from "effect/http/HttpRouter"
@@ -13,14 +11,8 @@ import { createServer } from "node:http"
 import { IdentityResolver } from "../src/IdentityResolver.ts"
 import * as McpHttp from "../src/McpHttp.ts"
 import { bars } from "./bars.ts"
+import { makeServer } from "./servers.ts"
 import { median, print, table } from "./support.ts"
-
-const makeServer = () => {
-  const server = new Server({ name: "bench", version: "1" }, { capabilities: { tools: {} } })
-  server.setRequestHandler(ListToolsRequestSchema, () => ({ tools: [] }))
-  server.setRequestHandler(CallToolRequestSchema, () => ({ content: [{ type: "text", text: "hi" }] }))
-  return server
-}
 
 const hosted = Effect.gen(function*() {
   const app = McpHttp.layer({ server: () => Effect.sync(makeServer), response: "json" }).pipe(

@@ -7,19 +7,23 @@ import * as Effect from "effect/Effect"
 import { parseArgs } from "node:util"
 import { unmeasured } from "./bars.ts"
 import * as Expiry from "./expiry.ts"
+import * as Headers from "./headers.ts"
 import * as Hits from "./hits.ts"
 import * as Inbound from "./inbound.ts"
 import * as Memory from "./memory.ts"
 import * as Misses from "./misses.ts"
 import * as Opens from "./opens.ts"
 import * as Registry from "./registry.ts"
+import * as Sessions from "./sessions.ts"
 import { failures, print } from "./support.ts"
 
 const parts = {
   hits: Hits.main,
+  headers: Headers.main,
   misses: Misses.main,
   expiry: Expiry.main,
   memory: Memory.main,
+  sessions: Sessions.main,
   opens: Opens.main,
   registry: Registry.main,
   inbound: Inbound.main

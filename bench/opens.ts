@@ -1,5 +1,3 @@
-import { Server } from "@modelcontextprotocol/sdk/server/index.js"
-import { CallToolRequestSchema, ListToolsRequestSchema } from "@modelcontextprotocol/sdk/types.js"
 import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
 import { spawn } from "node:child_process"
@@ -11,20 +9,12 @@ import * as McpConnector from "../src/McpConnector.ts"
 import type { McpSession } from "../src/McpSession.ts"
 import { SessionPool } from "../src/SessionPool.ts"
 import { type Bar, bars } from "./bars.ts"
+import { inProcess } from "./servers.ts"
 import { median, table } from "./support.ts"
 
 const everything = createRequire(import.meta.url).resolve("@modelcontextprotocol/server-everything/dist/index.js")
 
 const echo = (session: McpSession) => session.callTool({ name: "echo", arguments: { message: "hi" } })
-
-const inProcess = McpConnector.inProcess(() =>
-  Effect.sync(() => {
-    const server = new Server({ name: "bench", version: "1" }, { capabilities: { tools: {} } })
-    server.setRequestHandler(ListToolsRequestSchema, () => ({ tools: [] }))
-    server.setRequestHandler(CallToolRequestSchema, () => ({ content: [{ type: "text", text: "hi" }] }))
-    return server
-  })
-)
 
 const stdio = McpConnector.stdio({ command: process.execPath, args: [everything, "stdio"] })
 

@@ -103,6 +103,12 @@ export interface Options<out R = never> {
    */
   readonly requestTimeout?: Duration.Input | undefined
   /**
+   * How long a list is kept whose changes the server can't announce: it has no capability `listChanged` for it, or no
+   * stream of its own over HTTP, or that stream is lost, since when it counts. At least 0, which keeps none of those.
+   * Default: 1 minute.
+   */
+  readonly listTimeToLive?: Duration.Input | undefined
+  /**
    * Answers the server's `sampling/createMessage`, and declares that this client can. A failure is logged, and told to
    * the server as an internal error without its text. Interrupted when the server cancels the request or the session
    * ends. Default: none, and the server is told so.

@@ -54,6 +54,13 @@ export interface EndpointOptions extends Omit<SessionRegistryOptions<never, neve
   readonly maxBodyBytes?: number | undefined
   /** How long a request's body may take to arrive, else 408: by default 30 seconds. */
   readonly bodyTimeout?: Duration.Input | undefined
+  /**
+   * How long a client may listen on one stream: by default 5 minutes, after which its stream ends and it comes back by
+   * itself. What answers a call lives until the call ends. A client that does not read what it is answered is hung up
+   * on after as long, with `guard` after twice as long at most. So no client that has vanished holds its session for
+   * longer.
+   */
+  readonly streamTimeToLive?: Duration.Input | undefined
   /** Whether an owner may end a session with DELETE, by default true. If not, that answers 405. */
   readonly allowTermination?: boolean | undefined
 }
@@ -94,12 +101,6 @@ export interface LayerOptions<E, R> extends EndpointOptions {
   readonly eventStore?: ((info: SessionInfo) => EventStore) | undefined
   /** How long a client is told to wait before it resumes a stream. By default that is its own choice. */
   readonly retryInterval?: Duration.Input | undefined
-  /**
-   * How long a client may listen on one stream: by default 5 minutes, after which its stream ends and it comes back by
-   * itself. A client that has vanished holds its session for so long at most. What answers a call lives until the call
-   * ends.
-   */
-  readonly streamTimeToLive?: Duration.Input | undefined
   /** How many requests of one session may be in flight, else 429: by default 100. */
   readonly maxConcurrentRequests?: number | undefined
 }
@@ -188,6 +189,7 @@ export const endpoint = Options.declare<EndpointOptions>()({ module: "McpHttp", 
   allowedHosts: Options.optional(allowList, { shown: "this machine" }),
   maxBodyBytes: Options.withDefault(Options.count, 4 * 1024 * 1024, { shown: "4 MiB" }),
   bodyTimeout: Options.withDefault(Options.timeout, "30 seconds"),
+  streamTimeToLive: Options.withDefault(Options.timeToLive, "5 minutes"),
   allowTermination: Options.withDefault(Options.boolean, true),
   ...ofRegistry
 })
@@ -200,7 +202,6 @@ export const layer = Options.declare<LayerOptions<never, never>>()({ module: "Mc
   response: Options.withDefault(Options.schema(Schema.Literals(["sse", "json"]), "\"sse\" or \"json\""), "sse"),
   eventStore: Options.optional(Options.fn),
   retryInterval: Options.optional(Options.patience, { shown: "the client's" }),
-  streamTimeToLive: Options.withDefault(Options.timeToLive, "5 minutes"),
   maxConcurrentRequests: Options.withDefault(Options.count, 100),
   ...endpoint.declaration
 })

@@ -45,9 +45,21 @@ export interface CallOptions {
   /**
    * How long the call may take, as a `Duration.Input`: a number is milliseconds. By default the connector's
    * `requestTimeout`, 60 seconds. Then the call fails with `RequestTimeout` and the server is told to cancel it.
-   * Progress does not prolong it.
+   * Progress does not prolong it, unless `resetTimeoutOnProgress` says so.
    */
   readonly timeout?: Duration.Input | undefined
+}
+
+/**
+ * How a list is asked for.
+ *
+ * @category models
+ */
+export interface ListOptions extends CallOptions {
+  /**
+   * Reads the list now, from its first page, whatever is kept and whoever is reading it already. Default: false.
+   */
+  readonly fresh?: boolean | undefined
 }
 
 /**
@@ -63,6 +75,16 @@ export interface ProgressOptions extends CallOptions {
    * is returned. A defect of the handler is the call's, once it is answered.
    */
   readonly onProgress?: ((progress: Progress) => Effect.Effect<void>) | undefined
+  /**
+   * With each progress notification the `timeout` begins anew, within `maxTotalTimeout`. Asks the server for progress
+   * also without `onProgress`. Default: false.
+   */
+  readonly resetTimeoutOnProgress?: boolean | undefined
+  /**
+   * How long the call may take in all, whatever progress it makes, as a `Duration.Input`: more than 0, and finite (one
+   * that is not is as if it were left out). Only with `resetTimeoutOnProgress`. Default: ten times the `timeout`.
+   */
+  readonly maxTotalTimeout?: Duration.Input | undefined
 }
 
 /**
@@ -123,26 +145,28 @@ export interface McpSession<out C = SdkClient> {
     options?: ProgressOptions
   ) => Effect.Effect<CallToolResult, McpSessionError>
   /**
-   * The server's tools, all pages of them (64 at most). Like the other lists they are asked for once, by however many
-   * callers, and then kept until the server says that they have changed (`list_changed`). Nothing is kept of a failure,
-   * nor while the stream on which an HTTP server would say so is broken.
+   * The server's tools, all pages of them. Like the other lists they are asked for once, by however many callers, and
+   * then kept until the server says that they have changed (`list_changed`); where it can't say so, for the connector's
+   * `listTimeToLive`, a minute. `{ fresh: true }` asks again at once. Nothing is kept of a failure. From 2026-07-28 on
+   * the SDK keeps them for as long as the server's `ttlMs` says.
    *
-   * Fails with `McpSessionError` after 60 seconds (`timeout`) for all pages.
+   * Fails with `McpSessionError` after 60 seconds (`timeout`) for all pages, and with its reason `TooManyPages` when
+   * there are more than 64.
    */
-  readonly listTools: (options?: CallOptions) => Effect.Effect<ListToolsResult, McpSessionError>
+  readonly listTools: (options?: ListOptions) => Effect.Effect<ListToolsResult, McpSessionError>
   /**
-   * The server's resources, all pages of them (64 at most), asked for once and kept until they change: see `listTools`.
+   * The server's resources, all pages of them, asked for once and kept until they change: see `listTools`.
    */
-  readonly listResources: (options?: CallOptions) => Effect.Effect<ListResourcesResult, McpSessionError>
+  readonly listResources: (options?: ListOptions) => Effect.Effect<ListResourcesResult, McpSessionError>
   /**
-   * The templates of the server's resources, all pages of them (64 at most), asked for once and kept until the server
-   * says that its resources have changed: see `listTools`.
+   * The templates of the server's resources, all pages of them, asked for once and kept until the server says that its
+   * resources have changed: see `listTools`.
    */
-  readonly listResourceTemplates: (options?: CallOptions) => Effect.Effect<ListResourceTemplatesResult, McpSessionError>
+  readonly listResourceTemplates: (options?: ListOptions) => Effect.Effect<ListResourceTemplatesResult, McpSessionError>
   /**
-   * The server's prompts, all pages of them (64 at most), asked for once and kept until they change: see `listTools`.
+   * The server's prompts, all pages of them, asked for once and kept until they change: see `listTools`.
    */
-  readonly listPrompts: (options?: CallOptions) => Effect.Effect<ListPromptsResult, McpSessionError>
+  readonly listPrompts: (options?: ListOptions) => Effect.Effect<ListPromptsResult, McpSessionError>
   /**
    * Reads a resource by its URI. Not kept. Fails with `McpSessionError`, also for a resource that does not exist.
    */

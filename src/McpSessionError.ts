@@ -1,7 +1,7 @@
 /**
  * Why something that was asked of an MCP session did not happen.
  *
- * One error, nine reasons. `Effect.catchReason("McpSessionError", "Unauthorized", …)` handles one of them. A tool that
+ * One error, ten reasons. `Effect.catchReason("McpSessionError", "Unauthorized", …)` handles one of them. A tool that
  * answers with `isError` has answered: that is a value, never one of these.
  */
 import * as Duration from "effect/Duration"
@@ -174,7 +174,20 @@ export class PreparationFailed extends Schema.TaggedClass<PreparationFailed>()("
 }) {}
 
 /**
- * The schema of the nine reasons.
+ * The server's list has more pages than `limit`: its cursor may never end. Nothing of it is returned, because what is
+ * left out can't be told from what does not exist. The session lives on.
+ *
+ * @category errors
+ */
+export class TooManyPages extends Schema.TaggedClass<TooManyPages>()("TooManyPages", {
+  /** How many pages there may be. */
+  limit: Schema.Int,
+  /** Whether the request may have reached the server. */
+  requestSent: Schema.Boolean
+}) {}
+
+/**
+ * The schema of the ten reasons.
  *
  * @category errors
  */
@@ -187,11 +200,12 @@ export const McpSessionErrorReason = Schema.Union([
   ProtocolFailure,
   HttpFailure,
   Unreachable,
-  PreparationFailed
+  PreparationFailed,
+  TooManyPages
 ])
 
 /**
- * One of the nine reasons, told apart by its `_tag`.
+ * One of the ten reasons, told apart by its `_tag`.
  *
  * @category errors
  */
@@ -242,7 +256,8 @@ const references = {
   ProtocolFailure: "protocol-failure",
   HttpFailure: "http-failure",
   Unreachable: "unreachable",
-  PreparationFailed: "preparation-failed"
+  PreparationFailed: "preparation-failed",
+  TooManyPages: "too-many-pages"
 } as const
 
 const describe = (reason: McpSessionErrorReason, repeat: string): string => {
@@ -277,6 +292,8 @@ const describe = (reason: McpSessionErrorReason, repeat: string): string => {
           ? "Look at the command and its working directory."
           : `See whether it runs and what its log says; ${repeat}.`
       }`
+    case "TooManyPages":
+      return `the list has more than ${reason.limit} pages. Look at the server, or read them yourself with \`request\`.`
     case "PreparationFailed":
       return `the connector's \`${reason.option}\` failed, so nothing was sent. See \`reason.cause\`; ${repeat}.`
   }

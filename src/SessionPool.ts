@@ -15,8 +15,8 @@ import * as Context from "effect/Context"
 import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import type * as Exit from "effect/Exit"
-import * as Fiber from "effect/Fiber"
+import * as Exit from "effect/Exit"
+import type * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
@@ -274,7 +274,10 @@ export interface Service<in out Session, in out E> {
    *
    * If an MCP session that was in use before turns out to be forgotten by its server, and `f` fails with its
    * `SessionExpired`, `f` is run once more, from its start, with a fresh one: provided that nothing may have run of
-   * what was sent on the session meanwhile, by anybody, also inside of `request` and through `client`.
+   * what was sent within this lease, on whatever session, whatever other callers have sent meanwhile. A call is within
+   * the lease if its fiber is that of `f` or was forked within. What is sent through `client`, from a runtime of its
+   * own, or in a `request` that does not pass its options on, may be any caller's: it counts for each lease that the
+   * session has at that time.
    */
   readonly withSession: <A, E2, R2>(
     identity: Identity,
@@ -326,7 +329,10 @@ export interface TagClass<in out Self, in out Id extends string, in out Session,
    *
    * If an MCP session that was in use before turns out to be forgotten by its server, and `f` fails with its
    * `SessionExpired`, `f` is run once more, from its start, with a fresh one: provided that nothing may have run of
-   * what was sent on the session meanwhile, by anybody, also inside of `request` and through `client`.
+   * what was sent within this lease, on whatever session, whatever other callers have sent meanwhile. A call is within
+   * the lease if its fiber is that of `f` or was forked within. What is sent through `client`, from a runtime of its
+   * own, or in a `request` that does not pass its options on, may be any caller's: it counts for each lease that the
+   * session has at that time.
    */
   readonly withSession: <A, E2, R2>(
     identity: Identity,
@@ -393,11 +399,21 @@ export interface TagClass<in out Self, in out Id extends string, in out Session,
 export const Tag =
   <Self, Session, E = never>() => <const Id extends string>(id: Id): TagClass<Self, Id, Session, E> => {
     class Pool extends Context.Service<Self, Service<Session, E>>()(id) {
-      static readonly get = (identity: Identity) => Pool.use((pool) => pool.get(identity))
+      static readonly get = (identity: Identity) =>
+        Effect.withFiber<Session, E | SessionPoolError, Scope.Scope | Self>((fiber) => {
+          const pool = Context.getUnsafe(fiber.context, Pool)
+          const self = partsOf<Session, E>(pool.get)
+          return self === undefined ? pool.get(identity) : getIn(self, fiber, identity)
+        })
       static readonly withSession = <A, E2, R2>(
         identity: Identity,
         f: (session: Session) => Effect.Effect<A, E2, R2>
-      ) => Pool.use((pool) => pool.withSession(identity, f))
+      ) =>
+        Effect.withFiber<A, E | SessionPoolError | E2, R2 | Self>((fiber) => {
+          const pool = Context.getUnsafe(fiber.context, Pool)
+          const self = partsOf<Session, E>(pool.withSession)
+          return self === undefined ? pool.withSession(identity, f) : withSessionIn(self, fiber, identity, f)
+        })
       static readonly invalidate = (identity: Identity) => Pool.use((pool) => pool.invalidate(identity))
       static readonly invalidateWhere = (f: (identity: Identity) => boolean) =>
         Pool.use((pool) => pool.invalidateWhere(f))
@@ -440,6 +456,8 @@ interface Pool<Session, E> {
 type Slot<Session, E> = Leased.Slot<Identity, Session, E | SessionPoolError>
 
 type Caller<Session, E> = Waiting.Caller<Identity, Session, E | SessionPoolError>
+
+type AnyFiber = Fiber.Fiber<unknown, unknown>
 
 type Leasing<Session, E> = Effect.Effect<Session, E | SessionPoolError>
 
@@ -486,8 +504,8 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(
   // Runs before the engine's own shutdown.
   yield* Effect.addFinalizer(() => Effect.sync(() => beginShutdown(self)))
   return {
-    get: (identity) => get(self, identity),
-    withSession: (identity, f) => withSession(self, identity, f),
+    get: withParts(self, (identity) => Effect.withFiber((fiber) => getIn(self, fiber, identity))),
+    withSession: withParts(self, (identity, f) => Effect.withFiber((fiber) => withSessionIn(self, fiber, identity, f))),
     invalidate: (identity) => Effect.sync(() => invalidate(self, identity)),
     invalidateWhere: (f) => Effect.sync(() => invalidateWhere(self, f)),
     entries: Effect.sync(() => entries(self)),
@@ -495,6 +513,16 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(
     events: observed.events.stream
   } satisfies Service<Session, E> as Service<Session, E>
 })
+
+// The two operations of a hit carry the parts of their pool, so that the tag's need no turn of the run loop to get at
+// the service first. Whoever puts others in their place, a test or a tracer, is asked instead.
+const Parts = Symbol("effect-mcp-sessions/SessionPool/parts")
+
+const withParts = <F extends object, Session, E>(self: Pool<Session, E>, operation: F): F =>
+  Object.assign(operation, { [Parts]: self })
+
+const partsOf = <Session, E>(operation: object): Pool<Session, E> | undefined =>
+  (operation as { readonly [Parts]?: Pool<Session, E> })[Parts]
 
 const constant = <A>(value: number | A): number | undefined => typeof value === "number" ? value : undefined
 
@@ -754,41 +782,53 @@ const isReady = <Session, E>(
   caller: Caller<Session, E>
 ): session is Exit.Success<Session, E | SessionPoolError> => session === caller.slot?.session
 
-const get = <Session, E>(
+const getIn = <Session, E>(
   self: Pool<Session, E>,
+  fiber: AnyFiber,
   identity: Identity
-): Effect.Effect<Session, E | SessionPoolError, Scope.Scope> =>
-  Effect.uninterruptibleMask((restore) => {
-    const fiber = Fiber.getCurrent()!
-    const caller: Caller<Session, E> = Waiting.caller(fiber.id)
-    const endLease = () => Waiting.end(self.waiting, caller) ?? Effect.void
-    const scope = Context.getUnsafe(fiber.context, Scope.Scope)
-    const session = acquire(self, caller, identity)
-    return isReady(session, caller)
-      ? Effect.flatMap(Scope.addFinalizerExit(scope, endLease), () => session)
-      : Effect.flatMap(
-        Effect.onError(restore(session), endLease),
+): Effect.Effect<Session, E | SessionPoolError, Scope.Scope> => {
+  const caller: Caller<Session, E> = Waiting.caller(fiber.id)
+  const endLease = () => Waiting.end(self.waiting, caller) ?? Effect.void
+  const scope = Context.getUnsafe(fiber.context, Scope.Scope)
+  if (Leased.find(self.engine, identity.key)?.session === undefined) {
+    return Effect.uninterruptibleMask((restore) =>
+      Effect.flatMap(
+        Effect.onError(restore(acquire(self, caller, identity)), endLease),
         (opened) => Effect.as(Scope.addFinalizerExit(scope, endLease), opened)
       )
+    )
+  }
+  // The session is there, most likely, and the lease begins when nothing can come between it and its end.
+  return Effect.flatMap(Scope.addFinalizerExit(scope, endLease), () => {
+    const session = acquire(self, caller, identity)
+    if (!isReady(session, caller)) return Effect.onError(session, endLease)
+    // That of a closed scope has run already.
+    return scope.state._tag === "Closed" ? Effect.as(endLease(), session.value) : session
   })
+}
 
-const withSession = <Session, E, A, E2, R2>(
+// The guard comes first: between any two turns of the run loop the fiber may be interrupted.
+const withSessionIn = <Session, E, A, E2, R2>(
   self: Pool<Session, E>,
+  fiber: AnyFiber,
   identity: Identity,
   f: (session: Session) => Effect.Effect<A, E2, R2>
-): Effect.Effect<A, E | SessionPoolError | E2, R2> =>
-  Effect.withFiber(({ id }) => {
-    const caller: Caller<Session, E> = Waiting.caller(id)
-    return Effect.onExitPrimitive(
-      Effect.suspend((): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
-        const session = acquire(self, caller, identity)
-        return isReady(session, caller)
-          ? use(self, caller, identity, session.value, f)
-          : Effect.flatMap(inWithSession(session), (opened) => use(self, caller, identity, opened, f))
-      }),
-      () => Waiting.end(self.waiting, caller)
-    )
-  })
+): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
+  const caller: Caller<Session, E> = Waiting.caller(fiber.id)
+  const { context } = fiber
+  return Effect.onExitPrimitive(
+    Effect.suspend((): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
+      const session = acquire(self, caller, identity)
+      return isReady(session, caller)
+        ? use(self, caller, fiber, identity, session.value, f)
+        : Effect.flatMap(inWithSession(session), (opened) => use(self, caller, fiber, identity, opened, f))
+    }),
+    () => {
+      if (fiber.context !== context) fiber.setContext(context)
+      return Waiting.end(self.waiting, caller)
+    }
+  )
+}
 
 // The callers of one open are told the same, whatever each of them has called.
 const inWithSession = <Session, E>(session: Leasing<Session, E>): Leasing<Session, E> =>
@@ -801,31 +841,56 @@ const inWithSession = <Session, E>(session: Leasing<Session, E>): Leasing<Sessio
     return error instanceof ConnectTimeout ? new ConnectTimeout({ method, key: error.key, after: error.after }) : error
   })
 
-// A server that has forgotten a session refuses its requests unrun, and the client MUST open another one (2025-11-25,
-// basic/transports#session-management). So `f` is run once more there, unless anything else may have run that has left
-// on this session since, whoever sent it. A fresh session that is forgotten at once would be forgotten again.
+// What is sent by `f` is counted for its lease: the fiber, and those that it forks, work within that.
 const use = <Session, E, A, E2, R2>(
   self: Pool<Session, E>,
   caller: Caller<Session, E>,
+  fiber: AnyFiber,
   identity: Identity,
   session: Session,
   f: (session: Session) => Effect.Effect<A, E2, R2>
 ): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
   const sent = Sent.of(session)
+  if (sent === undefined) return f(session)
+  const lease = enter(fiber, sent)
   const isFresh = caller.slot!.uses === 1
-  if (sent === undefined || isFresh) return f(session)
-  const before = sent.last
-  return Effect.catchIf(
-    f(session),
+  const used = f(session)
+  if (isFresh || (Exit.isExit(used) && Exit.isSuccess(used))) return used
+  return Effect.catchCause(used, (cause) => healed(self, caller, fiber, identity, cause, lease, f))
+}
+
+// In place of the lease that the fiber works within already if that is of the same caller.
+const enter = (fiber: AnyFiber, sent: Sent.Sent, outer = Context.get(fiber.context, Sent.CurrentLease)): Sent.Lease => {
+  const lease = Sent.makeLease(sent, outer)
+  fiber.setContext(Context.add(fiber.context, Sent.CurrentLease, lease))
+  return lease
+}
+
+// A server that has forgotten a session refuses its requests unrun, and the client MUST open another one (2025-11-25,
+// basic/transports#session-management). So `f` is run once more there, unless anything may have run that was sent
+// within this lease. A fresh session that is forgotten at once would be forgotten again.
+const healed = <Session, E, A, E2, R2>(
+  self: Pool<Session, E>,
+  caller: Caller<Session, E>,
+  fiber: AnyFiber,
+  identity: Identity,
+  cause: Cause.Cause<E2>,
+  lease: Sent.Lease,
+  f: (session: Session) => Effect.Effect<A, E2, R2>
+): Effect.Effect<A, E | SessionPoolError | E2, R2> =>
+  Effect.catchIf(
+    Effect.failCause(cause),
     (error) =>
-      typeof error === "object" && error !== null && sent.expirations.has(error) &&
-      !Sent.mayHaveRunSince(sent, before),
+      typeof error === "object" && error !== null && lease.sent.expirations.has(error) && !Sent.mayHaveRun(lease),
     () => {
       Leased.retire(self.engine, caller.slot!, "died")
-      return Effect.flatMap(inWithSession(acquireAgain(self, caller, identity)), f)
+      return Effect.flatMap(inWithSession(acquireAgain(self, caller, identity)), (session) => {
+        const sent = Sent.of(session)
+        if (sent !== undefined) enter(fiber, sent, lease.outer)
+        return f(session)
+      })
     }
   )
-}
 
 // -----------------------------------------------------------------------------
 // Retiring

@@ -509,15 +509,38 @@ export interface Hosting<out Resource, out E> extends Service<Resource, E> {
    *
    * It can be interrupted while the session opens, and then nothing is left of it, also where its caller can't be: such
    * a caller loses no session between this and what comes next.
+   *
+   * `announce` is told the id before the session opens, for what `open` has to know of this very request.
    */
   readonly createHeld: (
     owner: SessionOwner,
-    options?: CreateOptions
+    options?: CreateOptions,
+    announce?: (id: string) => void
   ) => Effect.Effect<
     RegisteredSession<Resource>,
     E | RegistryFull | OpenTimeout | RegistryClosed,
     Scope.Scope
   >
+  /**
+   * The owner's session of that id, for a request that has not come in full: until the current scope closes it does not
+   * expire under it. That is no activity, but to `hold` it is. Once the session's time is over, and it is only kept for
+   * those who came before, there are no more visits.
+   *
+   * Fails as `get` does, and so does `hold` when the session has ended meanwhile.
+   */
+  readonly visit: (
+    id: string,
+    owner: SessionOwner
+  ) => Effect.Effect<Visit<Resource>, SessionNotFound | RegistryClosed, Scope.Scope>
+}
+
+/**
+ * @internal
+ */
+export interface Visit<out Resource> {
+  readonly session: RegisteredSession<Resource>
+  /** Holds it until the current scope closes. */
+  readonly hold: Effect.Effect<RegisteredSession<Resource>, SessionNotFound | RegistryClosed, Scope.Scope>
 }
 
 /**
@@ -539,8 +562,9 @@ export const make = Effect.fnUntraced(function*<Resource, E, R>(
   yield* Effect.addFinalizer(() => Effect.sync(() => Leased.beginShutdown(engine)))
   return {
     create: (owner, names) => create(self, owner, names),
-    createHeld: (owner, names) => createHeld(self, owner, names),
+    createHeld: (owner, names, announce) => createHeld(self, owner, names, announce),
     get: (id, owner) => get(self, id, owner),
+    visit: (id, owner) => visit(self, id, owner),
     peek: (id, owner) => look(self, "peek", id, owner, (slot) => toInfo(engine.time, slot)),
     terminate: (id, owner) => Effect.asVoid(look(self, "terminate", id, owner, (slot) => terminate(self, slot))),
     terminateAll: (owner) => Effect.sync(() => terminateWhere(self, (slot) => slot.info.owner === owner.key)),
@@ -744,7 +768,8 @@ const create = <Resource, E>(
 const createHeld = <Resource, E>(
   self: Registry<Resource, E>,
   owner: SessionOwner,
-  names: CreateOptions | undefined
+  names: CreateOptions | undefined,
+  announce: ((id: string) => void) | undefined
 ): Creating<Resource, E, Scope.Scope> =>
   Effect.uninterruptible(
     begin(
@@ -752,7 +777,8 @@ const createHeld = <Resource, E>(
       owner,
       names,
       Effect.interruptible,
-      (slot) => Effect.addFinalizer(() => letGo(self, slot) ?? Effect.void)
+      (slot) => Effect.addFinalizer(() => letGo(self, slot) ?? Effect.void),
+      announce
     )
   )
 
@@ -762,10 +788,11 @@ const begin = <Resource, E, R>(
   owner: SessionOwner,
   names: CreateOptions = {},
   waiting: <A, E2>(effect: Effect.Effect<A, E2>) => Effect.Effect<A, E2>,
-  keep: (slot: Slot<Resource, E>) => Effect.Effect<void, never, R>
+  keep: (slot: Slot<Resource, E>) => Effect.Effect<void, never, R>,
+  announce?: ((id: string) => void) | undefined
 ): Creating<Resource, E, R> =>
   Effect.suspend((): Creating<Resource, E, R> => {
-    const slot = admit(self, owner, names)
+    const slot = admit(self, owner, names, announce)
     if (slot instanceof RegistryFull || slot instanceof RegistryClosed) return Effect.fail(slot)
     const opened = Effect.onError(
       waiting(Leased.join(slot)),
@@ -785,17 +812,19 @@ const abandon = <Resource, E>({ engine }: Registry<Resource, E>, slot: Slot<Reso
 const admit = <Resource, E>(
   self: Registry<Resource, E>,
   owner: SessionOwner,
-  { clientId, tenantId }: CreateOptions
+  { clientId, tenantId }: CreateOptions,
+  announce: ((id: string) => void) | undefined
 ): Slot<Resource, E> | RegistryFull | RegistryClosed =>
   Leased.atomically(self.engine, () => {
     const { engine, shares } = self
     if (Leased.isShutDown(engine)) return new RegistryClosed()
-    Leased.expire(engine)
     const full = makeRoom(self, owner)
     if (full !== undefined) return refuse(self, owner, full)
     Shares.take(shares, owner.key)
     const now = engine.time.now()
-    return Leased.admit(engine, mint(), {
+    const id = mint()
+    announce?.(id)
+    return Leased.admit(engine, id, {
       owner: owner.key,
       createdAt: engine.time.onWall(now),
       clientId,
@@ -811,8 +840,10 @@ const admit = <Resource, E>(
 // Whoever begins sessions and never uses them pushes out their own, and is not shut out by them.
 const makeRoom = <Resource, E>(self: Registry<Resource, E>, owner: SessionOwner): RegistryFull["scope"] | undefined => {
   const { engine, options, shares } = self
-  const isShareFull = owner.shared !== true && Shares.places(shares, owner.key) >= options.capacityPerOwner
-  if (isShareFull && !giveWay(self, Shares.oldestUnused(shares, owner.key))) return "owner"
+  const isShareFull = () => owner.shared !== true && Shares.places(shares, owner.key) >= options.capacityPerOwner
+  if (Leased.hasRoom(engine) && !isShareFull()) return undefined
+  Leased.expire(engine)
+  if (isShareFull() && !giveWay(self, Shares.oldestUnused(shares, owner.key))) return "owner"
   if (!Leased.hasRoom(engine) && !giveWay(self, Leased.oldestUnused(engine))) return "registry"
   return undefined
 }
@@ -861,15 +892,38 @@ const get = <Resource, E>(
   owner: SessionOwner
 ): ReturnType<Service<Resource, E>["get"]> =>
   Effect.uninterruptibleMask(() => {
-    const { engine, shares } = self
     const slot = find(self, id, owner)
-    if (slot === undefined || Leased.lease(engine, id) === undefined) return notFound(self, "get")
-    Shares.removeUnused(shares, slot.info.owner, slot)
-    slot.info.activeAt = engine.time.now()
-    const session = toSession(self, slot, slot.session!.value)
-    const scope = Context.getUnsafe(Fiber.getCurrent()!.context, Scope.Scope)
-    return Effect.as(Scope.addFinalizerExit(scope, () => letGo(self, slot) ?? Effect.void), session)
+    if (slot === undefined || Leased.lease(self.engine, id) === undefined) return notFound(self, "get")
+    return held(self, slot)
   })
+
+const visit = <Resource, E>(
+  self: Registry<Resource, E>,
+  id: string,
+  owner: SessionOwner
+): ReturnType<Hosting<Resource, E>["visit"]> =>
+  Effect.suspend(() => {
+    const { engine } = self
+    const slot = find(self, id, owner)
+    if (slot === undefined || !Leased.visit(engine, slot)) return notFound(self, "get")
+    const session = toSession(self, slot, slot.session!.value)
+    const hold = Effect.uninterruptible(
+      Effect.suspend(() => Leased.leaseVisited(engine, slot) ? held(self, slot) : notFound(self, "get"))
+    )
+    return Effect.as(Effect.addFinalizer(() => Effect.sync(() => Leased.leave(engine, slot))), { session, hold })
+  })
+
+// Leased a moment ago, until the current scope closes.
+const held = <Resource, E>(
+  self: Registry<Resource, E>,
+  slot: Slot<Resource, E>
+): Effect.Effect<RegisteredSession<Resource>, never, Scope.Scope> => {
+  Shares.removeUnused(self.shares, slot.info.owner, slot)
+  slot.info.activeAt = self.engine.time.now()
+  const session = toSession(self, slot, slot.session!.value)
+  const scope = Context.getUnsafe(Fiber.getCurrent()!.context, Scope.Scope)
+  return Effect.as(Scope.addFinalizerExit(scope, () => letGo(self, slot) ?? Effect.void), session)
+}
 
 const letGo = <Resource, E>(
   { engine, shares }: Registry<Resource, E>,
@@ -891,9 +945,10 @@ const look = <Resource, E, A>(
   f: (slot: Slot<Resource, E>) => A
 ): Effect.Effect<A, SessionNotFound | RegistryClosed> =>
   Effect.suspend(() => {
-    Leased.expire(self.engine)
     const slot = find(self, id, owner)
-    return slot === undefined ? notFound(self, method) : Effect.succeed(f(slot))
+    return slot === undefined || Leased.hasExpired(self.engine, slot)
+      ? notFound(self, method)
+      : Effect.succeed(f(slot))
   })
 
 const toSession = <Resource, E>(

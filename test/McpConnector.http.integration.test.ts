@@ -297,24 +297,6 @@ for (const [sdk, connector] of generations) {
         }))
     })
 
-    it.live("keeps no list while the stream that would tell of its changes is broken", () =>
-      Effect.gen(function*() {
-        const cut = new AbortController()
-        const { server, session } = yield* connected({}, {
-          fetch: (url, init) =>
-            fetch(url, init?.method === "GET" ? { ...init, signal: AbortSignal.any([init.signal!, cut.signal]) } : init)
-        })
-        yield* eventually(() => server.open.includes("GET"))
-        const lists = () => server.requestsOf("tools/list").length
-        yield* Effect.all([session.listTools(), session.listTools()])
-        assert.strictEqual(lists(), 1)
-        cut.abort()
-        yield* eventually(() => !server.open.includes("GET"))
-        yield* session.listTools()
-        yield* session.listTools()
-        assert.strictEqual(lists(), 3)
-      }))
-
     it.live("answers the server's requests", () =>
       Effect.gen(function*() {
         const server = yield* HttpServer.start()

@@ -16,6 +16,7 @@ import * as HttpRouter from "effect/http/HttpRouter"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
+import * as Scheduler from "effect/Scheduler"
 import { inspect } from "node:util"
 import { messagesOf, textOf } from "./support/answers.ts"
 import { openGuarded } from "./support/guarded.ts"
@@ -58,6 +59,28 @@ const makeSpy =
     })
 
 const says = (text: string): unknown => JSON.parse(/\{\\"request.*?\}/.exec(text)![0].replaceAll("\\\"", "\""))
+
+it.live.each([3, 4, 5, 8, 13])(
+  "a server is made for the credentials of the very request that asked for it, whatever runs in between (%i)",
+  (ops) =>
+    Effect.gen(function*() {
+      const made = new Map<string, string>()
+      const app = McpHttp.layer({
+        server: (info, caller) =>
+          Effect.flatMap(caller.identity, (identity) => {
+            made.set(info.id, tokenOf(Option.some(identity)))
+            return makeServer(makeLog())(info)
+          })
+      })
+      const endpoint = yield* web(
+        Layer.provideMerge(app, Layer.succeed(Scheduler.MaxOpsBeforeYield, ops)),
+        Layer.orDie(one)
+      )
+      const tokens = ["a", "b", "c", "d", "e", "f", "g", "h"]
+      const sessions = yield* Effect.forEach(tokens, (token) => begin(endpoint, token), { concurrency: "unbounded" })
+      assert.deepStrictEqual(sessions.map((id) => made.get(id)), tokens)
+    })
+)
 
 describe.each(["sse", "json"] as const)("a handler of a session that is answered with %s", (response) => {
   it.live("is told the identity of its own request, whatever else has come in the meantime", () =>

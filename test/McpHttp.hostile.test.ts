@@ -2,12 +2,10 @@
  * Bodies that are made to be slow, or to break what reads them.
  */
 import { assert, describe, it } from "@effect/vitest"
-import { CallToolRequestSchema } from "@modelcontextprotocol/sdk/types.js"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
-import { connect } from "node:net"
 import { textOf } from "./support/answers.ts"
 import { openGuarded } from "./support/guarded.ts"
 import { type Endpoint, makeLog, makeServer, socket, web } from "./support/mcpHttp.ts"
@@ -89,44 +87,6 @@ describe("a body made to be slow", () => {
 
   describe("McpHttp.guard", () =>
     suite(Effect.map(openGuarded(web), (endpoint) => ({ ...endpoint, called: () => endpoint.log.called }))))
-})
-
-describe("an answer that nobody reads", () => {
-  it.live("holds its session for as long as a stream may last, and its connection too", () =>
-    Effect.gen(function*() {
-      const log = makeLog()
-      const endpoint = yield* socket(McpHttp.layer({
-        streamTimeToLive: 500,
-        server: (info) =>
-          Effect.map(makeServer(log)(info), (server) => {
-            // More than the kernels of both sides keep
-            server.setRequestHandler(CallToolRequestSchema, () => ({
-              content: [{ type: "text" as const, text: "x".repeat(24 * 1024 * 1024) }]
-            }))
-            return server
-          })
-      }))
-      const session = yield* begin(endpoint)
-      const { hostname, port } = new URL(endpoint.url)
-      const body = JSON.stringify(call("big"))
-      const peer = yield* Effect.acquireRelease(
-        Effect.sync(() => connect(Number(port), hostname).pause()),
-        (opened) => Effect.sync(() => opened.destroy())
-      )
-      peer.on("error", () => undefined)
-      peer.write(
-        "POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" +
-          `Accept: application/json, text/event-stream\r\nMcp-Session-Id: ${session}\r\n` +
-          `Content-Length: ${body.length}\r\n\r\n${body}`
-      )
-      const held = Effect.map(endpoint.registry.stats, (stats) => stats.held)
-      yield* Effect.sleep(10).pipe(Effect.andThen(held), Effect.repeat({ until: (count) => count === 1 }))
-      yield* Effect.sleep(10).pipe(
-        Effect.andThen(held),
-        Effect.repeat({ until: (count) => count === 0 }),
-        Effect.timeout("10 seconds")
-      )
-    }))
 })
 
 describe("a Host that is not one", () => {

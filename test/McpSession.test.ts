@@ -19,6 +19,7 @@ import {
   McpSession,
   McpSessionError,
   type McpSessionErrorReason,
+  type ProgressOptions,
   ProtocolFailure,
   RequestTimeout,
   SessionClosed,
@@ -30,6 +31,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
+import * as Result from "effect/Result"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { TestClock } from "effect/testing"
@@ -160,6 +162,16 @@ const answered = (count: number, onProgress: (progress: number) => Effect.Effect
     asked[0]!.answer("done")
     yield* turn
     return { fiber, close, handle, session }
+  })
+
+/** A call that the server reports on. */
+const reported = (options: ProgressOptions) =>
+  Effect.gen(function*() {
+    const { asked, session, until } = yield* connected()
+    const fiber = yield* Effect.forkChild(Effect.result(session.callTool({ name: "slow" }, options)))
+    yield* until(() => asked.length === 1)
+    const tell = Effect.andThen(Effect.promise(() => asked[0]!.progress(1)), turn)
+    return { fiber, call: asked[0]!, tell, until }
   })
 
 const stubborn = () => Effect.uninterruptible(Effect.sleep("1 hour"))
@@ -330,6 +342,62 @@ describe("McpSession", () => {
         }
       }))
 
+    const nine = TestClock.adjust("9 seconds")
+
+    it.effect("prolongs a call that asks for it, until no more comes", () =>
+      Effect.gen(function*() {
+        const { call, fiber, tell, until } = yield* reported({ timeout: "10 seconds", resetTimeoutOnProgress: true })
+        for (let i = 0; i < 5; i++) yield* Effect.andThen(nine, tell)
+        yield* TestClock.adjust("9999 millis")
+        assert.isUndefined(fiber.pollUnsafe())
+        yield* TestClock.adjust("1 millis")
+        const result = yield* Fiber.join(fiber)
+        assert(Result.isFailure(result))
+        assert.deepStrictEqual(result.failure.reason, new RequestTimeout({ requestSent: true }))
+        yield* until(() => call.signal.aborted)
+      }))
+
+    it.effect("prolongs a call to ten times its timeout at most, or as long as the caller says, and is handled", () =>
+      Effect.gen(function*() {
+        const bounds: ReadonlyArray<readonly [ProgressOptions, number]> = [
+          [{}, 100],
+          [{ maxTotalTimeout: "30 seconds" }, 30],
+          [{ maxTotalTimeout: Infinity }, 100]
+        ]
+        for (const [options, seconds] of bounds) {
+          let handled = 0
+          const { fiber, tell } = yield* reported({
+            timeout: "10 seconds",
+            resetTimeoutOnProgress: true,
+            onProgress: () => Effect.sync(() => void handled++),
+            ...options
+          })
+          for (let i = 0; i < seconds - 1; i++) yield* Effect.andThen(TestClock.adjust("1 second"), tell)
+          assert.isUndefined(fiber.pollUnsafe())
+          yield* TestClock.adjust("1 second")
+          assert.isTrue(Result.isFailure(yield* Fiber.join(fiber)))
+          assert.strictEqual(handled, seconds - 1)
+        }
+      }))
+
+    it.effect("does not prolong a call that does not ask for it", () =>
+      Effect.gen(function*() {
+        const { fiber, tell } = yield* reported({ timeout: "10 seconds", onProgress: () => Effect.void })
+        yield* Effect.andThen(nine, tell)
+        yield* TestClock.adjust("1 second")
+        assert.isTrue(Result.isFailure(yield* Fiber.join(fiber)))
+      }))
+
+    it.effect("leaves nothing behind of a call that was prolonged and answered", () =>
+      Effect.gen(function*() {
+        const { call, fiber, tell } = yield* reported({ timeout: "10 seconds", resetTimeoutOnProgress: true })
+        for (let i = 0; i < 3; i++) yield* Effect.andThen(nine, tell)
+        call.answer("done")
+        assert.isTrue(Result.isSuccess(yield* Fiber.join(fiber)))
+        yield* TestClock.adjust("1 hour")
+        assert.isFalse(call.signal.aborted)
+      }))
+
     it.effect("is forgotten, the oldest first, when it comes faster than it is handled", () =>
       Effect.gen(function*() {
         const handled: Array<number> = []
@@ -445,14 +513,6 @@ describe("McpSession", () => {
           assert.deepStrictEqual(asked, [method, method])
         }))
     }
-
-    it.effect("stop at 64 pages of a server that never ends", () =>
-      Effect.gen(function*() {
-        const { counts, session, state } = yield* connected()
-        state.pageCount = Infinity
-        assert.strictEqual((yield* session.listTools()).tools.length, 64)
-        assert.strictEqual(counts.lists, 64)
-      }))
 
     it.effect("go on for those who still wait, and are cancelled when the last one leaves", () =>
       Effect.gen(function*() {

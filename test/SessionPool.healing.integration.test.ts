@@ -3,12 +3,17 @@
  * The server counts what reaches it.
  */
 import { assert, describe, it } from "@effect/vitest"
+import { CallToolResultSchema } from "@modelcontextprotocol/sdk/types.js"
 import { Identity, McpSession, type McpSessionError, SessionPool } from "effect-mcp-sessions"
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as Latch from "effect/Latch"
 import type * as Scope from "effect/Scope"
 import { type AnySession, type Generation, generations } from "./support/generations.ts"
 import * as Scripted from "./support/servers/scripted.ts"
+
+class Another extends Context.Service<Another, string>()("test/Another") {}
 
 class Sessions extends SessionPool.Tag<Sessions, AnySession, McpSessionError>()("test/Sessions") {}
 
@@ -271,6 +276,118 @@ for (const [sdk, connector] of generations) {
           assert.strictEqual(server.received.length, 7)
           assert.sameMembers(server.received.slice(1, 4), ["pay", "confirm", "ship"])
           assert.sameMembers(server.received.slice(4), ["pay", "confirm", "ship"])
+        })))
+
+    /** What another caller of the same session does meanwhile, and that is no reason to leave `f` unrepeated. */
+    const others: ReadonlyArray<readonly [string, (session: AnySession) => Effect.Effect<unknown, unknown>]> = [
+      ["a call", (session) => tool(session, "pay")],
+      [
+        "a call of a fiber that it forks",
+        (session) => Effect.flatMap(Effect.forkChild(tool(session, "pay")), Fiber.join)
+      ],
+      ["a call with progress", (session) => session.callTool({ name: "pay" }, { onProgress: () => Effect.void })],
+      [
+        "two calls inside request",
+        (session) =>
+          session.request(async (client, options) => {
+            const { request } = client as unknown as {
+              readonly request: (...args: ReadonlyArray<unknown>) => Promise<unknown>
+            }
+            const pay = { method: "tools/call", params: { name: "pay" } }
+            const rest = sdk === "@modelcontextprotocol/sdk" ? [CallToolResultSchema, options] : [options]
+            await request.call(client, pay, ...rest)
+            return request.call(client, pay, ...rest)
+          })
+      ],
+      ["a list", (session) => session.listTools()]
+    ]
+    for (const [what, other] of others) {
+      it.live(`is replaced under its caller when another has made ${what} meanwhile`, () =>
+        used(connector, (server) =>
+          Effect.gen(function*() {
+            const started = yield* Latch.make()
+            const paid = yield* Latch.make()
+            let runs = 0
+            const caller = yield* Effect.forkChild(Sessions.withSession(alice, (session) =>
+              Effect.gen(function*() {
+                runs++
+                yield* started.open
+                yield* paid.await
+                yield* tool(session, "confirm")
+              })))
+            yield* started.await
+            yield* Sessions.withSession(alice, other)
+            const asked = server.received.length
+            yield* paid.open
+            yield* Fiber.join(caller)
+            assert.strictEqual(runs, 2)
+            assert.isAbove(asked, 1)
+            assert.deepStrictEqual(server.received.slice(asked), ["confirm", "confirm"])
+          })))
+    }
+
+    /** Who else may work for the lease, and must be counted for it. */
+    const helpers: ReadonlyArray<
+      readonly [string, (session: AnySession) => Effect.Effect<unknown, unknown, Sessions>]
+    > = [
+      ["a fiber that it has forked", (session) => Effect.flatMap(Effect.forkChild(tool(session, "pay")), Fiber.join)],
+      ["a fiber that it has forked with services of its own", (session) =>
+        tool(session, "pay").pipe(
+          Effect.provideService(Another, "service"),
+          Effect.forkDetach,
+          Effect.flatMap(Fiber.join)
+        )],
+      ["a lease within it", () => Sessions.withSession(alice, (inner) => tool(inner, "pay"))],
+      [
+        "a lease within it, of a fiber that it has forked",
+        () => Effect.flatMap(Effect.forkChild(Sessions.withSession(alice, (inner) => tool(inner, "pay"))), Fiber.join)
+      ],
+      ["a runtime of its own", (session) => Effect.promise(() => Effect.runPromise(tool(session, "pay")))],
+      [
+        "a list and a runtime of its own",
+        (session) => Effect.promise(() => Effect.runPromise(Effect.andThen(session.listTools(), tool(session, "pay"))))
+      ]
+    ]
+    for (const [who, pay] of helpers) {
+      it.live(`is not replaced when it was paid by ${who}`, () =>
+        used(connector, (server) =>
+          Effect.gen(function*() {
+            let runs = 0
+            const error = yield* Effect.flip(Sessions.withSession(alice, (session) => {
+              runs++
+              return Effect.andThen(pay(session), tool(session, "confirm"))
+            }))
+            assert.isTrue(McpSession.isSessionExpired(error))
+            assert.strictEqual(runs, 1)
+            assert.strictEqual(counted(server, "pay"), 1)
+            assert.strictEqual(counted(server, "confirm"), 1)
+          })))
+    }
+
+    it.live("is not replaced after a list for which it has waited together with others", () =>
+      used(connector, (server) =>
+        Effect.gen(function*() {
+          const asked = yield* Latch.make()
+          const answers: Array<() => void> = []
+          server.on("tools/list", (response, message) => {
+            answers.push(() => Scripted.reply(response, message, { tools: [] }))
+            asked.openUnsafe()
+          })
+          const other = yield* Effect.forkChild(Sessions.withSession(alice, (session) => session.listTools()))
+          yield* asked.await
+          let runs = 0
+          const error = yield* Effect.flip(Sessions.withSession(alice, (session) => {
+            runs++
+            const joined = Effect.tap(Effect.sleep("20 millis"), () => Effect.sync(() => answers[0]!()))
+            return Effect.andThen(
+              Effect.all([session.listTools(), joined], { concurrency: 2 }),
+              tool(session, "confirm")
+            )
+          }))
+          yield* Fiber.join(other)
+          assert.isTrue(McpSession.isSessionExpired(error as McpSessionError))
+          assert.strictEqual(runs, 1)
+          assert.strictEqual(counted(server, "tools/list"), 1)
         })))
 
     it.live("is not replaced because of what another session's server has forgotten", () =>

@@ -4,7 +4,9 @@
  */
 import type { Progress } from "@modelcontextprotocol/sdk/types.js"
 import type * as Cause from "effect/Cause"
-import type * as Duration from "effect/Duration"
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -17,6 +19,7 @@ import {
   RequestTimeout,
   type SessionClosed
 } from "../../McpSessionError.ts"
+import * as Sent from "../sent.ts"
 import * as Sdk from "./sdk.ts"
 import * as Spans from "./spans.ts"
 import type { Wire } from "./wire.ts"
@@ -28,20 +31,24 @@ export interface Calls {
   /** A call within its time, its progress handled. */
   readonly call: <A>(method: string, ask: Ask<A>, options?: ProgressOptions) => Effect.Effect<A, McpSessionError>
   /** A call that takes as long as it takes. */
-  readonly attempt: <A>(
-    method: string,
-    ask: Ask<A>,
-    onProgress?: (progress: Sdk.ProgressLike) => void
-  ) => Effect.Effect<A, McpSessionError>
+  readonly attempt: <A>(method: string, ask: Ask<A>, options?: AttemptOptions) => Effect.Effect<A, McpSessionError>
   readonly within: <A>(
     method: string,
     effect: Effect.Effect<A, McpSessionError>,
     timeout?: Duration.Input
   ) => Effect.Effect<A, McpSessionError>
+  /** An error of this session. */
+  readonly fail: (method: string, reason: McpSessionErrorReason) => Effect.Effect<never, McpSessionError>
   /** Whether the error is one of this session, and not one that only came by. */
   readonly isOwn: (error: McpSessionError) => boolean
   /** Fails all that are in flight: the session has ended. */
   readonly abandon: () => void
+}
+
+export interface AttemptOptions {
+  readonly onProgress?: (progress: Sdk.ProgressLike) => void
+  /** On whose behalf: by default that of the lease within which it is made. */
+  readonly sender?: Sent.Sender
 }
 
 export interface Options {
@@ -54,6 +61,9 @@ export interface Options {
   readonly reasonOf: (error: unknown) => McpSessionErrorReason | McpSessionError
   readonly closed: (requestSent: boolean) => SessionClosed
 }
+
+/** Runs a call within its time, which may begin anew whenever something is heard of it. */
+type Limited = <A>(run: (heard: () => void) => Effect.Effect<A, McpSessionError>) => Effect.Effect<A, McpSessionError>
 
 // Whoever handles progress more slowly than it comes loses the oldest
 const maxProgress = 256
@@ -69,7 +79,7 @@ export const make = ({ closed, isOpen, reasonOf, server, timeout: defaultTimeout
     return Effect.fail(error)
   }
 
-  const attempt: Calls["attempt"] = (method, ask, onProgress) =>
+  const attempt: Calls["attempt"] = (method, ask, { onProgress, sender } = {}) =>
     Effect.callback((resume) => {
       if (wire.closed || !isOpen()) return resume(fail(method, closed(false)))
       // One a call: v1 never removes its listener from the signal, and would cancel what has long been answered
@@ -80,7 +90,14 @@ export const make = ({ closed, isOpen, reasonOf, server, timeout: defaultTimeout
       }
       const onEnd = () => end(fail(method, closed(true)))
       inFlight.add(onEnd)
-      const options = { signal: controller.signal, timeout: Sdk.noTimeout, onresumptiontoken: Spans.carrier() }
+      const options = {
+        signal: controller.signal,
+        timeout: Sdk.noTimeout,
+        onresumptiontoken: Sent.carry(
+          Spans.carrier(),
+          sender ?? Sent.senderWithin(Context.get(Fiber.getCurrent()!.context, Sent.CurrentLease))
+        )
+      }
       const asked = async () => ask(onProgress === undefined ? options : { ...options, onprogress: onProgress })
       asked().then(
         (value) => end(Effect.succeed(value)),
@@ -96,10 +113,31 @@ export const make = ({ closed, isOpen, reasonOf, server, timeout: defaultTimeout
       })
     })
 
+  const expired = (method: string) => fail(method, new RequestTimeout({ requestSent: true }))
+
   const within: Calls["within"] = (method, effect, timeout = defaultTimeout) =>
-    Effect.timeoutOrElse(effect, {
-      duration: timeout,
-      orElse: () => fail(method, new RequestTimeout({ requestSent: true }))
+    Effect.timeoutOrElse(effect, { duration: timeout, orElse: () => expired(method) })
+
+  // 2025-11-25, basic/lifecycle#timeouts: progress MAY reset the clock, and a maximum SHOULD be enforced all the same
+  const whileProgressing = <A>(
+    method: string,
+    run: (heard: () => void) => Effect.Effect<A, McpSessionError>,
+    { maxTotalTimeout, timeout = defaultTimeout }: ProgressOptions
+  ): Effect.Effect<A, McpSessionError> =>
+    Clock.clockWith((clock) => {
+      const now = () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
+      const patience = Duration.toMillis(timeout)
+      const most = maxTotalTimeout === undefined ? Infinity : Duration.toMillis(maxTotalTimeout)
+      const end = now() + (Number.isFinite(most) ? most : 10 * patience)
+      let heardAt = now()
+      const watch: Effect.Effect<never, McpSessionError> = Effect.suspend(() => {
+        const left = Math.min(heardAt + patience, end) - now()
+        return left > 0 ? Effect.andThen(Effect.sleep(left), watch) : expired(method)
+      })
+      const heard = () => {
+        heardAt = now()
+      }
+      return Effect.raceFirst(run(heard), watch)
     })
 
   // An answer that has come is not held back by who handles progress for longer than the call has time: it may have
@@ -108,20 +146,27 @@ export const make = ({ closed, isOpen, reasonOf, server, timeout: defaultTimeout
     method: string,
     ask: Ask<A>,
     onProgress: NonNullable<ProgressOptions["onProgress"]>,
-    timeout: Duration.Input | undefined
+    limited: Limited
   ): Effect.Effect<A, McpSessionError> =>
     Effect.flatMap(Queue.sliding<Progress, Cause.Done>(maxProgress), (queue) => {
       let answer: Exit.Exit<A> | undefined
       return Effect.acquireUseRelease(
         Effect.forkDetach(Stream.runForEach(Stream.fromQueue(queue), onProgress)),
         (handling) =>
-          attempt(method, ask, (progress) => Queue.offerUnsafe(queue, progress as Progress)).pipe(
-            Effect.flatMap((value) => {
-              answer = Exit.succeed(value)
-              Queue.endUnsafe(queue)
-              return Effect.as(Fiber.join(handling), value)
-            }),
-            (answered) => within(method, answered, timeout),
+          limited((heard) =>
+            attempt(method, ask, {
+              onProgress: (progress) => {
+                heard()
+                Queue.offerUnsafe(queue, progress as Progress)
+              }
+            }).pipe(
+              Effect.flatMap((value) => {
+                answer = Exit.succeed(value)
+                Queue.endUnsafe(queue)
+                return Effect.as(Fiber.join(handling), value)
+              })
+            )
+          ).pipe(
             Effect.catchIf(() => answer !== undefined, () =>
               Effect.andThen(
                 Effect.logWarning(
@@ -134,12 +179,24 @@ export const make = ({ closed, isOpen, reasonOf, server, timeout: defaultTimeout
       )
     })
 
+  const call: Calls["call"] = (method, ask, options = {}) => {
+    const { onProgress, resetTimeoutOnProgress = false } = options
+    if (onProgress === undefined && !resetTimeoutOnProgress) {
+      return within(method, attempt(method, ask), options.timeout)
+    }
+    const limited: Limited = (run) =>
+      resetTimeoutOnProgress
+        ? whileProgressing(method, run, options)
+        : within(method, run(() => {}), options.timeout)
+    return onProgress === undefined
+      ? limited((heard) => attempt(method, ask, { onProgress: heard }))
+      : withProgress(method, ask, onProgress, limited)
+  }
+
   return {
-    call: (method, ask, options) =>
-      options?.onProgress === undefined
-        ? within(method, attempt(method, ask), options?.timeout)
-        : withProgress(method, ask, options.onProgress, options.timeout),
+    call,
     attempt,
+    fail,
     within,
     isOwn: (error) => own.has(error),
     abandon: () => {

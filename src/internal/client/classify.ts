@@ -14,6 +14,7 @@ export type Failure =
   | { readonly _tag: "RequestTimeout"; readonly requestSent: boolean }
   | { readonly _tag: "HttpFailure"; readonly status: number; readonly requestSent: boolean }
   | { readonly _tag: "Unreachable"; readonly code: string; readonly requestSent: boolean }
+  | { readonly _tag: "TooManyPages"; readonly limit: number; readonly requestSent: boolean }
   | {
     readonly _tag: "ProtocolFailure"
     readonly code: number
@@ -54,6 +55,9 @@ export const classify = (error: unknown, sessionful: boolean, refused?: number):
     return { _tag: "SessionClosed", requestSent: true }
   }
   if (isProtocolError) return protocolFailure(code, message, data)
+  if (code === "LIST_PAGINATION_EXCEEDED") {
+    return { _tag: "TooManyPages", limit: Number(property(data, "listMaxPages")), requestSent: true }
+  }
 
   const unreachable = networkCode(error, name, message)
   if (unreachable !== undefined) {

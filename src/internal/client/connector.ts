@@ -83,7 +83,7 @@ export type Opener<C> = <R>(
  */
 export type Plan<R> = Pick<
   OpenOptions<never, R>,
-  "identity" | "handle" | "server" | "scrub" | "transport" | "connectTimeout" | "requestTimeout"
+  "identity" | "handle" | "server" | "scrub" | "transport" | "connectTimeout" | "requestTimeout" | "listTimeToLive"
 >
 
 /**
@@ -166,7 +166,8 @@ const makePlan = <R>(
     scrub,
     transport: transport(scrub, name),
     connectTimeout: options.connectTimeout,
-    requestTimeout: options.requestTimeout
+    requestTimeout: options.requestTimeout,
+    listTimeToLive: options.listTimeToLive
   }
 }
 

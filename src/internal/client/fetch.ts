@@ -160,6 +160,8 @@ export const make = (options: Options): Http => {
     streamFailure: () => streamFailure,
     attach: (attached) => {
       wire = attached
+      // Until there is a stream of the server's own. It may have none
+      attached.isDeaf = true
       return {
         onSettled: (id) => {
           const exchange = exchanges.get(String(id))

@@ -126,6 +126,7 @@ const common = {
   clientInfo: Declare.optional(implementation, { shown: "this library" }),
   connectTimeout: Declare.optional(Declare.timeout),
   requestTimeout: Declare.withDefault(Declare.timeout, "60 seconds"),
+  listTimeToLive: Declare.withDefault(Declare.span, "1 minute"),
   sampling: Declare.optional(Declare.fn),
   elicitation: Declare.optional(Declare.fn),
   roots: Declare.optional(Declare.fn)

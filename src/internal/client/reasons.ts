@@ -12,6 +12,7 @@ import {
   RequestTimeout,
   SessionClosed,
   SessionExpired,
+  TooManyPages,
   Unauthorized,
   Unreachable
 } from "../../McpSessionError.ts"
@@ -62,6 +63,8 @@ export const reasonOf = (
       return new HttpFailure({ ...failure, ...said })
     case "Unreachable":
       return new Unreachable(failure)
+    case "TooManyPages":
+      return new TooManyPages(failure)
     case "ProtocolFailure":
       return new ProtocolFailure({
         ...failure,

@@ -11,8 +11,10 @@
 export interface CallOptionsLike {
   readonly signal: AbortSignal
   readonly timeout: number
+  /** v2 keeps what it has read, unless it is told not to look there. */
+  readonly cacheMode?: "refresh"
   readonly onprogress?: (progress: ProgressLike) => void
-  /** Also what a request is known by on its way to the transport: see `spans.ts`. */
+  /** Also what a request is known by on its way to the transport: see `spans.ts` and `sent.ts`. */
   readonly onresumptiontoken?: (token: string) => void
 }
 
@@ -99,6 +101,19 @@ export const callTool = (client: ClientLike, params: { name: string }, options: 
  * and lists that the client itself keeps for as long as the server's `ttlMs` says.
  */
 export const isModern = (client: ClientLike): boolean => client.getProtocolEra?.() === "modern"
+
+/**
+ * Whether the server says that it tells when a list of this kind changes.
+ */
+export const announces = (
+  client: ClientLike,
+  kind: "tools" | "resources" | "resourceTemplates" | "prompts"
+): boolean => {
+  const capabilities = client.getServerCapabilities() as
+    | Record<string, { listChanged?: unknown } | undefined>
+    | undefined
+  return capabilities?.[kind === "resourceTemplates" ? "resources" : kind]?.listChanged === true
+}
 
 /**
  * The cheapest request that shows that a server is there. `ping` is gone in 2026-07-28.

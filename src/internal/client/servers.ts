@@ -163,6 +163,7 @@ export const options = {
   clientInfo: Options.optional(clientInfo, { shown: "this library" }),
   connectTimeout: Options.optional(Options.timeout),
   requestTimeout: Options.withDefault(Options.timeout, "60 seconds"),
+  listTimeToLive: Options.withDefault(Options.span, "1 minute"),
   sampling: Options.optional(Options.fn),
   elicitation: Options.optional(Options.fn),
   roots: Options.optional(Options.fn)

@@ -2,6 +2,7 @@
  * What every connector ends in: a client connected to a transport becomes an `McpSession`, whatever SDK they are of.
  */
 import type { Implementation, ServerCapabilities, ServerNotification } from "@modelcontextprotocol/sdk/types.js"
+import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -10,8 +11,14 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { SessionHandle } from "../../Connector.ts"
 import type { CredentialScheme, Identity } from "../../Identity.ts"
-import type { CallOptions, McpSession, ProgressOptions } from "../../McpSession.ts"
-import { McpSessionError, type McpSessionErrorReason, RequestTimeout, SessionClosed } from "../../McpSessionError.ts"
+import type { ListOptions, McpSession, ProgressOptions } from "../../McpSession.ts"
+import {
+  McpSessionError,
+  type McpSessionErrorReason,
+  RequestTimeout,
+  SessionClosed,
+  TooManyPages
+} from "../../McpSessionError.ts"
 import type { Scrub } from "../scrub.ts"
 import { TypeId } from "../sent.ts"
 import type { Attributes } from "../spans.ts"
@@ -42,6 +49,7 @@ export interface OpenOptions<C extends Sdk.ClientLike, R = never> {
   readonly connect: (client: C, wire: Wire.Wire, options: { readonly timeout: number }) => Promise<void>
   readonly connectTimeout: Duration.Input | undefined
   readonly requestTimeout: Duration.Input | undefined
+  readonly listTimeToLive: Duration.Input | undefined
 }
 
 export interface OpenTransport {
@@ -145,7 +153,14 @@ const connect = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(options
  * Everything of a session but its connection. The result is called once connected.
  */
 const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(
-  { handle, identity, requestTimeout = "60 seconds", scrub, server }: OpenOptions<C, R>,
+  {
+    handle,
+    identity,
+    listTimeToLive = "1 minute",
+    requestTimeout = "60 seconds",
+    scrub,
+    server
+  }: OpenOptions<C, R>,
   opened: OpenTransport,
   client: C,
   wire: Wire.Wire,
@@ -153,6 +168,7 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(
   traced: Spans.Traced
 ) {
   const scope = yield* Effect.scope
+  const clock = yield* Clock.Clock
   const runFork = Effect.runForkWith(yield* Effect.context<never>())
   const notifications = yield* PubSub.sliding<ServerNotification>(256)
   let isOpen = false
@@ -189,9 +205,19 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(
   })
   const lists = Lists.make({
     runFork: (effect) => runFork(Spans.underCurrent(effect)),
-    page: (kind, params) => calls.attempt(Lists.methods[kind], (o) => client[Lists.methods[kind]](params, o)),
-    isKept: () => !wire.isDeaf && !Sdk.isModern(client),
-    server
+    page: (kind, params, { isFresh, sender }) =>
+      calls.attempt(
+        Lists.methods[kind],
+        (o) => client[Lists.methods[kind]](params, isFresh ? { ...o, cacheMode: "refresh" } : o),
+        { sender }
+      ),
+    sent: wire.sent,
+    tooLong: (kind) => calls.fail(Lists.methods[kind], new TooManyPages({ limit: Lists.maxPages, requestSent: true })),
+    // The v2 SDK keeps them itself, for as long as the server says
+    isKept: () => !Sdk.isModern(client),
+    isAnnounced: (kind) => !wire.isDeaf && Sdk.announces(client, kind),
+    timeToLive: Duration.toMillis(listTimeToLive),
+    now: () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
   })
 
   wire.listener = {
@@ -213,8 +239,7 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(
       return reason._tag === "SessionExpired" ? reason.refused : !reason.requestSent
     },
     onError: (error) => runFork(Effect.logDebug(`"${server}": ${scrub(error.message).slice(0, 500)}`)),
-    // What has changed meanwhile would not be told
-    onDeaf: () => lists.clear(),
+    onDeaf: lists.onDeaf,
     onNotification: (notification) => {
       const { method } = notification
       if (method === "notifications/progress" || method === "notifications/cancelled") return
@@ -273,11 +298,11 @@ const operations = <C extends Sdk.ClientLike>(
     options: ProgressOptions | undefined
   ) => traced(operation, target, watch(calls.call(operation, ask, options))) as Effect.Effect<A, McpSessionError>
 
-  const list = <A>(kind: Lists.Kind, options: CallOptions | undefined) =>
+  const list = <A>(kind: Lists.Kind, options: ListOptions | undefined) =>
     traced(
       Lists.methods[kind],
       { method: Lists.requests[kind] },
-      watch(calls.within(Lists.methods[kind], lists.get(kind), options?.timeout))
+      watch(calls.within(Lists.methods[kind], lists.get(kind, options?.fresh === true), options?.timeout))
     ) as Effect.Effect<A, McpSessionError>
 
   return {

@@ -73,7 +73,7 @@ const ended: ErrorLike = { code: -32000, message: "The reply stream ended", data
 
 export const make = (inner: TransportLike): Wire => {
   // By their text: the SDK takes "1" for an answer to 1
-  const awaited = new Map<string, number>()
+  const awaited = new Map<string, Sent.Message>()
   const sent = Sent.make()
   // Given up by us, so that a reply is no surprise
   const cancelled = new Set<string>()
@@ -90,7 +90,7 @@ export const make = (inner: TransportLike): Wire => {
     return awaited.delete(String(id))
   }
 
-  const unsent = (message: number, error: unknown) =>
+  const unsent = (message: Sent.Message, error: unknown) =>
     wire.listener.onUnsent?.(error) === true ? Sent.refused(sent, message) : Sent.settled(sent, message)
 
   const refuse = (id: RequestId, error: ErrorLike = ended) => receive({ jsonrpc: "2.0", id, error })
@@ -164,12 +164,12 @@ export const make = (inner: TransportLike): Wire => {
     ids: ReadonlyArray<RequestId>,
     options: SendOptionsLike | undefined
   ) => {
-    const number = Sent.leave(sent)
-    for (const id of ids) awaited.set(String(id), number)
+    const left = Sent.leave(sent, Sent.carriedBy(options?.onresumptiontoken))
+    for (const id of ids) awaited.set(String(id), left)
     try {
       await send(message, resumable(wire, ids[0]!, options))
     } catch (error) {
-      unsent(number, error)
+      unsent(left, error)
       for (const id of ids) {
         // The SDK rejects the call, and keeps its handlers: a reply that comes after that frees them
         if (awaited.delete(String(id))) setImmediate(() => refuse(id))
@@ -192,12 +192,12 @@ export const make = (inner: TransportLike): Wire => {
   }
 
   const notify = async (message: MessageLike, options: SendOptionsLike | undefined) => {
-    const number = Sent.leave(sent)
+    const left = Sent.leave(sent, Sent.carriedBy(options?.onresumptiontoken))
     try {
       await send(message, options)
-      Sent.settled(sent, number)
+      Sent.settled(sent, left)
     } catch (error) {
-      unsent(number, error)
+      unsent(left, error)
       throw error
     }
   }

@@ -14,7 +14,12 @@ import * as Scope from "effect/Scope"
 import type { Identity } from "../../Identity.ts"
 import { IdentityResolver } from "../../IdentityResolver.ts"
 import { type endpoint, type EndpointOptions, registryOptions } from "../../McpHttpOptions.ts"
-import { make as makeRegistry, type RegisteredSession, type SessionRegistryOptions } from "../../SessionRegistry.ts"
+import {
+  make as makeRegistry,
+  type RegisteredSession,
+  type SessionRegistryOptions,
+  type Visit
+} from "../../SessionRegistry.ts"
 import type { OpenTimeout, RegistryClosed, RegistryFull } from "../../SessionRegistryError.ts"
 import type * as Options from "../options.ts"
 import * as Answers from "./answers.ts"
@@ -52,6 +57,7 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
   /** Counts a request until the current scope closes, and finds out if its client vanishes. */
   const holding = (request: HttpServerRequest): Effect.Effect<void, never, Scope.Scope> => {
     Socket.keepAlive(request)
+    Socket.watch(request)
     return listening(request)
   }
 
@@ -72,8 +78,8 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
       )
     })
 
-  /** The caller's session, held: this is a use of it. */
-  const hold = (id: string, identity: Identity) => holdThat(registry.get(id, identity))
+  /** The session that is visited, held: this is a use of it. */
+  const hold = (visit: Visit<Resource>) => holdThat(visit.hold)
 
   /**
    * A new session of the caller, as its `message` asks for, held for as long as `initialize` and the current scope need
@@ -82,6 +88,7 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
   const begin = <E, R2>(
     identity: Identity,
     message: unknown,
+    announce: (id: string) => void,
     initialize: (session: RegisteredSession<Resource>, lease: Lease) => Effect.Effect<HttpServerResponse, E, R2>
   ): Effect.Effect<
     HttpServerResponse,
@@ -90,7 +97,7 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
   > =>
     Effect.uninterruptibleMask((restore) =>
       Effect.flatMap(
-        holdThat(registry.createHeld(identity, { clientId: Requests.clientOf(message) })),
+        holdThat(registry.createHeld(identity, { clientId: Requests.clientOf(message) }, announce)),
         ({ lease, session }) =>
           restore(Effect.suspend(() => initialize(session, lease))).pipe(
             Effect.onError(() => Effect.ignore(registry.terminate(session.id, identity)))
@@ -133,30 +140,47 @@ export const answering = <E extends Respondable, R>(
   })
 
 /**
- * Takes a request upon an endpoint: whatever the answer, web pages of allowed origins can read it.
+ * Takes a request upon an endpoint: whatever the answer, web pages of allowed origins can read it, and a client that
+ * does not is not waited for. An answer that is a stream is bounded where it is made.
  */
 export const serving = <E extends Respondable, R>(
-  { cors }: ReturnType<typeof toSettings>,
+  { cors, streamTimeToLive }: ReturnType<typeof toSettings>,
   request: HttpServerRequest,
   answer: Effect.Effect<HttpServerResponse, E, R>
 ): Effect.Effect<HttpServerResponse, never, R | HttpServerRequest> =>
   Effect.suspend(() => {
     Strays.take(request)
-    return cors(request, answering(answer))
+    return Effect.tap(cors(request, answering(answer)), ({ body }) =>
+      body._tag === "Uint8Array" && body.contentLength > maxUnread && streamTimeToLive < Infinity
+        ? Socket.hangUpUnread(request, streamTimeToLive)
+        : Effect.void)
   })
+
+// What a connection keeps of an answer, whether or not it is read. No request waits for less to be read.
+const maxUnread = 16 * 1024
 
 /** What serves an endpoint with these options. */
 export const toSettings = (
-  { allowTermination, allowedHosts, allowedOrigins, bodyTimeout, maxBodyBytes, path, sessions }: Options.Parsed<
-    typeof endpoint.declaration
-  >
+  options: Options.Parsed<typeof endpoint.declaration>
 ) => {
+  const {
+    allowTermination,
+    allowedHosts,
+    allowedOrigins,
+    bodyTimeout,
+    maxBodyBytes,
+    path,
+    sessions,
+    streamTimeToLive
+  } = options
   const methods = allowTermination ? ["GET", "POST", "DELETE"] : ["GET", "POST"]
   const originIssue = Requests.gate({ allowedHosts, allowedOrigins })
   return {
     path,
     sessions,
     allowTermination,
+    /** Milliseconds, or `Infinity`. */
+    streamTimeToLive,
     /** What clients may use, whichever of it the server has. */
     methods,
     gate: (request: HttpServerRequest) => Requests.upgradeIssue(request) ?? originIssue(request),

@@ -15,6 +15,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import { constVoid } from "effect/Function"
 import * as FindMyWay from "effect/http/FindMyWay"
 import * as Headers from "effect/http/Headers"
 import * as HttpBody from "effect/http/HttpBody"
@@ -34,6 +35,7 @@ import { type EndReason, operatorOf } from "../../SessionRegistry.ts"
 import * as Answers from "./answers.ts"
 import * as Endpoint from "./endpoint.ts"
 import * as Requests from "./requests.ts"
+import * as Socket from "./socket.ts"
 import * as Spans from "./spans.ts"
 import * as Strays from "./strays.ts"
 
@@ -82,7 +84,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     ))
 
   const initialize = (handler: Handler, { url }: Request, message: unknown, identity: Identity) =>
-    endpoint.begin(identity, message, ({ id, resource }) =>
+    endpoint.begin(identity, message, constVoid, ({ id, resource }) =>
       Effect.tap(
         handler,
         beforeResponse((minted, response) => {
@@ -116,10 +118,13 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
   })
 
   const proceed = Effect.fnUntraced(function*(handler: Handler, request: Request, id: string, identity: Identity) {
-    const { ended, resource } = yield* endpoint.registry.get(id, identity)
+    const visit = yield* endpoint.registry.visit(id, identity)
+    const { ended, resource } = visit.session
     // It is being initialized: its client has not heard of it
     if (resource.id === undefined) return yield* Answers.notFound
     const { message, text } = yield* readBody(request, Effect.flatMap(ended, unstarted))
+    // Nothing that is refused here is activity
+    yield* visit.hold
     const named = request.modify({ headers: Headers.set(request.headers, header, resource.id) })
     return yield* Spans.serving(
       request,
@@ -152,7 +157,10 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     yield* beforeResponse((minted, last) =>
       Effect.succeed(minted === undefined ? last : HttpServerResponse.setHeader(last, header, id))
     )
-    if (response.status !== 404) return completed(response, message, ended, () => resource.hasEnded, served)
+    if (response.status !== 404) {
+      const read = whileRead(response, request, settings.streamTimeToLive)
+      return completed(read, message, ended, () => resource.hasEnded, served)
+    }
     if (resource.hasEnded) return yield* unanswered
     // The server inside has lost it
     yield* Effect.ignore(endpoint.registry.terminate(id, identity))
@@ -317,6 +325,36 @@ const watched = (response: Response, served: Spans.Served): Response => {
     Stream.map(answers(served.answered)),
     Stream.ensuring(Effect.sync(() => served.end(response.status)))
   )
+  return HttpServerResponse.setBody(response, HttpBody.stream(stream, body.contentType))
+}
+
+/**
+ * A stream that ends with the connection of a client who leaves what it was given unread: for so many milliseconds, or
+ * up to twice as many.
+ */
+const whileRead = (response: Response, request: Request, patience: number): Response => {
+  const { body } = response
+  if (body._tag !== "Stream" || patience === Infinity) return response
+  const stream = Stream.transformPull(body.stream, (pull, scope) => {
+    let given = 0
+    let isReading = true
+    const look = Effect.suspend(() => {
+      const before = given
+      return Effect.andThen(
+        Effect.sleep(patience),
+        Effect.sync(() => !isReading && given === before ? Socket.hangUp(request) : undefined)
+      )
+    })
+    const counted = Effect.suspend(() => {
+      isReading = true
+      return Effect.map(pull, (chunk) => {
+        isReading = false
+        given++
+        return chunk
+      })
+    })
+    return Effect.as(Effect.forkIn(Effect.forever(look), scope), counted)
+  })
   return HttpServerResponse.setBody(response, HttpBody.stream(stream, body.contentType))
 }
 

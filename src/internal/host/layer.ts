@@ -13,7 +13,7 @@ import type { HttpServerRequest } from "effect/http/HttpServerRequest"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
-import { Identity, type SessionKey } from "../../Identity.ts"
+import { Identity } from "../../Identity.ts"
 import * as Declared from "../../McpHttpOptions.ts"
 import { operatorOf, type RegisteredSession, type SessionInfo } from "../../SessionRegistry.ts"
 import * as Scrub from "../scrub.ts"
@@ -31,9 +31,9 @@ export const make = Effect.fnUntraced(function*<E, R>(
   const router = yield* HttpRouter.HttpRouter
   const services = yield* Effect.context<never>()
   const clock = yield* Clock.Clock
-  const arrivals = makeArrivals()
+  /** By the id of the session that is made for them, those who have asked for one. */
+  const arrivals = new Map<string, Caller>()
   const stores = new WeakSet<EventStore>()
-  const sessions = new Map<string, Session>()
 
   const eventStoreOf = (info: SessionInfo): Effect.Effect<EventStore | undefined> =>
     Effect.suspend(() => {
@@ -45,7 +45,7 @@ export const make = Effect.fnUntraced(function*<E, R>(
     })
 
   const open = (info: SessionInfo): Effect.Effect<Session, Answers.Refused, R | Scope.Scope> => {
-    const caller = arrivals.callerOf(info.owner)
+    const caller = arrivals.get(info.id)!
     return Effect.flatMap(eventStoreOf(info), (eventStore) =>
       Server.open(
         Effect.suspend(() => options.server(info, { identity: Effect.sync(() => caller.identity) })),
@@ -61,19 +61,10 @@ export const make = Effect.fnUntraced(function*<E, R>(
             void Effect.runForkWith(services)(Effect.ignore(endpoint.registry.terminate(info.id, { key: info.owner })))
         }
       )).pipe(
-        Effect.flatMap((hosted) => keep(info.id, { hosted, caller })),
+        Effect.map((hosted): Session => ({ hosted, caller })),
         Effect.catchCause((cause) => unopened(cause, caller))
       )
   }
-
-  const keep = (id: string, session: Session): Effect.Effect<Session, never, Scope.Scope> =>
-    Effect.acquireRelease(
-      Effect.sync(() => {
-        sessions.set(id, session)
-        return session
-      }),
-      () => Effect.sync(() => sessions.delete(id))
-    )
 
   const endpoint = yield* Endpoint.make(options, open)
 
@@ -101,10 +92,17 @@ export const make = Effect.fnUntraced(function*<E, R>(
     const body = yield* readBody(request, endpoint.closing)
     const issue = initializeIssue(body)
     if (issue !== undefined) return yield* issue
-    return yield* Spans.serving(request, identity, body, (served) =>
-      arrivals.during(
-        identity,
-        endpoint.begin(identity, body, (session, lease) => {
+    let announced: string | undefined
+    const announce = (id: string) => {
+      announced = id
+      arrivals.set(id, { identity })
+    }
+    return yield* Spans.serving(
+      request,
+      identity,
+      body,
+      (served) =>
+        endpoint.begin(identity, body, announce, (session, lease) => {
           watch(session)
           return Effect.filterOrFail(
             session.resource.hosted.handle({ request, body, identity, lease, served }),
@@ -112,33 +110,38 @@ export const make = Effect.fnUntraced(function*<E, R>(
             (response) => new Answers.Refused({ response })
           )
         })
-      ))
+    ).pipe(Effect.ensuring(Effect.sync(() => {
+      if (announced !== undefined) arrivals.delete(announced)
+    })))
   })
 
   // Nothing that is refused is activity, so the session is held when all that can be checked has been.
   const proceed = Effect.fnUntraced(function*(request: HttpServerRequest, id: string, identity: Identity) {
-    yield* endpoint.registry.peek(id, identity)
+    const visit = yield* endpoint.registry.visit(id, identity)
+    const { caller, hosted } = visit.session.resource
     if (!Requests.isVersionSupported(request)) return yield* Requests.unsupportedVersion
-    const body = yield* request.method === "GET" ? acceptStream(request) : readMessages(request, id)
+    const body = yield* request.method === "GET" ? acceptStream(request) : readMessages(request, hosted.ended)
     return yield* Spans.serving(
       request,
       identity,
       body,
       (served) =>
-        Effect.flatMap(endpoint.hold(id, identity), ({ lease, session: { resource: { caller, hosted } } }) => {
+        Effect.flatMap(endpoint.hold(visit), ({ lease }) => {
           caller.identity = Identity.newest(caller.identity, identity, clock)
           return hosted.handle({ request, body, identity, lease, served })
         })
     )
   })
 
-  const readMessages = Effect.fnUntraced(function*(request: HttpServerRequest, id: string) {
-    const body = yield* readBody(request, sessions.get(id)?.hosted.ended ?? endpoint.closing)
-    if (!Requests.isMessages(body)) return yield* Answers.malformed
-    return Requests.isInitialize(body) || (Array.isArray(body) && body.some(Requests.isInitialize))
-      ? yield* Answers.initialized
-      : body
-  })
+  const readMessages = Effect.fnUntraced(
+    function*(request: HttpServerRequest, until: Effect.Effect<never, Answers.Refused>) {
+      const body = yield* readBody(request, until)
+      if (!Requests.isMessages(body)) return yield* Answers.malformed
+      return Requests.isInitialize(body) || (Array.isArray(body) && body.some(Requests.isInitialize))
+        ? yield* Answers.initialized
+        : body
+    }
+  )
 
   const methodNotAllowed = Answers.methodNotAllowed(settings.methods.join(", "))
 
@@ -180,35 +183,6 @@ const initializeIssue = (body: unknown): Answers.Refused | undefined => {
   return Requests.isInitialize(body) ? Answers.initializeMalformed : Answers.sessionRequired
 }
 
-/**
- * The registry knows its sessions' owners by their keys. What opens a session may need their credentials: these are
- * those who are waiting for one to be opened.
- */
-const makeArrivals = () => {
-  const arrivals = new Map<SessionKey, { identity: Identity; count: number }>()
-  return {
-    during: <A, E, R>(identity: Identity, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-      Effect.acquireUseRelease(
-        Effect.sync(() => {
-          const arrival = arrivals.get(identity.key)
-          if (arrival === undefined) {
-            arrivals.set(identity.key, { identity, count: 1 })
-          } else {
-            arrival.identity = identity
-            arrival.count++
-          }
-        }),
-        () => effect,
-        () =>
-          Effect.sync(() => {
-            const arrival = arrivals.get(identity.key)
-            if (arrival !== undefined && --arrival.count === 0) arrivals.delete(identity.key)
-          })
-      ),
-    callerOf: (owner: SessionKey): Caller => ({ identity: arrivals.get(owner)!.identity })
-  }
-}
-
 // What keeps a session from being opened is told to the operator, and to the caller only if it has an answer of its
 // own.
 const unopened = (cause: Cause.Cause<unknown>, { identity }: Caller): Effect.Effect<never, Answers.Refused> => {
@@ -236,7 +210,6 @@ const parse = Effect.fnUntraced(function*<E, R>(options: Declared.LayerOptions<E
     ...settings,
     enableJsonResponse: parsed.response === "json",
     retryInterval: parsed.retryInterval,
-    streamTimeToLive: parsed.streamTimeToLive,
     maxConcurrentRequests: parsed.maxConcurrentRequests
   }
 })

@@ -2,6 +2,8 @@
  * What can be done with the connection that a request came over, where that is one of Node's HTTP server. With any
  * other server all of this does nothing.
  */
+import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
 import type { HttpServerRequest } from "effect/http/HttpServerRequest"
 import * as Predicate from "effect/Predicate"
 
@@ -9,9 +11,17 @@ import * as Predicate from "effect/Predicate"
 interface Socket {
   readonly setKeepAlive: (enable: boolean, initialDelay: number) => unknown
   readonly setTimeout: (millis: number, callback: () => void) => unknown
-  readonly once: (event: "end", callback: () => void) => unknown
+  readonly once: (event: "end" | "close", callback: () => void) => unknown
   readonly resume: () => unknown
   readonly destroy: () => unknown
+}
+
+// A `ServerResponse` of node:http or node:http2.
+interface Response {
+  /** None while those to earlier requests of the connection are being written. */
+  readonly socket: object | null
+  readonly once: (event: "socket" | "close", callback: () => void) => unknown
+  readonly emit: (event: "close") => unknown
 }
 
 const kept = new WeakSet<Socket>()
@@ -57,6 +67,48 @@ export const hangUp = (request: HttpServerRequest): void => {
   if (Predicate.hasProperty(stream, "close") && typeof stream.close === "function") stream.close()
   else socketOf(request)?.destroy()
 }
+
+/** By their connection, what waits until the answers to earlier requests have been read. */
+const queued = new WeakMap<Socket, Set<Response>>()
+
+/**
+ * Sees to it that the request ends when its connection closes, also if the client did not wait for one answer to ask
+ * again. Of the answers to such a client Node 20 tells only the first that the connection is closed: Effect would wait
+ * for ever to write the others.
+ */
+export const watch = (request: HttpServerRequest): void => {
+  const socket = socketOf(request)
+  const response = responseOf(request)
+  if (socket === undefined || response === undefined || response.socket !== null) return
+  const known = queued.get(socket)
+  const waiting = known ?? new Set()
+  waiting.add(response)
+  response.once("socket", () => void waiting.delete(response))
+  if (known !== undefined) return
+  queued.set(socket, waiting)
+  socket.once("close", () => {
+    for (const each of waiting) each.emit("close")
+  })
+}
+
+/**
+ * Closes the connection if the answer has not been read after so long.
+ */
+export const hangUpUnread = (request: HttpServerRequest, patience: Duration.Input): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const response = responseOf(request)
+    if (response === undefined) return Effect.void
+    const late = Effect.andThen(Effect.sleep(patience), Effect.sync(() => hangUp(request)))
+    return Effect.map(
+      Effect.forkDetach(late),
+      (fiber) => void response.once("close", () => fiber.interruptUnsafe())
+    )
+  })
+
+const responseOf = (request: HttpServerRequest): Response | undefined =>
+  Predicate.hasProperty(request, "response") && Predicate.hasProperty(request.response, "writableEnded")
+    ? request.response as unknown as Response
+    : undefined
 
 const socketOf = ({ source }: HttpServerRequest): Socket | undefined =>
   Predicate.hasProperty(source, "httpVersionMajor") && source.httpVersionMajor === 1 &&

@@ -108,6 +108,12 @@ const soonest = <S extends Node<S>>(self: Idle<S>, expiries: Expiries<S>, now: n
   return undefined
 }
 
+/** The moment after which one may have expired. */
+export const dueAt = <S extends Node<S>>(self: Idle<S>): number => {
+  if (self.expiries !== undefined) return Heap.head(self.expiries.heap)?.at ?? Infinity
+  return self.head === undefined ? Infinity : expiresAt(self, self.head)
+}
+
 /** Waits until one may have expired. */
 export const due = <S extends Node<S>>(self: Idle<S>, time: Time.Time): Effect.Effect<void> =>
   Effect.suspend(() => {

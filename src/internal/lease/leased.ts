@@ -104,6 +104,8 @@ export interface Slot<I, A, E> extends Linked.Node<Slot<I, A, E>> {
   leases: number
   /** How many leases it has had. */
   uses: number
+  /** How many visitors may still take a lease: until they have left, its idle time does not end. */
+  visits: number
   /** Orders slots by their newest lease. */
   turn: number
   /** A moment of the engine's `time`. */
@@ -149,6 +151,8 @@ export interface Leased<I, A, E> {
   readonly idle: Idle.Idle<Slot<I, A, E>>
   /** The same, of those that were never used: `idle` itself where there is no `unusedTimeToLive`. */
   readonly unused: Idle.Idle<Slot<I, A, E>>
+  /** Idle for too long, but visited: on neither list. */
+  readonly overdue: Set<Slot<I, A, E>>
   /** Draining without a lease: waiting for a place among the closing. */
   readonly drained: Set<Slot<I, A, E>>
   /** How many of `current` are not open yet. */
@@ -199,6 +203,7 @@ export const make = Effect.fnUntraced(function*<I, A, E, R>(options: Options<I, 
     current: new Map(),
     idle,
     unused: unusedTimeToLive === undefined ? idle : Idle.make(Math.min(unusedTimeToLive, terms.idleTimeToLive)),
+    overdue: new Set(),
     drained: new Set(),
     opening: 0,
     closing: 0,
@@ -269,7 +274,8 @@ export const census = <I, A, E>(self: Leased<I, A, E>): Census => ({
 const idleLists = <I, A, E>({ idle, unused }: Leased<I, A, E>): ReadonlyArray<Idle.Idle<Slot<I, A, E>>> =>
   unused === idle ? [idle] : [idle, unused]
 
-const idleSize = <I, A, E>(self: Leased<I, A, E>): number => idleLists(self).reduce((sum, list) => sum + list.size, 0)
+const idleSize = <I, A, E>(self: Leased<I, A, E>): number =>
+  idleLists(self).reduce((sum, list) => sum + list.size, self.overdue.size)
 
 /** How many sessions can be had at once: the idle and the leased. */
 export const size = <I, A, E>(self: Leased<I, A, E>): number => self.current.size - self.opening
@@ -310,7 +316,7 @@ export const isUnused = <I, A, E>(slot: Slot<I, A, E>): boolean => slot.uses ===
 /** The idle and the leased sessions, the least recently used first. */
 export const inOrder = <I, A, E>(self: Leased<I, A, E>): Array<Slot<I, A, E>> => {
   const leased = Array.from(self.current.values()).filter((slot) => slot.phase === "open" && slot.leases > 0)
-  const idle = idleLists(self).flatMap(Linked.toArray)
+  const idle = [...self.overdue, ...idleLists(self).flatMap(Linked.toArray)]
   if (self.unused !== self.idle) idle.sort((a, b) => a.usedAt - b.usedAt)
   return [...idle, ...leased.toSorted((a, b) => a.turn - b.turn)]
 }
@@ -326,18 +332,50 @@ export const inOrder = <I, A, E>(self: Leased<I, A, E>): Array<Slot<I, A, E>> =>
 export const lease = <I, A, E>(self: Leased<I, A, E>, key: string): Slot<I, A, E> | undefined => {
   const slot = self.current.get(key)
   if (slot === undefined) return undefined
-  if (slot.leases === 0 && slot.phase === "open") {
-    const list = idleListOf(self, slot)
-    if (Idle.hasExpired(list, slot, self.time.now())) {
-      retire(self, slot, "expired")
-      return undefined
-    }
-    Idle.remove(list, slot)
-  }
+  if (hasExpired(self, slot)) return undefined
+  take(self, slot)
+  return slot
+}
+
+const take = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
+  if (isIdle(slot) && !self.overdue.delete(slot)) Idle.remove(idleListOf(self, slot), slot)
   slot.leases++
   slot.uses++
   slot.turn = ++self.turns
-  return slot
+}
+
+// Of those that take new leases.
+const isIdle = <I, A, E>(slot: Slot<I, A, E>): boolean => slot.leases === 0 && slot.phase === "open"
+
+/**
+ * Whether the idle time of a session is over that takes new leases. Then it is retired, unless it is visited.
+ */
+export const hasExpired = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): boolean => {
+  if (!isIdle(slot) || !Idle.hasExpired(idleListOf(self, slot), slot, self.time.now())) return false
+  if (slot.visits === 0) retire(self, slot, "expired")
+  return true
+}
+
+/**
+ * Visits a session, if it is open and nobody has noticed that its idle time is over: whoever comes may have come in
+ * time, and waited at the door. A visitor may take a lease with `leaseVisited`, and leaves with `leave`. A visit is no
+ * use of the session, and lets it be retired for any reason but its idle time.
+ */
+export const visit = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): boolean => {
+  if (slot.phase !== "open" || slot.retired !== undefined || self.overdue.has(slot)) return false
+  slot.visits++
+  return true
+}
+
+/** False if the session takes no more leases. */
+export const leaseVisited = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): boolean => {
+  if (slot.phase !== "open" || slot.retired !== undefined) return false
+  take(self, slot)
+  return true
+}
+
+export const leave = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
+  if (--slot.visits === 0 && self.overdue.has(slot)) retire(self, slot, "expired")
 }
 
 /**
@@ -360,6 +398,7 @@ export const admit = <I, A, E>(
     retired: undefined,
     leases,
     uses: leases,
+    visits: 0,
     turn: ++self.turns,
     openedAt: 0,
     usedAt: 0,
@@ -565,20 +604,36 @@ export const expire = <I, A, E>(self: Leased<I, A, E>): void => {
 
 const expireOf = <I, A, E>(self: Leased<I, A, E>, list: Idle.Idle<Slot<I, A, E>>, now: number): void => {
   let slot: Slot<I, A, E> | undefined
-  while ((slot = Idle.expired(list, now)) !== undefined) retire(self, slot, "expired")
+  while ((slot = Idle.expired(list, now)) !== undefined) {
+    if (slot.visits === 0) {
+      retire(self, slot, "expired")
+    } else {
+      Idle.forget(list, slot)
+      self.overdue.add(slot)
+    }
+  }
 }
 
 const expireForever = <I, A, E>(self: Leased<I, A, E>, list: Idle.Idle<Slot<I, A, E>>): Effect.Effect<never> =>
   Effect.forever(Effect.suspend(() => {
-    expireOf(self, list, self.time.now())
-    return Idle.due(list, self.time)
+    const due = Idle.dueAt(list)
+    return Idle.due(list, self.time).pipe(
+      Effect.andThen(Effect.suspend(() => self.time.now() - due > lateness ? catchUp : Effect.void)),
+      Effect.andThen(Effect.sync(() => expireOf(self, list, self.time.now())))
+    )
   }))
+
+// Of a timer, in milliseconds: the process was busy then, and has not heard yet who came meanwhile.
+const lateness = 10
+
+// Turns of the event loop: in one a connection is accepted, in the next what has come over it is read.
+const catchUp = Effect.yieldNow.pipe(Effect.andThen(Effect.yieldNow), Effect.andThen(Effect.yieldNow))
 
 const leaveCurrent = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
   if (self.current.get(slot.key) !== slot) return
   self.current.delete(slot.key)
-  if (slot.phase === "open") Idle.forget(idleListOf(self, slot), slot)
-  else self.opening--
+  if (slot.phase !== "open") self.opening--
+  else if (!self.overdue.delete(slot)) Idle.forget(idleListOf(self, slot), slot)
 }
 
 const close = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
