@@ -222,16 +222,14 @@ export const identityOf = (extra: { readonly requestInfo?: object | undefined })
  * The server span of the request that a handler of the SDK's server is answering, for what the handler runs to be part
  * of the same trace. None if the request did not come by way of {@link layer}, or with others in a batch.
  *
- * **Example** (A tool that calls another server, in one trace)
+ * **Example** (A tool whose work is part of its caller's trace)
  *
  * ```ts
- * server.registerTool("weather", {}, (extra) => {
- *   const call = SessionPool.withSession(upstream, (session) => session.callTool({ name: "weather" }))
- *   return runtime.runPromise(Option.match(McpHttp.spanOf(extra), {
- *     onNone: () => call,
- *     onSome: (span) => Effect.withParentSpan(call, span)
- *   }))
- * })
+ * server.registerTool("weather", {}, (extra) =>
+ *   Effect.runPromise(Option.match(McpHttp.spanOf(extra), {
+ *     onNone: () => forecast,
+ *     onSome: (span) => Effect.withParentSpan(forecast, span)
+ *   })))
  * ```
  *
  * @category accessors

@@ -30,6 +30,7 @@ import * as Connecting from "./internal/lease/connecting.ts"
 import * as Events from "./internal/lease/events.ts"
 import * as Failures from "./internal/lease/failures.ts"
 import * as Leased from "./internal/lease/leased.ts"
+import * as Metrics from "./internal/lease/metrics.ts"
 import * as Terms from "./internal/lease/terms.ts"
 import * as Waiting from "./internal/lease/waiting.ts"
 import * as Options from "./internal/options.ts"
@@ -441,6 +442,7 @@ export const Tag =
 interface Pool<Session, E> {
   readonly name: string
   readonly connecting: Connecting.Connecting
+  readonly metrics: Metrics.Metrics<Identity, Session, E | SessionPoolError>
   readonly options: Effect.Success<ReturnType<typeof read>>
   readonly engine: Leased.Leased<Identity, Session, E | SessionPoolError>
   readonly waiting: Waiting.Waiting<Identity, Session, E | SessionPoolError>
@@ -469,17 +471,24 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(
   const options = yield* read(input, method)
   const context = yield* Effect.context<RC>()
   const observed = yield* makeObserved
-  const engine = yield* Leased.make<Identity, Session, E | SessionPoolError, R>({
+  const metrics = yield* Metrics.make<Identity, Session, E | SessionPoolError>({
+    pool: name,
+    capacity: options.capacity,
+    engine: () => engine,
+    counts: observed.counts
+  })
+  const engine: Pool<Session, E>["engine"] = yield* Leased.make<Identity, Session, E | SessionPoolError, R>({
     ...options,
     idleTimeToLive: constant(options.idleTimeToLive),
     maxLifetime: constant(options.maxLifetime),
-    ...hooks(() => self),
+    ...metrics.watch(hooks(() => self)),
     open: (slot) => self.connecting.run(slot, labels(self, slot), open(self, slot, input.connect))
   })
   const { check } = input
   const self: Pool<Session, E> = {
     name,
     connecting: Connecting.make("SessionPool.connect"),
+    metrics,
     options,
     engine,
     waiting: Waiting.make(engine, (known, comes) => Identity.newest(known, comes, engine.clock)),
@@ -735,7 +744,7 @@ const wait = <Session, E>(
   if (acquireTimeout === 0) return exhausted(self, caller, identity)
   self.connecting.ask(identity)
   return Effect.flatMap(
-    Waiting.wait(self.waiting, caller, identity, terms, acquireTimeout),
+    self.metrics.wait(identity, Waiting.wait(self.waiting, caller, identity, terms, acquireTimeout)),
     (isSeated) => isSeated ? joined(self, caller.slot!) : exhausted(self, caller, identity)
   )
 }

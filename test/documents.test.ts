@@ -20,6 +20,7 @@ import { Clock, Config, Console, Context, Data, Duration, Effect, Layer, Managed
   Schedule, Schema, Scope, Stream } from "effect"
 import { McpProtocol, McpServer } from "effect/ai"
 import { HttpRouter, HttpServerRequest } from "effect/http"
+import { PrometheusMetrics } from "effect/observability"
 import { CircuitBreaker, RateLimiter } from "effect/persistence"
 import { TestClock } from "effect/testing"
 import { createServer } from "node:http"
@@ -68,7 +69,8 @@ const meanings: Readonly<Record<string, string>> = {
     type Client = import("@modelcontextprotocol/client").Client`,
   "src/McpHttp.ts": `
     const { McpServer: SdkServer } = await import("@modelcontextprotocol/sdk/server/mcp.js")
-    const server = new SdkServer({ name: "example", version: "1.0.0" })`,
+    const server = new SdkServer({ name: "example", version: "1.0.0" })
+    const forecast = Effect.succeed({ content: [{ type: "text" as const, text: "sunny" }] })`,
   "src/McpServers.ts": `
     const { NodeServices } = await import("@effect/platform-node")`,
   "src/McpServersV2.ts": `
