@@ -7,7 +7,7 @@
  *
  * Durations are in seconds. The labels are bounded, and no identity is among them: `pool` is the id of the pool's tag,
  * `registry` that of the registry's, `upstream` the name that `identity.at` chose (`""` for none), of which the first
- * 100 are told apart and the rest are `other`, `reason` one of few.
+ * 100 are told apart and the rest are `other`, `server` what errors call it, `reason` one of few.
  */
 import * as Layer from "effect/Layer"
 import * as Meters from "./internal/meters.ts"
@@ -35,8 +35,11 @@ export interface Metric {
 // From a pipe that answers at once to an `npx` that installs first
 const seconds = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 
+// As the conventions have it
+const operations = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300]
+
 // From one call to a conversation
-const lives = [1, 5, 15, 60, 300, 900, 3_600, 14_400, 86_400]
+const lives = [...operations, 900, 3_600, 14_400, 86_400]
 
 const metric = <T extends Metric["type"]>(
   type: T,
@@ -137,6 +140,104 @@ export const all = {
     "How long closes took that did not fail",
     seconds
   ),
+  registrySessions: metric(
+    "gauge",
+    "mcp.registry.sessions",
+    "{session}",
+    ["registry", "state"],
+    "Sessions of a registry that are opening, leased (in use), idle, draining or closing"
+  ),
+  registryCapacity: metric(
+    "gauge",
+    "mcp.registry.capacity",
+    "{session}",
+    ["registry"],
+    "Sessions that a registry may have at once"
+  ),
+  registryCreated: metric("counter", "mcp.registry.created", "{session}", ["registry"], "Sessions that were created"),
+  registryRefusals: metric(
+    "counter",
+    "mcp.registry.refusals",
+    "{request}",
+    ["registry"],
+    "Sessions that were refused because there was no room"
+  ),
+  registryNotFound: metric(
+    "counter",
+    "mcp.registry.not_found",
+    "{request}",
+    ["registry"],
+    "Requests of sessions that their owner does not have"
+  ),
+  registryEnds: metric(
+    "counter",
+    "mcp.registry.ends",
+    "{session}",
+    ["registry", "reason"],
+    "Sessions that ended, by why"
+  ),
+  registryOpenFailures: metric(
+    "counter",
+    "mcp.registry.open.failures",
+    "{session}",
+    ["registry", "reason"],
+    "Opens that failed, by the name of the error, or took too long (timeout)"
+  ),
+  registryCloseFailures: metric(
+    "counter",
+    "mcp.registry.close.failures",
+    "{session}",
+    ["registry", "reason"],
+    "Closes that failed or were given up (timeout)"
+  ),
+  registryOpenDuration: metric(
+    "histogram",
+    "mcp.registry.open.duration",
+    "s",
+    ["registry"],
+    "How long opens took that did not fail",
+    seconds
+  ),
+  registryLeaseDuration: metric(
+    "histogram",
+    "mcp.registry.lease.duration",
+    "s",
+    ["registry"],
+    "How long sessions were in use, from the first of overlapping requests to the end of the last",
+    seconds
+  ),
+  registryCloseDuration: metric(
+    "histogram",
+    "mcp.registry.close.duration",
+    "s",
+    ["registry"],
+    "How long closes took that did not fail",
+    seconds
+  ),
+  serverSessionDuration: metric(
+    "histogram",
+    "mcp.server.session.duration",
+    "s",
+    ["registry", "reason"],
+    "How long sessions of a registry were open, by why they ended",
+    lives
+  ),
+  clientOperationDuration: metric(
+    "histogram",
+    "mcp.client.operation.duration",
+    "s",
+    ["server", "mcp.method.name", "error.type"],
+    "How long the calls of sessions took, by server, method and error",
+    operations
+  ),
+  serverOperationDuration: metric(
+    "histogram",
+    "mcp.server.operation.duration",
+    "s",
+    ["mcp.method.name", "error.type"],
+    "How long requests took that came to McpHttp, by method and error",
+    operations
+  ),
   clientSessionDuration: metric(
     "histogram",
     "mcp.client.session.duration",
@@ -156,8 +257,8 @@ export interface Options {
   /** Whether there are any: by default true. */
   readonly enabled?: boolean | undefined
   /**
-   * How many upstreams of a pool have series of their own, the first that come: by default 100. The rest are `other`,
-   * so that made-up names do not fill the memory of whoever reads them.
+   * How many upstreams of a pool have series of their own, and how many servers, methods and errors, the first that
+   * come: by default 100. The rest are `other`, so that made-up names do not fill the memory of whoever reads them.
    */
   readonly maxNames?: number | undefined
 }

@@ -37,6 +37,7 @@ import * as Options from "./internal/options.ts"
 import * as Sent from "./internal/sent.ts"
 import { type Configurable, InvalidOptions } from "./InvalidOptions.ts"
 import type { McpSession, McpSessionError } from "./McpSession.ts"
+import { all } from "./Metrics.ts"
 import { ConnectTimeout, PoolClosed, PoolExhausted, type SessionPoolError } from "./SessionPoolError.ts"
 
 export type { SessionHandle } from "./Connector.ts"
@@ -472,10 +473,12 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(
   const context = yield* Effect.context<RC>()
   const observed = yield* makeObserved
   const metrics = yield* Metrics.make<Identity, Session, E | SessionPoolError>({
-    pool: name,
+    labels: { pool: name },
+    instruments,
     capacity: options.capacity,
     engine: () => engine,
-    counts: observed.counts
+    counts: [[all.poolHits, () => observed.counts.hits], [all.poolMisses, () => observed.counts.misses]],
+    upstreamOf: ({ upstream }) => upstream
   })
   const engine: Pool<Session, E>["engine"] = yield* Leased.make<Identity, Session, E | SessionPoolError, R>({
     ...options,
@@ -573,6 +576,24 @@ interface Observed {
     number
   >
   readonly events: Events.Events<SessionPoolEvent>
+}
+
+const instruments: Metrics.Instruments = {
+  sessions: all.poolSessions,
+  capacity: all.poolCapacity,
+  retirements: all.poolRetirements,
+  openFailures: all.poolOpenFailures,
+  closeFailures: all.poolCloseFailures,
+  opens: all.poolOpenDuration,
+  uses: all.poolLeaseDuration,
+  closes: all.poolCloseDuration,
+  lives: all.clientSessionDuration,
+  line: {
+    leases: all.poolLeases,
+    waits: all.poolWaits,
+    waiting: all.poolWaiting,
+    waitings: all.poolWaitDuration
+  }
 }
 
 const makeObserved = Effect.map(Events.make<SessionPoolEvent>(), (events): Observed => ({

@@ -141,6 +141,8 @@ describe("metrics", () => {
       assert.isAbove(Number(opens?.sum), 0.01)
       assert.isBelow(Number(opens?.sum), 60)
       assert.strictEqual(opens?.buckets?.["+Inf"], "2")
+      const calls = { server: "weather", mcp_method_name: "tools/call", error_type: "" }
+      assert.strictEqual(seriesOf(families, Metrics.all.clientOperationDuration, calls)?.count, "4")
 
       const sent = (path: string) => received.filter((one) => one.path === path).map(({ body }) => body).join("\n")
       for (const { name } of [Metrics.all.poolHits, Metrics.all.poolSessions, Metrics.all.poolOpenDuration]) {
@@ -238,6 +240,10 @@ describe("metrics", () => {
       written.push(inspect(Array.from(registry.keys())))
       assert.isAbove(written.length, 20)
       assertClean(written.join("\n"))
-      assert.include(written.join("\n"), "mcp_pool_open_failures_total")
+      for (
+        const metric of [Metrics.all.poolOpenFailures, Metrics.all.registryEnds, Metrics.all.serverOperationDuration]
+      ) {
+        assert.include(written.join("\n"), Metrics.prometheusName(metric.name))
+      }
     }), 30_000)
 })

@@ -2,13 +2,14 @@
  * What a pool tells in numbers. Each test has a registry of metrics of its own.
  */
 import { assert, describe, it } from "@effect/vitest"
-import { Identity, Metrics, SessionPool } from "effect-mcp-sessions"
+import { Identity, Metrics, SessionPool, SessionRegistry } from "effect-mcp-sessions"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Metric from "effect/Metric"
 import * as PrometheusMetrics from "effect/observability/PrometheusMetrics"
 import type * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
+import { readFileSync } from "node:fs"
 import { fork, settle } from "./support/fibers.ts"
 
 class Refused extends Error {
@@ -44,13 +45,15 @@ const withPool = <A, E>(
     Pool.layer({ connect, ...options }).pipe(Layer.provide(Metrics.layer(settings)))
   )))
 
-/** The series of one metric, each by its labels: without the pool's name and the unit. */
+/** The series of one metric, each by its labels: without the name of pool or registry and the unit. */
 const read = (metric: Metrics.Metric) =>
   Effect.map(Metric.snapshot, (snapshot) =>
     Object.fromEntries(
       snapshot.filter(({ id }) => id === metric.name).map(({ attributes = {}, state }) => {
         assert.strictEqual(attributes["unit"], metric.unit)
-        const labels = metric.labels.filter((label) => label !== "pool").map((label) => attributes[label])
+        const labels = metric.labels.filter((label) => label !== "pool" && label !== "registry").map((label) =>
+          attributes[label]
+        )
         assert.sameMembers(Object.keys(attributes), [...metric.labels, "unit"])
         return [
           labels.join(" "),
@@ -240,4 +243,54 @@ describe("metrics of a pool", () => {
         assert.strictEqual(Metrics.prometheusName("my.own"), "my.own")
       })
     ))
+})
+
+describe("metrics of a registry", () => {
+  class Registry extends SessionRegistry.Tag<Registry, string, Refused>()("test/Registry") {}
+
+  it.effect("show its sessions, and count what becomes of them", () =>
+    isolated(Effect.gen(function*() {
+      yield* Effect.gen(function*() {
+        const first = yield* Registry.create(alice)
+        yield* Registry.create(alice)
+        yield* Effect.flip(Registry.create(alice))
+        yield* Effect.scoped(Effect.andThen(Registry.get(first.id, alice), TestClock.adjust("2 seconds")))
+        yield* Effect.flip(Registry.peek(first.id, bob))
+        assert.deepStrictEqual(yield* read(Metrics.all.registrySessions), {
+          opening: 0,
+          leased: 0,
+          idle: 2,
+          draining: 0,
+          closing: 0
+        })
+        assert.deepStrictEqual(yield* read(Metrics.all.registryCapacity), { "": 5 })
+        yield* Registry.terminate(first.id, alice)
+        yield* settle
+      }).pipe(Effect.provide(
+        Registry.layer({ open: () => Effect.succeed("session"), capacity: 5, capacityPerOwner: 2 })
+      ))
+      const ends = yield* read(Metrics.all.registryEnds)
+      assert.deepStrictEqual(ends, { shutdown: 1, terminated: 1 })
+      assert.deepStrictEqual(yield* read(Metrics.all.registryCreated), { "": 2 })
+      assert.deepStrictEqual(yield* read(Metrics.all.registryRefusals), { "": 1 })
+      assert.deepStrictEqual(yield* read(Metrics.all.registryNotFound), { "": 1 })
+      const lives = yield* read(Metrics.all.serverSessionDuration)
+      assert.deepStrictEqual(lives["terminated"], [1, 2])
+    })))
+})
+
+describe("README", () => {
+  it("has every metric, with its type and its labels", () => {
+    const readme = readFileSync(new URL("../README.md", import.meta.url), "utf8")
+    const rows = Array.from(readme.matchAll(/^\| `(mcp\.[\w.]+)` *\| (\w+) *\| ([\w., ]+?) *\| ([^|]+?) *\|$/gm))
+    assert.deepStrictEqual(
+      rows.map(([, name, type, labels, what]) => [name, type, labels, what]),
+      Object.values(Metrics.all).map(({ description, labels, name, type, unit }) => [
+        name,
+        type,
+        labels.join(", "),
+        unit === "s" ? `${description} (seconds)` : description
+      ])
+    )
+  })
 })

@@ -45,8 +45,8 @@ export interface Meter {
   readonly histogram: (instrument: Instrument, labels: Labels) => Histogram
   /** Shows a number until the result is called. */
   readonly gauge: (instrument: Instrument, labels: Labels, read: () => number) => () => void
-  /** Labels for names that come from outside: themselves for the first of them, and `other` for the rest. */
-  readonly bound: () => (name: string) => string
+  /** Labels for names of a kind that come from outside: themselves for the first of them, and `other` for the rest. */
+  readonly bound: (kind: string) => (name: string) => string
 }
 
 /** What is called everything that is beyond the bound of names. */
@@ -57,7 +57,7 @@ export const make = (context: Context.Context<never>): Meter | undefined => {
   const { isEnabled, maxNames } = Context.get(context, Settings)
   if (!isEnabled) return undefined
   const series = seriesOf(Context.get(context, Metric.MetricRegistry))
-  const find = <A>(kind: string, { name }: Instrument, labels: Labels, begin: () => A): A => {
+  const find = <A>(kind: string, { name }: Pick<Instrument, "name">, labels: Labels, begin: () => A): A => {
     const key = JSON.stringify([kind, name, Object.entries(labels)])
     let found = series.get(key)
     if (found === undefined) {
@@ -75,8 +75,8 @@ export const make = (context: Context.Context<never>): Meter | undefined => {
       gauge.add(read)
       return () => gauge.delete(read)
     },
-    bound: () => {
-      const names = new Set<string>()
+    bound: (kind) => {
+      const names = find("names", { name: kind }, {}, () => new Set<string>())
       return (name) => {
         if (names.size < maxNames) names.add(name)
         return names.has(name) ? name : other

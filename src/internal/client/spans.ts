@@ -14,6 +14,8 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Tracer from "effect/Tracer"
 import { McpSessionError, type McpSessionErrorReason } from "../../McpSessionError.ts"
+import { all } from "../../Metrics.ts"
+import * as Operations from "../operations.ts"
 import type { Scrub } from "../scrub.ts"
 import * as Spans from "../spans.ts"
 import type { MessageLike } from "./sdk.ts"
@@ -60,30 +62,45 @@ export const make = ({ network, protocolVersion, scrub, server }: Options): Trac
   }
 
   return (operation, target, call) =>
-    Effect.suspend(() =>
-      Spans.within(
+    Effect.withFiber((fiber) => {
+      const began = Operations.now(fiber)
+      return Spans.within(
         `McpSession.${operation}`,
         { kind: "client", attributes: attributesOf(target) },
         () => call,
-        ended
+        (exit, span) => {
+          const error = errorOf(exit)
+          Operations.record(fiber, all.clientOperationDuration, began, {
+            server,
+            method: target.method ?? operation,
+            error
+          })
+          if (error !== undefined) span.attribute("error.type", error)
+          return ended(exit, span)
+        }
       )
-    )
+    })
+}
+
+/** Why a call has failed, in the words of the conventions: one of few. Nothing if it was interrupted. */
+const errorOf = (exit: Exit.Exit<unknown, unknown>): string | undefined => {
+  if (Exit.isSuccess(exit)) return Spans.isToolError(exit.value) ? "tool_error" : undefined
+  const error = Exit.findErrorOption(exit)
+  return error._tag === "Some" && error.value instanceof McpSessionError
+    ? errorType(error.value.reason)
+    : Spans.errorOf(exit)
 }
 
 const ended = (exit: Exit.Exit<unknown, unknown>, span: Tracer.Span): Exit.Exit<unknown, unknown> => {
   if (Exit.isSuccess(exit)) {
-    if (!Spans.isToolError(exit.value)) return exit
-    span.attribute("error.type", "tool_error")
-    return Spans.failed("The tool answered with an error")
+    return Spans.isToolError(exit.value) ? Spans.failed("The tool answered with an error") : exit
   }
   const error = Exit.findErrorOption(exit)
-  // Its text was written by this library, and what it quotes is scrubbed
-  const isOurs = error._tag === "Some" && error.value instanceof McpSessionError
-  if (!isOurs) return Spans.plain(exit)
-  const { reason } = error.value
-  span.attribute("error.type", errorType(reason))
+  if (error._tag === "None" || !(error.value instanceof McpSessionError)) return Spans.plain(exit)
+  const { message, reason } = error.value
   if (reason._tag === "ProtocolFailure") span.attribute("rpc.response.status_code", String(reason.code))
-  return Spans.failed(error.value.message)
+  // It was written by this library, and what it quotes is scrubbed
+  return Spans.failed(message)
 }
 
 /** What the conventions call a failure: one of few. */

@@ -18,6 +18,8 @@ import * as Predicate from "effect/Predicate"
 import * as Redacted from "effect/Redacted"
 import * as Tracer from "effect/Tracer"
 import type { Identity } from "../../Identity.ts"
+import { all } from "../../Metrics.ts"
+import * as Operations from "../operations.ts"
 import * as Spans from "../spans.ts"
 import * as Answers from "./answers.ts"
 
@@ -60,9 +62,9 @@ export const serving = <E, R>(
         Effect.withFiber((fiber) => {
           const served = serve(fiber, messages, spans)
           const answer = Effect.onExitPrimitive(run(served), (exit) => {
-            if (Exit.isFailure(exit)) fail(fiber, spans, exit)
+            if (Exit.isFailure(exit)) served.fail(exit)
             else if (exit.value.status >= 400) served.end(exit.value.status)
-            else endAll(fiber, spans.filter((_, i) => messages[i]!.id === undefined), exit)
+            else served.notified()
             return undefined
           })
           return served.span === undefined ? answer : Effect.provideService(answer, Tracer.ParentSpan, served.span)
@@ -125,52 +127,55 @@ const targetOf = (method: string, params: unknown, text: (value: string) => stri
 
 type AnyFiber = Fiber.Fiber<unknown, unknown>
 
-const serve = (fiber: AnyFiber, messages: ReadonlyArray<Call>, spans: ReadonlyArray<Tracer.Span>): Served => {
-  const spanOf = (id: RequestId | undefined) =>
-    id === undefined ? undefined : spans[messages.findIndex((message) => message.id === id)]
+const serve = (fiber: AnyFiber, messages: ReadonlyArray<Call>, spans: ReadonlyArray<Tracer.Span>) => {
+  const began = Operations.now(fiber)
+  const isOpen = spans.map(() => true)
+
+  const end = (i: number, error: string | undefined, exit: Exit.Exit<unknown, unknown>): void => {
+    if (isOpen[i] !== true) return
+    isOpen[i] = false
+    const span = spans[i]!
+    if (error !== undefined) span.attribute("error.type", error)
+    Spans.finish(fiber, span, exit)
+    Operations.record(fiber, all.serverOperationDuration, began, { method: messages[i]!.method, error })
+  }
+  const endAll = (error: string | undefined, exit: Exit.Exit<unknown, unknown>): void => {
+    for (const i of spans.keys()) end(i, error, exit)
+  }
+  const indexOf = (id: RequestId | undefined): number =>
+    id === undefined ? -1 : messages.findIndex((message) => message.id === id)
+
   return {
     span: spans.length === 1 ? spans[0] : undefined,
     answered: (response) => {
-      const span = spanOf(response.id)
-      if (span !== undefined) Spans.finish(fiber, span, exitOf(response, span))
+      const i = indexOf(response.id)
+      const error = errorOf(response)
+      if (error?.code !== undefined) spans[i]?.attribute("rpc.response.status_code", error.code)
+      end(i, error?.type, error === undefined ? Exit.void : Spans.failed(`error ${error.type}`))
     },
-    left: (id) => {
-      const span = spanOf(id)
-      if (span !== undefined && span.status._tag !== "Ended") {
-        span.attribute("error.type", "unanswered")
-        Spans.finish(fiber, span, Spans.failed("The request was not answered"))
-      }
+    left: (id) => end(indexOf(id), "unanswered", Spans.failed("The request was not answered")),
+    end: (status) =>
+      status < 400 ? endAll(undefined, Exit.void) : endAll(String(status), Spans.failed(`HTTP status ${status}`)),
+    /** What wants no response has ended with its POST. */
+    notified: () => {
+      for (const [i, { id }] of messages.entries()) if (id === undefined) end(i, undefined, Exit.void)
     },
-    end: (status) => {
-      if (status < 400) return endAll(fiber, spans, Exit.void)
-      for (const span of spans) span.attribute("error.type", String(status))
-      endAll(fiber, spans, Spans.failed(`HTTP status ${status}`))
+    fail: (exit: Exit.Failure<unknown, unknown>) => {
+      const error = Option.getOrUndefined(Exit.findErrorOption(exit))
+      if (!(error instanceof Answers.Refused)) return endAll(Spans.errorOf(exit), Spans.plain(exit))
+      const { status } = error.response
+      endAll(String(status), Spans.failed(`HTTP status ${status}`))
     }
-  }
-}
-
-const endAll = (fiber: AnyFiber, spans: ReadonlyArray<Tracer.Span>, exit: Exit.Exit<unknown, unknown>): void => {
-  for (const span of spans) Spans.finish(fiber, span, exit)
-}
-
-const fail = (fiber: AnyFiber, spans: ReadonlyArray<Tracer.Span>, exit: Exit.Failure<unknown, unknown>): void => {
-  const error = Option.getOrUndefined(Exit.findErrorOption(exit))
-  const type = error instanceof Answers.Refused ? String(error.response.status) : Spans.errorOf(exit)
-  for (const span of spans) if (type !== undefined) span.attribute("error.type", type)
-  endAll(fiber, spans, error instanceof Answers.Refused ? Spans.failed(`HTTP status ${type}`) : Spans.plain(exit))
+  } satisfies Served & Record<string, unknown>
 }
 
 // What a server says of its errors is for its client: here is the code alone
-const exitOf = (response: object, span: Tracer.Span): Exit.Exit<unknown, unknown> => {
+const errorOf = (response: object): { readonly type: string; readonly code?: string } | undefined => {
   if (Predicate.hasProperty(response, "error")) {
     const code = Predicate.hasProperty(response.error, "code") ? String(response.error.code) : "Error"
-    span.attribute("error.type", code)
-    span.attribute("rpc.response.status_code", code)
-    return Spans.failed(`error ${code}`)
+    return { type: code, code }
   }
-  if (Predicate.hasProperty(response, "result") && Spans.isToolError(response.result)) {
-    span.attribute("error.type", "tool_error")
-    return Spans.failed("The tool answered with an error")
-  }
-  return Exit.void
+  return Predicate.hasProperty(response, "result") && Spans.isToolError(response.result)
+    ? { type: "tool_error" }
+    : undefined
 }

@@ -1,26 +1,49 @@
 /**
- * The metrics of a pool. They follow from what the engine tells, and from a look at its sessions when somebody reads.
+ * The metrics of a pool or a registry. They follow from what the engine tells, and from a look at its sessions when
+ * somebody reads.
  */
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Option from "effect/Option"
-import { all } from "../../Metrics.ts"
 import * as Meters from "../meters.ts"
 import * as Spans from "../spans.ts"
 import * as Leased from "./leased.ts"
 import * as Time from "./time.ts"
 
-interface Owner {
-  readonly upstream: Option.Option<string>
-}
-
 export interface Options<I, A, E> {
-  readonly pool: string
+  /** Whose they are. */
+  readonly labels: Meters.Labels
+  readonly instruments: Instruments
   readonly capacity: number
   readonly engine: () => Leased.Leased<I, A, E>
-  readonly counts: { readonly hits: number; readonly misses: number }
+  /** What is counted anyway. */
+  readonly counts: ReadonlyArray<readonly [instrument: Meters.Instrument, count: () => number]>
+  /** Whether series are told apart by the upstream of an owner, and what that is. */
+  readonly upstreamOf?: ((owner: I) => Option.Option<string>) | undefined
+  /** Why it was retired, in the owner's words. */
+  readonly reasonOf?: ((slot: Leased.Slot<I, A, E>, reason: Leased.Reason) => string) | undefined
+}
+
+/** What those are called that count and measure the same of both. */
+export interface Instruments {
+  readonly sessions: Meters.Instrument
+  readonly capacity: Meters.Instrument
+  readonly retirements: Meters.Instrument
+  readonly openFailures: Meters.Instrument
+  readonly closeFailures: Meters.Instrument
+  readonly opens: Meters.Instrument
+  readonly uses: Meters.Instrument
+  readonly closes: Meters.Instrument
+  readonly lives: Meters.Instrument
+  /** Only where somebody waits, and hits and misses are told apart. */
+  readonly line?: {
+    readonly leases: Meters.Instrument
+    readonly waits: Meters.Instrument
+    readonly waiting: Meters.Instrument
+    readonly waitings: Meters.Instrument
+  } | undefined
 }
 
 export interface Metrics<I, A, E> {
@@ -35,10 +58,10 @@ interface Series {
   /** Who waits now. */
   waiting: number
   /** The leases of sessions that have left, and so will have no more. */
-  readonly leases: Meters.Counter
-  readonly waits: Meters.Counter
+  readonly leases: Meters.Counter | undefined
+  readonly waits: Meters.Counter | undefined
+  readonly waitings: Meters.Histogram | undefined
   readonly opens: Meters.Histogram
-  readonly waitings: Meters.Histogram
   readonly uses: Meters.Histogram
   readonly closes: Meters.Histogram
   readonly lives: (reason: string) => Meters.Histogram
@@ -47,17 +70,19 @@ interface Series {
   readonly closeFailures: (reason: string) => Meters.Counter
 }
 
+const timeouts: ReadonlySet<string> = new Set(["ConnectTimeout", "OpenTimeout"])
+
 const states = ["opening", "leased", "idle", "draining", "closing"] as const
 
 type State = typeof states[number]
 
 export const make = Effect.fnUntraced(
-  function*<I extends Owner, A, E>({ capacity, counts, engine, pool }: Options<I, A, E>) {
+  function*<I, A, E>({ capacity, counts, engine, instruments, labels, reasonOf, upstreamOf }: Options<I, A, E>) {
     const meter = Meters.make(yield* Effect.context<never>())
     if (meter === undefined) return none
     const time = Time.make(yield* Clock.Clock)
-    const upstreams = meter.bound()
-    const errors = meter.bound()
+    const upstreams = meter.bound(`upstream of ${Object.values(labels).join()}`)
+    const errors = meter.bound("error")
     const series = new Map<string, Series>()
     /** Since when a session opens, or closes. */
     const began = new Map<object, number>()
@@ -66,7 +91,10 @@ export const make = Effect.fnUntraced(
     const ends: Array<() => void> = []
     yield* Effect.addFinalizer(() => Effect.sync(() => ends.forEach((end) => end())))
 
-    const nameOf = ({ upstream }: I): string => upstream._tag === "None" ? "" : upstreams(upstream.value)
+    const nameOf = (owner: I): string => {
+      const upstream = upstreamOf?.(owner)
+      return upstream === undefined || upstream._tag === "None" ? "" : upstreams(upstream.value)
+    }
 
     const seriesOf = (owner: I): Series => {
       const upstream = nameOf(owner)
@@ -79,25 +107,26 @@ export const make = Effect.fnUntraced(
     }
 
     const begin = (upstream: string): Series => {
-      const labels = { pool, upstream }
+      const own = upstreamOf === undefined ? labels : { ...labels, upstream }
+      const { closeFailures, closes, line, lives, openFailures, opens, retirements, sessions, uses } = instruments
       const begun: Series = {
         waiting: 0,
-        leases: meter.counter(all.poolLeases, labels),
-        waits: meter.counter(all.poolWaits, labels),
-        opens: meter.histogram(all.poolOpenDuration, labels),
-        waitings: meter.histogram(all.poolWaitDuration, labels),
-        uses: meter.histogram(all.poolLeaseDuration, labels),
-        closes: meter.histogram(all.poolCloseDuration, labels),
-        lives: byReason((reason) => meter.histogram(all.clientSessionDuration, { ...labels, reason })),
-        retirements: byReason((reason) => meter.counter(all.poolRetirements, { ...labels, reason })),
-        openFailures: byReason((reason) => meter.counter(all.poolOpenFailures, { ...labels, reason: errors(reason) })),
-        closeFailures: byReason((reason) => meter.counter(all.poolCloseFailures, { ...labels, reason }))
+        leases: line && meter.counter(line.leases, own),
+        waits: line && meter.counter(line.waits, own),
+        waitings: line && meter.histogram(line.waitings, own),
+        opens: meter.histogram(opens, own),
+        uses: meter.histogram(uses, own),
+        closes: meter.histogram(closes, own),
+        lives: byReason((reason) => meter.histogram(lives, { ...own, reason })),
+        retirements: byReason((reason) => meter.counter(retirements, { ...own, reason })),
+        openFailures: byReason((reason) => meter.counter(openFailures, { ...own, reason: errors(reason) })),
+        closeFailures: byReason((reason) => meter.counter(closeFailures, { ...own, reason }))
       }
-      counted(begun.leases, () => look(upstream, "leases"))
+      if (begun.leases !== undefined) counted(begun.leases, () => look(upstream, "leases"))
       for (const state of states) {
-        ends.push(meter.gauge(all.poolSessions, { ...labels, state }, () => look(upstream, state)))
+        ends.push(meter.gauge(sessions, { ...own, state }, () => look(upstream, state)))
       }
-      ends.push(meter.gauge(all.poolWaiting, labels, () => begun.waiting))
+      if (line !== undefined) ends.push(meter.gauge(line.waiting, own, () => begun.waiting))
       return begun
     }
 
@@ -145,9 +174,9 @@ export const make = Effect.fnUntraced(
       return (time.now() - moment) / 1_000
     }
 
-    ends.push(meter.gauge(all.poolCapacity, { pool }, () => capacity))
-    counted(meter.counter(all.poolHits, { pool }), () => counts.hits)
-    counted(meter.counter(all.poolMisses, { pool }), () => counts.misses)
+    ends.push(meter.gauge(instruments.capacity, labels, () => capacity))
+    for (const [instrument, count] of counts) counted(meter.counter(instrument, labels), count)
+    if (upstreamOf === undefined) series.set("", begin(""))
 
     const metrics: Metrics<I, A, E> = {
       watch: (hooks) => ({
@@ -164,17 +193,18 @@ export const make = Effect.fnUntraced(
         onOpenFailed: (slot, cause) => {
           const reason = Spans.errorOf(Exit.failCause(cause))
           if (reason !== undefined && !Leased.isShutDown(engine())) {
-            seriesOf(slot.info).openFailures(reason === "ConnectTimeout" ? "timeout" : reason).count++
+            seriesOf(slot.info).openFailures(timeouts.has(reason) ? "timeout" : reason).count++
           }
           hooks.onOpenFailed(slot, cause)
         },
         onRetired: (slot, reason) => {
-          seriesOf(slot.info).retirements(reason).count++
+          seriesOf(slot.info).retirements(reasonOf?.(slot, reason) ?? reason).count++
           hooks.onRetired(slot, reason)
         },
         onLeft: (slot) => {
           left.add(slot)
-          seriesOf(slot.info).leases.count += slot.uses
+          const { leases } = seriesOf(slot.info)
+          if (leases !== undefined) leases.count += slot.uses
           if (slot.phase === "closing") began.set(slot, time.now())
           else began.delete(slot)
           hooks.onLeft?.(slot)
@@ -182,7 +212,7 @@ export const make = Effect.fnUntraced(
         onClosed: (slot, lived) => {
           const { closes, lives } = seriesOf(slot.info)
           closes.record(ended(slot))
-          lives(slot.retired!).record(Duration.toSeconds(lived))
+          lives(reasonOf?.(slot, slot.retired!) ?? slot.retired!).record(Duration.toSeconds(lived))
           hooks.onClosed(slot, lived)
         },
         onCloseFailed: (slot, reason) => {
@@ -195,11 +225,11 @@ export const make = Effect.fnUntraced(
         Effect.suspend(() => {
           const found = seriesOf(owner)
           const moment = time.now()
-          found.waits.count++
+          if (found.waits !== undefined) found.waits.count++
           found.waiting++
           return Effect.onExitPrimitive(waiting, () => {
             found.waiting--
-            found.waitings.record((time.now() - moment) / 1_000)
+            found.waitings?.record((time.now() - moment) / 1_000)
             return undefined
           })
         })
