@@ -37,7 +37,7 @@ import {
 import * as RequestHeaders from "./internal/headers.ts"
 import * as Keys from "./internal/keys.ts"
 import * as Options from "./internal/options.ts"
-import { nameOf, namesAndPlaces } from "./internal/places.ts"
+import { holds, nameOf, namesAndPlaces } from "./internal/places.ts"
 import type { InvalidOptions } from "./InvalidOptions.ts"
 
 /**
@@ -456,9 +456,11 @@ const toError = (cause: Cause.Cause<unknown>): Effect.Effect<never, IdentityErro
   const failure = Cause.findErrorOption(cause)
   if (Option.isNone(failure)) return broken(cause)
   const error = failure.value
-  if (isIdentityError(error)) return Effect.fail(error)
+  if (holds(isIdentityError, error)) return Effect.fail(error)
   const failed = Effect.fail(failedWith("failed", error))
-  return HttpServerRespondable.isRespondable(error) ? failed : Effect.andThen(logFailure("failed", cause), failed)
+  return holds(HttpServerRespondable.isRespondable, error)
+    ? failed
+    : Effect.andThen(logFailure("failed", cause), failed)
 }
 
 const broken = (cause: Cause.Cause<unknown>): Effect.Effect<never, IdentifyFailed> => {
@@ -535,14 +537,31 @@ const fromKey = (
 
 const checkToken = (identity: Identity): Effect.Effect<Identity, InvalidIdentity> => {
   if (Option.isSome(identity.credentials)) {
-    const token = Redacted.value(identity.credentials.value.token)
-    const base64 = Buffer.from(token).toString("base64").replace(/=+$/, "")
-    const forms = [token, base64, base64.replaceAll("+", "-").replaceAll("/", "_")]
-    if (token.length >= 8 && forms.some((form) => identity.key.includes(form))) {
-      return refuse("the session key has the token in it, and keys are logged")
+    const { header, token } = identity.credentials.value
+    const secrets = new Set([Redacted.value(token), ...Redacted.value(header).split(" ")])
+    for (const secret of secrets) {
+      if (secret.length >= 8 && formsOf(secret).some((form) => identity.key.includes(form))) {
+        return refuse("the session key has the token in it, and keys are logged")
+      }
     }
   }
   return Effect.succeed(identity)
+}
+
+/** What a key may have of a token: all of it, in an encoding that leaves visible ASCII. */
+const formsOf = (secret: string): ReadonlyArray<string> => {
+  const bytes = Buffer.from(secret)
+  const base64 = bytes.toString("base64").replace(/=+$/, "")
+  const hex = bytes.toString("hex")
+  return [
+    secret,
+    base64,
+    base64.replaceAll("+", "-").replaceAll("/", "_"),
+    hex,
+    hex.toUpperCase(),
+    // Of the bytes, because half a character has no such form
+    encodeURIComponent(bytes.toString())
+  ]
 }
 
 const reveal = (u: unknown): unknown => Redacted.isRedacted(u) ? Redacted.value(u) : u

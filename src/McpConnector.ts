@@ -41,7 +41,8 @@ const connectors = Connecting.make<SdkClient, Transport>({
     stdio: Declare.declare<Connectors.StdioOptions<unknown>>()({ module }, ConnectorOptions.stdio),
     http: Declare.declare<Connectors.HttpOptions<unknown>>()({ module }, ConnectorOptions.http),
     sse: Declare.declare<Connectors.HttpOptions<unknown>>()({ module }, ConnectorOptions.http),
-    inProcess: Declare.declare<Connectors.Options<unknown>>()({ module }, ConnectorOptions.inProcess)
+    inProcess: Declare.declare<Connectors.Options<unknown>>()({ module }, ConnectorOptions.inProcess),
+    fromTransport: Declare.declare<Connectors.Options<unknown>>()({ module }, ConnectorOptions.inProcess)
   },
   stdio: {
     readBuffer: () => new ReadBuffer({ maxBufferSize: Infinity }),
@@ -54,6 +55,7 @@ const connectors = Connecting.make<SdkClient, Transport>({
     const [ours, theirs] = InMemoryTransport.createLinkedPair()
     return [ours as Transport, theirs]
   },
+  mayBeOlder: () => true,
   opener: (_, options) => (plan, { capabilities, elicitation, roots, sampling }) =>
     OpenSession.open({
       ...plan,
@@ -95,7 +97,8 @@ const connectors = Connecting.make<SdkClient, Transport>({
 export const stdio = connectors.stdio
 
 /**
- * Talks to a server over Streamable HTTP.
+ * Talks to a server over Streamable HTTP. One that answers 404 or 405 to `initialize` is tried as a server of the older
+ * transport at the same URL, as `sse` does, for ten seconds at most: so the specification has it.
  *
  * When the session's scope closes the server is told so (DELETE, for two seconds at most).
  *
@@ -119,3 +122,15 @@ export const sse = connectors.sse
  * @category constructors
  */
 export const inProcess = connectors.inProcess
+
+/**
+ * Talks over a transport of one's own: WebSockets, a tunnel, one of the SDK with OAuth. It is made for each session,
+ * within the session's scope, and must not have been started. It is closed with the session, and told to end the
+ * session on the server (`terminateSession`, two seconds at most) if it can be.
+ *
+ * All that a session promises holds, but for what only a connector's own transport can know: a reply stream that has
+ * ended without the reply is waited for until the call's timeout, and a refusal tells no `Retry-After`.
+ *
+ * @category constructors
+ */
+export const fromTransport = connectors.fromTransport

@@ -159,14 +159,14 @@ export class Unreachable extends Schema.TaggedClass<Unreachable>()("Unreachable"
 }) {}
 
 /**
- * The connector's own `headers`, `env` or server could not be made for this identity, so nothing was sent. The session,
- * if there is one already, lives on.
+ * The connector's own `headers`, `env`, server or transport could not be made for this identity, so nothing was sent.
+ * The session, if there is one already, lives on.
  *
  * @category errors
  */
 export class PreparationFailed extends Schema.TaggedClass<PreparationFailed>()("PreparationFailed", {
   /** The option whose Effect failed. */
-  option: Schema.Literals(["headers", "env", "server"]),
+  option: Schema.Literals(["headers", "env", "server", "transport"]),
   /** What it failed, died or threw with. Redacted, because it may quote what it was about: `Redacted.value(cause)`. */
   cause: Schema.Redacted(Schema.Unknown),
   /** Whether the request may have reached the server. */

@@ -26,6 +26,7 @@ import { TestClock } from "effect/testing"
 import { createServer } from "node:http"
 import { assert, it } from "@effect/vitest"
 import { Server } from "@modelcontextprotocol/sdk/server/index.js"
+import type { Transport } from "@modelcontextprotocol/sdk/shared/transport.js"
 import { ${Object.keys(Sessions).join(", ")}, type SessionHandle, type SessionInfo } from "effect-mcp-sessions"
 import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
 
@@ -40,6 +41,7 @@ declare const f: (session: McpSession) => Effect.Effect<string>
 declare const connect: ReturnType<typeof McpConnector.stdio>
 declare const open: (info: SessionInfo) => Effect.Effect<Connection, never, Scope.Scope>
 declare const server: Server
+declare const transport: Transport
 declare const makeServer: (info: SessionInfo) => Effect.Effect<Server, never, Scope.Scope>
 declare const forward: <E, R>(
   lease: (f: (session: McpSession) => Effect.Effect<object, McpSessionError>) => Effect.Effect<object, E, R>

@@ -1,6 +1,6 @@
 /**
  * What the connectors of both SDK generations do alike. A generation is a value ({@link Sdk}); {@link make} makes its
- * four connectors.
+ * five connectors.
  *
  *   connector -> (identity, handle) -> plan: how to get a transport -> opener of the generation -> session.ts: open
  */
@@ -32,7 +32,7 @@ import type {
 } from "../../Connector.ts"
 import { type CredentialScheme, Identity } from "../../Identity.ts"
 import type { McpSession } from "../../McpSession.ts"
-import { McpSessionError, PreparationFailed } from "../../McpSessionError.ts"
+import { McpSessionError, type McpSessionErrorReason, PreparationFailed } from "../../McpSessionError.ts"
 import * as Scrub from "../scrub.ts"
 import * as Secrets from "../secrets.ts"
 import { version } from "../version.ts"
@@ -59,6 +59,8 @@ export interface Sdk<C extends ClientLike, T, N> {
   readonly http: MakeTransport
   readonly sse: MakeTransport
   readonly pair: () => readonly [TransportLike, T]
+  /** Whether a server may be one that has `initialize`. */
+  readonly mayBeOlder: (own: N) => boolean
   /** How one connector opens its sessions. What it learns of the server stays with the opener. */
   readonly opener: (transport: TransportKind, options: Options<unknown>, own: N | undefined) => Opener<C>
 }
@@ -68,7 +70,7 @@ type MakeTransport = (
   init: { readonly fetch: FetchLike }
 ) => TransportLike & { terminateSession?(): Promise<void> }
 
-export type TransportKind = "stdio" | "http" | "sse" | "inProcess"
+export type TransportKind = "stdio" | "http" | "sse" | "inProcess" | "fromTransport"
 
 /**
  * Opens one session as planned.
@@ -105,7 +107,9 @@ export const make = <C extends ClientLike, T, N = unknown>(sdk: Sdk<C, T, N>) =>
   ): Connector<Services<O>, C> => {
     ConnectorOptions.check(sdk.options.http, "http", options)
     const read = options as HttpOptions<Services<O>>
-    return connector(read, http(read, false, sdk.http), sdk.opener("http", options, options))
+    const older = { plan: http(read, true, sdk.sse), open: sdk.opener("sse", options, undefined) }
+    const fallback = sdk.mayBeOlder(options) ? older : undefined
+    return connector(read, http(read, false, sdk.http), sdk.opener("http", options, options), fallback)
   },
   sse: <O extends HttpOptions<unknown>>(options: Only<O, HttpOptions>): Connector<Services<O>, C> => {
     ConnectorOptions.check(sdk.options.sse, "sse", options)
@@ -116,29 +120,69 @@ export const make = <C extends ClientLike, T, N = unknown>(sdk: Sdk<C, T, N>) =>
     server: (identity: Identity) => Effect.Effect<ServerLike<T>, unknown, R | Scope.Scope>,
     options?: Only<O, Options>
   ): Connector<R | Services<O>, C> => {
-    ConnectorOptions.checkServer(sdk.module, server)
+    ConnectorOptions.checkFunction(sdk.module, "inProcess", "server", server)
     if (options !== undefined) ConnectorOptions.check(sdk.options.inProcess, "inProcess", options)
     const read: Options<Services<O>> = options as Options<Services<O>> | undefined ?? {}
     return connector(read, inProcess(read, server, sdk.pair), sdk.opener("inProcess", read, undefined))
+  },
+  fromTransport: <R = never, O extends Options<unknown> & N = Options & N>(
+    transport: (identity: Identity) => Effect.Effect<T, unknown, R | Scope.Scope>,
+    options?: Only<O, Options & N>
+  ): Connector<R | Services<O>, C> => {
+    ConnectorOptions.checkFunction(sdk.module, "fromTransport", "transport", transport)
+    const given = options ?? {}
+    ConnectorOptions.check(sdk.options.fromTransport, "fromTransport", given)
+    const read = given as Options<Services<O>>
+    return connector(read, fromTransport(read, transport), sdk.opener("fromTransport", read, given as N))
   }
 })
 
 const connector = <RT, R, C>(
   options: Options<R>,
   plan: (identity: Identity, handle: SessionHandle) => Plan<RT>,
-  open: Opener<C>
+  open: Opener<C>,
+  older?: Older<RT, C>
 ): Connector<RT | R, C> =>
 (identity, handle) =>
   Effect.flatMap(KnownSecrets, (secrets) => {
     const planned = plan(identity, handle)
-    for (const secret of secrets) planned.scrub.add(secret)
-    return Effect.flatMap(handlers(options, planned), (handlers) => open(planned, handlers)).pipe(
+    const openAs = (one: Plan<RT>, opener: Opener<C>) => {
+      for (const secret of secrets) one.scrub.add(secret)
+      return Effect.flatMap(handlers(options, one), (handlers) => opener(one, handlers))
+    }
+    return openAs(planned, open).pipe(
+      Effect.catchIf(
+        ({ reason }) => older !== undefined && isNoEndpoint(reason),
+        (error) => fallBack(error, Effect.suspend(() => openAs(older!.plan(identity, handle), older!.open)))
+      ),
       // Once, however often a generation has tried. The message has no secrets in it.
       Effect.tapError((error) =>
         Effect.annotateLogs(Effect.logWarning(error.message), { server: planned.server, session: identity.key })
       )
     )
   })
+
+/** How a server is talked to that does not know the newer transport. */
+interface Older<R, C> {
+  readonly plan: (identity: Identity, handle: SessionHandle) => Plan<R>
+  readonly open: Opener<C>
+}
+
+// 2025-11-25, basic/transports#backwards-compatibility: a client that gets 404 or 405 for its `initialize` issues a GET
+// to the same URL, and takes its stream for one of the older transport if `endpoint` is its first event
+const isNoEndpoint = (reason: McpSessionErrorReason): boolean =>
+  reason._tag === "HttpFailure" && (reason.status === 404 || reason.status === 405)
+
+// A server of neither kind may stream something else, and for ever. What it has refused tells more than how that ended
+const fallBack = <A, R>(
+  refused: McpSessionError,
+  open: Effect.Effect<A, McpSessionError, R>
+): Effect.Effect<A, McpSessionError, R> =>
+  Effect.timeoutOrElse(open, { duration: "10 seconds", orElse: () => Effect.fail(refused) }).pipe(
+    Effect.mapError((error) =>
+      error.reason._tag === "Unauthorized" || error.reason._tag === "Forbidden" ? error : refused
+    )
+  )
 
 /**
  * What a server is told by default that it talks to.
@@ -284,6 +328,21 @@ const inProcess = <R, T>(
       const [transport, theirs] = pair()
       yield* Effect.tryPromise({ try: () => instance.connect(theirs), catch: (error) => error })
       return { transport }
+    }))
+
+/**
+ * A transport that somebody else has made.
+ */
+const fromTransport = <R, T>(
+  options: Options<unknown>,
+  transportFor: (identity: Identity) => Effect.Effect<T, unknown, R | Scope.Scope>
+) =>
+(identity: Identity, handle: SessionHandle): Plan<R> =>
+  makePlan(options, { server: "transport" }, identity, handle, (_, name) =>
+    Effect.gen(function*() {
+      const made = yield* prepared("transport", name, Effect.suspend(() => transportFor(identity)))
+      const transport = made as TransportLike & { terminateSession?(): Promise<void> }
+      return { transport, terminate: async () => transport.terminateSession?.() }
     }))
 
 // -----------------------------------------------------------------------------

@@ -24,12 +24,12 @@ export const check = (declared: Declared, method: string, given: unknown): void 
 }
 
 /**
- * The same for the function that `inProcess` takes.
+ * The same for the function that a constructor takes.
  */
-export const checkServer = (module: string, server: unknown): void => {
-  if (typeof server === "function") return
-  const issue = "must be a function of an identity that makes a server"
-  throw new InvalidOptions({ module, method: "inProcess", option: "server", issue })
+export const checkFunction = (module: string, method: string, option: "server" | "transport", given: unknown): void => {
+  if (typeof given === "function") return
+  const issue = `must be a function of an identity that makes a ${option}`
+  throw new InvalidOptions({ module, method, option, issue })
 }
 
 /** What is wrong with environment variables, worded to follow their name. Their values are not quoted. */
