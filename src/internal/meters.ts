@@ -54,9 +54,30 @@ export const other = "other"
 
 /** The meter of the registry in the context; none if metrics are off. */
 export const make = (context: Context.Context<never>): Meter | undefined => {
-  const { isEnabled, maxNames } = Context.get(context, Settings)
-  if (!isEnabled) return undefined
-  const series = seriesOf(Context.get(context, Metric.MetricRegistry))
+  const settings = Context.get(context, Settings)
+  if (!settings.isEnabled) return undefined
+  const registry = Context.get(context, Metric.MetricRegistry)
+  let meters = registries.get(registry)
+  if (meters === undefined) {
+    meters = { series: new Map(), bySettings: new Map() }
+    registries.set(registry, meters)
+  }
+  let meter = meters.bySettings.get(settings.maxNames)
+  if (meter === undefined) {
+    meter = makeMeter(Context.make(Metric.MetricRegistry, registry), meters.series, settings)
+    meters.bySettings.set(settings.maxNames, meter)
+  }
+  return meter
+}
+
+interface Meters {
+  readonly series: Map<string, unknown>
+  readonly bySettings: Map<number, Meter>
+}
+
+const registries = new WeakMap<object, Meters>()
+
+const makeMeter = (context: Context.Context<never>, series: Map<string, unknown>, { maxNames }: Settings): Meter => {
   const find = <A>(kind: string, { name }: Pick<Instrument, "name">, labels: Labels, begin: () => A): A => {
     const key = JSON.stringify([kind, name, Object.entries(labels)])
     let found = series.get(key)
@@ -66,6 +87,7 @@ export const make = (context: Context.Context<never>): Meter | undefined => {
     }
     return found as A
   }
+  const bounds = new Map<string, (name: string) => string>()
   return {
     counter: (instrument, labels) => find("counter", instrument, labels, () => counter(context, instrument, labels)),
     histogram: (instrument, labels) =>
@@ -76,23 +98,18 @@ export const make = (context: Context.Context<never>): Meter | undefined => {
       return () => gauge.delete(read)
     },
     bound: (kind) => {
-      const names = find("names", { name: kind }, {}, () => new Set<string>())
-      return (name) => {
-        if (names.size < maxNames) names.add(name)
-        return names.has(name) ? name : other
+      let label = bounds.get(kind)
+      if (label === undefined) {
+        const names = find("names", { name: kind }, {}, () => new Set<string>())
+        label = (name) => {
+          if (names.size < maxNames) names.add(name)
+          return names.has(name) ? name : other
+        }
+        bounds.set(kind, label)
       }
+      return label
     }
   }
-}
-
-const registries = new WeakMap<object, Map<string, unknown>>()
-
-const seriesOf = (registry: object): Map<string, unknown> => {
-  const known = registries.get(registry)
-  if (known !== undefined) return known
-  const series = new Map<string, unknown>()
-  registries.set(registry, series)
-  return series
 }
 
 const readOnly = <A>(get: () => A) => ({ get, update: () => {}, modify: () => {} })

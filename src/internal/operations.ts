@@ -15,7 +15,7 @@ export const record = (
   fiber: AnyFiber,
   instrument: Meters.Instrument,
   began: number,
-  { error, method, server }: {
+  operation: {
     readonly method: string
     readonly error: string | undefined
     readonly server?: string | undefined
@@ -23,10 +23,23 @@ export const record = (
 ): void => {
   const meter = Meters.make(fiber.context)
   if (meter === undefined) return
-  const labels = {
-    ...(server === undefined ? {} : { server: meter.bound("server")(server) }),
-    "mcp.method.name": meter.bound("method")(method),
-    "error.type": error === undefined ? "" : meter.bound("error")(error)
+  let known = histograms.get(meter)
+  if (known === undefined) {
+    known = new Map()
+    histograms.set(meter, known)
   }
-  meter.histogram(instrument, labels).record(now(fiber) - began)
+  const method = meter.bound("method")(operation.method)
+  const server = operation.server && meter.bound("server")(operation.server)
+  const error = operation.error === undefined ? "" : meter.bound("error")(operation.error)
+  const key = `${instrument.name} ${method} ${error} ${server}`
+  let histogram = known.get(key)
+  if (histogram === undefined) {
+    const labels = { ...(server === undefined ? {} : { server }), "mcp.method.name": method, "error.type": error }
+    histogram = meter.histogram(instrument, labels)
+    known.set(key, histogram)
+  }
+  histogram.record(now(fiber) - began)
 }
+
+// Found without a look at each label
+const histograms = new WeakMap<Meters.Meter, Map<string, Meters.Histogram>>()
