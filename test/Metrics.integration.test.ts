@@ -34,31 +34,36 @@ interface Family {
   readonly name: string
   readonly help: string
   readonly type: string
-  readonly metrics: ReadonlyArray<{
-    readonly labels?: Readonly<Record<string, string>>
-    readonly value?: string
-    readonly count?: string
-    readonly sum?: string
-    readonly buckets?: Readonly<Record<string, string>>
-  }>
+  readonly metrics: ReadonlyArray<{ readonly labels?: Readonly<Record<string, string>>; readonly value?: string }>
 }
 
 /** Reads what Prometheus would scrape. It has no types of its own. */
 const parse = createRequire(import.meta.url)("parse-prometheus-text-format") as (text: string) => ReadonlyArray<Family>
 
-const familyOf = (families: ReadonlyArray<Family>, metric: Metrics.Metric): Family => {
-  const found = families.find(({ name }) => name === Metrics.prometheusName(metric.name))
-  assert.isDefined(found, metric.name)
-  assert.strictEqual(found!.type.toLowerCase(), metric.type)
-  assert.strictEqual(found!.help, metric.description)
-  return found!
+interface Scraped {
+  readonly families: ReadonlyArray<Family>
+  readonly samples: ReadonlyArray<Family>
 }
 
-/** Of the series that has these labels, what it says. */
-const seriesOf = (families: ReadonlyArray<Family>, metric: Metrics.Metric, labels: Readonly<Record<string, string>>) =>
-  familyOf(families, metric).metrics.find((series) =>
-    Object.entries(labels).every(([name, value]) => series.labels?.[name] === value)
-  )
+// It forgets the labels of a histogram: its samples are read as those of families without a type.
+const scrape = (text: string): Scraped => ({
+  families: parse(text),
+  samples: parse(text.replace(/^# .*\n/gm, ""))
+})
+
+/** Of the series that has these labels, its value, or that of one of a histogram's samples. */
+const valueOf = (
+  { families, samples }: Scraped,
+  metric: Metrics.Metric,
+  labels: Readonly<Record<string, string>>,
+  sample: "" | "_count" | "_sum" | "_bucket" = ""
+): string | undefined => {
+  const name = Metrics.prometheusName(metric.name)
+  const family = families.find((one) => one.name === name)
+  assert.deepStrictEqual([family?.type.toLowerCase(), family?.help], [metric.type, metric.description])
+  const series = samples.filter((one) => one.name === name + sample).flatMap(({ metrics }) => metrics)
+  return series.find((one) => Object.entries(labels).every(([label, value]) => one.labels?.[label] === value))?.value
+}
 
 const token = "sk-live-SECRET"
 
@@ -116,36 +121,35 @@ describe("metrics", () => {
     Effect.gen(function*() {
       const { received, url } = yield* collector
       const output = yield* example(url)
-      const scraped = output.slice(output.indexOf("# HELP"))
-      const families = parse(scraped)
+      const scraped = scrape(output.slice(output.indexOf("# HELP")))
       const pool = "effect-mcp-sessions/SessionPool"
       const sessions = Object.fromEntries(["leased", "idle", "opening"].map((state) => [
         state,
-        seriesOf(families, Metrics.all.poolSessions, { pool, upstream: "weather", state })?.value
+        valueOf(scraped, Metrics.all.poolSessions, { pool, upstream: "weather", state })
       ]))
       assert.deepStrictEqual(sessions, { leased: "0", idle: "1", opening: "0" })
-      assert.strictEqual(seriesOf(families, Metrics.all.poolCapacity, { pool })?.value, "2")
-      assert.strictEqual(seriesOf(families, Metrics.all.poolHits, { pool })?.value, "2")
-      assert.strictEqual(seriesOf(families, Metrics.all.poolMisses, { pool })?.value, "3")
-      assert.strictEqual(seriesOf(families, Metrics.all.poolLeases, { pool, upstream: "weather" })?.value, "4")
+      assert.strictEqual(valueOf(scraped, Metrics.all.poolCapacity, { pool }), "2")
+      assert.strictEqual(valueOf(scraped, Metrics.all.poolHits, { pool }), "2")
+      assert.strictEqual(valueOf(scraped, Metrics.all.poolMisses, { pool }), "3")
+      assert.strictEqual(valueOf(scraped, Metrics.all.poolLeases, { pool, upstream: "weather" }), "4")
       assert.strictEqual(
-        seriesOf(families, Metrics.all.poolRetirements, { upstream: "weather", reason: "evicted" })?.value,
+        valueOf(scraped, Metrics.all.poolRetirements, { upstream: "weather", reason: "evicted" }),
         "1"
       )
       assert.strictEqual(
-        seriesOf(families, Metrics.all.poolOpenFailures, { upstream: "broken", reason: "SessionClosed" })?.value,
+        valueOf(scraped, Metrics.all.poolOpenFailures, { upstream: "broken", reason: "SessionClosed" }),
         "1"
       )
-      const opens = seriesOf(families, Metrics.all.poolOpenDuration, { upstream: "weather" })
-      assert.strictEqual(opens?.count, "2")
-      assert.isAbove(Number(opens?.sum), 0.01)
-      assert.isBelow(Number(opens?.sum), 60)
-      assert.strictEqual(opens?.buckets?.["+Inf"], "2")
+      const opens = Metrics.all.poolOpenDuration
+      assert.strictEqual(valueOf(scraped, opens, { upstream: "weather" }, "_count"), "2")
+      assert.strictEqual(valueOf(scraped, opens, { upstream: "weather", le: "+Inf" }, "_bucket"), "2")
+      const sum = Number(valueOf(scraped, opens, { upstream: "weather" }, "_sum"))
+      assert.isTrue(sum > 0.01 && sum < 60, String(sum))
       const calls = { server: "weather", mcp_method_name: "tools/call", error_type: "" }
-      assert.strictEqual(seriesOf(families, Metrics.all.clientOperationDuration, calls)?.count, "4")
+      assert.strictEqual(valueOf(scraped, Metrics.all.clientOperationDuration, calls, "_count"), "4")
 
       const sent = (path: string) => received.filter((one) => one.path === path).map(({ body }) => body).join("\n")
-      for (const { name } of [Metrics.all.poolHits, Metrics.all.poolSessions, Metrics.all.poolOpenDuration]) {
+      for (const { name } of [Metrics.all.poolHits, Metrics.all.poolRetirements, Metrics.all.poolOpenDuration]) {
         assert.include(sent("/v1/metrics"), `"name":"${name}"`)
       }
       for (const name of ["SessionPool.connect", "McpSession.initialize", "McpSession.callTool", "request"]) {

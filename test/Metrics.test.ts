@@ -144,6 +144,8 @@ describe("metrics of a pool", () => {
         const open = snapshot.find(({ id }) => id === Metrics.all.poolOpenDuration.name)!
         assert.deepInclude("buckets" in open.state ? open.state.buckets : [], [1, 2])
         assert.deepInclude("buckets" in open.state ? open.state.buckets : [], [0.5, 0])
+        yield* Pool.invalidate(bob)
+        yield* TestClock.adjust("2 seconds")
       })
     ))
 
@@ -251,10 +253,12 @@ describe("metrics of a registry", () => {
   it.effect("show its sessions, and count what becomes of them", () =>
     isolated(Effect.gen(function*() {
       yield* Effect.gen(function*() {
+        const visit = (id: string) => Effect.scoped(Registry.get(id, alice))
         const first = yield* Registry.create(alice)
-        yield* Registry.create(alice)
+        yield* Effect.flatMap(Registry.create(alice), ({ id }) => visit(id))
+        yield* visit(first.id)
         yield* Effect.flip(Registry.create(alice))
-        yield* Effect.scoped(Effect.andThen(Registry.get(first.id, alice), TestClock.adjust("2 seconds")))
+        yield* TestClock.adjust("2 seconds")
         yield* Effect.flip(Registry.peek(first.id, bob))
         assert.deepStrictEqual(yield* read(Metrics.all.registrySessions), {
           opening: 0,

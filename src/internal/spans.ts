@@ -46,7 +46,9 @@ export const finish = (
 ): void => {
   if (span.status._tag === "Ended") return
   const hasTime = fiber.getRef(References.TracerTimingEnabled)
-  span.end(hasTime ? fiber.getRef(Clock.Clock).currentTimeNanosUnsafe() : 0n, exit)
+  // What was answered is nobody's business who reads spans
+  const told = Exit.isSuccess(exit) ? Exit.void : exit
+  span.end(hasTime ? fiber.getRef(Clock.Clock).currentTimeNanosUnsafe() : 0n, told)
 }
 
 /** The same exit, with nothing of a failure's text. */
@@ -55,8 +57,12 @@ export const plain = (exit: Exit.Exit<unknown, unknown>): Exit.Exit<unknown, unk
 
 /** An exit that says what has failed: the first line is its name, the others are places. */
 export const failed = (text: string): Exit.Exit<never, Error> => {
-  const error = new Error(text.split("\n", 1)[0])
-  error.stack = text
+  // Where it is made says nothing, and to find that out takes time
+  const error: Error = Object.create(Error.prototype, {
+    name: { value: "Error" },
+    message: { value: text.split("\n", 1)[0] },
+    stack: { value: text }
+  })
   return Exit.fail(error)
 }
 

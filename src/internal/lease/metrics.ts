@@ -79,7 +79,7 @@ type State = typeof states[number]
 export const make = Effect.fnUntraced(
   function*<I, A, E>({ capacity, counts, engine, instruments, labels, reasonOf, upstreamOf }: Options<I, A, E>) {
     const meter = Meters.make(yield* Effect.context<never>())
-    if (meter === undefined) return none
+    if (meter === undefined) return off<I, A, E>()
     const time = Time.make(yield* Clock.Clock)
     const upstreams = meter.bound(`upstream of ${Object.values(labels).join()}`)
     const errors = meter.bound("error")
@@ -238,7 +238,7 @@ export const make = Effect.fnUntraced(
   }
 )
 
-const none: Metrics<never, never, never> = { watch: (hooks) => hooks, wait: (_, waiting) => waiting }
+const off = <I, A, E>(): Metrics<I, A, E> => ({ watch: (hooks) => hooks, wait: (_, waiting) => waiting })
 
 const byReason = <S>(begin: (reason: string) => S): (reason: string) => S => {
   const made = new Map<string, S>()
