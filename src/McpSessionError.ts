@@ -56,7 +56,9 @@ export class SessionExpired extends Schema.TaggedClass<SessionExpired>()("Sessio
  * @category errors
  */
 export const Challenge = Schema.Struct({
+  /** In the server's own letters. */
   scheme: Schema.String,
+  /** By their names in lower case, without quotes. */
   parameters: Schema.Record(Schema.String, Schema.String)
 })
 
@@ -67,12 +69,8 @@ export const Challenge = Schema.Struct({
  */
 export type Challenge = typeof Challenge.Type
 
-const refusal = {
-  /** How long the server wants to be left alone (`Retry-After`), in its own words: it may be zero, or years. */
-  retryAfter: Schema.optionalKey(Schema.Duration),
-  /** What it asks for (`WWW-Authenticate`): eight challenges at most, without the session's secrets. */
-  challenges: Schema.optionalKey(Schema.Array(Challenge))
-}
+const retryAfter = Schema.optionalKey(Schema.Duration)
+const challenges = Schema.optionalKey(Schema.Array(Challenge))
 
 /**
  * The server answered 401. The session lives on.
@@ -84,7 +82,10 @@ export class Unauthorized extends Schema.TaggedClass<Unauthorized>()("Unauthoriz
   requestSent: Schema.Boolean,
   /** The scheme of the credentials that were refused, if they were the caller's own, forwarded. */
   forwarded: Schema.optionalKey(CredentialScheme),
-  ...refusal
+  /** How long the server wants to be left alone (`Retry-After`), in its own words: it may be zero, or years. */
+  retryAfter,
+  /** What it asks for (`WWW-Authenticate`): eight challenges at most, without the session's secrets. */
+  challenges
 }) {}
 
 /**
@@ -97,7 +98,10 @@ export class Forbidden extends Schema.TaggedClass<Forbidden>()("Forbidden", {
   requestSent: Schema.Boolean,
   /** The scheme of the credentials that were refused, if they were the caller's own, forwarded. */
   forwarded: Schema.optionalKey(CredentialScheme),
-  ...refusal
+  /** How long the server wants to be left alone (`Retry-After`), in its own words: it may be zero, or years. */
+  retryAfter,
+  /** What it asks for (`WWW-Authenticate`): eight challenges at most, without the session's secrets. */
+  challenges
 }) {}
 
 /**
@@ -140,7 +144,10 @@ export class HttpFailure extends Schema.TaggedClass<HttpFailure>()("HttpFailure"
   status: Schema.Int,
   /** Whether the request may have reached the server. */
   requestSent: Schema.Boolean,
-  ...refusal
+  /** How long the server wants to be left alone (`Retry-After`), in its own words: it may be zero, or years. */
+  retryAfter,
+  /** What it asks for (`WWW-Authenticate`): eight challenges at most, without the session's secrets. */
+  challenges
 }) {}
 
 /**
