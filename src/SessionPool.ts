@@ -19,7 +19,9 @@ import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
+import * as Result from "effect/Result"
 import * as Schedule from "effect/Schedule"
+import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { SessionHandle } from "./Connector.ts"
@@ -29,8 +31,10 @@ import * as Checks from "./internal/lease/checks.ts"
 import * as Connecting from "./internal/lease/connecting.ts"
 import * as Events from "./internal/lease/events.ts"
 import * as Failures from "./internal/lease/failures.ts"
+import * as Holders from "./internal/lease/holders.ts"
 import * as Leased from "./internal/lease/leased.ts"
 import * as Terms from "./internal/lease/terms.ts"
+import * as Upstreams from "./internal/lease/upstreams.ts"
 import * as Waiting from "./internal/lease/waiting.ts"
 import * as Options from "./internal/options.ts"
 import * as Sent from "./internal/sent.ts"
@@ -58,6 +62,16 @@ export interface SessionPoolOptions<Session, E, R, RC = R> {
    */
   readonly capacity?: number | undefined
   /**
+   * How many of them may be of one upstream, which `identity.at` chooses: an integer, or a function of the upstream's
+   * name, by default no fewer than `capacity`. Whoever waits because its upstream is full holds up nobody else; it is
+   * the least recently used idle session of that upstream that gives way, and no other. An identity without an upstream
+   * knows the common limit alone.
+   *
+   * A function is asked when there is no session of the upstream and nobody waits for one. If it throws, or answers
+   * with what is no such integer, the get dies of that, with `InvalidOptions` for the latter.
+   */
+  readonly capacityPerUpstream?: number | ((upstream: string) => number) | undefined
+  /**
    * How long a session without a lease is kept, counted from the end of its last lease: by default 5 minutes, and
    * `Duration.infinity` for ever.
    *
@@ -71,6 +85,12 @@ export interface SessionPoolOptions<Session, E, R, RC = R> {
    * as soon as it is free. It may be a function of the identity.
    */
   readonly maxLifetime?: Duration.Input | ((identity: Identity) => Duration.Input) | undefined
+  /**
+   * Whether callers of one identity share its session, by default `"shared"`: all of them at once. `"exclusive"` gives
+   * it to one at a time, for an upstream that cannot take two calls at once; the others wait for it in the order in
+   * which they came, for `acquireTimeout`, and it is opened anew for them if it is retired meanwhile.
+   */
+  readonly leases?: "shared" | "exclusive" | undefined
   /** How long an open may take, else `ConnectTimeout`: by default 30 seconds. */
   readonly connectTimeout?: Duration.Input | undefined
   /** How long a get waits for room, else `PoolExhausted`: by default 30 seconds, and 0 not at all. */
@@ -128,12 +148,17 @@ export const declared = Options.declare<SessionPoolOptions<never, never, never>>
   {
     connect: Options.required(Options.fn),
     capacity: Options.withDefault(Options.count, 10, { aliases: ["MCP_SESSION_MAX"] }),
+    capacityPerUpstream: Options.optional(Options.orTold<string>()(Options.count)),
     idleTimeToLive: Options.withDefault(ofIdentity(Options.timeToLive), "5 minutes", {
       aliases: ["MCP_SESSION_TTL_MS"]
     }),
     maxLifetime: Options.withDefault(ofIdentity(Options.timeToLive), "Infinity", {
       aliases: ["MCP_SESSION_MAX_LIFETIME_MS"]
     }),
+    leases: Options.withDefault(
+      Options.schema(Schema.Literals(["shared", "exclusive"]), "\"shared\" or \"exclusive\""),
+      "shared"
+    ),
     connectTimeout: Options.withDefault(Options.timeout, "30 seconds", { aliases: ["MCP_SESSION_CONNECT_TIMEOUT_MS"] }),
     acquireTimeout: Options.withDefault(Options.patience, "30 seconds", {
       aliases: ["MCP_SESSION_ACQUIRE_TIMEOUT_MS"]
@@ -178,7 +203,7 @@ export interface SessionPoolStats {
   readonly draining: number
   /** Sessions whose finalizers run, until they end or `closeTimeout` has passed. */
   readonly closing: number
-  /** Callers that wait for room. */
+  /** Callers that wait, for room or for an exclusive session. */
   readonly waiting: number
   /** Gets that found a session, one being opened, or a failure that is remembered. */
   readonly hits: number
@@ -198,6 +223,26 @@ export interface SessionPoolStats {
   readonly eventsLost: number
   /** The keys of the leased and the idle, the least recently used first. */
   readonly keys: ReadonlyArray<SessionKey>
+  /** The upstreams of which there is a session or a caller that waits: none without `capacityPerUpstream`. */
+  readonly upstreams: ReadonlyArray<SessionPoolUpstream>
+}
+
+/**
+ * What one upstream has of the pool, where there is a `capacityPerUpstream`.
+ *
+ * @category models
+ */
+export interface SessionPoolUpstream {
+  /** Its name. */
+  readonly upstream: string
+  /** How many of its sessions there may be. */
+  readonly capacity: number
+  /** How many there are: opening, leased, idle or draining. */
+  readonly sessions: number
+  /** How many of them are idle. */
+  readonly idle: number
+  /** Callers that wait for room there. */
+  readonly waiting: number
 }
 
 /**
@@ -455,6 +500,8 @@ interface Pool<Session, E> {
 
 type Slot<Session, E> = Leased.Slot<Identity, Session, E | SessionPoolError>
 
+type Upstream<Session, E> = Upstreams.Upstream<Slot<Session, E>>
+
 type Caller<Session, E> = Waiting.Caller<Identity, Session, E | SessionPoolError>
 
 type AnyFiber = Fiber.Fiber<unknown, unknown>
@@ -477,12 +524,20 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(
     open: (slot) => self.connecting.run(slot, labels(self, slot), open(self, slot, input.connect))
   })
   const { check } = input
+  const invalid = (option: string, issue: string) =>
+    new InvalidOptions({ module: "SessionPool", method, option, issue })
   const self: Pool<Session, E> = {
     name,
     connecting: Connecting.make("SessionPool.connect"),
     options,
     engine,
-    waiting: Waiting.make(engine, (known, comes) => Identity.newest(known, comes, engine.clock)),
+    waiting: Waiting.make(engine, {
+      newest: (known, comes) => Identity.newest(known, comes, engine.clock),
+      makeRoom: (upstream) => makeRoom(self, upstream),
+      refusal: (identity) => self.failures.recall(identity),
+      upstreams: limits(options.capacityPerUpstream, (issue) => invalid("capacityPerUpstream", issue)),
+      isExclusive: options.leases === "exclusive"
+    }),
     checks: Checks.make(engine, {
       ...options,
       check: check && ((session) => Effect.provideContext(Effect.scoped(check(session)), context))
@@ -498,7 +553,7 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(
       onFailure: () => void (self.hasFailed = true)
     }),
     hasFailed: false,
-    terms: Terms.make(options, (option, issue) => new InvalidOptions({ module: "SessionPool", method, option, issue })),
+    terms: Terms.make(options, invalid),
     observed
   }
   // Runs before the engine's own shutdown.
@@ -513,6 +568,20 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(
     events: observed.events.stream
   } satisfies Service<Session, E> as Service<Session, E>
 })
+
+const limits = <S>(
+  limit: Upstreams.Limit | undefined,
+  invalid: (issue: string) => InvalidOptions
+): Upstreams.Upstreams<S> | undefined =>
+  limit === undefined ?
+    undefined :
+    Upstreams.make((name) => typeof limit === "number" ? limit : Result.getOrThrowWith(limit(name), invalid))
+
+const upstreamOf = <Session, E>(
+  { waiting: { upstreams } }: Pool<Session, E>,
+  { upstream }: Identity
+): Upstream<Session, E> | undefined =>
+  upstreams === undefined || Option.isNone(upstream) ? undefined : Upstreams.get(upstreams, upstream.value)
 
 // The two operations of a hit carry the parts of their pool, so that the tag's need no turn of the run loop to get at
 // the service first. Whoever puts others in their place, a test or a tracer, is asked instead.
@@ -586,14 +655,15 @@ const hooks = <Session, E>(
   },
   shutDown: () => new PoolClosed({}),
   onAdmitted: (slot) => pool().failures.began(slot, slot.info),
-  onLeft: (slot) => pool().failures.ended(slot),
   onOpened: (slot) => {
-    const { failures, observed } = pool()
+    const { failures, observed, waiting } = pool()
     failures.succeeded(slot)
+    Waiting.opened(waiting)
     observed.events.emit(SessionPoolEvent.Opened({ key: keyOf(slot) }))
   },
   onOpenFailed: (slot, cause) => {
-    const { engine, failures, observed } = pool()
+    const { engine, failures, observed, waiting } = pool()
+    Waiting.failed(waiting, slot, cause)
     if (Leased.isShutDown(engine)) return
     observed.counts.failures++
     const timeout = Option.exists(Cause.findErrorOption(cause), (error) => error instanceof ConnectTimeout)
@@ -602,7 +672,8 @@ const hooks = <Session, E>(
     if (slot.retired === undefined) failures.failed(slot, cause)
   },
   onRetired: (slot, reason) => {
-    const { counts, events } = pool().observed
+    const { observed: { counts, events }, waiting } = pool()
+    Waiting.retired(waiting, slot)
     if (reason === "evicted") counts.evictions++
     else if (reason === "expired") counts.expirations++
     else counts.retirements++
@@ -617,12 +688,19 @@ const hooks = <Session, E>(
     counts.closeFailures++
     events.emit(SessionPoolEvent.CloseFailed({ key: keyOf(slot), reason }))
   },
+  onLeft: (slot) => {
+    const { failures, waiting } = pool()
+    failures.ended(slot)
+    if (slot.member !== undefined) Upstreams.forgetUnused(waiting.upstreams!, slot.member.upstream)
+    Waiting.left(waiting, slot)
+  },
+  onIdle: (slot) => Waiting.changed(pool().waiting, slot),
   onRoom: () => {
     const self = pool()
-    const { failures, waiting } = self
-    if (self.hasFailed) Waiting.refuse(waiting, failures.recall)
+    const { waiting } = self
+    if (self.hasFailed) Waiting.refuse(waiting)
     self.hasFailed = false
-    if (!Waiting.isEmpty(waiting)) Waiting.seat(waiting, () => makeRoom(self), failures.recall)
+    Waiting.seat(waiting)
   }
 })
 
@@ -655,9 +733,16 @@ const stats = <Session, E>({ engine, observed, options, waiting }: Pool<Session,
       constant(options.idleTimeToLive) ??
         slots.reduce((longest, { terms }) => Math.max(longest, terms.idleTimeToLive), 0)
     ),
-    waiting: Waiting.size(waiting),
+    waiting: waiting.size,
     eventsLost: observed.events.lost(),
-    keys: slots.map(keyOf)
+    keys: slots.map(keyOf),
+    upstreams: Array.from(waiting.upstreams?.byName.values() ?? [], (upstream) => ({
+      upstream: upstream.name,
+      capacity: upstream.limit,
+      sessions: upstream.places,
+      idle: upstream.idle.size,
+      waiting: upstream.waiting
+    }))
   }
 }
 
@@ -684,15 +769,20 @@ const acquire = <Session, E>(
   caller: Caller<Session, E>,
   identity: Identity
 ): Leasing<Session, E> => {
-  const { checks, connecting, engine, failures, waiting } = self
+  const { connecting, engine, failures, waiting } = self
   if (Leased.isShutDown(engine)) return Effect.fail(new PoolClosed({}))
+  const taken = Waiting.taken(waiting, identity.key)
+  if (taken !== undefined) {
+    taken.info = waiting.newest(taken.info, identity)
+    const wanted = want(self, identity)
+    countHit(self, caller)
+    return wait(self, caller, wanted)
+  }
   const slot = Leased.lease(engine, identity.key)
   if (slot !== undefined) {
     Waiting.hold(waiting, caller, slot)
     slot.info = waiting.newest(slot.info, identity)
-    if (checks.isDue(slot)) return checked(self, caller, slot, identity)
-    countHit(self, caller)
-    return slot.session ?? joined(self, slot)
+    return leased(self, caller, slot, identity)
   }
   const failure = failures.recall(identity)
   if (failure !== undefined) {
@@ -700,55 +790,100 @@ const acquire = <Session, E>(
     return failure
   }
   countMiss(self, caller)
-  const terms = self.terms(identity)
+  const wanted = want(self, identity)
+  const { upstream } = wanted
   const admitted = Leased.atomically(engine, () => {
-    if (!Waiting.isEmpty(waiting) || !makeRoom(self)) return undefined
-    const opening = Leased.admit(engine, identity.key, identity, 1, terms)
+    if (!Waiting.isNext(waiting, upstream) || makeRoom(self, upstream) !== undefined) return undefined
+    const opening = Leased.admit(engine, identity.key, identity, 1, wanted)
     Waiting.hold(waiting, caller, opening)
     connecting.join(opening)
     return opening
   })
-  return admitted === undefined ? wait(self, caller, identity, terms) : Leased.join(admitted)
+  if (upstream !== undefined) Upstreams.keep(waiting.upstreams!, upstream)
+  return admitted === undefined ? wait(self, caller, wanted) : Leased.join(admitted)
 }
+
+// Asks the functions among the options, before anything is changed.
+const want = <Session, E>(
+  self: Pool<Session, E>,
+  identity: Identity
+): Waiting.Wanted<Identity, Session, E | SessionPoolError> => ({
+  owner: identity,
+  terms: self.terms(identity),
+  upstream: upstreamOf(self, identity)
+})
 
 const joined = <Session, E>({ connecting }: Pool<Session, E>, slot: Slot<Session, E>): Leasing<Session, E> => {
   connecting.join(slot)
   return Leased.join(slot)
 }
 
-// The least recently used idle session gives up its place, unless as many are closing as there may be.
-const makeRoom = <Session, E>({ engine }: Pool<Session, E>): boolean => {
-  if (Leased.hasRoom(engine)) return true
+// The least recently used idle session gives up its place, unless as many are closing as there may be: any for the
+// pool, one of its own for an upstream.
+const makeRoom = <Session, E>(
+  { engine }: Pool<Session, E>,
+  upstream: Upstream<Session, E> | undefined
+): Waiting.Full | undefined => {
+  if (Leased.hasRoom(engine) && !Upstreams.isFull(upstream)) return undefined
   Leased.expire(engine)
-  if (Leased.hasRoom(engine)) return true
-  const oldest = Leased.oldestIdle(engine)
-  return oldest !== undefined && Leased.canClose(engine) && Leased.retire(engine, oldest, "evicted")
+  if (Upstreams.isFull(upstream)) return giveWay(engine, upstream!.idle.head?.session) ? undefined : "upstream"
+  return Leased.hasRoom(engine) || giveWay(engine, Leased.oldestIdle(engine)) ? undefined : "pool"
 }
+
+const giveWay = <Session, E>(
+  engine: Pool<Session, E>["engine"],
+  slot: Slot<Session, E> | undefined
+): boolean => slot !== undefined && Leased.canClose(engine) && Leased.retire(engine, slot, "evicted")
 
 const wait = <Session, E>(
   self: Pool<Session, E>,
   caller: Caller<Session, E>,
-  identity: Identity,
-  terms: Terms.Terms
+  wanted: Waiting.Wanted<Identity, Session, E | SessionPoolError>
 ): Leasing<Session, E> => {
   const { acquireTimeout } = self.options
-  if (acquireTimeout === 0) return exhausted(self, caller, identity)
-  self.connecting.ask(identity)
+  const { owner, upstream } = wanted
+  if (acquireTimeout === 0) return exhausted(self, caller, owner, upstream, Waiting.fullNow(self.waiting, wanted))
+  self.connecting.ask(owner)
   return Effect.flatMap(
-    Waiting.wait(self.waiting, caller, identity, terms, acquireTimeout),
-    (isSeated) => isSeated ? joined(self, caller.slot!) : exhausted(self, caller, identity)
+    Waiting.wait(self.waiting, caller, wanted, acquireTimeout),
+    (full) =>
+      full === undefined ? leased(self, caller, caller.slot!, owner) : exhausted(self, caller, owner, upstream, full)
   )
 }
 
 const exhausted = <Session, E>(
   { observed, options, waiting }: Pool<Session, E>,
   { fiber }: Caller<Session, E>,
-  { key }: Identity
+  { key }: Identity,
+  upstream: Upstream<Session, E> | undefined,
+  full: Waiting.Full | "turn"
 ): Effect.Effect<never, PoolExhausted> => {
-  const { acquireTimeout, capacity } = options
-  const waited = Duration.millis(acquireTimeout)
+  const waited = Duration.millis(options.acquireTimeout)
+  if (upstream !== undefined) Upstreams.forgetUnused(waiting.upstreams!, upstream)
   observed.events.emit(SessionPoolEvent.Exhausted({ key, waited }))
-  return Effect.fail(new PoolExhausted({ capacity, waited, held: Waiting.heldBy(waiting, fiber) }))
+  return Effect.fail(
+    new PoolExhausted({
+      limit: full === "turn" ? "leases" : full === "upstream" ? "capacityPerUpstream" : "capacity",
+      capacity: full === "turn" ? 1 : full === "upstream" ? upstream!.limit : options.capacity,
+      waited,
+      held: Holders.heldBy(waiting.holders, fiber)
+    })
+  )
+}
+
+// A session that somebody else had must be checked all the same, if that is what it was had for.
+const leased = <Session, E>(
+  self: Pool<Session, E>,
+  caller: Caller<Session, E>,
+  slot: Slot<Session, E>,
+  identity: Identity
+): Leasing<Session, E> => {
+  if (self.checks.isDue(slot)) {
+    Waiting.arrive(self.waiting, caller)
+    return checked(self, caller, slot, identity)
+  }
+  countHit(self, caller)
+  return slot.session ?? joined(self, slot)
 }
 
 const checked = <Session, E>(
@@ -836,7 +971,8 @@ const inWithSession = <Session, E>(session: Leasing<Session, E>): Leasing<Sessio
     const method = "withSession"
     if (error instanceof PoolClosed) return new PoolClosed({ method })
     if (error instanceof PoolExhausted) {
-      return new PoolExhausted({ method, capacity: error.capacity, waited: error.waited, held: error.held })
+      const { capacity, held, limit, waited } = error
+      return new PoolExhausted({ method, limit, capacity, waited, held })
     }
     return error instanceof ConnectTimeout ? new ConnectTimeout({ method, key: error.key, after: error.after }) : error
   })

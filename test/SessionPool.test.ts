@@ -608,7 +608,8 @@ describe("SessionPool", () => {
           failures: 0,
           closeFailures: 0,
           eventsLost: 0,
-          keys: []
+          keys: [],
+          upstreams: []
         })
       }))
 
@@ -724,14 +725,41 @@ describe("SessionPool", () => {
         yield* pool.get(a)
         yield* pool.get(a)
         yield* fork(pool.get(d))
-        const expected = [
-          { key: "shared", shared: true, state: "idle", leases: 0, uses: 1, openedAt: 2_000, lastUsedAt: 2_000 },
-          { key: "c", shared: false, state: "idle", leases: 0, uses: 1, openedAt: 3_000, lastUsedAt: 3_000 },
-          { key: "a", shared: false, state: "leased", leases: 2, uses: 3, openedAt: 1_000, lastUsedAt: 1_000 }
-        ]
+        const idleTimeToLive = Duration.minutes(5)
         assert.deepStrictEqual(
           (yield* pool.entries) as ReadonlyArray<unknown>,
-          expected.map((entry) => ({ ...entry, idleTimeToLive: Duration.minutes(5) }))
+          [
+            {
+              key: "shared",
+              shared: true,
+              state: "idle",
+              leases: 0,
+              uses: 1,
+              openedAt: 2_000,
+              lastUsedAt: 2_000,
+              idleTimeToLive
+            },
+            {
+              key: "c",
+              shared: false,
+              state: "idle",
+              leases: 0,
+              uses: 1,
+              openedAt: 3_000,
+              lastUsedAt: 3_000,
+              idleTimeToLive
+            },
+            {
+              key: "a",
+              shared: false,
+              state: "leased",
+              leases: 2,
+              uses: 3,
+              openedAt: 1_000,
+              lastUsedAt: 1_000,
+              idleTimeToLive
+            }
+          ]
         )
       }))
 

@@ -46,6 +46,7 @@ import * as Idle from "./idle.ts"
 import * as Linked from "./linked.ts"
 import type { Terms } from "./terms.ts"
 import * as Time from "./time.ts"
+import * as Upstreams from "./upstreams.ts"
 
 /**
  * Why a session takes no new lease.
@@ -66,6 +67,8 @@ export interface Hooks<I, A, E> {
   readonly onClosed: (slot: Slot<I, A, E>, lived: Duration.Duration) => void
   /** The close failed, or was given up because it took longer than `closeTimeout`. It has been logged. */
   readonly onCloseFailed: (slot: Slot<I, A, E>, reason: "failed" | "timeout") => void
+  /** The session is idle, and there to retire. */
+  readonly onIdle?: ((slot: Slot<I, A, E>) => void) | undefined
   /** A place may be free, or an idle session may be there to retire. */
   readonly onRoom?: (() => void) | undefined
 }
@@ -99,6 +102,8 @@ export interface Slot<I, A, E> extends Linked.Node<Slot<I, A, E>> {
   /** Whose it is, as its owner last saw them. */
   info: I
   readonly terms: Terms
+  /** Of an upstream that has a limit. */
+  member: Upstreams.Member<Slot<I, A, E>> | undefined
   phase: "opening" | "freeing" | "open" | "closing" | "gone"
   retired: Reason | undefined
   leases: number
@@ -108,6 +113,8 @@ export interface Slot<I, A, E> extends Linked.Node<Slot<I, A, E>> {
   visits: number
   /** Orders slots by their newest lease. */
   turn: number
+  /** The turn since when it has never been without a lease, while it has one. */
+  heldSince: number
   /** A moment of the engine's `time`. */
   openedAt: number
   /** When its last lease ended: a moment, too. */
@@ -306,6 +313,21 @@ export const oldestIdle = <I, A, E>(self: Leased<I, A, E>): Slot<I, A, E> | unde
 /** Of those that were never used, where there is an `unusedTimeToLive`. */
 export const oldestUnused = <I, A, E>(self: Leased<I, A, E>): Slot<I, A, E> | undefined => self.unused.head
 
+/** Of the leased sessions that take new leases and are fit for it: the one that has been held for longest. */
+export const longestHeld = <I, A, E>(
+  self: Leased<I, A, E>,
+  isFit: (slot: Slot<I, A, E>) => boolean
+): Slot<I, A, E> | undefined => {
+  let longest: Slot<I, A, E> | undefined
+  for (const slot of self.current.values()) {
+    if (slot.phase !== "open" || slot.leases === 0 || (longest !== undefined && longest.heldSince < slot.heldSince)) {
+      continue
+    }
+    if (isFit(slot)) longest = slot
+  }
+  return longest
+}
+
 /** Where an idle session is listed: whether it was used does not change while it is idle. */
 const idleListOf = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): Idle.Idle<Slot<I, A, E>> =>
   isUnused(slot) ? self.unused : self.idle
@@ -339,9 +361,9 @@ export const lease = <I, A, E>(self: Leased<I, A, E>, key: string): Slot<I, A, E
 
 const take = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
   if (isIdle(slot) && !self.overdue.delete(slot)) Idle.remove(idleListOf(self, slot), slot)
-  slot.leases++
-  slot.uses++
   slot.turn = ++self.turns
+  if (slot.leases++ === 0) slot.heldSince = slot.turn
+  slot.uses++
 }
 
 // Of those that take new leases.
@@ -379,6 +401,22 @@ export const leave = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void
 }
 
 /**
+ * A lease goes from one caller to the next, and has not ended.
+ */
+export const passOn = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
+  slot.turn = ++self.turns
+  slot.uses++
+  slot.usedAt = self.time.now()
+}
+
+/** Under which conditions a session is admitted, where they are not the same for all. */
+export interface Admission<I, A, E> {
+  readonly terms?: Terms | undefined
+  /** That has a limit of its own. */
+  readonly upstream?: Upstreams.Upstream<Slot<I, A, E>> | undefined
+}
+
+/**
  * Opens a session for `key` with `leases` leases taken. Only when there `hasRoom`, `key` has no current session and the
  * engine is not shut down.
  */
@@ -387,25 +425,32 @@ export const admit = <I, A, E>(
   key: string,
   info: I,
   leases: number,
-  terms = self.terms
+  { terms = self.terms, upstream }: Admission<I, A, E> = {}
 ): Slot<I, A, E> => {
+  const turn = ++self.turns
   const slot: Slot<I, A, E> = {
     id: self.nextId++,
     key,
     info,
     terms,
+    member: undefined,
     phase: "opening",
     retired: undefined,
     leases,
     uses: leases,
     visits: 0,
-    turn: ++self.turns,
+    turn,
+    heldSince: turn,
     openedAt: 0,
     usedAt: 0,
     session: undefined,
     opening: { outcome: Deferred.makeUnsafe(), settled: Deferred.makeUnsafe(), fiber: undefined, scope: undefined },
     previous: undefined,
     next: undefined
+  }
+  if (upstream !== undefined) {
+    slot.member = Upstreams.member(upstream, slot)
+    upstream.places++
   }
   self.slots.set(slot.id, slot)
   self.current.set(key, slot)
@@ -450,6 +495,7 @@ export const release = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): Ef
 const becomeFree = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
   if (slot.retired === undefined) {
     Idle.append(idleListOf(self, slot), slot)
+    self.options.onIdle?.(slot)
   } else {
     close(self, slot)
   }
@@ -503,7 +549,7 @@ const drive = Effect.fnUntraced(function*<I, A, E>(self: Leased<I, A, E>, slot: 
   const { opening } = slot
   if (!(yield* dispose(self, slot, free(self, slot, get)))) yield* freeUnder(opening!)
   if (!Cause.hasInterrupts(cause)) self.options.onOpenFailed(slot, cause)
-  self.options.onLeft?.(slot)
+  leavePlace(self, slot)
   gone(self, slot)
   Deferred.doneUnsafe(settled, Exit.failCause(cause))
 })
@@ -644,13 +690,18 @@ const close = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
   self.drained.delete(slot)
   slot.phase = "closing"
   self.closing++
-  self.options.onLeft?.(slot)
+  leavePlace(self, slot)
   self.starter.start(Effect.map(dispose(self, slot, ScopedCache.invalidate(self.cache, slot.id)), (closed) => {
     self.closing--
     // Whole milliseconds: the clock's nanoseconds would be in every text that shows it
     if (closed) self.options.onClosed(slot, Duration.millis(Math.floor(self.time.now() - slot.openedAt)))
     gone(self, slot)
   }))
+}
+
+const leavePlace = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
+  if (slot.member !== undefined) slot.member.upstream.places--
+  self.options.onLeft?.(slot)
 }
 
 // Runs a close in a fiber of its own and waits for it no longer than `closeTimeout`. Given up, it runs on by itself.
