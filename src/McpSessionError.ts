@@ -56,9 +56,9 @@ export class SessionExpired extends Schema.TaggedClass<SessionExpired>()("Sessio
  * @category errors
  */
 export const Challenge = Schema.Struct({
-  /** In the server's own letters. */
+  /** Such as `"Bearer"`. */
   scheme: Schema.String,
-  /** By their names in lower case, without quotes. */
+  /** By their names, in lower case: 16 at most, of 1,000 characters at most. */
   parameters: Schema.Record(Schema.String, Schema.String)
 })
 
@@ -68,9 +68,6 @@ export const Challenge = Schema.Struct({
  * @category errors
  */
 export type Challenge = typeof Challenge.Type
-
-const retryAfter = Schema.optionalKey(Schema.Duration)
-const challenges = Schema.optionalKey(Schema.Array(Challenge))
 
 /**
  * The server answered 401. The session lives on.
@@ -83,9 +80,9 @@ export class Unauthorized extends Schema.TaggedClass<Unauthorized>()("Unauthoriz
   /** The scheme of the credentials that were refused, if they were the caller's own, forwarded. */
   forwarded: Schema.optionalKey(CredentialScheme),
   /** How long the server wants to be left alone (`Retry-After`), in its own words: it may be zero, or years. */
-  retryAfter,
+  retryAfter: Schema.optionalKey(Schema.Duration),
   /** What it asks for (`WWW-Authenticate`): eight challenges at most, without the session's secrets. */
-  challenges
+  challenges: Schema.optionalKey(Schema.Array(Challenge))
 }) {}
 
 /**
@@ -99,9 +96,9 @@ export class Forbidden extends Schema.TaggedClass<Forbidden>()("Forbidden", {
   /** The scheme of the credentials that were refused, if they were the caller's own, forwarded. */
   forwarded: Schema.optionalKey(CredentialScheme),
   /** How long the server wants to be left alone (`Retry-After`), in its own words: it may be zero, or years. */
-  retryAfter,
+  retryAfter: Schema.optionalKey(Schema.Duration),
   /** What it asks for (`WWW-Authenticate`): eight challenges at most, without the session's secrets. */
-  challenges
+  challenges: Schema.optionalKey(Schema.Array(Challenge))
 }) {}
 
 /**
@@ -145,9 +142,9 @@ export class HttpFailure extends Schema.TaggedClass<HttpFailure>()("HttpFailure"
   /** Whether the request may have reached the server. */
   requestSent: Schema.Boolean,
   /** How long the server wants to be left alone (`Retry-After`), in its own words: it may be zero, or years. */
-  retryAfter,
+  retryAfter: Schema.optionalKey(Schema.Duration),
   /** What it asks for (`WWW-Authenticate`): eight challenges at most, without the session's secrets. */
-  challenges
+  challenges: Schema.optionalKey(Schema.Array(Challenge))
 }) {}
 
 /**

@@ -24,6 +24,7 @@ import { CircuitBreaker, RateLimiter } from "effect/persistence"
 import { TestClock } from "effect/testing"
 import { createServer } from "node:http"
 import { assert, it } from "@effect/vitest"
+import { Client } from "@modelcontextprotocol/sdk/client/index.js"
 import { Server } from "@modelcontextprotocol/sdk/server/index.js"
 import type { Transport } from "@modelcontextprotocol/sdk/shared/transport.js"
 import { ${Object.keys(Sessions).join(", ")}, type SessionHandle, type SessionInfo } from "effect-mcp-sessions"
@@ -42,6 +43,8 @@ declare const connect: ReturnType<typeof McpConnector.stdio>
 declare const open: (info: SessionInfo) => Effect.Effect<Connection, never, Scope.Scope>
 declare const server: Server
 declare const transport: Transport
+declare const client: Client
+declare const handle: SessionHandle
 declare const makeServer: (info: SessionInfo) => Effect.Effect<Server, never, Scope.Scope>
 declare const forward: <E, R>(
   lease: (f: (session: McpSession) => Effect.Effect<object, McpSessionError>) => Effect.Effect<object, E, R>
@@ -78,7 +81,7 @@ const meanings: Readonly<Record<string, string>> = {
     const { NodeServices } = await import("@effect/platform-node")
     const { McpServersV2 } = await import("effect-mcp-sessions/McpServersV2")
     type Client = import("@modelcontextprotocol/client").Client`,
-  "src/McpSession.ts": `
+  "src/Session.ts": `
     const { EmptyResultSchema: ResultSchema } = await import("@modelcontextprotocol/sdk/types.js")`,
   "src/SessionPool.ts": `
     const openConnection = (_: string): Effect.Effect<Connection> => Effect.never`,
