@@ -33,6 +33,7 @@ import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
 
 interface Connection { readonly query: (sql: string) => Effect.Effect<ReadonlyArray<object>> }
 interface User { readonly id: string; readonly scopes: ReadonlyArray<string> }
+declare const dial: (key: string) => Effect.Effect<Connection & { readonly close: Effect.Effect<void> }, SqlError>
 declare class SqlError { readonly _tag: "SqlError" }
 declare const identity: Identity
 declare const request: { readonly headers: Record<string, string> }
