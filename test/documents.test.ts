@@ -20,6 +20,7 @@ import { Clock, Config, Console, Context, Data, Duration, Effect, Layer, Managed
   Schedule, Schema, Scope, Stream } from "effect"
 import { McpProtocol, McpServer } from "effect/ai"
 import { HttpRouter, HttpServerRequest } from "effect/http"
+import { PrometheusMetrics } from "effect/observability"
 import { CircuitBreaker, RateLimiter } from "effect/persistence"
 import { TestClock } from "effect/testing"
 import { createServer } from "node:http"
@@ -32,6 +33,7 @@ import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
 
 interface Connection { readonly query: (sql: string) => Effect.Effect<ReadonlyArray<object>> }
 interface User { readonly id: string; readonly scopes: ReadonlyArray<string> }
+declare const dial: (key: string) => Effect.Effect<Connection & { readonly close: Effect.Effect<void> }, SqlError>
 declare class SqlError { readonly _tag: "SqlError" }
 declare const identity: Identity
 declare const request: { readonly headers: Record<string, string> }
@@ -73,7 +75,8 @@ const meanings: Readonly<Record<string, string>> = {
     type Client = import("@modelcontextprotocol/client").Client`,
   "src/McpHttp.ts": `
     const { McpServer: SdkServer } = await import("@modelcontextprotocol/sdk/server/mcp.js")
-    const server = new SdkServer({ name: "example", version: "1.0.0" })`,
+    const server = new SdkServer({ name: "example", version: "1.0.0" })
+    const forecast = Effect.succeed({ content: [{ type: "text" as const, text: "sunny" }] })`,
   "src/McpServers.ts": `
     const { NodeServices } = await import("@effect/platform-node")`,
   "src/McpServersV2.ts": `

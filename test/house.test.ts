@@ -19,7 +19,15 @@ const rows: ReadonlyArray<ReadonlyArray<string>> = [
   ["McpHttpOptions"],
   ["McpConnector", "McpConnectorV2", "McpSession", "SessionPool", "SessionRegistry"],
   ["Connector", "IdentityResolver", "Session"],
-  ["Identity", "InvalidOptions", "McpServersError", "McpSessionError", "SessionPoolError", "SessionRegistryError"]
+  [
+    "Identity",
+    "InvalidOptions",
+    "McpServersError",
+    "McpSessionError",
+    "Metrics",
+    "SessionPoolError",
+    "SessionRegistryError"
+  ]
 ]
 
 /** The rooms of `src/internal`, and the modules that may enter. `internal/*.ts` itself is everybody's. */
