@@ -171,8 +171,8 @@ export interface Wanted<I, A, E> {
 }
 
 /**
- * Waits for so many milliseconds, in all tries together. None if the caller has a lease then. If it has given up its place: what it has waited
- * for last.
+ * Waits for so many milliseconds, in all tries together. None if the caller has a lease then. If it has given up its
+ * place: what it has waited for last.
  */
 export const wait = <I extends { readonly key: string }, A, E>(
   self: Waiting<I, A, E>,
