@@ -15,8 +15,8 @@ import type * as Effect from "effect/Effect"
 import type * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import type { Credentials, Identity } from "./Identity.ts"
-import type { McpSession, SdkClient } from "./McpSession.ts"
 import type { McpSessionError } from "./McpSessionError.ts"
+import type { McpSession, SdkClient } from "./Session.ts"
 
 /**
  * The part of `fetch` that connectors use.

@@ -33,13 +33,16 @@ import * as Events from "./internal/lease/events.ts"
 import * as Failures from "./internal/lease/failures.ts"
 import * as Holders from "./internal/lease/holders.ts"
 import * as Leased from "./internal/lease/leased.ts"
+import * as Metrics from "./internal/lease/metrics.ts"
 import * as Terms from "./internal/lease/terms.ts"
 import * as Upstreams from "./internal/lease/upstreams.ts"
 import * as Waiting from "./internal/lease/waiting.ts"
 import * as Options from "./internal/options.ts"
 import * as Sent from "./internal/sent.ts"
 import { type Configurable, InvalidOptions } from "./InvalidOptions.ts"
-import type { McpSession, McpSessionError } from "./McpSession.ts"
+import type { McpSessionError } from "./McpSessionError.ts"
+import { all } from "./Metrics.ts"
+import type { McpSession } from "./Session.ts"
 import { ConnectTimeout, PoolClosed, PoolExhausted, type SessionPoolError } from "./SessionPoolError.ts"
 
 export type { SessionHandle } from "./Connector.ts"
@@ -486,6 +489,7 @@ export const Tag =
 interface Pool<Session, E> {
   readonly name: string
   readonly connecting: Connecting.Connecting
+  readonly metrics: Metrics.Metrics<Identity, Session, E | SessionPoolError>
   readonly options: Effect.Success<ReturnType<typeof read>>
   readonly engine: Leased.Leased<Identity, Session, E | SessionPoolError>
   readonly waiting: Waiting.Waiting<Identity, Session, E | SessionPoolError>
@@ -516,11 +520,19 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(
   const options = yield* read(input, method)
   const context = yield* Effect.context<RC>()
   const observed = yield* makeObserved
-  const engine = yield* Leased.make<Identity, Session, E | SessionPoolError, R>({
+  const metrics = yield* Metrics.make<Identity, Session, E | SessionPoolError>({
+    labels: { pool: name },
+    instruments,
+    capacity: options.capacity,
+    engine: () => engine,
+    counts: [[all.poolHits, () => observed.counts.hits], [all.poolMisses, () => observed.counts.misses]],
+    upstreamOf: ({ upstream }) => upstream
+  })
+  const engine: Pool<Session, E>["engine"] = yield* Leased.make<Identity, Session, E | SessionPoolError, R>({
     ...options,
     idleTimeToLive: constant(options.idleTimeToLive),
     maxLifetime: constant(options.maxLifetime),
-    ...hooks(() => self),
+    ...metrics.watch(hooks(() => self)),
     open: (slot) => self.connecting.run(slot, labels(self, slot), open(self, slot, input.connect))
   })
   const { check } = input
@@ -529,6 +541,7 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(
   const self: Pool<Session, E> = {
     name,
     connecting: Connecting.make("SessionPool.connect"),
+    metrics,
     options,
     engine,
     waiting: Waiting.make(engine, {
@@ -633,6 +646,24 @@ interface Observed {
     number
   >
   readonly events: Events.Events<SessionPoolEvent>
+}
+
+const instruments: Metrics.Instruments = {
+  sessions: all.poolSessions,
+  capacity: all.poolCapacity,
+  retirements: all.poolRetirements,
+  openFailures: all.poolOpenFailures,
+  closeFailures: all.poolCloseFailures,
+  opens: all.poolOpenDuration,
+  uses: all.poolLeaseDuration,
+  closes: all.poolCloseDuration,
+  lives: all.clientSessionDuration,
+  line: {
+    leases: all.poolLeases,
+    waits: all.poolWaits,
+    waiting: all.poolWaiting,
+    waitings: all.poolWaitDuration
+  }
 }
 
 const makeObserved = Effect.map(Events.make<SessionPoolEvent>(), (events): Observed => ({
@@ -847,7 +878,7 @@ const wait = <Session, E>(
   }
   self.connecting.ask(owner)
   return Effect.flatMap(
-    Waiting.wait(self.waiting, caller, wanted, acquireTimeout),
+    self.metrics.wait(owner, Waiting.wait(self.waiting, caller, wanted, acquireTimeout)),
     (full) =>
       full === undefined ? leased(self, caller, caller.slot!, owner) : exhausted(self, caller, owner, upstream, full)
   )

@@ -31,8 +31,8 @@ import type {
   StdioOptions
 } from "../../Connector.ts"
 import { type CredentialScheme, Identity } from "../../Identity.ts"
-import type { McpSession } from "../../McpSession.ts"
 import { McpSessionError, type McpSessionErrorReason, PreparationFailed } from "../../McpSessionError.ts"
+import type { McpSession } from "../../Session.ts"
 import * as Scrub from "../scrub.ts"
 import * as Secrets from "../secrets.ts"
 import { version } from "../version.ts"
@@ -40,7 +40,7 @@ import * as Fetch from "./fetch.ts"
 import { KnownSecrets } from "./knownSecrets.ts"
 import * as ConnectorOptions from "./options.ts"
 import * as Refusals from "./refusals.ts"
-import type { ClientLike, MessageLike, TransportLike } from "./sdk.ts"
+import { type ClientLike, mayBeDeaf, type MessageLike, type TransportLike } from "./sdk.ts"
 import type { OpenOptions, OpenTransport } from "./session.ts"
 import * as Stdio from "./stdio.ts"
 
@@ -342,7 +342,14 @@ const fromTransport = <R, T>(
     Effect.gen(function*() {
       const made = yield* prepared("transport", name, Effect.suspend(() => transportFor(identity)))
       const transport = made as TransportLike & { terminateSession?(): Promise<void> }
-      return { transport, terminate: async () => transport.terminateSession?.() }
+      return {
+        transport,
+        attach: (wire) => {
+          wire.isDeaf = mayBeDeaf(transport)
+          return {}
+        },
+        terminate: async () => transport.terminateSession?.()
+      }
     }))
 
 // -----------------------------------------------------------------------------

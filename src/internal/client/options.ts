@@ -134,6 +134,13 @@ const common = {
 
 export const inProcess = common
 
+/** Of a client that is connected already. */
+export const fromClient = {
+  name: Declare.optional(text, { shown: "client" }),
+  requestTimeout: common.requestTimeout,
+  listTimeToLive: common.listTimeToLive
+}
+
 export const defaultMaxMessageBytes = 10 * 1024 * 1024
 
 export const stdio = {
