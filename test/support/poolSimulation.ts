@@ -569,8 +569,8 @@ class Simulation extends Simulator.Simulation<Action> {
   }
 
   /**
-   * No session gives way but for one that is opened or a caller who has waited long. Who is first in line and has waited
-   * long has a session that drains for it, if there is one that could.
+   * No session gives way but for one that is opened or a caller who has waited long. Who is first in line and has
+   * waited long has a session that drains for it, if there is one that could.
    */
   examineFairness(stats: SessionPool.SessionPoolStats, live: ReadonlyArray<Session>): void {
     if (this.wasNested || this.checks || this.limits !== undefined || this.options.leases === "exclusive") return
