@@ -968,7 +968,9 @@ const wait = <Session, E>(
 ): Leasing<Session, E> => {
   const { acquireTimeout } = self.options
   const { owner, upstream } = wanted
-  if (acquireTimeout === 0) return exhausted(self, caller, owner, upstream, Waiting.fullNow(self.waiting, wanted))
+  if (caller.waited >= acquireTimeout) {
+    return exhausted(self, caller, owner, upstream, Waiting.fullNow(self.waiting, wanted))
+  }
   self.connecting.ask(owner)
   return Effect.flatMap(
     self.metrics.wait(owner, Waiting.wait(self.waiting, caller, wanted, acquireTimeout)),
