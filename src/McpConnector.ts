@@ -24,7 +24,7 @@ import * as Connecting from "./internal/client/connector.ts"
 import * as ConnectorOptions from "./internal/client/options.ts"
 import * as OpenSession from "./internal/client/session.ts"
 import * as Declare from "./internal/options.ts"
-import type { SdkClient } from "./McpSession.ts"
+import type { SdkClient } from "./Session.ts"
 
 export type { Connector, HttpOptions, Options, PerIdentity, StdioOptions } from "./Connector.ts"
 

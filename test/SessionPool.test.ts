@@ -600,6 +600,7 @@ describe("SessionPool", () => {
           draining: 0,
           closing: 0,
           waiting: 0,
+          standby: 0,
           hits: 0,
           misses: 0,
           evictions: 0,

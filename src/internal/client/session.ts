@@ -11,7 +11,6 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { SessionHandle } from "../../Connector.ts"
 import type { CredentialScheme, Identity } from "../../Identity.ts"
-import type { ListOptions, McpSession, ProgressOptions } from "../../McpSession.ts"
 import {
   McpSessionError,
   type McpSessionErrorReason,
@@ -19,6 +18,7 @@ import {
   SessionClosed,
   TooManyPages
 } from "../../McpSessionError.ts"
+import type { ListOptions, McpSession, ProgressOptions } from "../../Session.ts"
 import type { Scrub } from "../scrub.ts"
 import { TypeId } from "../sent.ts"
 import type { Attributes } from "../spans.ts"
@@ -150,9 +150,28 @@ const connect = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(options
 })
 
 /**
+ * A session of a client that is connected already, over this wire.
+ */
+export const adopt = <C extends Sdk.ClientLike>(
+  options: MakeOptions,
+  opened: OpenTransport,
+  client: C,
+  wire: Wire.Wire
+): Effect.Effect<McpSession<C>, never, Scope.Scope> => {
+  const { scrub, server } = options
+  const traced = Spans.make({ server, network: undefined, protocolVersion: () => wire.protocolVersion, scrub })
+  return Effect.map(make(options, opened, client, wire, {}, traced), (session) => session())
+}
+
+type MakeOptions = Pick<
+  OpenOptions<never>,
+  "handle" | "identity" | "listTimeToLive" | "requestTimeout" | "scrub" | "server"
+>
+
+/**
  * Everything of a session but its connection. The result is called once connected.
  */
-const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(
+const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike>(
   {
     handle,
     identity,
@@ -160,7 +179,7 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(
     requestTimeout = "60 seconds",
     scrub,
     server
-  }: OpenOptions<C, R>,
+  }: MakeOptions,
   opened: OpenTransport,
   client: C,
   wire: Wire.Wire,

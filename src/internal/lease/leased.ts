@@ -120,6 +120,10 @@ export interface Slot<I, A, E> extends Linked.Node<Slot<I, A, E>> {
   openedAt: number
   /** When its last lease ended: a moment, too. */
   usedAt: number
+  /** Since when it is in use, if it is. */
+  since: number
+  /** Is told for how many seconds it was in use. */
+  used: { readonly record: (seconds: number) => void } | undefined
   /** The session, once it is open. */
   session: Exit.Success<A, E> | undefined
   opening: Opening<A, E> | undefined
@@ -390,7 +394,9 @@ const isIdle = <I, A, E>(slot: Slot<I, A, E>): boolean => slot.leases === 0 && s
  * Whether the idle time of a session is over that takes new leases. Then it is retired, unless it is visited.
  */
 export const hasExpired = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): boolean => {
-  if (!isIdle(slot) || !Idle.hasExpired(idleListOf(self, slot), slot, self.time.now())) return false
+  if (!isIdle(slot)) return false
+  slot.since = self.time.now()
+  if (!Idle.hasExpired(idleListOf(self, slot), slot, slot.since)) return false
   if (slot.visits === 0) retire(self, slot, "expired")
   return true
 }
@@ -460,6 +466,8 @@ export const admit = <I, A, E>(
     heldSince: turn,
     openedAt: 0,
     usedAt: 0,
+    since: 0,
+    used: undefined,
     session: undefined,
     opening: { outcome: Deferred.makeUnsafe(), settled: Deferred.makeUnsafe(), fiber: undefined, scope: undefined },
     previous: undefined,
@@ -503,6 +511,7 @@ export const release = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): Ef
       return Effect.ignoreCause(Deferred.await(slot.opening!.settled))
     case "open":
       slot.usedAt = self.time.now()
+      slot.used?.record((slot.usedAt - slot.since) / 1_000)
       becomeFree(self, slot)
   }
   return undefined
@@ -574,7 +583,8 @@ const settle = Effect.fnUntraced(function*<I, A, E>(
 ) {
   const { outcome, settled } = slot.opening!
   if (!Deferred.isDoneUnsafe(outcome)) {
-    yield* Effect.timeoutOption(Effect.exit(Deferred.await(outcome)), self.options.openTimeout)
+    const openTimeout = slot.terms.openTimeout ?? self.options.openTimeout
+    yield* Effect.timeoutOption(Effect.exit(Deferred.await(outcome)), openTimeout)
     giveUp(self, slot, Exit.fail(self.options.openTimedOut(slot)))
   }
   const exit: Exit.Exit<A, E> = yield* Effect.exit(Deferred.await(outcome))
@@ -645,7 +655,7 @@ const opened = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>, exit: Exit.
   slot.phase = "open"
   slot.session = exit
   slot.opening = undefined
-  slot.openedAt = slot.usedAt = self.time.now()
+  slot.openedAt = slot.usedAt = slot.since = self.time.now()
   self.options.onOpened(slot)
   if (slot.leases === 0) becomeFree(self, slot)
 }

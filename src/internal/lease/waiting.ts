@@ -32,6 +32,8 @@ export interface Caller<I, A, E> extends Linked.Node<Caller<I, A, E>> {
   isCounted: boolean
   /** When it came, among those who had to wait for something: 0 for never. */
   order: number
+  /** For how long it has waited in the tries before, in milliseconds. */
+  waited: number
 }
 
 export interface Waiter<I, A, E> extends Lines.Waiter<Leased.Slot<I, A, E>> {
@@ -102,6 +104,7 @@ export const caller = <I, A, E>(fiber: number): Caller<I, A, E> => ({
   waiter: undefined,
   isCounted: false,
   order: 0,
+  waited: 0,
   previous: undefined,
   next: undefined
 })
@@ -168,8 +171,8 @@ export interface Wanted<I, A, E> {
 }
 
 /**
- * Waits for so many milliseconds. None if the caller has a lease then. If it has given up its place: what it has waited
- * for last.
+ * Waits for so many milliseconds, in all tries together. None if the caller has a lease then. If it has given up its
+ * place: what it has waited for last.
  */
 export const wait = <I extends { readonly key: string }, A, E>(
   self: Waiting<I, A, E>,
@@ -193,14 +196,19 @@ export const wait = <I extends { readonly key: string }, A, E>(
   if (waiter.turn === undefined) queue(self, waiter)
   else Heap.add(self.turns!.get(waiter.turn.id)!, waiter)
   const seated = Deferred.await(waiter.seated)
-  return Effect.timeoutOption(seated, millis / 2).pipe(
+  const since = self.engine.time.now()
+  const half = (millis - comer.waited) / 2
+  return Effect.timeoutOption(seated, half).pipe(
     Effect.flatMap((first) => {
       if (Option.isSome(first)) return Effect.void
       hasWaitedLong(self, waiter)
-      return Effect.timeoutOption(seated, millis / 2)
+      return Effect.timeoutOption(seated, half)
     }),
     Effect.provideService(Clock.Clock, self.engine.clock),
-    Effect.map(() => comer.slot === undefined ? giveUp(self, waiter) : undefined)
+    Effect.map(() => {
+      comer.waited += self.engine.time.now() - since
+      return comer.slot === undefined ? giveUp(self, waiter) : undefined
+    })
   )
 }
 
