@@ -15,6 +15,7 @@ import * as Schema from "effect/Schema"
 import * as SchemaGetter from "effect/SchemaGetter"
 import { expiryOf } from "./internal/jwt.ts"
 import * as Keys from "./internal/keys.ts"
+import { holds } from "./internal/places.ts"
 import { challenge, respond } from "./internal/problem.ts"
 
 /**
@@ -439,14 +440,16 @@ export class IdentifyFailed
 
   override get message(): string {
     const how = { failed: "failed with an error of its own", died: "died", interrupted: "interrupted itself" }
-    return `identify ${how[this.reason]}${this.name === undefined ? "" : ` (${this.name})`}. ` +
+    // Every error has a name of its own, too
+    const name = Object.hasOwn(this, "name") ? ` (${this.name})` : ""
+    return `identify ${how[this.reason]}${name}. ` +
       "Let it fail with an IdentityError, or with an error that is HttpServerRespondable."
   }
 
   [HttpServerRespondable.symbol]() {
     const failed = respond(this, { status: 500, title: "The caller could not be identified" })
     const error = Redacted.value(this.error)
-    return this.reason === "failed" && HttpServerRespondable.isRespondable(error)
+    return this.reason === "failed" && holds(HttpServerRespondable.isRespondable, error)
       ? Effect.catchCause(HttpServerRespondable.toResponse(error), () => failed)
       : failed
   }

@@ -114,7 +114,11 @@ const connectors = Connecting.make<Client, Transport, Negotiation>({
     stdio: Declare.declare<StdioOptions<unknown>>()({ module }, { ...ConnectorOptions.stdio, ...negotiation }),
     http: Declare.declare<HttpOptions<unknown>>()({ module }, { ...ConnectorOptions.http, ...negotiation }),
     sse: Declare.declare<Connectors.HttpOptions<unknown>>()({ module }, ConnectorOptions.http),
-    inProcess: Declare.declare<Connectors.Options<unknown>>()({ module }, ConnectorOptions.inProcess)
+    inProcess: Declare.declare<Connectors.Options<unknown>>()({ module }, ConnectorOptions.inProcess),
+    fromTransport: Declare.declare<Connectors.Options<unknown> & Negotiation>()(
+      { module },
+      { ...ConnectorOptions.inProcess, ...negotiation }
+    )
   },
   stdio: {
     readBuffer: () => new ReadBuffer({ maxBufferSize: Infinity }),
@@ -127,11 +131,12 @@ const connectors = Connecting.make<Client, Transport, Negotiation>({
     const [ours, theirs] = InMemoryTransport.createLinkedPair()
     return [ours as Transport, theirs]
   },
+  mayBeOlder: (own) => own.versionNegotiation === undefined || typeof own.versionNegotiation === "string",
   // The SDK's SSE and in-memory transports are of the older kind
   opener: (transport, options, own = { versionNegotiation: "legacy" }) =>
     opener(
       options.clientInfo ?? Connecting.clientInfo,
-      own.versionNegotiation ?? "auto",
+      own.versionNegotiation ?? (transport === "fromTransport" ? "legacy" : "auto"),
       transport === "stdio" ? Duration.toMillis(own.probeTimeout ?? "10 seconds") : undefined
     )
 })
@@ -167,6 +172,14 @@ export const sse = connectors.sse
  * @category constructors
  */
 export const inProcess = connectors.inProcess
+
+/**
+ * Talks over a transport of one's own. See `McpConnector.fromTransport`. Its server is taken for one of the older kind,
+ * unless `versionNegotiation` says otherwise.
+ *
+ * @category constructors
+ */
+export const fromTransport = connectors.fromTransport
 
 // -----------------------------------------------------------------------------
 // Version negotiation

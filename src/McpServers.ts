@@ -20,7 +20,6 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
-import * as Predicate from "effect/Predicate"
 import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import type { SessionHandle } from "./Connector.ts"
@@ -149,7 +148,7 @@ export class McpServers extends Context.Service<McpServers, {
     return Layer.effect(
       McpServers,
       Effect.gen(function*() {
-        yield* Effect.fromResult(declared.parse(Predicate.isObject(options) ? { ...options, file } : options))
+        yield* Effect.fromResult(declared.parse(Options.isRecord(options) ? { ...options, file } : options))
         return yield* Servers.fromFile(file, sourceOf(options))
       })
     )

@@ -19,7 +19,6 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
-import * as Predicate from "effect/Predicate"
 import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import type { SessionHandle } from "./Connector.ts"
@@ -94,7 +93,7 @@ export class McpServersV2 extends Context.Service<McpServersV2, {
     return Layer.effect(
       McpServersV2,
       Effect.gen(function*() {
-        yield* Effect.fromResult(declared.parse(Predicate.isObject(options) ? { ...options, file } : options))
+        yield* Effect.fromResult(declared.parse(Options.isRecord(options) ? { ...options, file } : options))
         return yield* Servers.fromFile(file, sourceOf(options))
       })
     )

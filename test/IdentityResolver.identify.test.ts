@@ -71,6 +71,28 @@ const toldBy = Effect.fnUntraced(function*(error: IdentityError) {
 
 const quoting = (error: Error) => error
 
+/** Whatever is done with it throws. */
+const untouchable = new Proxy({}, {
+  get() {
+    throw new Error(secret)
+  },
+  has() {
+    throw new Error(secret)
+  },
+  getPrototypeOf() {
+    throw new Error(secret)
+  }
+})
+
+const errorWith = (property: "name" | "message" | "stack" | "_tag", descriptor: PropertyDescriptor) =>
+  Object.defineProperty(new Error(secret), property, descriptor)
+
+const throwing: PropertyDescriptor = {
+  get() {
+    throw new Error(secret)
+  }
+}
+
 class Suspended extends Schema.TaggedError<Suspended>()("Suspended", { token: Schema.String }) {
   [HttpServerRespondable.symbol]() {
     return Effect.succeed(HttpServerResponse.text("This account is suspended", { status: 402 }))
@@ -110,7 +132,19 @@ describe("IdentityResolver.layerIdentify, when identify", () => {
     "fails with an error that has no answer": () => Effect.fail(new Unmarked({ token: secret })),
     "fails with text": () => Effect.fail(`no such token: ${secret}`),
     "fails with an error that is not tagged": () => Effect.fail(new SyntaxError(secret)),
-    "fails with an object that is called by a secret": () => Effect.fail({ _tag: secret })
+    "fails with an object that is called by a secret": () => Effect.fail({ _tag: secret }),
+    "fails with nothing": () => Effect.fail(undefined),
+    "fails with what can't be touched": () => Effect.fail(untouchable),
+    "dies of what can't be touched": () => Effect.die(untouchable),
+    "throws what can't be touched": () => {
+      throw untouchable
+    },
+    ...Object.fromEntries((["name", "message", "stack", "_tag"] as const).flatMap((property) => [
+      [`fails with an error whose ${property} throws`, () => Effect.fail(errorWith(property, throwing))],
+      [`dies of an error whose ${property} throws`, () => Effect.die(errorWith(property, throwing))],
+      [`dies of an error whose ${property} is null`, () => Effect.die(errorWith(property, { value: null }))],
+      [`dies of an error whose ${property} is no text`, () => Effect.die(errorWith(property, { value: [secret] }))]
+    ]))
   }
 
   it.effect.each(Object.keys(breaks))(
@@ -124,6 +158,8 @@ describe("IdentityResolver.layerIdentify, when identify", () => {
         assert.include(body, "identify-failed")
         assert.match(log, /^Error .*identify/)
         assert.notInclude(text + log, "SECRET")
+        // Not its own name in place of one that the other does not have
+        assert.notInclude(error.message, "effect-mcp-sessions")
       })
   )
 

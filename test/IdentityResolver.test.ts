@@ -900,7 +900,7 @@ describe("IdentityResolver", () => {
         }
       }))
 
-    it.effect("refuses a key that has its own token in it, as it is or in base64", () =>
+    it.effect("refuses a key that has its own token in it, as it is or encoded", () =>
       Effect.gen(function*() {
         const token = "abcdefgh"
         const secret = "sk-live-SECRET"
@@ -910,7 +910,11 @@ describe("IdentityResolver", () => {
             { key: token, auth: { token: Redacted.make(token), scheme: "bearer" as const } },
             Identity.fromKey(`user:${token}`, { credentials: Credentials.bearer(token) }),
             { key: Buffer.from(secret).toString("base64"), auth: { token: secret } },
-            { key: `user-${Buffer.from(secret).toString("base64url")}`, auth: { token: secret } }
+            { key: `user-${Buffer.from(secret).toString("base64url")}`, auth: { token: secret } },
+            { key: `user-${Buffer.from(secret).toString("hex")}`, auth: { token: secret } },
+            { key: `user-${Buffer.from(secret).toString("hex").toUpperCase()}`, auth: { token: secret } },
+            { key: `user:${encodeURIComponent(`${secret} é`)}`, auth: { token: `${secret} é` } },
+            { key: `user:${secret}`, auth: { token: "another-token", header: `ApiKey ${secret}` } }
           ]
         ) {
           const error = yield* Effect.flip(resolveWith(() => Effect.succeed(identified)))

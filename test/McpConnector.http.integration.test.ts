@@ -4,6 +4,7 @@ import { Credentials, Identity } from "effect-mcp-sessions/Identity"
 import type * as McpConnector from "effect-mcp-sessions/McpConnector"
 import { HttpFailure, McpSession, type McpSessionErrorReason, Unreachable } from "effect-mcp-sessions/McpSession"
 import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -13,12 +14,14 @@ import * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
 import { spawn } from "node:child_process"
 import { once } from "node:events"
+import type { ServerResponse } from "node:http"
 import { createServer } from "node:net"
 import { fileURLToPath } from "node:url"
 import { type AnyConnector, type AnySession, type Generation, generations } from "./support/generations.ts"
 import { interruptCalls, interruptedCalls } from "./support/interrupts.ts"
 import { underLoad } from "./support/load.ts"
 import * as HttpServer from "./support/servers/http.ts"
+import * as Scripted from "./support/servers/scripted.ts"
 import { makeHandle } from "./support/sessions.ts"
 
 const everything = fileURLToPath(
@@ -424,6 +427,68 @@ for (const [sdk, connector] of generations) {
         const { session } = yield* open(connector.sse({ url }))
         assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "Echo: hi")
         assert.strictEqual(session.protocolVersion, "2025-11-25")
+      }))
+
+    it.live("is what a server speaks that answers 404 to initialize, and streams its endpoint", () =>
+      Effect.gen(function*() {
+        const server = yield* HttpServer.start()
+        const { close, session } = yield* open(connector.http({ url: server.sseUrl, forwardCredentials: true }))
+        assert.strictEqual(yield* call(session, "whoami"), "Bearer first-token")
+        yield* close
+        yield* eventually(() => server.open.length === 0 && server.sessions.length === 0)
+      }))
+
+    it.live("is what the reference server speaks, whose URL was taken for one of Streamable HTTP", () =>
+      Effect.gen(function*() {
+        const { session } = yield* open(connector.http({ url: yield* reference("sse", "/sse") }))
+        assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "Echo: hi")
+      }))
+
+    for (const status of [404, 405]) {
+      it.live(`is not spoken by a server that answers ${status} to everything, which is what is told of it`, () =>
+        Effect.gen(function*() {
+          const server = yield* Scripted.start()
+          const requests: Array<string> = []
+          const refuse = (response: ServerResponse, method: string) => {
+            requests.push(method)
+            response.writeHead(status).end()
+          }
+          server.on("initialize", (response) => refuse(response, "POST"))
+          server.on("server/discover", (response) => void response.writeHead(status).end())
+          server.onGet((response) => refuse(response, "GET"))
+          const error = yield* Effect.flip(open(connector.http({ url: server.url })))
+          assert.deepStrictEqual(error.reason, new HttpFailure({ status, requestSent: true }))
+          assert.deepStrictEqual(requests, ["POST", "GET"])
+          yield* eventually(() => server.open() === 0)
+        }))
+    }
+
+    it.effect("is asked for no longer than ten seconds of a server that never names its endpoint", () =>
+      Effect.gen(function*() {
+        const server = yield* Scripted.start()
+        server.on("initialize", (response) => void response.writeHead(404).end())
+        server.on("server/discover", (response) => void response.writeHead(404).end())
+        const streamed = yield* Deferred.make<void>()
+        server.onGet((response) => {
+          Scripted.stream(response)
+          Effect.runFork(Deferred.succeed(streamed, undefined))
+        })
+        const fiber = yield* Effect.forkChild(Effect.flip(open(connector.http({ url: server.url }))))
+        yield* Deferred.await(streamed)
+        yield* TestClock.adjust("10 seconds")
+        const error = yield* Fiber.join(fiber)
+        assert.deepStrictEqual(error.reason, new HttpFailure({ status: 404, requestSent: true }))
+        yield* TestClock.withLive(eventually(() => server.open() === 0))
+      }))
+
+    it.live("asks for the credentials that a server of the older kind asks for", () =>
+      Effect.gen(function*() {
+        const server = yield* Scripted.start()
+        server.on("initialize", (response) => void response.writeHead(405).end())
+        server.on("server/discover", (response) => void response.writeHead(405).end())
+        server.onGet((response) => void response.writeHead(401).end())
+        const error = yield* Effect.flip(open(connector.http({ url: server.url })))
+        assert.strictEqual(error.reason._tag, "Unauthorized")
       }))
 
     it.live("forwards credentials, rotated ones too, and closes its stream", () =>

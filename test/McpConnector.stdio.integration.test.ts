@@ -1,4 +1,4 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, inject, it } from "@effect/vitest"
 import type { CallToolResult } from "@modelcontextprotocol/sdk/types.js"
 import { Credentials, Identity } from "effect-mcp-sessions/Identity"
 import type * as McpConnector from "effect-mcp-sessions/McpConnector"
@@ -25,7 +25,7 @@ import { descendants, isAlive, survivors } from "./support/processes.ts"
 import { makeHandle } from "./support/sessions.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
 
-const script = fileURLToPath(new URL("./support/servers/stdio.mjs", import.meta.url))
+const script = inject("stdioServer")
 const everything = fileURLToPath(
   new URL("../node_modules/@modelcontextprotocol/server-everything/dist/index.js", import.meta.url)
 )

@@ -2,7 +2,7 @@
  * The pool over real servers: what a user of `SessionPool` with a connector of `McpConnector` sees when servers
  * restart, children die and tokens change.
  */
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, inject, it } from "@effect/vitest"
 import type { CallToolResult } from "@modelcontextprotocol/sdk/types.js"
 import { Credentials, Identity, McpConnector, McpSession, SessionPool } from "effect-mcp-sessions"
 import * as Effect from "effect/Effect"
@@ -12,7 +12,7 @@ import { fileURLToPath } from "node:url"
 import { descendants, isAlive, survivors } from "./support/processes.ts"
 import * as HttpServer from "./support/servers/http.ts"
 
-const stdioServer = fileURLToPath(new URL("./support/servers/stdio.mjs", import.meta.url))
+const stdioServer = inject("stdioServer")
 // Starts ten times as fast as one with the SDK
 const echoServer = fileURLToPath(new URL("./support/servers/echo.mjs", import.meta.url))
 

@@ -600,6 +600,7 @@ describe("SessionPool", () => {
           draining: 0,
           closing: 0,
           waiting: 0,
+          standby: 0,
           hits: 0,
           misses: 0,
           evictions: 0,
@@ -608,7 +609,8 @@ describe("SessionPool", () => {
           failures: 0,
           closeFailures: 0,
           eventsLost: 0,
-          keys: []
+          keys: [],
+          upstreams: []
         })
       }))
 
@@ -724,12 +726,40 @@ describe("SessionPool", () => {
         yield* pool.get(a)
         yield* pool.get(a)
         yield* fork(pool.get(d))
+        const idleTimeToLive = Duration.minutes(5)
         assert.deepStrictEqual(
           (yield* pool.entries) as ReadonlyArray<unknown>,
           [
-            { key: "shared", shared: true, state: "idle", leases: 0, uses: 1, openedAt: 2_000, lastUsedAt: 2_000 },
-            { key: "c", shared: false, state: "idle", leases: 0, uses: 1, openedAt: 3_000, lastUsedAt: 3_000 },
-            { key: "a", shared: false, state: "leased", leases: 2, uses: 3, openedAt: 1_000, lastUsedAt: 1_000 }
+            {
+              key: "shared",
+              shared: true,
+              state: "idle",
+              leases: 0,
+              uses: 1,
+              openedAt: 2_000,
+              lastUsedAt: 2_000,
+              idleTimeToLive
+            },
+            {
+              key: "c",
+              shared: false,
+              state: "idle",
+              leases: 0,
+              uses: 1,
+              openedAt: 3_000,
+              lastUsedAt: 3_000,
+              idleTimeToLive
+            },
+            {
+              key: "a",
+              shared: false,
+              state: "leased",
+              leases: 2,
+              uses: 3,
+              openedAt: 1_000,
+              lastUsedAt: 1_000,
+              idleTimeToLive
+            }
           ]
         )
       }))

@@ -1,22 +1,29 @@
 /**
  * Each example runs, says what it is there to say, and leaves no process behind.
  */
-import { afterAll, assert, describe, it } from "@effect/vitest"
+import { afterAll, assert, describe, inject, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
-import { stop, transformSync } from "esbuild"
+import { build, stop } from "esbuild"
 import { spawn } from "node:child_process"
 import { once } from "node:events"
-import { readdirSync, readFileSync } from "node:fs"
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs"
 import { delimiter, join } from "node:path"
 import { setTimeout as sleep } from "node:timers/promises"
 import { fileURLToPath } from "node:url"
 import packageJson from "../package.json" with { type: "json" }
+import { underLoad } from "./support/load.ts"
 import { isAlive, survivors } from "./support/processes.ts"
 
-// The first transform starts a process that stays for the next one
-afterAll(() => stop())
-
 const root = fileURLToPath(new URL("..", import.meta.url))
+
+// Where packages are found
+const bundles = mkdtempSync(join(root, "node_modules/.examples-"))
+
+afterAll(() => {
+  rmSync(bundles, { recursive: true })
+  // The first bundle starts a process that stays for the next one
+  return stop()
+})
 
 // What the output of each must have, in this order
 const examples: { readonly [file: string]: ReadonlyArray<RegExp> } = {
@@ -43,6 +50,10 @@ const examples: { readonly [file: string]: ReadonlyArray<RegExp> } = {
     /^bob, of a server that is down: Unreachable$/m,
     /^bob, at an open circuit: CircuitOpen$/m,
     /^bob, beyond the limit: RateLimitExceeded$/m
+  ],
+  "metrics.ts": [
+    /^# TYPE mcp_pool_sessions gauge$/m,
+    /^mcp_pool_retirements_total\{.*upstream="weather",reason="evicted"\} 1$/m
   ]
 }
 
@@ -61,17 +72,35 @@ const proc = (pid: number, file: string): string => {
 const marked = (marker: string): ReadonlyArray<number> =>
   readdirSync("/proc").map(Number).filter((pid) => proc(pid, "environ").includes(marker) && isAlive(pid))
 
-// What README tells to run first is run as it says
-const commandOf = (file: string): readonly [command: string, ...args: ReadonlyArray<string>] =>
+// What README tells to run first is run as it says, and under load the others, too
+const commandOf = (file: string): readonly [command: string, ...args: ReadonlyArray<string>] | undefined =>
   packageJson.scripts.start === `tsx examples/${file}` ?
     ["npm", "start", "--silent"] :
-    [process.execPath, "--import", "tsx", join("examples", file)]
+    inject("load") ?
+    [process.execPath, "--import", "tsx", join("examples", file)] :
+    undefined
+
+/** The same as one file, with what it needs of Effect and of this package: to load these is most of what it does. */
+const bundle = Effect.fnUntraced(function*(file: string, edit: (code: string) => string = (code) => code) {
+  const outfile = join(bundles, `${crypto.randomUUID()}.mjs`)
+  const contents = edit(readFileSync(join(root, "examples", file), "utf8"))
+  yield* Effect.promise(() =>
+    build({
+      stdin: { contents, loader: "ts", resolveDir: join(root, "examples"), sourcefile: file },
+      outfile,
+      bundle: true,
+      platform: "node",
+      format: "esm",
+      external: ["@modelcontextprotocol/*", "express", "fastify", "undici", "ws"]
+    })
+  )
+  return [process.execPath, outfile] as const
+})
 
 /** Runs one to its end, within a minute. With an `edit`, runs what that makes of it. */
 const run = Effect.fnUntraced(function*(file: string, edit?: (code: string) => string) {
-  const [command, ...args] = edit ?
-    [process.execPath, "--import", "tsx", "--input-type=module", "-"] :
-    commandOf(file)
+  const asItIs = edit === undefined ? commandOf(file) : undefined
+  const [command, ...args] = asItIs ?? (yield* bundle(file, edit))
   const marker = `/nowhere/${crypto.randomUUID()}`
   const child = yield* Effect.acquireRelease(
     Effect.sync(() =>
@@ -87,14 +116,9 @@ const run = Effect.fnUntraced(function*(file: string, edit?: (code: string) => s
   child.stdout.setEncoding("utf8").on("data", (chunk: string) => stdout += chunk)
   child.stderr.setEncoding("utf8").on("data", (chunk: string) => stderr += chunk)
   const closed = once(child, "close")
-  if (edit !== undefined) {
-    const code = edit(readFileSync(join(root, "examples", file), "utf8"))
-    // What is not a file is run as it is: the types have to go
-    child.stdin.end(transformSync(code, { loader: "ts", format: "esm" }).code)
-  }
   const servers = new Set<number>()
   while (true) {
-    const ended = yield* Effect.promise(() => Promise.race([closed, sleep(100)]))
+    const ended = yield* Effect.promise(() => Promise.race([closed, sleep(200)]))
     if (ended !== undefined) {
       return { code: child.exitCode, stdout, stderr, servers, left: yield* survivors(marked(marker), 1_000) }
     }
@@ -104,7 +128,8 @@ const run = Effect.fnUntraced(function*(file: string, edit?: (code: string) => s
   }
 }, Effect.timeout("1 minute"))
 
-describe("examples", () => {
+// Each has a marker of its own, and most of its time is that of starting processes
+describe("examples", { concurrent: true }, () => {
   it("are all tested, and `npm start` runs one of them", () => {
     const files = readdirSync(join(root, "examples")).filter((name) => name.endsWith(".ts"))
     assert.sameMembers(files, Object.keys(examples))
@@ -125,7 +150,7 @@ describe("examples", () => {
         }
         assert.isAtLeast(servers.size, 1, "no MCP server was seen: one that stays would not be either")
         assert.deepStrictEqual(left, [])
-      }), 90_000)
+      }), underLoad)
   })
 
   describe.each(["fastify.ts", "express.ts"])("%s", (file) => {

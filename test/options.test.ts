@@ -49,6 +49,42 @@ describe("a declaration of options", () => {
     })
   })
 
+  it.effect("refuses what has options only by its looks, because all of them would be their defaults", () =>
+    Effect.gen(function*() {
+      const lenient = Options.declare<{ readonly width?: number | undefined }>()({ module: "Door" }, {
+        width: Options.withDefault(Options.count, 1_000)
+      })
+      const cases: ReadonlyArray<readonly [given: object, shown: string]> = [
+        [[], "an Array"],
+        [new Map([["width", 5]]), "a Map"],
+        [new Set(), "a Set"],
+        [Promise.resolve({ width: 5 }), "a Promise"],
+        [new Date(), "a Date"],
+        [/width/, "a RegExp"],
+        [new Error("width"), "an Error"],
+        [new URLSearchParams("width=5"), "an URLSearchParams"],
+        [new WeakMap(), "a WeakMap"]
+      ]
+      for (const [given, shown] of cases) {
+        for (const read of [given, yield* lenient.configured(given)]) {
+          const error = Result.match(lenient.parse(read), {
+            onFailure: ({ message }) => message,
+            onSuccess: () => assert.fail(`${shown} was accepted`)
+          })
+          assert.strictEqual(error, `Door.layer: option "options" must be an object, got ${shown}`)
+        }
+      }
+      class Settings {
+        width = 5
+      }
+      for (const given of [new Settings(), Object.assign(Object.create(null), { width: 5 }), { width: 5 }]) {
+        assert.deepStrictEqual(Result.getOrThrow(lenient.parse(given)), { width: 5 })
+        assert.deepStrictEqual(Result.getOrThrow(lenient.parse(yield* lenient.configured(given as object))), {
+          width: 5
+        })
+      }
+    }))
+
   it("refuses what has no meaning, and says where it was given, what it must be and what it was", () => {
     const error = refusal({ open, width: Number.NaN })
     assert.deepInclude(error, { module: "Door", method: "layer", option: "width" })

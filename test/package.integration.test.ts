@@ -5,7 +5,7 @@
  * A project "installs" the tarball by unpacking it next to links to this checkout's dependencies: the same tree that
  * npm makes, without a network. It gets the dependencies that the README tells users to install, and no other.
  */
-import { assert, describe, layer } from "@effect/vitest"
+import { assert, describe, inject, layer } from "@effect/vitest"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -26,6 +26,7 @@ import { basename, dirname, join } from "node:path"
 import { fileURLToPath } from "node:url"
 import packageJson from "../package.json" with { type: "json" }
 import * as Compiler from "./support/compiler.ts"
+import { underLoad } from "./support/load.ts"
 
 const root = fileURLToPath(new URL("..", import.meta.url))
 
@@ -184,28 +185,29 @@ const compilers = [
  * A project for each way to resolve modules, compiled once: in `required` is what needs no more than the required
  * peers, in `all` what needs the optional ones too.
  */
-class Project extends Context.Service<Project, { readonly directory: string }>()("test/Project") {
-  static readonly layer = (compiler: typeof compilers[number]) =>
-    Layer.effect(
-      Project,
-      Effect.gen(function*() {
-        const directory = yield* temporaryDirectory
-        const [required, all] = [join(directory, "required"), join(directory, "all")]
-        yield* install(required, [...requiredPeers, ...snippetNeeds])
-        yield* install(all, [...allPeers, "@types/node"])
-        write(required, { "package.json": { type: "module" }, "snippet.ts": readmeSnippet() })
-        const library = libraryOn((yield* Declared).modules)
-        write(all, { "package.json": { type: "module" }, "subpaths.ts": subpaths, "library.ts": library })
-        // Of the projects alone: above them are no packages
-        const typeRoots = ["./all/node_modules/@types"]
-        const options = { ...compiler, target: "ES2022", types: ["node"], typeRoots, strict: true }
-        // The libraries are checked once, below, with what uses them
-        const compilerOptions = { ...options, declaration: true, skipLibCheck: true }
-        write(directory, { "tsconfig.json": { compilerOptions, include: ["*/*.ts"] } })
-        yield* tsc(directory, "tsconfig.json")
-        return { directory }
-      })
-    )
+const compiled = Effect.fnUntraced(function*(compiler: typeof compilers[number]) {
+  const directory = yield* temporaryDirectory
+  const [required, all] = [join(directory, "required"), join(directory, "all")]
+  yield* install(required, [...requiredPeers, ...snippetNeeds])
+  yield* install(all, [...allPeers, "@types/node"])
+  write(required, { "package.json": { type: "module" }, "snippet.ts": readmeSnippet() })
+  const library = libraryOn((yield* Declared).modules)
+  write(all, { "package.json": { type: "module" }, "subpaths.ts": subpaths, "library.ts": library })
+  // Of the projects alone: above them are no packages
+  const typeRoots = ["./all/node_modules/@types"]
+  const options = { ...compiler, target: "ES2022", types: ["node"], typeRoots, strict: true }
+  // The libraries are checked once, below, with what uses them
+  const compilerOptions = { ...options, declaration: true, skipLibCheck: true }
+  write(directory, { "tsconfig.json": { compilerOptions, include: ["*/*.ts"] } })
+  yield* tsc(directory, "tsconfig.json")
+  return directory
+})
+
+class Projects extends Context.Service<Projects, { readonly directories: ReadonlyArray<string> }>()("test/Projects") {
+  static readonly layer = Layer.effect(
+    Projects,
+    Effect.map(Effect.forEach(compilers, compiled, { concurrency: 2 }), (directories) => ({ directories }))
+  )
 }
 
 // What all errors have, as README says: a comment at each would say it again
@@ -303,46 +305,62 @@ layer(Declared.layer.pipe(Layer.provideMerge(Unpacked.layer)), { excludeTestServ
         assert.deepStrictEqual(undocumented(declared), [])
       }))
 
-    describe.each(compilers)("with moduleResolution $moduleResolution", (compiler) => {
-      packed.layer(Project.layer(compiler), { timeout: "2 minutes" })((built) => {
-        built.effect(
-          "runs the README's first snippet, with no more than the required peers",
-          () =>
+    packed.layer(Projects.layer, { timeout: "2 minutes" })("as a dependency", (built) => {
+      built.effect(
+        "runs the README's first snippet, with no more than the required peers, however modules are resolved",
+        () =>
+          Effect.gen(function*() {
+            const [first, ...others] = (yield* Projects).directories.map((directory) => join(directory, "required"))
+            yield* run(first!, process.execPath, "snippet.js")
+            const code = readFileSync(join(first!, "snippet.js"), "utf8")
+            for (const other of others) assert.strictEqual(readFileSync(join(other, "snippet.js"), "utf8"), code)
+          }),
+        120_000
+      )
+
+      describe.each(compilers.map(({ moduleResolution }, project) => ({ moduleResolution, project })))(
+        "with moduleResolution $moduleResolution",
+        ({ project }) => {
+          const directoryOf = Effect.map(Projects, ({ directories }) => directories[project]!)
+
+          built.effect("has each module as a subpath, and nothing internal", () =>
             Effect.gen(function*() {
-              const { directory } = yield* Project
-              yield* run(join(directory, "required"), process.execPath, "snippet.js")
-            }),
-          120_000
-        )
+              const output = yield* run(join(yield* directoryOf, "all"), process.execPath, "subpaths.js")
+              const answers = [modules.join(), "true", "ERR_PACKAGE_PATH_NOT_EXPORTED"]
+              assert.deepStrictEqual(output.trim().split("\n"), answers)
+            }), 120_000)
 
-        built.effect("has each module as a subpath, and nothing internal", () =>
-          Effect.gen(function*() {
-            const { directory } = yield* Project
-            const output = yield* run(join(directory, "all"), process.execPath, "subpaths.js")
-            assert.deepStrictEqual(output.trim().split("\n"), [modules.join(), "true", "ERR_PACKAGE_PATH_NOT_EXPORTED"])
-          }), 120_000)
+          built.effect("lets a library name each of its types without what is internal", () =>
+            Effect.gen(function*() {
+              const library = readFileSync(join(yield* directoryOf, "all/library.d.ts"), "utf8").split("\n")
+              assert.isAbove(library.length, 200)
+              assert.deepStrictEqual(library.filter((line) => line.includes("/internal/")), [])
+            }))
 
-        built.effect("lets a library name each of its types without what is internal", () =>
-          Effect.gen(function*() {
-            const { directory } = yield* Project
-            const library = readFileSync(join(directory, "all/library.d.ts"), "utf8").split("\n")
-            assert.isAbove(library.length, 200)
-            assert.deepStrictEqual(library.filter((line) => line.includes("/internal/")), [])
-          }))
-
-        built.effect("compiles without skipLibCheck, used so, or through such a library", () =>
-          Effect.gen(function*() {
-            const { directory } = yield* Project
-            write(join(directory, "all"), {
-              "program.ts": `import * as library from "./library.js"\nexport const used = Object.keys(library)`
-            })
-            rmSync(join(directory, "all/library.ts")) // what is left of it is library.d.ts
-            const compilerOptions = { noEmit: true, declaration: false, skipLibCheck: false }
-            const files = ["all/program.ts", "all/subpaths.ts", "required/snippet.ts"]
-            write(directory, { "users.json": { extends: "./tsconfig.json", compilerOptions, include: [], files } })
-            yield* tsc(directory, "users.json")
-          }), 120_000)
-      })
+          built.effect(
+            "compiles without skipLibCheck, used so, or through such a library",
+            () =>
+              Effect.gen(function*() {
+                const directory = yield* directoryOf
+                write(join(directory, "all"), {
+                  "program.ts": `import * as library from "./library.js"\nexport const used = Object.keys(library)`
+                })
+                rmSync(join(directory, "all/library.ts")) // what is left of it is library.d.ts
+                const compilerOptions = { noEmit: true, declaration: false, skipLibCheck: false }
+                const files = ["all/program.ts", "all/subpaths.ts", "required/snippet.ts"]
+                write(directory, { "users.json": { extends: "./tsconfig.json", compilerOptions, include: [], files } })
+                // Here what is ours, under load what it is built on, too
+                const ours = (file: string) => file.startsWith(directory)
+                const checked = yield* Compiler.checkOurs(join(directory, "users.json"), ours)
+                assert.deepStrictEqual(checked.complaints, [])
+                const checkedOf = (name: string) => checked.files.filter((file) => file.endsWith(`/dist/${name}.d.ts`))
+                assert.deepStrictEqual(modules.filter((name) => checkedOf(name).length === 0), [])
+                if (inject("load")) yield* tsc(directory, "users.json")
+              }),
+            underLoad
+          )
+        }
+      )
     })
   }
 )

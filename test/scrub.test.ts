@@ -328,3 +328,50 @@ describe("a secret within digits", () => {
     }
   })
 })
+
+const bytesOf = (text: string) => Array.from(Buffer.from(text))
+
+const hex = (text: string, joint: string) => bytesOf(text).map((byte) => byte.toString(16).padStart(2, "0")).join(joint)
+
+describe("a secret as a row of bytes", () => {
+  const rows: Readonly<Record<string, (text: string) => string>> = {
+    "a Buffer, as Node shows it": (text) => inspect(Buffer.from(text)),
+    "a Buffer in JSON": (text) => JSON.stringify(Buffer.from(text)),
+    "a Buffer in JSON in JSON": (text) => JSON.stringify(JSON.stringify({ body: Buffer.from(text) }, undefined, 2)),
+    "an Uint8Array, as Node shows it": (text) => inspect(new Uint8Array(Buffer.from(text))),
+    "hexadecimal with colons": (text) => hex(text, ":"),
+    "hexadecimal with spaces, in capitals": (text) => hex(text, " ").toUpperCase(),
+    "escapes of bytes": (text) => `\\x${hex(text, "\\x")}`,
+    "octal escapes": (text) => bytesOf(text).map((byte) => `\\${byte.toString(8).padStart(3, "0")}`).join("")
+  }
+  for (const [name, shown] of Object.entries(rows)) {
+    it(`is found: ${name}`, () => {
+      for (const hidden of ["sk-live-SECRET", "pä$$ wörd € 天气 \u{1f600}", "hunter2!"]) {
+        const scrub = scrubbing(hidden)
+        for (const [before, after] of [["", ""], ["the body was ", " at line 12"], ["1, 2, ", ", 3"], ["a ", " b"]]) {
+          const scrubbed = scrub(`${before}${shown(hidden)}${after}`)
+          assert.include(scrubbed, "<redacted>", hidden)
+          assert.notInclude(scrubbed, shown(hidden).slice(-40, -20), hidden)
+        }
+      }
+    })
+  }
+
+  it("is no other row, and rows cost what other texts do", () => {
+    const scrub = scrubbing("sk-live-SECRET")
+    for (
+      const text of [
+        "1, 2, 3, 4, 5, 6, 7, 8, 9",
+        "00:1b:44:11:3a:b7:00:00",
+        "256, 300, 999, 1, 2, 3, 4, 5, 6",
+        "\\012\\777"
+      ]
+    ) {
+      assert.strictEqual(scrub(text), text)
+    }
+    for (const row of ["1,", "1 ,  ", "ab ", "ab:", "\\x61", "\\141", "1,1,1,x", "ab ab "]) {
+      const text = row.repeat(200_000)
+      assert.strictEqual(scrub(text), text)
+    }
+  })
+})

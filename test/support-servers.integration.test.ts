@@ -1,7 +1,7 @@
 /**
  * The fixtures do what they say: everything that is tested with them rests on that.
  */
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, inject, it } from "@effect/vitest"
 import { Client } from "@modelcontextprotocol/sdk/client/index.js"
 import { SSEClientTransport } from "@modelcontextprotocol/sdk/client/sse.js"
 import { StdioClientTransport } from "@modelcontextprotocol/sdk/client/stdio.js"
@@ -16,11 +16,10 @@ import * as Effect from "effect/Effect"
 import { mkdtempSync, readFileSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
-import { fileURLToPath } from "node:url"
 import { descendants, inGroup, isAlive, survivors } from "./support/processes.ts"
 import * as HttpServer from "./support/servers/http.ts"
 
-const script = fileURLToPath(new URL("./support/servers/stdio.mjs", import.meta.url))
+const script = inject("stdioServer")
 
 const textOf = (result: CallToolResult): string => {
   const [block] = result.content

@@ -228,7 +228,7 @@ export const declare = <Interface>() =>
   }))
 
   const parse = (given: unknown, method = "layer"): Result.Result<Parsed<Declaration>, InvalidOptions> => {
-    if (typeof given !== "object" || given === null) {
+    if (!isRecord(given)) {
       return invalid(method, "options", `must be an object, got ${show(given)}`)
     }
     const unknown = Object.keys(given).find((option) => !Object.hasOwn(declaration, option))
@@ -237,7 +237,7 @@ export const declare = <Interface>() =>
     }
     const parsed: { [option: string]: unknown } = {}
     for (const [option, { read }] of entries) {
-      const result = read((given as { readonly [option: string]: unknown })[option])
+      const result = read(given[option])
       if (Result.isFailure(result)) return invalid(method, option, result.failure)
       parsed[option] = result.success
     }
@@ -257,8 +257,8 @@ export const declare = <Interface>() =>
 
   const configured = Effect.fnUntraced(function*<Given>(given: Configurable<Given>) {
     if (Config.isConfig(given)) return yield* given
-    if (typeof given !== "object" || given === null) return given as Given
-    const own = Record.filter(given as { readonly [option: string]: unknown }, Config.isConfig)
+    if (!isRecord(given)) return given as Given
+    const own = Record.filter(given, Config.isConfig)
     const ours = yield* configOf((option) => !Object.hasOwn(own, option))
     return { ...given, ...ours, ...yield* Config.all(own) } as Given
   })
@@ -269,6 +269,15 @@ export const declare = <Interface>() =>
 // -----------------------------------------------------------------------------
 // Internals
 // -----------------------------------------------------------------------------
+
+/**
+ * Whether it may have options: a record, or an instance of a class of the user's own. A list, a `Map`, a promise that
+ * nobody waited for have none, so that each would be its default, and that of a door is not to be locked.
+ */
+export const isRecord = (given: unknown): given is { readonly [option: string]: unknown } =>
+  typeof given === "object" && given !== null && (tagOf(given) === "Object" || tagOf(given) === "Module")
+
+const tagOf = (given: object): string => Object.prototype.toString.call(given).slice("[object ".length, -1)
 
 // `Duration.fromInput` reads as zero what it does not know: NaN, an empty object, a misspelt unit.
 const toMillis = (input: unknown): Option.Option<number> => {
@@ -302,7 +311,13 @@ const show = (value: unknown): string => {
       return String(value)
     case "string":
       return JSON.stringify(value.slice(0, 40))
+    case "object": {
+      if (value === null) return "null"
+      if (Duration.isDuration(value)) return Duration.format(value)
+      const noun = tagOf(value) === "Object" ? "object" : tagOf(value)
+      return `${/^[aeiou]/i.test(noun) ? "an" : "a"} ${noun}`
+    }
     default:
-      return Duration.isDuration(value) ? Duration.format(value) : value === null ? "null" : `a ${typeof value}`
+      return `a ${typeof value}`
   }
 }

@@ -3,7 +3,6 @@
  * errors and where they were thrown, and none of their text.
  */
 import * as Cause from "effect/Cause"
-import * as Predicate from "effect/Predicate"
 
 /** Of each reason the error's name, and its places below. */
 export const namesAndPlaces = (cause: Cause.Cause<unknown>): string =>
@@ -14,18 +13,45 @@ export const namesAndPlaces = (cause: Cause.Cause<unknown>): string =>
 
 /** The tag or the name of an error, if it has one that looks like it. */
 export const nameOf = (error: unknown): string | undefined => {
-  const name = Predicate.hasProperty(error, "_tag") ? error._tag : error instanceof Error ? error.name : undefined
+  if (typeof error !== "object" || error === null) return undefined
+  const name = read(error, "_tag") ?? (isError(error) ? read(error, "name") : undefined)
   if (typeof name === "string" && isName.test(name)) return name
-  return error instanceof Error ? "Error" : undefined
+  return isError(error) ? "Error" : undefined
 }
 
 // A message that was changed after the stack was taken is still in it: only what looks like a place is kept.
 const placesOf = (error: unknown): ReadonlyArray<string> => {
-  if (!(error instanceof Error)) return []
-  const { message, stack = "" } = error
-  return stack.slice(stack.lastIndexOf(message) + message.length).split("\n").filter((line) => place.test(line))
+  if (typeof error !== "object" || error === null || !isError(error)) return []
+  const message = read(error, "message")
+  const stack = read(error, "stack")
+  if (typeof stack !== "string") return []
+  const start = typeof message === "string" ? stack.lastIndexOf(message) + message.length : 0
+  return stack.slice(start).split("\n").filter((line) => place.test(line))
 }
 
 const place = /^ +at [^\n]*(?::\d+:\d+|<anonymous>|native)\)?$/
 
 const isName = /^[\w$./@]{1,64}$/
+
+// -----------------------------------------------------------------------------
+// Anything may be thrown, a proxy and an error with getters of its own, too. Whoever tells of it must not fail of it.
+// -----------------------------------------------------------------------------
+
+/** Whether it holds; what throws when it is asked does not. */
+export const holds = <A, B extends A>(is: (a: A) => a is B, value: A): value is B => {
+  try {
+    return is(value)
+  } catch {
+    return false
+  }
+}
+
+const isError = (value: unknown): boolean => holds((u): u is Error => u instanceof Error, value)
+
+const read = (value: object, property: string): unknown => {
+  try {
+    return (value as { readonly [property: string]: unknown })[property]
+  } catch {
+    return undefined
+  }
+}

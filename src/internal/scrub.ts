@@ -1,11 +1,13 @@
+import { isUtf8 } from "node:buffer"
+
 /**
  * Takes secrets out of texts that others wrote: an upstream's error message may quote the token it was sent, a child's
  * stderr its environment, Node's own errors the value that it could not pass on.
  *
  * A text is searched once for all secrets, however many there are: it is read through windows of eight characters, and
  * only where a window is known is there something to compare. It is searched as it is, and then as what it stands for:
- * with its percent-encoding, its backslashes and its HTML entities undone, once for each layer of them. Of a secret
- * that was cut the rest is found too, from 15 characters on.
+ * with its percent-encoding, its backslashes, its HTML entities and its rows of bytes undone, once for each layer of
+ * them. Of a secret that was cut the rest is found too, from 15 characters on.
  */
 export interface Scrub {
   (text: string): string
@@ -328,12 +330,24 @@ interface View {
 
 const escapes = new RegExp(
   [
-    /\\(?:u\{([\da-f]{1,6})\}|u([\da-f]{4})|x([\da-f]{2})|([^]))/,
+    // Rows of bytes: `\x73\x6b`, `\163\153`, `73 6b` and `73:6b`, `115, 107`. A shorter row is rather a time or a sum.
+    /((?:\\x[\da-f]{2}){2,4096})|((?:\\[0-3][0-7]{2}){2,4096})/,
+    /((?:\b[\da-f]{2}[ :]){7,4096}[\da-f]{2}\b)|((?:\b\d{1,3}\s{0,32},\s{0,32}){7,4096}\d{1,3}\b)/,
     /((?:%[\da-f]{2})+)/,
+    /\\(?:u\{([\da-f]{1,6})\}|u([\da-f]{4})|x([\da-f]{2})|([^]))/,
     /&(?:#(\d{1,7})|#x([\da-f]{1,6})|(amp|lt|gt|quot|apos));/
   ].map(({ source }) => source).join("|"),
   "gi"
 )
+
+/** How each kind of row writes a byte, in the order of their groups. */
+const bytesIn: ReadonlyArray<{ readonly one: RegExp; readonly radix: number }> = [
+  { one: /\\x([\da-f]{2})/gi, radix: 16 },
+  { one: /\\([0-7]{3})/g, radix: 8 },
+  { one: /([\da-f]{2})/gi, radix: 16 },
+  { one: /(\d{1,3})/g, radix: 10 },
+  { one: /%([\da-f]{2})/gi, radix: 16 }
+]
 
 const controls: Readonly<Record<string, string>> = {
   "0": "\0",
@@ -363,9 +377,11 @@ const decoded = ({ starts, text }: View): View | undefined => {
   for (const found of text.matchAll(escapes)) {
     push(text.slice(rest, found.index), rest, 1)
     rest = found.index + found[0].length
-    const percent = found[5]
-    if (percent === undefined) push(characterOf(found), found.index, 0)
-    else pushBytes(percent, (characters, offset) => push(characters, found.index + offset, 0))
+    const kind = bytesIn.findIndex((_, index) => found[index + 1] !== undefined)
+    if (kind === -1) push(characterOf(found), found.index, 0)
+    else if (!pushBytes(found[0], bytesIn[kind]!, (characters, offset) => push(characters, found.index + offset, 0))) {
+      push(found[0], found.index, 1)
+    }
   }
   if (rest === 0) return undefined
   push(text.slice(rest), rest, 1)
@@ -374,7 +390,7 @@ const decoded = ({ starts, text }: View): View | undefined => {
 }
 
 const characterOf = (
-  [whole, braced, unicode, hex, character, , decimal, hexadecimal, name]: RegExpExecArray
+  [whole, , , , , , braced, unicode, hex, character, decimal, hexadecimal, name]: RegExpExecArray
 ): string => {
   const code = braced ?? unicode ?? hex ?? hexadecimal
   if (code !== undefined) return fromCode(Number.parseInt(code, 16), whole)
@@ -385,13 +401,24 @@ const characterOf = (
 
 const fromCode = (code: number, otherwise: string): string => code <= 0x10FFFF ? String.fromCodePoint(code) : otherwise
 
-/** The characters of a run of `%XX`, and where in it each begins. */
-const pushBytes = (run: string, push: (characters: string, offset: number) => void) => {
-  const bytes = Buffer.from(run.replaceAll("%", ""), "hex")
+/** The characters of a row of bytes, and where in it each begins. False if they are no bytes. */
+const pushBytes = (
+  row: string,
+  { one, radix }: (typeof bytesIn)[number],
+  push: (characters: string, offset: number) => void
+): boolean => {
+  const found = Array.from(row.matchAll(one))
+  const values = found.map(([, digits]) => Number.parseInt(digits!, radix))
+  if (values.some((value) => value > 0xFF)) return false
+  const bytes = Buffer.from(values)
   for (let at = 0; at < bytes.length;) {
     const lead = bytes[at]!
     const size = lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4
-    push(bytes.toString("utf8", at, at + size), at * 3)
-    at += size
+    const character = bytes.subarray(at, at + size)
+    // `\xe9` is a character of Latin-1 where it is none of UTF-8
+    const isText = isUtf8(character)
+    push(character.toString(isText ? "utf8" : "latin1", 0, isText ? size : 1), found[at]!.index)
+    at += isText ? size : 1
   }
+  return true
 }

@@ -23,9 +23,10 @@ export interface Scripted {
   readonly received: ReadonlyArray<string>
   /** Requests whose answer has not ended. */
   readonly open: () => number
+  /** How often a session was ended. */
+  readonly deleted: () => number
   /**
-   * How what is received under this name is answered from now on, `initialize` and `notifications/initialized` too.
-   * Anything else is answered at once.
+   * How what is received under this name is answered from now on, the handshake too. Anything else is answered at once.
    */
   readonly on: (name: string, answer: Answer) => void
   /** The answer to GET: 405 unless it is set. */
@@ -49,6 +50,7 @@ export const start = ({ create = createServer, era = "2025-11-25" }: Options = {
     const answers = new Map<string, Answer>()
     const open = new Set<ServerResponse>()
     let get = noStream
+    let deleted = 0
 
     const listener: RequestListener = (request, response) =>
       void handle(request, response).catch(() => response.destroy())
@@ -58,7 +60,10 @@ export const start = ({ create = createServer, era = "2025-11-25" }: Options = {
       response.on("close", () => open.delete(response))
       response.on("error", () => {})
       if (request.method === "GET") return get(response, request)
-      if (request.method !== "POST") return void response.writeHead(200).end()
+      if (request.method !== "POST") {
+        deleted++
+        return void response.writeHead(200).end()
+      }
       const chunks: Array<Uint8Array> = []
       for await (const chunk of request) chunks.push(chunk)
       const body = JSON.parse(Buffer.concat(chunks).toString()) as Received | ReadonlyArray<Received>
@@ -113,6 +118,7 @@ export const start = ({ create = createServer, era = "2025-11-25" }: Options = {
       url: `http://127.0.0.1:${(server.address() as AddressInfo).port}/mcp`,
       received,
       open: () => open.size,
+      deleted: () => deleted,
       on: (name, answer) => void answers.set(name, answer),
       onGet: (answer) => {
         get = answer
@@ -120,7 +126,11 @@ export const start = ({ create = createServer, era = "2025-11-25" }: Options = {
     }
   })
 
-const isHandshake: ReadonlySet<string> = new Set(["initialize", "notifications/initialized"])
+const isHandshake: ReadonlySet<string> = new Set([
+  "initialize",
+  "notifications/initialized",
+  "server/discover"
+])
 
 const noStream: (response: ServerResponse, request: IncomingMessage) => void = (response) =>
   void response.writeHead(405).end()
