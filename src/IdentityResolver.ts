@@ -12,6 +12,7 @@ import * as Cause from "effect/Cause"
 import type * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import type * as Headers from "effect/http/Headers"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
@@ -153,7 +154,11 @@ export class IdentityResolver extends Context.Service<IdentityResolver, {
   static readonly resolve = (
     request: IdentityRequest | IdentityHeaders
   ): Effect.Effect<Identity, IdentityError, IdentityResolver> =>
-    IdentityResolver.use((resolver) => resolver.resolve(request))
+    // A credential that is known is answered in this very turn of the run loop
+    Effect.withFiber(({ context }) => {
+      const { resolve } = Context.getUnsafe(context, IdentityResolver)
+      return recallerOf(resolve)?.(request) ?? resolve(request)
+    })
 
   /**
    * The identity of the HTTP request that is being served.
@@ -308,36 +313,54 @@ const make = (settings: Settings): IdentityResolver["Service"] => {
         const identity = Identity.fromKey(`${scheme}:${digest(token)}`, {
           credentials: makeCredentials(scheme, token, value, name)
         })
-        memo.set(value, identity)
-        return Effect.succeed(identity)
+        const identified = Exit.succeed(identity)
+        memo.set(value, identified)
+        return identified
       }
     })
 
+  const recall: Recaller = (request) => {
+    const value = RequestHeaders.onlyValueIn(request, name)
+    return value === undefined ? undefined : memo.get(value)
+  }
+
   return IdentityResolver.of({
-    resolve: (request) =>
-      Effect.suspend((): Effect.Effect<Identity, MissingCredentials | MalformedCredentials> => {
-        const values = RequestHeaders.valuesIn(request, name)
-        if (values === undefined) {
-          return malformed("the request has no headers that can be read")
-        }
-        if (values.length > 1) {
-          return malformed("it is there more than once")
-        }
-        if (values.length === 0) {
-          return mode === "required" ? missing : shared
-        }
-        const value = values[0]
-        if (typeof value !== "string") {
-          return malformed("its value is not a string")
-        }
-        if (value === "" && mode === "required") {
-          return missing
-        }
-        const known = memo.get(value)
-        return known === undefined ? fromValue(value) : Effect.succeed(known)
-      })
+    resolve: withRecaller(
+      recall,
+      (request) =>
+        Effect.suspend((): Effect.Effect<Identity, MissingCredentials | MalformedCredentials> => {
+          const values = RequestHeaders.valuesIn(request, name)
+          if (values === undefined) {
+            return malformed("the request has no headers that can be read")
+          }
+          if (values.length > 1) {
+            return malformed("it is there more than once")
+          }
+          if (values.length === 0) {
+            return mode === "required" ? missing : shared
+          }
+          const value = values[0]
+          if (typeof value !== "string") {
+            return malformed("its value is not a string")
+          }
+          if (value === "" && mode === "required") {
+            return missing
+          }
+          return memo.get(value) ?? fromValue(value)
+        })
+    )
   })
 }
+
+/** The identity of a request whose credentials are known, if that is all there is to it. */
+type Recaller = (request: IdentityRequest | IdentityHeaders) => Exit.Exit<Identity> | undefined
+
+const Recall = Symbol("effect-mcp-sessions/IdentityResolver/recall")
+
+// Of this very function: whoever puts another in its place is asked instead.
+const withRecaller = <F extends object>(recall: Recaller, resolve: F): F => Object.assign(resolve, { [Recall]: recall })
+
+const recallerOf = (resolve: object): Recaller | undefined => (resolve as { readonly [Recall]?: Recaller })[Recall]
 
 let processSecret: Buffer | undefined
 
@@ -368,10 +391,10 @@ const makeCredentials = (
 const makeMemo = () => {
   const capacity = 1024
   const maxLength = 4096
-  const identities = new Map<string, Identity>()
+  const identities = new Map<string, Exit.Exit<Identity>>()
   return {
-    get: (value: string): Identity | undefined => value.length > maxLength ? undefined : identities.get(value),
-    set(value: string, identity: Identity): void {
+    get: (value: string) => value.length > maxLength ? undefined : identities.get(value),
+    set(value: string, identity: Exit.Exit<Identity>): void {
       if (value.length > maxLength) {
         return
       }

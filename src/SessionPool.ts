@@ -778,7 +778,7 @@ const hooks = <Session, E>(
     const { failures, observed, waiting } = pool()
     failures.succeeded(slot)
     Waiting.opened(waiting)
-    observed.events.emit(SessionPoolEvent.Opened({ key: keyOf(slot) }))
+    observed.events.emit({ _tag: "Opened", key: keyOf(slot) })
   },
   onOpenFailed: (slot, cause) => {
     const { engine, failures, observed, waiting } = pool()
@@ -786,7 +786,7 @@ const hooks = <Session, E>(
     if (Leased.isShutDown(engine)) return
     observed.counts.failures++
     const timeout = Option.exists(Cause.findErrorOption(cause), (error) => error instanceof ConnectTimeout)
-    observed.events.emit(SessionPoolEvent.OpenFailed({ key: keyOf(slot), reason: timeout ? "timeout" : "failed" }))
+    observed.events.emit({ _tag: "OpenFailed", key: keyOf(slot), reason: timeout ? "timeout" : "failed" })
     // What was invalidated while it opened says nothing of what a new open would meet.
     if (slot.retired === undefined) failures.failed(slot, cause)
   },
@@ -796,16 +796,16 @@ const hooks = <Session, E>(
     if (reason === "evicted") counts.evictions++
     else if (reason === "expired") counts.expirations++
     else counts.retirements++
-    events.emit(SessionPoolEvent.Retired({ key: keyOf(slot), reason }))
+    events.emit({ _tag: "Retired", key: keyOf(slot), reason })
   },
   onClosed: (slot, lived) =>
     pool().observed.events.emit(
-      SessionPoolEvent.Closed({ key: keyOf(slot), reason: slot.retired!, lived, uses: slot.uses })
+      { _tag: "Closed", key: keyOf(slot), reason: slot.retired!, lived, uses: slot.uses }
     ),
   onCloseFailed: (slot, reason) => {
     const { counts, events } = pool().observed
     counts.closeFailures++
-    events.emit(SessionPoolEvent.CloseFailed({ key: keyOf(slot), reason }))
+    events.emit({ _tag: "CloseFailed", key: keyOf(slot), reason })
   },
   onLeft: (slot) => {
     const { failures, waiting } = pool()
@@ -988,7 +988,7 @@ const exhausted = <Session, E>(
 ): Effect.Effect<never, PoolExhausted> => {
   const waited = Duration.millis(options.acquireTimeout)
   if (upstream !== undefined) Upstreams.forgetUnused(waiting.upstreams!, upstream)
-  observed.events.emit(SessionPoolEvent.Exhausted({ key, waited }))
+  observed.events.emit({ _tag: "Exhausted", key, waited })
   return Effect.fail(
     new PoolExhausted({
       limit: full === "turn" ? "leases" : full === "upstream" ? "capacityPerUpstream" : "capacity",

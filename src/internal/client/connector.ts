@@ -387,11 +387,16 @@ const http = <R>(
       let forwarded: CredentialScheme | undefined
       const onForwarded = (scheme: CredentialScheme | undefined) => void (forwarded = scheme)
       return Effect.gen(function*() {
-        const runPromise = Effect.runPromiseWith(yield* Effect.context<never>())
+        const context = yield* Effect.context<never>()
+        const runPromise = Effect.runPromiseWith(context)
         const clock = yield* Clock.Clock
         const refusals = Refusals.make({
           fetch: holding(options.fetch ?? globalFetch, scrub),
-          now: () => clock.currentTimeMillisUnsafe()
+          now: () => clock.currentTimeMillisUnsafe(),
+          whenLate: (f) => {
+            const fiber = Effect.runForkWith(context)(Effect.andThen(Effect.sleep("2 seconds"), Effect.sync(f)))
+            return () => fiber.interruptUnsafe()
+          }
         })
         const { attach, fetch, streamFailure } = Fetch.make({
           fetch: refusals.fetch,
