@@ -68,7 +68,7 @@ export const all = {
     "mcp.pool.waiting",
     "{caller}",
     ["pool", "upstream"],
-    "Callers that wait for room in a pool"
+    "Callers that wait, for room or for an exclusive session"
   ),
   poolCapacity: metric(
     "gauge",
@@ -93,7 +93,13 @@ export const all = {
   ),
   poolMisses: metric("counter", "mcp.pool.misses", "{get}", ["pool"], "Gets that found none"),
   poolLeases: metric("counter", "mcp.pool.leases", "{lease}", ["pool", "upstream"], "Leases that were taken"),
-  poolWaits: metric("counter", "mcp.pool.waits", "{get}", ["pool", "upstream"], "Gets that had to wait for room"),
+  poolWaits: metric(
+    "counter",
+    "mcp.pool.waits",
+    "{get}",
+    ["pool", "upstream"],
+    "Gets that had to wait, for room or for an exclusive session"
+  ),
   poolRetirements: metric(
     "counter",
     "mcp.pool.retirements",
@@ -128,7 +134,7 @@ export const all = {
     "mcp.pool.wait.duration",
     "s",
     ["pool", "upstream"],
-    "How long gets waited for room, with and without success",
+    "How long gets waited, with and without success",
     seconds
   ),
   poolLeaseDuration: metric(

@@ -163,6 +163,19 @@ describe("metrics of a pool", () => {
       })
     ))
 
+  it.effect("measure each of exclusive leases, also where one hands the session to the next", () =>
+    withPool(
+      { leases: "exclusive" },
+      Effect.gen(function*() {
+        yield* fork(use(alice, 2))
+        yield* fork(use(alice, 3))
+        yield* TestClock.adjust("10 seconds")
+        assert.deepStrictEqual(yield* read(Metrics.all.poolLeaseDuration), { "": [2, 5] })
+        assert.deepStrictEqual(yield* read(Metrics.all.poolWaitDuration), { "": [1, 2] })
+        assert.deepStrictEqual(yield* read(Metrics.all.poolLeases), { "": 2 })
+      })
+    ))
+
   it.effect("count retirements and failures by their reasons", () =>
     withPool(
       {
