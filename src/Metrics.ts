@@ -77,6 +77,13 @@ export const all = {
     ["pool"],
     "Sessions that may be opening, open or draining in a pool"
   ),
+  poolStandby: metric(
+    "gauge",
+    "mcp.pool.standby",
+    "{session}",
+    ["pool"],
+    "Sessions that stand by for new identities, see standby of McpConnector.stdio"
+  ),
   poolHits: metric(
     "counter",
     "mcp.pool.hits",

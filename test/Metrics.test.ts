@@ -74,6 +74,7 @@ describe("metrics of a pool", () => {
       Effect.gen(function*() {
         const sessions = read(Metrics.all.poolSessions)
         assert.deepStrictEqual(yield* read(Metrics.all.poolCapacity), { "": 7 })
+        assert.deepStrictEqual(yield* read(Metrics.all.poolStandby), { "": 0 })
         yield* fork(use(alice, 10))
         yield* fork(use(bob.at("weather"), 1))
         yield* settle

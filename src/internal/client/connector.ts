@@ -217,7 +217,7 @@ const standby = <RT, R, C>(
           openAs(options, planned, open).pipe(logged(planned)),
           (session): Standby.Unowned<McpSession<C>> => ({
             isLost: () => isLost,
-            ping: session.ping({ timeout: "1 second" }),
+            ping: signOfLife(session),
             adopt: (identity, handle) => {
               owned = handle
               planned.adopt(identity)
@@ -229,6 +229,14 @@ const standby = <RT, R, C>(
       })
   })
 }
+
+// A refusal is one, too
+const signOfLife = (session: Pick<McpSession<unknown>, "ping">) =>
+  Effect.catchIf(
+    session.ping({ timeout: "1 second" }),
+    ({ reason }) => reason._tag === "ProtocolFailure",
+    () => Effect.void
+  )
 
 // Its key is none that an identity can have: no identity's memory is shared with those who wait
 const nobody = new Identity({
@@ -379,11 +387,16 @@ const http = <R>(
       let forwarded: CredentialScheme | undefined
       const onForwarded = (scheme: CredentialScheme | undefined) => void (forwarded = scheme)
       return Effect.gen(function*() {
-        const runPromise = Effect.runPromiseWith(yield* Effect.context<never>())
+        const context = yield* Effect.context<never>()
+        const runPromise = Effect.runPromiseWith(context)
         const clock = yield* Clock.Clock
         const refusals = Refusals.make({
           fetch: holding(options.fetch ?? globalFetch, scrub),
-          now: () => clock.currentTimeMillisUnsafe()
+          now: () => clock.currentTimeMillisUnsafe(),
+          whenLate: (f) => {
+            const fiber = Effect.runForkWith(context)(Effect.andThen(Effect.sleep("2 seconds"), Effect.sync(f)))
+            return () => fiber.interruptUnsafe()
+          }
         })
         const { attach, fetch, streamFailure } = Fetch.make({
           fetch: refusals.fetch,
