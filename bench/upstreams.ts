@@ -1,5 +1,6 @@
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
@@ -31,7 +32,7 @@ const pool = SessionPool.layer({
         return inProcess(identity, handle)
     }
   }
-})
+}).pipe(Layer.provide(Logger.layer([])))
 
 const users = (upstream: string) => Array.from({ length: 100 }, (_, i) => Identity.fromKey(`user-${i}`).at(upstream))
 
@@ -77,4 +78,4 @@ export const main = Effect.gen(function*() {
     "alone",
     { "beside a hung and a crashing upstream": bars.besideBroken }
   )
-}).pipe(Effect.provide([pool, Logger.layer([])]))
+}).pipe(Effect.provide(pool))

@@ -596,6 +596,7 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC, RP, RO>(
     instruments,
     capacity: options.capacity,
     engine: () => engine,
+    gauges: [[all.poolStandby, () => Ahead.ready(ahead)]],
     counts: [[all.poolHits, () => observed.counts.hits], [all.poolMisses, () => observed.counts.misses]],
     upstreamOf: ({ upstream }) => upstream
   })

@@ -217,7 +217,7 @@ const standby = <RT, R, C>(
           openAs(options, planned, open).pipe(logged(planned)),
           (session): Standby.Unowned<McpSession<C>> => ({
             isLost: () => isLost,
-            ping: session.ping({ timeout: "1 second" }),
+            ping: signOfLife(session),
             adopt: (identity, handle) => {
               owned = handle
               planned.adopt(identity)
@@ -229,6 +229,14 @@ const standby = <RT, R, C>(
       })
   })
 }
+
+// A refusal is one, too
+const signOfLife = (session: Pick<McpSession<unknown>, "ping">) =>
+  Effect.catchIf(
+    session.ping({ timeout: "1 second" }),
+    ({ reason }) => reason._tag === "ProtocolFailure",
+    () => Effect.void
+  )
 
 // Its key is none that an identity can have: no identity's memory is shared with those who wait
 const nobody = new Identity({

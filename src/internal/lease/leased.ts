@@ -430,6 +430,8 @@ export const passOn = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): voi
   slot.turn = ++self.turns
   slot.uses++
   slot.usedAt = self.time.now()
+  slot.used?.record((slot.usedAt - slot.since) / 1_000)
+  slot.since = slot.usedAt
 }
 
 /** Under which conditions a session is admitted, where they are not the same for all. */
