@@ -34,11 +34,16 @@ export interface Besieged {
   readonly unhandled: ReadonlyArray<string>
   /** How many lines of the log have a token, or the part of one. */
   readonly told: number
+  /** How long it has worked since it began: milliseconds of a core. */
+  readonly worked: number
 }
 
 export interface BesiegedOptions {
   readonly capacity: number
+  /** How long a stream lasts, a body may take and a slow call takes: milliseconds. */
   readonly timeToLive: number
+  /** How long a session may be idle: milliseconds. */
+  readonly idleTimeToLive: number
 }
 
 const options: BesiegedOptions = JSON.parse(process.argv[2]!)
@@ -65,8 +70,8 @@ class OfGuard extends SessionRegistry.SessionRegistry.Operator<OfGuard>()("test/
 const endpoint = {
   capacity: options.capacity,
   bodyTimeout: options.timeToLive,
-  idleTimeToLive: 2 * options.timeToLive,
-  unusedTimeToLive: 2 * options.timeToLive,
+  idleTimeToLive: options.idleTimeToLive,
+  unusedTimeToLive: options.idleTimeToLive,
   streamTimeToLive: options.timeToLive
 }
 
@@ -113,6 +118,7 @@ const main = Effect.gen(function*() {
       await turn()
       collect()
     }
+    const { system, user } = process.cpuUsage()
     const stats = await Promise.all(operators.map((operator) => Effect.runPromise(operator.stats)))
     return {
       heap: process.memoryUsage().heapUsed,
@@ -120,7 +126,8 @@ const main = Effect.gen(function*() {
       sessions: stats.reduce((sum, all) => sum + all.size + all.opening + all.draining + all.closing, 0),
       closeFailures: stats.reduce((sum, all) => sum + all.closeFailures, 0),
       unhandled,
-      told
+      told,
+      worked: (system + user) / 1000
     }
   }
   process.on("message", (isThorough: boolean) => void measure(isThorough).then((measured) => process.send!(measured)))

@@ -2,29 +2,42 @@
  * Besieges an endpoint of `McpHttp.layer` and one of `McpHttp.guard`: users who call and check what they are answered,
  * alone at first, then among strangers. Prints what happened as JSON.
  *
- * Server, users and strangers are a process each: what a user waits for is not what the strangers keep busy.
+ * Server, users and strangers are a process each: what a user waits for is not what the strangers keep busy. Users call
+ * by a timetable that is the same in peace and in the siege, and a call's time counts from when it was due.
  */
 import { type ChildProcess, fork } from "node:child_process"
 import { once } from "node:events"
 import { Agent } from "node:http"
+import { cpus } from "node:os"
 import { setTimeout as sleep } from "node:timers/promises"
 import { fileURLToPath } from "node:url"
 import { type Answer, call, headersOf, initialize, makeAsk, paths, whilst } from "./requests.ts"
 import type { Besieged, BesiegedOptions } from "./server.ts"
 import type { FromStrangers, StrangersOptions, ToStrangers } from "./strangers.ts"
 
-export interface SiegeOptions extends Omit<StrangersOptions, "port"> {
+export interface SiegeOptions extends Omit<StrangersOptions, "port">, BesiegedOptions {
   readonly users: number
-  /** How long the siege lasts, in milliseconds. It is as quiet for half of that. */
-  readonly duration: number
-  /** How long a user thinks before each call, on average, in milliseconds. */
-  readonly thinking: number
-  /** How long a stream may last, a body take, and half of how long a session may be idle. */
-  readonly timeToLive: number
-  /** In how many turns: a machine has its own affairs. */
-  readonly turns: number
+  /** How long it is quiet, in milliseconds. */
+  readonly quiet: number
+  /** How long the siege lasts, in milliseconds. */
+  readonly siege: number
+  /** How much time there is for each call of a user, on average, in milliseconds. */
+  readonly every: number
   /** When all of it is given up: milliseconds. */
   readonly patience: number
+}
+
+/** What users have seen of a phase. */
+export interface Phase {
+  readonly calls: number
+  /** Milliseconds, of a call, from when it was due. */
+  readonly p50: number
+  readonly p99: number
+  readonly max: number
+  /** How much of a core the server has taken. */
+  readonly load: number
+  /** How much of the machine was taken, by all of it and by others. */
+  readonly machine: number
 }
 
 export interface SiegeReport extends FromStrangers {
@@ -32,9 +45,8 @@ export interface SiegeReport extends FromStrangers {
   readonly after: Besieged
   /** How long it took until nothing was left, in milliseconds. */
   readonly settled: number
-  readonly calls: { readonly quiet: number; readonly besieged: number }
-  /** Milliseconds, of a call. */
-  readonly p99: { readonly quiet: number; readonly besieged: number }
+  readonly quiet: Phase
+  readonly besieged: Phase
 }
 
 const options: SiegeOptions = JSON.parse(process.argv[2]!)
@@ -53,12 +65,9 @@ const giveUp = (why: string) => {
 }
 setTimeout(giveUp, options.patience, `The siege has taken more than ${options.patience} ms`).unref()
 
-const server = run(
-  "./server.ts",
-  { capacity: 2 * options.users, timeToLive: options.timeToLive } satisfies BesiegedOptions
-)
+const server = run("./server.ts", options)
 const [port]: [number] = await once(server, "message") as [number]
-const strangers = run("./strangers.ts", { ...options, port } satisfies StrangersOptions)
+const strangers = run("./strangers.ts", { namespace: options.namespace, port } satisfies StrangersOptions)
 await once(strangers, "message")
 const tell = (message: ToStrangers) => void strangers.send(message)
 const ask = makeAsk(port)
@@ -74,18 +83,28 @@ const measure = async (isThorough = false): Promise<Besieged> => {
 // -----------------------------------------------------------------------------
 
 const wrong: Array<string> = []
-let done = false
+let ends = Infinity
 let latencies: Array<number> = []
 
-const user = async (index: number) => {
+/** In how many calls' time a user ends its session and begins another. */
+const life = 16
+
+const user = async (index: number, began: number) => {
   const path = paths[index % paths.length]!
   const token = `secret-user-${index}`
   const agent = new Agent({ keepAlive: true, maxSockets: 4 })
-  const expect = (answer: Answer, status: number, what: string) => {
-    if (answer.status !== status) wrong.push(`${path} ${what}: ${answer.status} ${answer.body.slice(0, 200)}`)
-    return answer.status === status
-  }
   let session: string | undefined
+  const isWrong = (what: string) => {
+    wrong.push(`${Math.round(performance.now() - began)} ms ${path} ${index} ${session}: ${what}`)
+    return false
+  }
+  const expect = (answer: Answer, status: number, what: string) =>
+    answer.status === status || isWrong(`${what}: ${answer.status} ${answer.body.slice(0, 200)}`)
+  const listen = (of: string) =>
+    ask(agent, "GET", path, headersOf(token, of)).then(
+      (answer) => expect(answer, 200, "stream"),
+      (error) => isWrong(`stream: ${String(error)}`)
+    )
   const begin = async () => {
     const begun = await ask(agent, "POST", path, headersOf(token), initialize)
     if (!expect(begun, 200, "initialize")) return
@@ -93,44 +112,48 @@ const user = async (index: number) => {
     const initialized = { jsonrpc: "2.0", method: "notifications/initialized" }
     expect(await ask(agent, "POST", path, headersOf(token, session), initialized), 202, "initialized")
     tell({ path, index, session })
+    // A guarded server may not have any
+    if (path === "/layer") void listen(session)
   }
   const end = async () => {
-    expect(await ask(agent, "DELETE", path, headersOf(token, session)), 204, "DELETE")
-    expect(await ask(agent, "POST", path, headersOf(token, session), call("echo", 1)), 404, "call of the dead")
+    const dead = session!
+    expect(await ask(agent, "DELETE", path, headersOf(token, dead)), 204, "DELETE")
     session = undefined
+    expect(await ask(agent, "POST", path, headersOf(token, dead), call("echo", 1)), 404, "call of the dead")
   }
-  await sleep(Math.random() * options.thinking)
+  const echo = async (n: number, due: number) => {
+    const message = `${index}-${n}`
+    const samples = latencies
+    const answer = await ask(agent, "POST", path, headersOf(token, session), call("echo", n, message))
+    samples.push(performance.now() - due)
+    if (!expect(answer, 200, "call")) {
+      session = undefined
+      return
+    }
+    const data = /^data: (\{.*)$/m.exec(answer.body)?.[1] ?? answer.body
+    const { id, result } = JSON.parse(data)
+    if (id !== n || !JSON.stringify(result.content).includes(message)) isWrong(`call: ${data}`)
+  }
   let n = 0
-  await whilst(() => !done, async () => {
+  let due = 0
+  const isDue = async () => {
+    due = began + (n + Math.random()) * options.every
+    await sleep(Math.max(0, Math.min(due, ends) - performance.now()))
+  }
+  await isDue()
+  await whilst(() => performance.now() < ends, async () => {
     n++
     try {
       if (session === undefined) await begin()
-      // As many streams as there are users would be held in vain
-      if (path === "/layer" && n % 10 === 1) {
-        void ask(agent, "GET", path, headersOf(token, session)).then(
-          (answer) => expect(answer, 200, "stream"),
-          (error) => wrong.push(`${path} stream: ${String(error)}`)
-        )
-      }
-      const message = `${index}-${n}`
-      const started = performance.now()
-      const answer = await ask(agent, "POST", path, headersOf(token, session), call("echo", n, message))
-      latencies.push(performance.now() - started)
-      if (expect(answer, 200, "call")) {
-        const data = /^data: (\{.*)$/m.exec(answer.body)?.[1] ?? answer.body
-        const { id, result } = JSON.parse(data)
-        if (id !== n || !JSON.stringify(result.content).includes(message)) wrong.push(`${path} call: ${data}`)
-      } else {
-        session = undefined
-      }
-      if (n % 20 === 0 && session !== undefined) await end()
+      else if ((n + index) % life === 0) await end()
+      else await echo(n, due)
     } catch (error) {
-      wrong.push(`${path} ${String(error)}`)
+      isWrong(String(error))
       session = undefined
     }
-    await sleep(Math.random() * 2 * options.thinking)
+    await isDue()
   })
-  if (session !== undefined) await end().catch((error) => wrong.push(`${path} end: ${String(error)}`))
+  if (session !== undefined) await end().catch((error) => isWrong(`end: ${String(error)}`))
   agent.destroy()
 }
 
@@ -138,70 +161,78 @@ const user = async (index: number) => {
 // The siege
 // -----------------------------------------------------------------------------
 
-const percentile = (samples: ReadonlyArray<number>) =>
-  samples.toSorted((a, b) => a - b)[Math.floor(samples.length * 0.99)] ?? 0
+/** Since it was started: how long its cores have worked, of how long. */
+const machine = (): readonly [busy: number, all: number] =>
+  cpus().reduce(([busy, all], { times: { idle, irq, nice, sys, user } }) => {
+    const worked = irq + nice + sys + user
+    return [busy + worked, all + worked + idle]
+  }, [0, 0])
 
-let report: FromStrangers = { came: {}, wrong: [] }
+const round = (part: number) => Math.round(part * 100) / 100
 
-const besiege = async (duration: number) => {
-  tell({ siege: duration })
-  const reported = once(strangers, "message")
+const phase = async (duration: number): Promise<Phase> => {
+  const samples: Array<number> = []
+  latencies = samples
+  const { worked } = await measure()
+  const [busy, all] = machine()
   await sleep(duration)
-  return reported
+  latencies = []
+  const load = ((await measure()).worked - worked) / duration
+  const [busyAfter, allAfter] = machine()
+  const sorted = samples.toSorted((a, b) => a - b)
+  const percentile = (part: number) => Math.round(sorted[Math.floor(sorted.length * part)] ?? 0)
+  return {
+    calls: sorted.length,
+    p50: percentile(0.5),
+    p99: percentile(0.99),
+    max: percentile(1 - 1e-9),
+    load: round(load),
+    machine: round((busyAfter - busy) / (allAfter - all))
+  }
 }
 
-const campaign = async (duration: number) => {
-  done = false
-  const samples = { quiet: [] as Array<number>, besieged: [] as Array<number> }
-  const users = Array.from({ length: options.users }, (_, index) => user(index))
-  await sleep(2 * options.thinking)
-  let turn = 0
-  await whilst(() => turn++ < options.turns, async () => {
-    latencies = samples.quiet
-    await sleep(duration / options.turns / 2)
-    latencies = samples.besieged
-    ;[report] = await besiege(duration / options.turns)
-    // What the last of them has left goes on
-    latencies = []
-    await sleep(options.thinking)
-  })
-  done = true
+const campaign = async <A>(body: () => Promise<A>): Promise<A> => {
+  ends = Infinity
+  const began = performance.now()
+  const users = Array.from({ length: options.users }, (_, index) => user(index, began))
+  // Each begins a session before it calls
+  await sleep(options.every)
+  const result = await body()
+  ends = performance.now()
   await Promise.all(users)
-  return samples
+  return result
 }
 
 const settle = async () => {
   const started = performance.now()
   let measured = await measure()
-  const isLeft = () => measured.sessions + measured.sockets > 0 && performance.now() - started < 60_000
+  const isLeft = () =>
+    measured.sessions + measured.sockets > 0 && performance.now() - started < 2 * options.idleTimeToLive
   await whilst(isLeft, async () => {
     await sleep(200)
     measured = await measure()
   })
-  const settled = performance.now() - started
+  const settled = Math.round(performance.now() - started)
   return { measured: await measure(true), settled }
 }
 
 // What is compiled and cached once is not counted
-await campaign(options.duration / 10)
+await campaign(() => sleep(options.every))
 const { measured: before } = await settle()
-const { besieged, quiet } = await campaign(options.duration)
+const seen = await campaign(async () => {
+  const quiet = await phase(options.quiet)
+  const reported = once(strangers, "message") as Promise<[FromStrangers]>
+  tell({ siege: options.siege })
+  const besieged = await phase(options.siege)
+  const [{ came, wrong: refused }] = await reported
+  return { quiet, besieged, came, refused }
+})
 const { measured: after, settled } = await settle()
 
-const told = JSON.stringify(
-  {
-    before,
-    after,
-    settled,
-    calls: { quiet: quiet.length, besieged: besieged.length },
-    p99: { quiet: percentile(quiet), besieged: percentile(besieged) },
-    came: report.came,
-    wrong: [...wrong, ...report.wrong].slice(0, 50)
-  } satisfies SiegeReport
-)
+const report: SiegeReport = { ...seen, before, after, settled, wrong: [...wrong, ...seen.refused] }
 for (const child of [strangers, server]) {
   child.removeAllListeners("exit")
   child.disconnect()
 }
 await Promise.all([once(server, "exit"), once(strangers, "exit")])
-process.stdout.write(told, () => process.exit(0))
+process.stdout.write(JSON.stringify(report), () => process.exit(0))

@@ -9,14 +9,10 @@ import { type ChildProcess, spawn } from "node:child_process"
 import { once } from "node:events"
 import { connect, type Socket } from "node:net"
 import { setTimeout as sleep } from "node:timers/promises"
-import { call, headersOf, initialize, makeAsk, type Path, paths, whilst } from "./requests.ts"
+import { call, headersOf, initialize, makeAsk, type Path, paths } from "./requests.ts"
 
 export interface StrangersOptions {
   readonly port: number
-  /** How often each kind of them comes to each endpoint, a second. */
-  readonly rate: number
-  /** How many of those come a second who begin a session and no more. */
-  readonly flood: number
   /** Whether packets can be dropped. */
   readonly namespace: boolean
 }
@@ -183,21 +179,28 @@ const guess = async (path: Path) => {
   count("guess")
 }
 
+/** How many of each kind come to each endpoint, a second. Together they ask for more than the users do. */
+const kinds = [
+  { kind: vanish, rate: 2 },
+  { kind: neverRead, rate: 1 },
+  { kind: upgrade, rate: 4 },
+  { kind: half, rate: 4 },
+  { kind: newcomer, rate: 10 },
+  { kind: guess, rate: 4 }
+]
+
 const besiege = async (duration: number): Promise<void> => {
-  const end = performance.now() + duration
-  await Promise.all(
-    Object.entries({ vanish, neverRead, upgrade, half, newcomer, guess }).flatMap(([name, kind]) =>
-      paths.map(async (path) => {
-        const every = 1000 / (kind === newcomer ? options.flood : options.rate)
-        const under: Array<Promise<void>> = []
-        await whilst(() => performance.now() < end, () => {
-          under.push(kind(path).catch((error) => void wrong.push(`${path} ${name}: ${String(error)}`)))
-          return sleep(Math.random() * 2 * every)
-        })
-        await Promise.all(under)
+  const began = performance.now()
+  await Promise.all(kinds.flatMap(({ kind, rate }) =>
+    paths.flatMap((path) =>
+      // Each at a time of its own, whatever becomes of the others
+      Array.from({ length: Math.floor(rate * duration / 1000) }, async () => {
+        await sleep(Math.random() * duration)
+        const after = Math.round(performance.now() - began)
+        await kind(path).catch((error) => void wrong.push(`${after} ms ${path} ${kind.name}: ${String(error)}`))
       })
     )
-  )
+  ))
 }
 
 process.on("message", (message: ToStrangers) => {
