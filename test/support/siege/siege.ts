@@ -163,9 +163,9 @@ const user = async (index: number, began: number) => {
 
 /** Since it was started: how long its cores have worked, of how long. */
 const machine = (): readonly [busy: number, all: number] =>
-  cpus().reduce(([busy, all], { times: { idle, irq, nice, sys, user } }) => {
-    const worked = irq + nice + sys + user
-    return [busy + worked, all + worked + idle]
+  cpus().reduce(([busy, all], { times }) => {
+    const passed = Object.values(times).reduce((sum, time) => sum + time, 0)
+    return [busy + passed - times.idle, all + passed]
   }, [0, 0])
 
 const round = (part: number) => Math.round(part * 100) / 100
@@ -195,8 +195,8 @@ const campaign = async <A>(body: () => Promise<A>): Promise<A> => {
   ends = Infinity
   const began = performance.now()
   const users = Array.from({ length: options.users }, (_, index) => user(index, began))
-  // Each begins a session before it calls
-  await sleep(options.every)
+  // Each begins a session before it calls, and what that has piled up is worked off
+  await sleep(2 * options.every)
   const result = await body()
   ends = performance.now()
   await Promise.all(users)
@@ -217,7 +217,7 @@ const settle = async () => {
 }
 
 // What is compiled and cached once is not counted
-await campaign(() => sleep(options.every))
+await campaign(async () => undefined)
 const { measured: before } = await settle()
 const seen = await campaign(async () => {
   const quiet = await phase(options.quiet)
