@@ -56,7 +56,6 @@ describe("McpHttp under siege", () => {
         assert.deepStrictEqual([after.sessions, after.sockets, after.closeFailures, after.told], [0, 0, 0, 0])
         assert.includeMembers(Object.keys(came), ["vanish", "never read", "upgrade: 400", "half: 408", "guess"])
         assert.isBelow(after.heap, before.heap * 1.1)
-        assert.isAtMost(besieged.p99, 2 * quiet.p99)
       }),
     underLoad
   )

@@ -103,7 +103,8 @@ const app = Layer.mergeAll(
   inside({ ...makeInsideLog(), release: Effect.sleep(options.timeToLive) }, { path: "/guard" })
 ).pipe(Layer.provide(IdentityResolver.layer({ mode: "required" })))
 
-const node = createServer()
+// By default Node hangs up on a user who has not called for 5 seconds, and a new connection waits to be accepted
+const node = createServer({ keepAliveTimeout: 15_000 })
 
 const main = Effect.gen(function*() {
   const context = yield* Layer.build(
