@@ -19,14 +19,23 @@ const rows: ReadonlyArray<ReadonlyArray<string>> = [
   ["McpHttpOptions"],
   ["McpConnector", "McpConnectorV2", "SessionPool", "SessionRegistry"],
   ["Connector", "IdentityResolver", "McpSession"],
-  ["Identity", "InvalidOptions", "McpServersError", "McpSessionError", "SessionPoolError", "SessionRegistryError"]
+  [
+    "Identity",
+    "InvalidOptions",
+    "McpServersError",
+    "McpSessionError",
+    "SessionPoolError",
+    "SessionRegistryError",
+    "TokenOptions"
+  ]
 ]
 
 /** The rooms of `src/internal`, and the modules that may enter. `internal/*.ts` itself is everybody's. */
 const rooms: Readonly<Record<string, ReadonlyArray<string>>> = {
   lease: ["SessionPool", "SessionRegistry"],
   client: ["McpConnector", "McpConnectorV2", "McpServers", "McpServersV2"],
-  host: ["McpHttp"]
+  host: ["McpHttp"],
+  tokens: ["IdentityResolver"]
 }
 
 /** What some may not know, whatever their row. */
