@@ -13,6 +13,7 @@ import * as Cause from "effect/Cause"
 import type * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import type * as Headers from "effect/http/Headers"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
@@ -159,7 +160,11 @@ export class IdentityResolver extends Context.Service<IdentityResolver, {
   static readonly resolve = (
     request: IdentityRequest | IdentityHeaders
   ): Effect.Effect<Identity, IdentityError, IdentityResolver> =>
-    IdentityResolver.use((resolver) => resolver.resolve(request))
+    // A credential that is known is answered in this very turn of the run loop
+    Effect.withFiber(({ context }) => {
+      const { resolve } = Context.getUnsafe(context, IdentityResolver)
+      return recallerOf(resolve)?.(request) ?? resolve(request)
+    })
 
   /**
    * The identity of the HTTP request that is being served.
@@ -386,7 +391,7 @@ const make = (settings: Settings): IdentityResolver["Service"] => {
 
   const name = settings.header.toLowerCase()
   const digest = digestUnder(settings.keySecret)
-  const memo = makeMemo()
+  const memo = makeMemo<Exit.Exit<Identity>>()
 
   const missing = Effect.failSync(() => new MissingCredentials({ header: name, scheme }))
   const malformed = (issue: string) => Effect.fail(new MalformedCredentials({ header: name, scheme, issue }))
@@ -398,30 +403,48 @@ const make = (settings: Settings): IdentityResolver["Service"] => {
         const identity = Identity.fromKey(`${scheme}:${digest(token)}`, {
           credentials: makeCredentials(scheme, token, value, name)
         })
-        memo.set(value, identity)
-        return Effect.succeed(identity)
+        const identified = Exit.succeed(identity)
+        memo.set(value, identified)
+        return identified
       }
     })
 
+  const recall: Recaller = (request) => {
+    const value = RequestHeaders.onlyValueIn(request, name)
+    return value === undefined ? undefined : memo.get(value)
+  }
+
   return IdentityResolver.of({
-    resolve: (request) =>
-      Effect.suspend((): Effect.Effect<Identity, MissingCredentials | MalformedCredentials> => {
-        const found = valueIn(request, name)
-        if (Result.isFailure(found)) {
-          return malformed(found.failure)
-        }
-        const value = found.success
-        if (value === undefined) {
-          return mode === "required" ? missing : shared
-        }
-        if (value === "" && mode === "required") {
-          return missing
-        }
-        const known = memo.get(value)
-        return known === undefined ? fromValue(value) : Effect.succeed(known)
-      })
+    resolve: withRecaller(
+      recall,
+      (request) =>
+        Effect.suspend((): Effect.Effect<Identity, MissingCredentials | MalformedCredentials> => {
+          const found = valueIn(request, name)
+          if (Result.isFailure(found)) {
+            return malformed(found.failure)
+          }
+          const value = found.success
+          if (value === undefined) {
+            return mode === "required" ? missing : shared
+          }
+          if (value === "" && mode === "required") {
+            return missing
+          }
+          return memo.get(value) ?? fromValue(value)
+        })
+    )
   })
 }
+
+/** The identity of a request whose credentials are known, if that is all there is to it. */
+type Recaller = (request: IdentityRequest | IdentityHeaders) => Exit.Exit<Identity> | undefined
+
+const Recall = Symbol("effect-mcp-sessions/IdentityResolver/recall")
+
+// Of this very function: whoever puts another in its place is asked instead.
+const withRecaller = <F extends object>(recall: Recaller, resolve: F): F => Object.assign(resolve, { [Recall]: recall })
+
+const recallerOf = (resolve: object): Recaller | undefined => (resolve as { readonly [Recall]?: Recaller })[Recall]
 
 // -----------------------------------------------------------------------------
 // The resolvers of verified tokens

@@ -35,6 +35,7 @@ import * as Layer from "effect/Layer"
 import type * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
+import type * as Tracer from "effect/Tracer"
 import type { Identity } from "./Identity.ts"
 import type { IdentityResolver } from "./IdentityResolver.ts"
 import * as Callers from "./internal/host/callers.ts"
@@ -216,3 +217,22 @@ export const memoryEventStore = (options: MemoryEventStoreOptions = {}): () => E
  */
 export const identityOf = (extra: { readonly requestInfo?: object | undefined }): Option.Option<Identity> =>
   Callers.identityOf(extra)
+
+/**
+ * The server span of the request that a handler of the SDK's server is answering, for what the handler runs to be part
+ * of the same trace. None if the request did not come by way of {@link layer}, or with others in a batch.
+ *
+ * **Example** (A tool whose work is part of its caller's trace)
+ *
+ * ```ts
+ * server.registerTool("weather", {}, (extra) =>
+ *   Effect.runPromise(Option.match(McpHttp.spanOf(extra), {
+ *     onNone: () => forecast,
+ *     onSome: (span) => Effect.withParentSpan(forecast, span)
+ *   })))
+ * ```
+ *
+ * @category accessors
+ */
+export const spanOf = (extra: { readonly requestInfo?: object | undefined }): Option.Option<Tracer.AnySpan> =>
+  Callers.spanOf(extra)

@@ -56,7 +56,9 @@ export class SessionExpired extends Schema.TaggedClass<SessionExpired>()("Sessio
  * @category errors
  */
 export const Challenge = Schema.Struct({
+  /** Such as `"Bearer"`. */
   scheme: Schema.String,
+  /** By their names, in lower case: 16 at most, of 1,000 characters at most. */
   parameters: Schema.Record(Schema.String, Schema.String)
 })
 
@@ -66,13 +68,6 @@ export const Challenge = Schema.Struct({
  * @category errors
  */
 export type Challenge = typeof Challenge.Type
-
-const refusal = {
-  /** How long the server wants to be left alone (`Retry-After`), in its own words: it may be zero, or years. */
-  retryAfter: Schema.optionalKey(Schema.Duration),
-  /** What it asks for (`WWW-Authenticate`): eight challenges at most, without the session's secrets. */
-  challenges: Schema.optionalKey(Schema.Array(Challenge))
-}
 
 /**
  * The server answered 401. The session lives on.
@@ -84,7 +79,10 @@ export class Unauthorized extends Schema.TaggedClass<Unauthorized>()("Unauthoriz
   requestSent: Schema.Boolean,
   /** The scheme of the credentials that were refused, if they were the caller's own, forwarded. */
   forwarded: Schema.optionalKey(CredentialScheme),
-  ...refusal
+  /** How long the server wants to be left alone (`Retry-After`), in its own words: it may be zero, or years. */
+  retryAfter: Schema.optionalKey(Schema.Duration),
+  /** What it asks for (`WWW-Authenticate`): eight challenges at most, without the session's secrets. */
+  challenges: Schema.optionalKey(Schema.Array(Challenge))
 }) {}
 
 /**
@@ -97,7 +95,10 @@ export class Forbidden extends Schema.TaggedClass<Forbidden>()("Forbidden", {
   requestSent: Schema.Boolean,
   /** The scheme of the credentials that were refused, if they were the caller's own, forwarded. */
   forwarded: Schema.optionalKey(CredentialScheme),
-  ...refusal
+  /** How long the server wants to be left alone (`Retry-After`), in its own words: it may be zero, or years. */
+  retryAfter: Schema.optionalKey(Schema.Duration),
+  /** What it asks for (`WWW-Authenticate`): eight challenges at most, without the session's secrets. */
+  challenges: Schema.optionalKey(Schema.Array(Challenge))
 }) {}
 
 /**
@@ -140,7 +141,10 @@ export class HttpFailure extends Schema.TaggedClass<HttpFailure>()("HttpFailure"
   status: Schema.Int,
   /** Whether the request may have reached the server. */
   requestSent: Schema.Boolean,
-  ...refusal
+  /** How long the server wants to be left alone (`Retry-After`), in its own words: it may be zero, or years. */
+  retryAfter: Schema.optionalKey(Schema.Duration),
+  /** What it asks for (`WWW-Authenticate`): eight challenges at most, without the session's secrets. */
+  challenges: Schema.optionalKey(Schema.Array(Challenge))
 }) {}
 
 /**

@@ -19,23 +19,32 @@ import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
+import * as Result from "effect/Result"
 import * as Schedule from "effect/Schedule"
+import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { SessionHandle } from "./Connector.ts"
 import { Identity, type SessionKey } from "./Identity.ts"
+import * as Ahead from "./internal/ahead.ts"
 import { blameOf } from "./internal/lease/blame.ts"
 import * as Checks from "./internal/lease/checks.ts"
 import * as Connecting from "./internal/lease/connecting.ts"
 import * as Events from "./internal/lease/events.ts"
 import * as Failures from "./internal/lease/failures.ts"
+import * as Holders from "./internal/lease/holders.ts"
 import * as Leased from "./internal/lease/leased.ts"
+import * as Metrics from "./internal/lease/metrics.ts"
 import * as Terms from "./internal/lease/terms.ts"
+import * as Upstreams from "./internal/lease/upstreams.ts"
 import * as Waiting from "./internal/lease/waiting.ts"
 import * as Options from "./internal/options.ts"
+import { namesAndPlaces } from "./internal/places.ts"
 import * as Sent from "./internal/sent.ts"
 import { type Configurable, InvalidOptions } from "./InvalidOptions.ts"
-import type { McpSession, McpSessionError } from "./McpSession.ts"
+import type { McpSessionError } from "./McpSessionError.ts"
+import { all } from "./Metrics.ts"
+import type { McpSession } from "./Session.ts"
 import { ConnectTimeout, PoolClosed, PoolExhausted, type SessionPoolError } from "./SessionPoolError.ts"
 
 export type { SessionHandle } from "./Connector.ts"
@@ -46,7 +55,7 @@ export * from "./SessionPoolError.ts"
  *
  * @category models
  */
-export interface SessionPoolOptions<Session, E, R, RC = R> {
+export interface SessionPoolOptions<Session, E, R, RC = R, RP = RC> {
   /**
    * Opens a session. Its finalizers close it. Runs with the services, the span and a scope of the pool, never those of
    * the caller that happened to come first.
@@ -57,6 +66,16 @@ export interface SessionPoolOptions<Session, E, R, RC = R> {
    * evict each other; too large, and processes and sockets pile up.
    */
   readonly capacity?: number | undefined
+  /**
+   * How many of them may be of one upstream, which `identity.at` chooses: an integer, or a function of the upstream's
+   * name, by default no fewer than `capacity`. Whoever waits because its upstream is full holds up nobody else; it is
+   * the least recently used idle session of that upstream that gives way, and no other. An identity without an upstream
+   * knows the common limit alone.
+   *
+   * A function is asked when there is no session of the upstream and nobody waits for one. If it throws, or answers
+   * with what is no such integer, the get dies of that, with `InvalidOptions` for the latter.
+   */
+  readonly capacityPerUpstream?: number | ((upstream: string) => number) | undefined
   /**
    * How long a session without a lease is kept, counted from the end of its last lease: by default 5 minutes, and
    * `Duration.infinity` for ever.
@@ -71,6 +90,12 @@ export interface SessionPoolOptions<Session, E, R, RC = R> {
    * as soon as it is free. It may be a function of the identity.
    */
   readonly maxLifetime?: Duration.Input | ((identity: Identity) => Duration.Input) | undefined
+  /**
+   * Whether callers of one identity share its session, by default `"shared"`: all of them at once. `"exclusive"` gives
+   * it to one at a time, for an upstream that cannot take two calls at once; the others wait for it in the order in
+   * which they came, for `acquireTimeout`, and it is opened anew for them if it is retired meanwhile.
+   */
+  readonly leases?: "shared" | "exclusive" | undefined
   /** How long an open may take, else `ConnectTimeout`: by default 30 seconds. */
   readonly connectTimeout?: Duration.Input | undefined
   /** How long a get waits for room, else `PoolExhausted`: by default 30 seconds, and 0 not at all. */
@@ -111,6 +136,24 @@ export interface SessionPoolOptions<Session, E, R, RC = R> {
    * At most `capacity` failures are remembered. Opens that have begun when the first of them fails run to their end.
    */
   readonly failureBackoff?: Schedule.Schedule<unknown> | undefined
+  /**
+   * Runs beside the pool when that is built, with the pool in its context: `SessionPool.prewarm(identities)`, or a step
+   * that installs what `connect` starts. Nobody waits for it, what it fails with is logged, and the end of the pool
+   * interrupts it. By default nothing.
+   */
+  readonly prewarm?: Effect.Effect<unknown, unknown, RP> | undefined
+}
+
+/**
+ * How {@link Service.prewarm} opens sessions.
+ *
+ * @category models
+ */
+export interface PrewarmOptions {
+  /** How many opens there may be at once: an integer, by default 2. */
+  readonly concurrency?: number | undefined
+  /** How long each of them may take, in place of `connectTimeout`: by default 5 minutes. */
+  readonly timeout?: Duration.Input | undefined
 }
 
 const schedule = Options.custom<Schedule.Schedule<unknown>, Schedule.Schedule<unknown>>({
@@ -120,6 +163,11 @@ const schedule = Options.custom<Schedule.Schedule<unknown>, Schedule.Schedule<un
 
 const ofIdentity = Options.orTold<Identity>()
 
+const anEffect = Options.custom<Effect.Effect<unknown, unknown, never>, Effect.Effect<unknown, unknown>>({
+  rule: "an Effect",
+  read: Option.liftPredicate((value): value is Effect.Effect<unknown, unknown> => Effect.isEffect(value))
+})
+
 /**
  * @internal
  */
@@ -128,12 +176,17 @@ export const declared = Options.declare<SessionPoolOptions<never, never, never>>
   {
     connect: Options.required(Options.fn),
     capacity: Options.withDefault(Options.count, 10, { aliases: ["MCP_SESSION_MAX"] }),
+    capacityPerUpstream: Options.optional(Options.orTold<string>()(Options.count)),
     idleTimeToLive: Options.withDefault(ofIdentity(Options.timeToLive), "5 minutes", {
       aliases: ["MCP_SESSION_TTL_MS"]
     }),
     maxLifetime: Options.withDefault(ofIdentity(Options.timeToLive), "Infinity", {
       aliases: ["MCP_SESSION_MAX_LIFETIME_MS"]
     }),
+    leases: Options.withDefault(
+      Options.schema(Schema.Literals(["shared", "exclusive"]), "\"shared\" or \"exclusive\""),
+      "shared"
+    ),
     connectTimeout: Options.withDefault(Options.timeout, "30 seconds", { aliases: ["MCP_SESSION_CONNECT_TIMEOUT_MS"] }),
     acquireTimeout: Options.withDefault(Options.patience, "30 seconds", {
       aliases: ["MCP_SESSION_ACQUIRE_TIMEOUT_MS"]
@@ -144,9 +197,15 @@ export const declared = Options.declare<SessionPoolOptions<never, never, never>>
     checkAfter: Options.withDefault(ofIdentity(Options.span), "1 minute", { aliases: ["MCP_SESSION_CHECK_AFTER_MS"] }),
     checkTimeout: Options.withDefault(Options.timeout, "5 seconds", { aliases: ["MCP_SESSION_CHECK_TIMEOUT_MS"] }),
     failureTimeToLive: Options.withDefault(Options.span, 0, { aliases: ["MCP_SESSION_FAILURE_TTL_MS"] }),
-    failureBackoff: Options.optional(schedule)
+    failureBackoff: Options.optional(schedule),
+    prewarm: Options.optional(anEffect)
   }
 )
+
+const declaredPrewarm = Options.declare<PrewarmOptions>()({ module: "SessionPool" }, {
+  concurrency: Options.withDefault(Options.count, 2),
+  timeout: Options.withDefault(Options.timeout, "5 minutes")
+})
 
 /**
  * Why a session was retired: `evicted` for another identity, `expired` in idleness, past its `lifetime`, `invalidated`
@@ -178,8 +237,10 @@ export interface SessionPoolStats {
   readonly draining: number
   /** Sessions whose finalizers run, until they end or `closeTimeout` has passed. */
   readonly closing: number
-  /** Callers that wait for room. */
+  /** Callers that wait, for room or for an exclusive session. */
   readonly waiting: number
+  /** Sessions that connectors keep ready for identities to come, beyond `capacity`: see `McpConnector.stdio`. */
+  readonly standby: number
   /** Gets that found a session, one being opened, or a failure that is remembered. */
   readonly hits: number
   /** Gets that found none of these. */
@@ -198,6 +259,26 @@ export interface SessionPoolStats {
   readonly eventsLost: number
   /** The keys of the leased and the idle, the least recently used first. */
   readonly keys: ReadonlyArray<SessionKey>
+  /** The upstreams of which there is a session or a caller that waits: none without `capacityPerUpstream`. */
+  readonly upstreams: ReadonlyArray<SessionPoolUpstream>
+}
+
+/**
+ * What one upstream has of the pool, where there is a `capacityPerUpstream`.
+ *
+ * @category models
+ */
+export interface SessionPoolUpstream {
+  /** Its name. */
+  readonly upstream: string
+  /** How many of its sessions there may be. */
+  readonly capacity: number
+  /** How many there are: opening, leased, idle or draining. */
+  readonly sessions: number
+  /** How many of them are idle. */
+  readonly idle: number
+  /** Callers that wait for room there. */
+  readonly waiting: number
 }
 
 /**
@@ -284,6 +365,16 @@ export interface Service<in out Session, in out E> {
     f: (session: Session) => Effect.Effect<A, E2, R2>
   ) => Effect.Effect<A, E | SessionPoolError | E2, R2>
   /**
+   * Opens sessions ahead of their first callers, and counts the identities that have one then, or had one that was
+   * being opened. Each open may take 5 minutes (`timeout`), whatever `connectTimeout` says; a caller who comes
+   * meanwhile waits for it no longer than for any other. It takes free room alone: nobody is evicted for it, and nobody
+   * waits. What can't be opened is logged and left out. Dies with `InvalidOptions` for options that have no meaning.
+   */
+  readonly prewarm: (
+    identities: Iterable<Identity>,
+    options?: PrewarmOptions
+  ) => Effect.Effect<number>
+  /**
    * Retires the session of the identity, and forgets its failed connect. False if it had no session.
    */
   readonly invalidate: (identity: Identity) => Effect.Effect<boolean>
@@ -339,6 +430,16 @@ export interface TagClass<in out Self, in out Id extends string, in out Session,
     f: (session: Session) => Effect.Effect<A, E2, R2>
   ) => Effect.Effect<A, E | SessionPoolError | E2, R2 | Self>
   /**
+   * Opens sessions ahead of their first callers, and counts the identities that have one then, or had one that was
+   * being opened. Each open may take 5 minutes (`timeout`), whatever `connectTimeout` says; a caller who comes
+   * meanwhile waits for it no longer than for any other. It takes free room alone: nobody is evicted for it, and nobody
+   * waits. What can't be opened is logged and left out. Dies with `InvalidOptions` for options that have no meaning.
+   */
+  readonly prewarm: (
+    identities: Iterable<Identity>,
+    options?: PrewarmOptions
+  ) => Effect.Effect<number, never, Self>
+  /**
    * Retires the session of the identity, and forgets its failed connect. False if it had no session.
    */
   readonly invalidate: (identity: Identity) => Effect.Effect<boolean, never, Self>
@@ -365,9 +466,9 @@ export interface TagClass<in out Self, in out Id extends string, in out Session,
    * The end of the scope takes at most `drainTimeout` and twice `closeTimeout`, and never fails, whatever the sessions
    * do.
    */
-  readonly layer: <R = never, RC = never>(
-    options: SessionPoolOptions<Session, E, R, RC>
-  ) => Layer.Layer<Self, InvalidOptions, Exclude<R | RC, Scope.Scope>>
+  readonly layer: <R = never, RC = never, RP = never>(
+    options: SessionPoolOptions<Session, E, R, RC, RP>
+  ) => Layer.Layer<Self, InvalidOptions, Exclude<R | RC, Scope.Scope> | Exclude<Exclude<RP, Self>, Scope.Scope>>
   /**
    * A pool whose options come from the configuration, and from `options` where that is silent. The variables are named
    * after the options: `MCP_POOL_CAPACITY`, `MCP_POOL_IDLE_TIME_TO_LIVE`, …; README has the table. Durations are
@@ -378,9 +479,13 @@ export interface TagClass<in out Self, in out Id extends string, in out Session,
    *
    * Fails with `ConfigError` when a variable can't be read, and with `InvalidOptions` when what it says has no meaning.
    */
-  readonly layerConfig: <R = never, RC = never>(
-    options: Configurable<SessionPoolOptions<Session, E, R, RC>>
-  ) => Layer.Layer<Self, InvalidOptions | Config.ConfigError, Exclude<R | RC, Scope.Scope>>
+  readonly layerConfig: <R = never, RC = never, RP = never>(
+    options: Configurable<SessionPoolOptions<Session, E, R, RC, RP>>
+  ) => Layer.Layer<
+    Self,
+    InvalidOptions | Config.ConfigError,
+    Exclude<R | RC, Scope.Scope> | Exclude<Exclude<RP, Self>, Scope.Scope>
+  >
 }
 
 /**
@@ -414,22 +519,27 @@ export const Tag =
           const self = partsOf<Session, E>(pool.withSession)
           return self === undefined ? pool.withSession(identity, f) : withSessionIn(self, fiber, identity, f)
         })
+      static readonly prewarm = (identities: Iterable<Identity>, options?: PrewarmOptions) =>
+        Pool.use((pool) => pool.prewarm(identities, options))
       static readonly invalidate = (identity: Identity) => Pool.use((pool) => pool.invalidate(identity))
       static readonly invalidateWhere = (f: (identity: Identity) => boolean) =>
         Pool.use((pool) => pool.invalidateWhere(f))
       static readonly stats = Pool.use((pool) => pool.stats)
       static readonly entries = Pool.use((pool) => pool.entries)
       static readonly events = Stream.unwrap(Pool.useSync((pool) => pool.events))
-      static readonly layer = <R = never, RC = never>(options: SessionPoolOptions<Session, E, R, RC>) =>
-        Layer.effect(Pool, make(id, options, "layer"))
-      static readonly layerConfig = <R = never, RC = never>(
-        options: Configurable<SessionPoolOptions<Session, E, R, RC>>
+      static readonly layer = <R = never, RC = never, RP = never>(
+        options: SessionPoolOptions<Session, E, R, RC, RP>
+      ) => Layer.effect(Pool, made(options, "layer"))
+      static readonly layerConfig = <R = never, RC = never, RP = never>(
+        options: Configurable<SessionPoolOptions<Session, E, R, RC, RP>>
       ) =>
         Layer.effect(
           Pool,
-          Effect.flatMap(declared.configured(options), (configured) => make(id, configured, "layerConfig"))
+          Effect.flatMap(declared.configured(options), (configured) => made(configured, "layerConfig"))
         )
     }
+    const made = <R, RC, RP>(options: SessionPoolOptions<Session, E, R, RC, RP>, method: "layer" | "layerConfig") =>
+      make(id, options, method, (prewarm, service) => Effect.provideService(prewarm, Pool, service))
     return Pool
   }
 
@@ -441,6 +551,7 @@ export const Tag =
 interface Pool<Session, E> {
   readonly name: string
   readonly connecting: Connecting.Connecting
+  readonly metrics: Metrics.Metrics<Identity, Session, E | SessionPoolError>
   readonly options: Effect.Success<ReturnType<typeof read>>
   readonly engine: Leased.Leased<Identity, Session, E | SessionPoolError>
   readonly waiting: Waiting.Waiting<Identity, Session, E | SessionPoolError>
@@ -448,6 +559,8 @@ interface Pool<Session, E> {
   readonly failures: Failures.Failures<E | SessionPoolError>
   /** Whether a failure has come that those who wait for room have not been asked about. */
   hasFailed: boolean
+  /** What connectors keep ready. */
+  readonly ahead: Ahead.Host
   /** Throws when a function among the options does, or answers with what has no meaning. */
   readonly terms: (identity: Identity) => Terms.Terms
   readonly observed: Observed
@@ -455,34 +568,61 @@ interface Pool<Session, E> {
 
 type Slot<Session, E> = Leased.Slot<Identity, Session, E | SessionPoolError>
 
+type Upstream<Session, E> = Upstreams.Upstream<Slot<Session, E>>
+
 type Caller<Session, E> = Waiting.Caller<Identity, Session, E | SessionPoolError>
 
 type AnyFiber = Fiber.Fiber<unknown, unknown>
 
 type Leasing<Session, E> = Effect.Effect<Session, E | SessionPoolError>
 
-const make = Effect.fnUntraced(function*<Session, E, R, RC>(
+const make = Effect.fnUntraced(function*<Session, E, R, RC, RP, RO>(
   name: string,
-  input: SessionPoolOptions<Session, E, R, RC>,
-  method: "layer" | "layerConfig"
+  input: SessionPoolOptions<Session, E, R, RC, RP>,
+  method: "layer" | "layerConfig",
+  withPool: (
+    prewarm: Effect.Effect<unknown, unknown, RP>,
+    service: Service<Session, E>
+  ) => Effect.Effect<unknown, unknown, RO>
 ) {
   const options = yield* read(input, method)
   const context = yield* Effect.context<RC>()
   const observed = yield* makeObserved
-  const engine = yield* Leased.make<Identity, Session, E | SessionPoolError, R>({
+  const ahead = Ahead.makeHost()
+  // Runs after the engine's own shutdown, which it goes along with.
+  yield* Effect.addFinalizer(() => Ahead.awaitClosed(ahead))
+  const metrics = yield* Metrics.make<Identity, Session, E | SessionPoolError>({
+    labels: { pool: name },
+    instruments,
+    capacity: options.capacity,
+    engine: () => engine,
+    gauges: [[all.poolStandby, () => Ahead.ready(ahead)]],
+    counts: [[all.poolHits, () => observed.counts.hits], [all.poolMisses, () => observed.counts.misses]],
+    upstreamOf: ({ upstream }) => upstream
+  })
+  const engine: Pool<Session, E>["engine"] = yield* Leased.make<Identity, Session, E | SessionPoolError, R>({
     ...options,
     idleTimeToLive: constant(options.idleTimeToLive),
     maxLifetime: constant(options.maxLifetime),
-    ...hooks(() => self),
+    ...metrics.watch(hooks(() => self)),
     open: (slot) => self.connecting.run(slot, labels(self, slot), open(self, slot, input.connect))
   })
   const { check } = input
+  const invalid = (option: string, issue: string) =>
+    new InvalidOptions({ module: "SessionPool", method, option, issue })
   const self: Pool<Session, E> = {
     name,
     connecting: Connecting.make("SessionPool.connect"),
+    metrics,
     options,
     engine,
-    waiting: Waiting.make(engine, (known, comes) => Identity.newest(known, comes, engine.clock)),
+    waiting: Waiting.make(engine, {
+      newest: (known, comes) => Identity.newest(known, comes, engine.clock),
+      makeRoom: (upstream) => makeRoom(self, upstream),
+      refusal: (identity) => self.failures.recall(identity),
+      upstreams: limits(options.capacityPerUpstream, (issue) => invalid("capacityPerUpstream", issue)),
+      isExclusive: options.leases === "exclusive"
+    }),
     checks: Checks.make(engine, {
       ...options,
       check: check && ((session) => Effect.provideContext(Effect.scoped(check(session)), context))
@@ -498,21 +638,46 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(
       onFailure: () => void (self.hasFailed = true)
     }),
     hasFailed: false,
-    terms: Terms.make(options, (option, issue) => new InvalidOptions({ module: "SessionPool", method, option, issue })),
+    ahead,
+    terms: Terms.make(options, invalid),
     observed
   }
   // Runs before the engine's own shutdown.
   yield* Effect.addFinalizer(() => Effect.sync(() => beginShutdown(self)))
-  return {
+  yield* Ahead.beginOf<R>(input.connect)?.(ahead) ?? Effect.void
+  const service: Service<Session, E> = {
     get: withParts(self, (identity) => Effect.withFiber((fiber) => getIn(self, fiber, identity))),
     withSession: withParts(self, (identity, f) => Effect.withFiber((fiber) => withSessionIn(self, fiber, identity, f))),
+    prewarm: (identities, given = {}) => prewarm(self, identities, given),
     invalidate: (identity) => Effect.sync(() => invalidate(self, identity)),
     invalidateWhere: (f) => Effect.sync(() => invalidateWhere(self, f)),
     entries: Effect.sync(() => entries(self)),
     stats: Effect.sync(() => stats(self)),
     events: observed.events.stream
-  } satisfies Service<Session, E> as Service<Session, E>
+  }
+  if (input.prewarm !== undefined) {
+    const prewarmed = Effect.scoped(withPool(input.prewarm, service)).pipe(
+      Effect.catchCause((cause) => logUnlessInterrupted("The prewarm failed", cause)),
+      Effect.annotateLogs({ pool: name })
+    )
+    yield* Effect.forkIn(prewarmed, ahead.scope)
+  }
+  return service
 })
+
+const limits = <S>(
+  limit: Upstreams.Limit | undefined,
+  invalid: (issue: string) => InvalidOptions
+): Upstreams.Upstreams<S> | undefined =>
+  limit === undefined ?
+    undefined :
+    Upstreams.make((name) => typeof limit === "number" ? limit : Result.getOrThrowWith(limit(name), invalid))
+
+const upstreamOf = <Session, E>(
+  { waiting: { upstreams } }: Pool<Session, E>,
+  { upstream }: Identity
+): Upstream<Session, E> | undefined =>
+  upstreams === undefined || Option.isNone(upstream) ? undefined : Upstreams.get(upstreams, upstream.value)
 
 // The two operations of a hit carry the parts of their pool, so that the tag's need no turn of the run loop to get at
 // the service first. Whoever puts others in their place, a test or a tracer, is asked instead.
@@ -538,18 +703,24 @@ const open = <Session, E, R>(
   slot: Slot<Session, E>,
   connect: SessionPoolOptions<Session, E, R>["connect"]
 ): Effect.Effect<Session, E, R | Scope.Scope> => {
-  const opened = connect(slot.info, {
+  const handle: SessionHandle & { readonly [Ahead.TypeId]: Ahead.Host } = {
     // Told by events: no text of others.
     retire: (reason) =>
       Effect.sync(() => void Leased.retire(self.engine, slot, reason === "unhealthy" ? "unhealthy" : "died")),
-    credentials: Effect.sync(() => slot.info.credentials)
-  })
+    credentials: Effect.sync(() => slot.info.credentials),
+    [Ahead.TypeId]: self.ahead
+  }
+  const opened = connect(slot.info, handle)
   // Without types, an async function is an easy mistake: it would never resume the fiber.
   return Effect.isEffect(opened) ? opened : Effect.die(new TypeError("connect must return an Effect"))
 }
 
-const beginShutdown = <Session, E>({ checks, engine, waiting }: Pool<Session, E>): void => {
+const beginShutdown = <Session, E>(
+  { ahead, checks, engine, options, waiting }: Pool<Session, E>
+): void => {
   Leased.beginShutdown(engine)
+  const { closeTimeout } = options
+  Ahead.beginClose(ahead, { closeTimeout, start: (effect) => Leased.start(engine, effect) })
   checks.abandon()
   Waiting.close(waiting, () => new PoolClosed({}))
 }
@@ -564,6 +735,24 @@ interface Observed {
     number
   >
   readonly events: Events.Events<SessionPoolEvent>
+}
+
+const instruments: Metrics.Instruments = {
+  sessions: all.poolSessions,
+  capacity: all.poolCapacity,
+  retirements: all.poolRetirements,
+  openFailures: all.poolOpenFailures,
+  closeFailures: all.poolCloseFailures,
+  opens: all.poolOpenDuration,
+  uses: all.poolLeaseDuration,
+  closes: all.poolCloseDuration,
+  lives: all.clientSessionDuration,
+  line: {
+    leases: all.poolLeases,
+    waits: all.poolWaits,
+    waiting: all.poolWaiting,
+    waitings: all.poolWaitDuration
+  }
 }
 
 const makeObserved = Effect.map(Events.make<SessionPoolEvent>(), (events): Observed => ({
@@ -586,43 +775,52 @@ const hooks = <Session, E>(
   },
   shutDown: () => new PoolClosed({}),
   onAdmitted: (slot) => pool().failures.began(slot, slot.info),
-  onLeft: (slot) => pool().failures.ended(slot),
   onOpened: (slot) => {
-    const { failures, observed } = pool()
+    const { failures, observed, waiting } = pool()
     failures.succeeded(slot)
-    observed.events.emit(SessionPoolEvent.Opened({ key: keyOf(slot) }))
+    Waiting.opened(waiting)
+    observed.events.emit({ _tag: "Opened", key: keyOf(slot) })
   },
   onOpenFailed: (slot, cause) => {
-    const { engine, failures, observed } = pool()
+    const { engine, failures, observed, waiting } = pool()
+    Waiting.failed(waiting, slot, cause)
     if (Leased.isShutDown(engine)) return
     observed.counts.failures++
     const timeout = Option.exists(Cause.findErrorOption(cause), (error) => error instanceof ConnectTimeout)
-    observed.events.emit(SessionPoolEvent.OpenFailed({ key: keyOf(slot), reason: timeout ? "timeout" : "failed" }))
+    observed.events.emit({ _tag: "OpenFailed", key: keyOf(slot), reason: timeout ? "timeout" : "failed" })
     // What was invalidated while it opened says nothing of what a new open would meet.
     if (slot.retired === undefined) failures.failed(slot, cause)
   },
   onRetired: (slot, reason) => {
-    const { counts, events } = pool().observed
+    const { observed: { counts, events }, waiting } = pool()
+    Waiting.retired(waiting, slot)
     if (reason === "evicted") counts.evictions++
     else if (reason === "expired") counts.expirations++
     else counts.retirements++
-    events.emit(SessionPoolEvent.Retired({ key: keyOf(slot), reason }))
+    events.emit({ _tag: "Retired", key: keyOf(slot), reason })
   },
   onClosed: (slot, lived) =>
     pool().observed.events.emit(
-      SessionPoolEvent.Closed({ key: keyOf(slot), reason: slot.retired!, lived, uses: slot.uses })
+      { _tag: "Closed", key: keyOf(slot), reason: slot.retired!, lived, uses: slot.uses }
     ),
   onCloseFailed: (slot, reason) => {
     const { counts, events } = pool().observed
     counts.closeFailures++
-    events.emit(SessionPoolEvent.CloseFailed({ key: keyOf(slot), reason }))
+    events.emit({ _tag: "CloseFailed", key: keyOf(slot), reason })
   },
+  onLeft: (slot) => {
+    const { failures, waiting } = pool()
+    failures.ended(slot)
+    if (slot.member !== undefined) Upstreams.forgetUnused(waiting.upstreams!, slot.member.upstream)
+    Waiting.left(waiting, slot)
+  },
+  onIdle: (slot) => Waiting.changed(pool().waiting, slot),
   onRoom: () => {
     const self = pool()
-    const { failures, waiting } = self
-    if (self.hasFailed) Waiting.refuse(waiting, failures.recall)
+    const { waiting } = self
+    if (self.hasFailed) Waiting.refuse(waiting)
     self.hasFailed = false
-    if (!Waiting.isEmpty(waiting)) Waiting.seat(waiting, () => makeRoom(self), failures.recall)
+    Waiting.seat(waiting)
   }
 })
 
@@ -643,7 +841,7 @@ const countMiss = <Session, E>({ observed }: Pool<Session, E>, caller: Caller<Se
   caller.isCounted = true
 }
 
-const stats = <Session, E>({ engine, observed, options, waiting }: Pool<Session, E>): SessionPoolStats => {
+const stats = <Session, E>({ ahead, engine, observed, options, waiting }: Pool<Session, E>): SessionPoolStats => {
   Leased.expire(engine)
   const slots = Leased.inOrder(engine)
   return {
@@ -655,9 +853,17 @@ const stats = <Session, E>({ engine, observed, options, waiting }: Pool<Session,
       constant(options.idleTimeToLive) ??
         slots.reduce((longest, { terms }) => Math.max(longest, terms.idleTimeToLive), 0)
     ),
-    waiting: Waiting.size(waiting),
+    waiting: waiting.size,
+    standby: Ahead.ready(ahead),
     eventsLost: observed.events.lost(),
-    keys: slots.map(keyOf)
+    keys: slots.map(keyOf),
+    upstreams: Array.from(waiting.upstreams?.byName.values() ?? [], (upstream) => ({
+      upstream: upstream.name,
+      capacity: upstream.limit,
+      sessions: upstream.places,
+      idle: upstream.idle.size,
+      waiting: upstream.waiting
+    }))
   }
 }
 
@@ -684,15 +890,20 @@ const acquire = <Session, E>(
   caller: Caller<Session, E>,
   identity: Identity
 ): Leasing<Session, E> => {
-  const { checks, connecting, engine, failures, waiting } = self
+  const { connecting, engine, failures, waiting } = self
   if (Leased.isShutDown(engine)) return Effect.fail(new PoolClosed({}))
+  const taken = Waiting.taken(waiting, identity.key)
+  if (taken !== undefined) {
+    taken.info = waiting.newest(taken.info, identity)
+    const wanted = want(self, identity)
+    countHit(self, caller)
+    return wait(self, caller, wanted)
+  }
   const slot = Leased.lease(engine, identity.key)
   if (slot !== undefined) {
     Waiting.hold(waiting, caller, slot)
     slot.info = waiting.newest(slot.info, identity)
-    if (checks.isDue(slot)) return checked(self, caller, slot, identity)
-    countHit(self, caller)
-    return slot.session ?? joined(self, slot)
+    return leased(self, caller, slot, identity)
   }
   const failure = failures.recall(identity)
   if (failure !== undefined) {
@@ -700,55 +911,108 @@ const acquire = <Session, E>(
     return failure
   }
   countMiss(self, caller)
-  const terms = self.terms(identity)
+  const wanted = want(self, identity)
+  const { upstream } = wanted
   const admitted = Leased.atomically(engine, () => {
-    if (!Waiting.isEmpty(waiting) || !makeRoom(self)) return undefined
-    const opening = Leased.admit(engine, identity.key, identity, 1, terms)
+    if (!Waiting.isNext(waiting, upstream) || makeRoom(self, upstream) !== undefined) return undefined
+    const opening = Leased.admit(engine, identity.key, identity, 1, wanted)
     Waiting.hold(waiting, caller, opening)
     connecting.join(opening)
     return opening
   })
-  return admitted === undefined ? wait(self, caller, identity, terms) : Leased.join(admitted)
+  if (upstream !== undefined) Upstreams.keep(waiting.upstreams!, upstream)
+  return admitted === undefined ? wait(self, caller, wanted) : Leased.join(admitted)
 }
 
-const joined = <Session, E>({ connecting }: Pool<Session, E>, slot: Slot<Session, E>): Leasing<Session, E> => {
-  connecting.join(slot)
-  return Leased.join(slot)
+// Asks the functions among the options, before anything is changed.
+const want = <Session, E>(
+  self: Pool<Session, E>,
+  identity: Identity
+): Waiting.Wanted<Identity, Session, E | SessionPoolError> => ({
+  owner: identity,
+  terms: self.terms(identity),
+  upstream: upstreamOf(self, identity)
+})
+
+const joined = <Session, E>(self: Pool<Session, E>, slot: Slot<Session, E>): Leasing<Session, E> => {
+  self.connecting.join(slot)
+  const { openTimeout } = self.options
+  if (slot.terms.openTimeout === undefined) return Leased.join(slot)
+  // It is opened ahead, and takes its time: not that of a caller
+  return Effect.timeoutOrElse(Leased.join(slot), {
+    duration: openTimeout,
+    orElse: () => Effect.fail(new ConnectTimeout({ key: keyOf(slot), after: Duration.millis(openTimeout) }))
+  })
 }
 
-// The least recently used idle session gives up its place, unless as many are closing as there may be.
-const makeRoom = <Session, E>({ engine }: Pool<Session, E>): boolean => {
-  if (Leased.hasRoom(engine)) return true
+// The least recently used idle session gives up its place, unless as many are closing as there may be: any for the
+// pool, one of its own for an upstream.
+const makeRoom = <Session, E>(
+  { engine }: Pool<Session, E>,
+  upstream: Upstream<Session, E> | undefined
+): Waiting.Full | undefined => {
+  if (Leased.hasRoom(engine) && !Upstreams.isFull(upstream)) return undefined
   Leased.expire(engine)
-  if (Leased.hasRoom(engine)) return true
-  const oldest = Leased.oldestIdle(engine)
-  return oldest !== undefined && Leased.canClose(engine) && Leased.retire(engine, oldest, "evicted")
+  if (Upstreams.isFull(upstream)) return giveWay(engine, upstream!.idle.head?.session) ? undefined : "upstream"
+  return Leased.hasRoom(engine) || giveWay(engine, Leased.oldestIdle(engine)) ? undefined : "pool"
 }
+
+const giveWay = <Session, E>(
+  engine: Pool<Session, E>["engine"],
+  slot: Slot<Session, E> | undefined
+): boolean => slot !== undefined && Leased.canClose(engine) && Leased.retire(engine, slot, "evicted")
 
 const wait = <Session, E>(
   self: Pool<Session, E>,
   caller: Caller<Session, E>,
-  identity: Identity,
-  terms: Terms.Terms
+  wanted: Waiting.Wanted<Identity, Session, E | SessionPoolError>
 ): Leasing<Session, E> => {
   const { acquireTimeout } = self.options
-  if (acquireTimeout === 0) return exhausted(self, caller, identity)
-  self.connecting.ask(identity)
+  const { owner, upstream } = wanted
+  if (caller.waited >= acquireTimeout) {
+    return exhausted(self, caller, owner, upstream, Waiting.fullNow(self.waiting, wanted))
+  }
+  self.connecting.ask(owner)
   return Effect.flatMap(
-    Waiting.wait(self.waiting, caller, identity, terms, acquireTimeout),
-    (isSeated) => isSeated ? joined(self, caller.slot!) : exhausted(self, caller, identity)
+    self.metrics.wait(owner, Waiting.wait(self.waiting, caller, wanted, acquireTimeout)),
+    (full) =>
+      full === undefined ? leased(self, caller, caller.slot!, owner) : exhausted(self, caller, owner, upstream, full)
   )
 }
 
 const exhausted = <Session, E>(
   { observed, options, waiting }: Pool<Session, E>,
   { fiber }: Caller<Session, E>,
-  { key }: Identity
+  { key }: Identity,
+  upstream: Upstream<Session, E> | undefined,
+  full: Waiting.Full | "turn"
 ): Effect.Effect<never, PoolExhausted> => {
-  const { acquireTimeout, capacity } = options
-  const waited = Duration.millis(acquireTimeout)
-  observed.events.emit(SessionPoolEvent.Exhausted({ key, waited }))
-  return Effect.fail(new PoolExhausted({ capacity, waited, held: Waiting.heldBy(waiting, fiber) }))
+  const waited = Duration.millis(options.acquireTimeout)
+  if (upstream !== undefined) Upstreams.forgetUnused(waiting.upstreams!, upstream)
+  observed.events.emit({ _tag: "Exhausted", key, waited })
+  return Effect.fail(
+    new PoolExhausted({
+      limit: full === "turn" ? "leases" : full === "upstream" ? "capacityPerUpstream" : "capacity",
+      capacity: full === "turn" ? 1 : full === "upstream" ? upstream!.limit : options.capacity,
+      waited,
+      held: Holders.heldBy(waiting.holders, fiber)
+    })
+  )
+}
+
+// A session that somebody else had must be checked all the same, if that is what it was had for.
+const leased = <Session, E>(
+  self: Pool<Session, E>,
+  caller: Caller<Session, E>,
+  slot: Slot<Session, E>,
+  identity: Identity
+): Leasing<Session, E> => {
+  if (self.checks.isDue(slot)) {
+    Waiting.arrive(self.waiting, caller)
+    return checked(self, caller, slot, identity)
+  }
+  countHit(self, caller)
+  return slot.session ?? joined(self, slot)
 }
 
 const checked = <Session, E>(
@@ -836,7 +1100,8 @@ const inWithSession = <Session, E>(session: Leasing<Session, E>): Leasing<Sessio
     const method = "withSession"
     if (error instanceof PoolClosed) return new PoolClosed({ method })
     if (error instanceof PoolExhausted) {
-      return new PoolExhausted({ method, capacity: error.capacity, waited: error.waited, held: error.held })
+      const { capacity, held, limit, waited } = error
+      return new PoolExhausted({ method, limit, capacity, waited, held })
     }
     return error instanceof ConnectTimeout ? new ConnectTimeout({ method, key: error.key, after: error.after }) : error
   })
@@ -891,6 +1156,72 @@ const healed = <Session, E, A, E2, R2>(
       })
     }
   )
+
+// -----------------------------------------------------------------------------
+// Ahead of the callers
+// -----------------------------------------------------------------------------
+
+const prewarm = <Session, E>(
+  self: Pool<Session, E>,
+  identities: Iterable<Identity>,
+  options: PrewarmOptions
+): Effect.Effect<number> =>
+  Effect.suspend(() => {
+    const { concurrency, timeout } = Result.getOrThrow(declaredPrewarm.parse(options, "prewarm"))
+    return Effect.map(
+      Effect.forEach(identities, (identity) => warm(self, identity, timeout), { concurrency }),
+      (found) => found.filter((isThere) => isThere).length
+    )
+  })
+
+// An error may quote a secret: of its text nothing is told.
+const logUnlessInterrupted = (message: string, cause: Cause.Cause<unknown>): Effect.Effect<void> =>
+  Cause.hasInterrupts(cause) ? Effect.interrupt : Effect.logWarning(message, namesAndPlaces(cause))
+
+// Whether the identity has a session then. Takes a place that is free, and no other.
+const warm = <Session, E>(
+  self: Pool<Session, E>,
+  identity: Identity,
+  openTimeout: number
+): Effect.Effect<boolean> =>
+  Effect.withFiber((fiber) => {
+    const { connecting, engine, failures, waiting } = self
+    const caller: Caller<Session, E> = Waiting.caller(fiber.id)
+    const opened = Effect.suspend((): Effect.Effect<boolean, E | SessionPoolError> => {
+      if (Leased.isShutDown(engine)) return Effect.succeed(false)
+      Leased.expire(engine)
+      if (Leased.find(engine, identity.key) !== undefined) return Effect.succeed(true)
+      if (failures.recall(identity) !== undefined) return Effect.succeed(false)
+      const wanted = want(self, identity)
+      const { terms, upstream } = wanted
+      const admitted = Leased.atomically(engine, () => {
+        // Those who wait come first, and may take the room
+        if (!Waiting.isNext(waiting, upstream) || !Leased.hasRoom(engine) || Upstreams.isFull(upstream)) {
+          return undefined
+        }
+        const opening = Leased.admit(engine, identity.key, identity, 1, {
+          ...wanted,
+          terms: { ...terms, openTimeout }
+        })
+        Waiting.hold(waiting, caller, opening)
+        connecting.join(opening)
+        return opening
+      })
+      if (upstream !== undefined) {
+        const settle = admitted === undefined ? Upstreams.forgetUnused : Upstreams.keep
+        settle(waiting.upstreams!, upstream)
+      }
+      if (admitted === undefined) return Effect.succeed(false)
+      countMiss(self, caller)
+      return Effect.as(Leased.join(admitted), true)
+    })
+    return Effect.onExit(opened, () => Waiting.end(waiting, caller) ?? Effect.void).pipe(
+      Effect.catchCause((cause) =>
+        Effect.as(logUnlessInterrupted("A session could not be opened ahead", cause), false)
+      ),
+      Effect.annotateLogs({ pool: self.name, key: identity.key })
+    )
+  })
 
 // -----------------------------------------------------------------------------
 // Retiring

@@ -32,8 +32,9 @@ export class PoolClosed extends Schema.TaggedError<PoolClosed>("effect-mcp-sessi
 }
 
 /**
- * There was no room for a new session within `acquireTimeout`: `capacity` sessions are leased, opening or draining.
- * Answers 503 with `Retry-After`.
+ * There was no room for a new session within `acquireTimeout`: as many as there may be, of the pool or of the upstream,
+ * are leased, opening or draining; or the session is exclusive, and somebody else had it. `limit` says which. Answers
+ * 503 with `Retry-After`.
  *
  * `held` is how many leases the fiber that asked holds itself: more than none, and it may have waited for itself.
  *
@@ -43,7 +44,11 @@ export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-mcp
   "PoolExhausted",
   {
     method,
-    /** The pool's `capacity`. */
+    /** The option whose limit was hit: `leases` where a session is one caller's at a time. */
+    limit: Schema.Literals(["capacity", "capacityPerUpstream", "leases"]).pipe(
+      Schema.withConstructorDefault(Effect.succeed("capacity"))
+    ),
+    /** How many there may be: the pool's `capacity`, that of the upstream, or 1 of an exclusive session. */
     capacity: Schema.Number,
     /** How long the caller waited: `acquireTimeout`. */
     waited: Schema.Duration,
@@ -55,12 +60,18 @@ export class PoolExhausted extends Schema.TaggedError<PoolExhausted>("effect-mcp
   readonly reference = "pool-exhausted"
 
   override get message(): string {
-    const { capacity, held, waited } = this
-    return `All ${capacity} sessions of the pool were in use for ${Duration.format(waited)}. ` +
+    const { capacity, held, limit, waited } = this
+    const inUse = limit === "leases"
+      ? "The session is exclusive, and was in use by others"
+      : `All ${capacity} sessions of the ${limit === "capacity" ? "pool" : "upstream"} were in use`
+    const way = limit === "leases" ? "let callers share sessions (leases)" : `raise ${limit}`
+    return `${inUse} for ${Duration.format(waited)}. ` +
       (held === 0
-        ? "End leases sooner, or raise capacity or acquireTimeout."
+        ? `End leases sooner, ${way} or raise acquireTimeout.`
         : `The caller itself holds ${held === 1 ? "a lease" : `${held} leases`}, and waits for its own end: ` +
-          "end that lease first, or make capacity larger than the leases that one caller holds at once.")
+          `end that lease first, or ${
+            limit === "leases" ? way : `make ${limit} larger than the leases that one caller holds at once`
+          }.`)
   }
 
   [HttpServerRespondable.symbol]() {

@@ -28,10 +28,12 @@ import { randomBytes } from "node:crypto"
 import type { SessionKey } from "./Identity.ts"
 import * as Events from "./internal/lease/events.ts"
 import * as Leased from "./internal/lease/leased.ts"
+import * as Metrics from "./internal/lease/metrics.ts"
 import * as Shares from "./internal/lease/shares.ts"
 import type * as Time from "./internal/lease/time.ts"
 import * as Options from "./internal/options.ts"
 import type { Configurable, InvalidOptions } from "./InvalidOptions.ts"
+import { all } from "./Metrics.ts"
 import { OpenTimeout, RegistryClosed, RegistryFull, SessionNotFound } from "./SessionRegistryError.ts"
 
 export * from "./SessionRegistryError.ts"
@@ -476,19 +478,20 @@ export const Tag =
     return Object.assign(Registry, operations<Self>(Registry), {
       create: (owner: SessionOwner, names?: CreateOptions) => Registry.use((registry) => registry.create(owner, names)),
       get: (sessionId: string, owner: SessionOwner) => Registry.use((registry) => registry.get(sessionId, owner)),
-      ...layers<Self, Resource, E>((registry) => Context.make(Registry, registry))
+      ...layers<Self, Resource, E>((registry) => Context.make(Registry, registry), id)
     })
   }
 
 const layers = <Provided, Resource, E>(
-  provide: (registry: Service<Resource, E>) => Context.Context<Provided>
+  provide: (registry: Service<Resource, E>) => Context.Context<Provided>,
+  name?: string
 ): Layers<Provided, Resource, E> => ({
-  layer: (options) => Layer.effectContext(Effect.map(make(options, "layer"), provide)),
+  layer: (options) => Layer.effectContext(Effect.map(make(options, "layer", name), provide)),
   layerConfig: (options) =>
     Layer.effectContext(
       Effect.flatMap(
         declared.configured(options),
-        (configured) => Effect.map(make(configured, "layerConfig"), provide)
+        (configured) => Effect.map(make(configured, "layerConfig", name), provide)
       )
     )
 })
@@ -548,13 +551,32 @@ export interface Visit<out Resource> {
  */
 export const make = Effect.fnUntraced(function*<Resource, E, R>(
   input: SessionRegistryOptions<Resource, E, R>,
-  method: "layer" | "layerConfig"
+  method: "layer" | "layerConfig",
+  name = "effect-mcp-sessions/SessionRegistry"
 ) {
   const options = yield* read(input, method)
   const observed = yield* makeObserved
-  const engine = yield* Leased.make<Registration, Resource, E | OpenTimeout | RegistryClosed, R>({
+  const { counts } = observed
+  const metrics = yield* Metrics.make<Registration, Resource, E | OpenTimeout | RegistryClosed>({
+    labels: { registry: name },
+    instruments,
+    capacity: options.capacity,
+    engine: () => engine,
+    counts: [
+      [all.registryCreated, () => counts.created],
+      [all.registryRefusals, () => counts.refusals],
+      [all.registryNotFound, () => counts.notFound]
+    ],
+    reasonOf: endReason
+  })
+  const engine: Registry<Resource, E>["engine"] = yield* Leased.make<
+    Registration,
+    Resource,
+    E | OpenTimeout | RegistryClosed,
+    R
+  >({
     ...options,
-    ...hooks(() => self),
+    ...metrics.watch(hooks(() => self)),
     open: (slot): ReturnType<typeof input.open> => input.open(toInfo(self.engine.time, slot))
   })
   const self: Registry<Resource, E> = { options, engine, shares: Shares.make(), observed }
@@ -627,6 +649,18 @@ interface Observed {
         | "closeFailures"
     ]: number
   }
+}
+
+const instruments: Metrics.Instruments = {
+  sessions: all.registrySessions,
+  capacity: all.registryCapacity,
+  retirements: all.registryEnds,
+  openFailures: all.registryOpenFailures,
+  closeFailures: all.registryCloseFailures,
+  opens: all.registryOpenDuration,
+  uses: all.registryLeaseDuration,
+  closes: all.registryCloseDuration,
+  lives: all.serverSessionDuration
 }
 
 const makeObserved = Effect.map(Events.make<SessionRegistryEvent>(), (events): Observed => ({

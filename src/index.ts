@@ -6,6 +6,7 @@ export * as McpHttp from "./McpHttp.ts"
 export * from "./McpServers.ts"
 export * from "./McpSession.ts"
 export * from "./McpSessionError.ts"
+export * as Metrics from "./Metrics.ts"
 export {
   ConnectTimeout,
   PoolClosed,

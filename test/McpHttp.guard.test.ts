@@ -139,7 +139,7 @@ const suite = (start: typeof web) => {
       yield* begin(one)
     }))
 
-  it.live("refuses what it should", () =>
+  it.live("answers each kind of request that it does not take with a status of its own", () =>
     Effect.gen(function*() {
       const endpoint = yield* open(start, { maxBodyBytes: 1_000 }, IdentityResolver.layer({ mode: "required" }))
       assert.strictEqual((yield* post(endpoint, initialize)).status, 401)

@@ -403,7 +403,7 @@ const suite = (start: typeof web) => {
         assert.strictEqual(closed.length, 3)
       }))
 
-    it.live("as when one serves two sessions", () =>
+    it.live("because it serves another session is 503, and that session goes on", () =>
       Effect.gen(function*() {
         const log = makeLog()
         const server = yield* makeServer(log)({ id: "one", owner: "all" })

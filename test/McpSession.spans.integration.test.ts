@@ -104,12 +104,15 @@ for (const [sdk, connector] of generations) {
         assert.include(opened, String(server.requestsOf("notifications/initialized")[0]!.headers["traceparent"]))
       }))
 
-    it.live("leave a traceparent alone that the caller has put there", () =>
+    it.live("leave a traceparent alone that the caller has put there, unless they are part of a trace", () =>
       Effect.gen(function*() {
+        const { only, record } = makeRecorder()
         const session = yield* open(connector.stdio(child))
         const traceparent = `00-${"a".repeat(32)}-${"b".repeat(16)}-01`
-        const result = yield* session.callTool({ name: "trace", _meta: { traceparent } })
-        assert.strictEqual(seen(result).meta, traceparent)
+        const call = session.callTool({ name: "trace", _meta: { traceparent } })
+        assert.strictEqual(seen(yield* call).meta, traceparent)
+        const handedOn = yield* call.pipe(Effect.withSpan("gateway"), record)
+        assert.strictEqual(seen(handedOn).meta, traceparentOf(only("McpSession.callTool")))
       }))
 
     it.live("tell no other machine where tracing or its propagation is off", () =>

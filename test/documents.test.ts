@@ -20,10 +20,12 @@ import { Clock, Config, Console, Context, Data, Duration, Effect, Layer, Managed
   Schedule, Schema, Scope, Stream } from "effect"
 import { McpProtocol, McpServer } from "effect/ai"
 import { HttpRouter, HttpServerRequest } from "effect/http"
+import { PrometheusMetrics } from "effect/observability"
 import { CircuitBreaker, RateLimiter } from "effect/persistence"
 import { TestClock } from "effect/testing"
 import { createServer } from "node:http"
 import { assert, it } from "@effect/vitest"
+import { Client } from "@modelcontextprotocol/sdk/client/index.js"
 import { Server } from "@modelcontextprotocol/sdk/server/index.js"
 import type { Transport } from "@modelcontextprotocol/sdk/shared/transport.js"
 import { ${Object.keys(Sessions).join(", ")}, type SessionHandle, type SessionInfo } from "effect-mcp-sessions"
@@ -31,6 +33,7 @@ import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
 
 interface Connection { readonly query: (sql: string) => Effect.Effect<ReadonlyArray<object>> }
 interface User { readonly id: string; readonly scopes: ReadonlyArray<string> }
+declare const dial: (key: string) => Effect.Effect<Connection & { readonly close: Effect.Effect<void> }, SqlError>
 declare class SqlError { readonly _tag: "SqlError" }
 declare const identity: Identity
 declare const request: { readonly headers: Record<string, string> }
@@ -41,6 +44,8 @@ declare const connect: ReturnType<typeof McpConnector.stdio>
 declare const open: (info: SessionInfo) => Effect.Effect<Connection, never, Scope.Scope>
 declare const server: Server
 declare const transport: Transport
+declare const client: Client
+declare const handle: SessionHandle
 declare const makeServer: (info: SessionInfo) => Effect.Effect<Server, never, Scope.Scope>
 declare const forward: <E, R>(
   lease: (f: (session: McpSession) => Effect.Effect<object, McpSessionError>) => Effect.Effect<object, E, R>
@@ -70,14 +75,15 @@ const meanings: Readonly<Record<string, string>> = {
     type Client = import("@modelcontextprotocol/client").Client`,
   "src/McpHttp.ts": `
     const { McpServer: SdkServer } = await import("@modelcontextprotocol/sdk/server/mcp.js")
-    const server = new SdkServer({ name: "example", version: "1.0.0" })`,
+    const server = new SdkServer({ name: "example", version: "1.0.0" })
+    const forecast = Effect.succeed({ content: [{ type: "text" as const, text: "sunny" }] })`,
   "src/McpServers.ts": `
     const { NodeServices } = await import("@effect/platform-node")`,
   "src/McpServersV2.ts": `
     const { NodeServices } = await import("@effect/platform-node")
     const { McpServersV2 } = await import("effect-mcp-sessions/McpServersV2")
     type Client = import("@modelcontextprotocol/client").Client`,
-  "src/McpSession.ts": `
+  "src/Session.ts": `
     const { EmptyResultSchema: ResultSchema } = await import("@modelcontextprotocol/sdk/types.js")`,
   "src/SessionPool.ts": `
     const openConnection = (_: string): Effect.Effect<Connection> => Effect.never`,

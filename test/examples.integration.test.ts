@@ -50,6 +50,10 @@ const examples: { readonly [file: string]: ReadonlyArray<RegExp> } = {
     /^bob, of a server that is down: Unreachable$/m,
     /^bob, at an open circuit: CircuitOpen$/m,
     /^bob, beyond the limit: RateLimitExceeded$/m
+  ],
+  "metrics.ts": [
+    /^# TYPE mcp_pool_sessions gauge$/m,
+    /^mcp_pool_retirements_total\{.*upstream="weather",reason="evicted"\} 1$/m
   ]
 }
 

@@ -17,13 +17,14 @@ const rows: ReadonlyArray<ReadonlyArray<string>> = [
   ["index"],
   ["McpHttp", "McpServers", "McpServersV2"],
   ["McpHttpOptions"],
-  ["McpConnector", "McpConnectorV2", "SessionPool", "SessionRegistry"],
-  ["Connector", "IdentityResolver", "McpSession"],
+  ["McpConnector", "McpConnectorV2", "McpSession", "SessionPool", "SessionRegistry"],
+  ["Connector", "IdentityResolver", "Session"],
   [
     "Identity",
     "InvalidOptions",
     "McpServersError",
     "McpSessionError",
+    "Metrics",
     "SessionPoolError",
     "SessionRegistryError",
     "TokenOptions"
@@ -33,7 +34,7 @@ const rows: ReadonlyArray<ReadonlyArray<string>> = [
 /** The rooms of `src/internal`, and the modules that may enter. `internal/*.ts` itself is everybody's. */
 const rooms: Readonly<Record<string, ReadonlyArray<string>>> = {
   lease: ["SessionPool", "SessionRegistry"],
-  client: ["McpConnector", "McpConnectorV2", "McpServers", "McpServersV2"],
+  client: ["McpConnector", "McpConnectorV2", "McpServers", "McpServersV2", "McpSession"],
   host: ["McpHttp"],
   tokens: ["IdentityResolver"]
 }

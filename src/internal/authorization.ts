@@ -4,7 +4,7 @@
 import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
 import { createHmac, randomBytes } from "node:crypto"
-import { Credentials, type CredentialScheme, type Identity } from "../Identity.ts"
+import { Credentials, type CredentialScheme } from "../Identity.ts"
 import * as RequestHeaders from "./headers.ts"
 
 /**
@@ -43,22 +43,22 @@ export const makeCredentials = (
   })
 
 /**
- * The identities of the newest header values, first in, first out, so that a caller who comes back costs neither
+ * What is known of the newest header values, first in, first out, so that a caller who comes back costs neither
  * parsing nor digest.
  */
-export const makeMemo = () => {
+export const makeMemo = <A>() => {
   const capacity = 1024
   const maxLength = 4096
-  const identities = new Map<string, Identity>()
+  const known = new Map<string, A>()
   return {
-    get: (value: string): Identity | undefined => value.length > maxLength ? undefined : identities.get(value),
-    set(value: string, identity: Identity): void {
+    get: (value: string): A | undefined => value.length > maxLength ? undefined : known.get(value),
+    set(value: string, what: A): void {
       if (value.length > maxLength) {
         return
       }
-      identities.set(value, identity)
-      if (identities.size > capacity) {
-        identities.delete(identities.keys().next().value!)
+      known.set(value, what)
+      if (known.size > capacity) {
+        known.delete(known.keys().next().value!)
       }
     }
   }

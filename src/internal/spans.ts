@@ -46,7 +46,9 @@ export const finish = (
 ): void => {
   if (span.status._tag === "Ended") return
   const hasTime = fiber.getRef(References.TracerTimingEnabled)
-  span.end(hasTime ? fiber.getRef(Clock.Clock).currentTimeNanosUnsafe() : 0n, exit)
+  // What was answered is nobody's business who reads spans
+  const told = Exit.isSuccess(exit) ? Exit.void : exit
+  span.end(hasTime ? fiber.getRef(Clock.Clock).currentTimeNanosUnsafe() : 0n, told)
 }
 
 /** The same exit, with nothing of a failure's text. */
@@ -55,8 +57,12 @@ export const plain = (exit: Exit.Exit<unknown, unknown>): Exit.Exit<unknown, unk
 
 /** An exit that says what has failed: the first line is its name, the others are places. */
 export const failed = (text: string): Exit.Exit<never, Error> => {
-  const error = new Error(text.split("\n", 1)[0])
-  error.stack = text
+  // Where it is made says nothing, and to find that out takes time
+  const error: Error = Object.create(Error.prototype, {
+    name: { value: "Error" },
+    message: { value: text.split("\n", 1)[0] },
+    stack: { value: text }
+  })
   return Exit.fail(error)
 }
 
@@ -67,6 +73,14 @@ export const errorOf = (exit: Exit.Exit<unknown, unknown>): string | undefined =
   const reason = Predicate.hasProperty(error, "reason") ? nameOf(error.reason) : undefined
   return reason ?? nameOf(error) ?? "Error"
 }
+
+/** Whether a result of MCP says that its tool has failed. */
+export const isToolError = (value: unknown): boolean =>
+  typeof value === "object" && value !== null && "isError" in value && value.isError === true
+
+/** A URI without what is secret in some: who asks, what for, and now and then a password. */
+export const withoutSecrets = (uri: string): string =>
+  uri.replace(/^([^:/?#]+:\/\/)[^/?#]*@/, "$1").replace(/[?#].*$/s, "")
 
 /** The span that the fiber is in. */
 export const current = (fiber: Fiber.Fiber<unknown, unknown>): Tracer.AnySpan | undefined =>

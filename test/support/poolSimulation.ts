@@ -6,11 +6,12 @@
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
+import * as Option from "effect/Option"
+import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { Credentials, Identity } from "../../src/Identity.ts"
@@ -72,6 +73,11 @@ class BodyFailed extends Data.TaggedError("BodyFailed")<{}> {}
 
 interface Session extends Simulator.Opened {
   readonly key: string
+  readonly upstream: string | undefined
+  /** When it began to close, or its open had failed. */
+  leftAt: number | undefined
+  /** How many callers have it, without its check. */
+  callers: number
   readonly handle: SessionPool.SessionHandle
   /** When the first of those came who waited for it as it began: unknown when a call within a call may have. */
   readonly askedAt: number | undefined
@@ -83,6 +89,7 @@ interface Session extends Simulator.Opened {
 
 interface Caller extends Simulator.Caller {
   readonly key: string
+  readonly upstream: string | undefined
   heldSince: number | undefined
 }
 
@@ -106,8 +113,19 @@ class Simulation extends Simulator.Simulation<Action> {
     readonly checkAfter: number
     readonly checkTimeout: number
     readonly failureTimeToLive: number
+    readonly leases: "shared" | "exclusive"
   }
   readonly checks: boolean
+  /** Whether two thirds of the identities are at one of two upstreams. */
+  readonly hasUpstreams: boolean
+  /** How many sessions each of them may have. */
+  readonly limits: Readonly<Record<string, number>> | undefined
+  /** Whether each identity has durations of its own. */
+  readonly isVaried: boolean
+  /** Whether failures answer by a schedule. */
+  readonly backsOff: boolean
+  /** Whether a call was ever made within a call. */
+  wasNested = false
   pool!: SessionPool.Service<Session, ConnectFailed>
   counts: SessionPool.SessionPoolStats | undefined
   connects = 0
@@ -125,16 +143,28 @@ class Simulation extends Simulator.Simulation<Action> {
       drainTimeout: dice.pick([0, 0, 150]),
       checkAfter: dice.pick([0, 20]),
       checkTimeout: 30,
-      failureTimeToLive: dice.pick([0, 0, 80])
+      failureTimeToLive: dice.pick([0, 0, 80]),
+      leases: dice.pick(["shared", "shared", "exclusive"])
     }
     this.checks = dice.chance(0.4)
+    this.hasUpstreams = dice.chance(0.6)
+    this.limits = dice.chance(0.7) ? { x: dice.pick([1, 2]), y: dice.pick([1, 2, 3]) } : undefined
+    this.isVaried = dice.chance(0.4)
+    this.backsOff = dice.chance(0.3)
   }
 
   start(): void {
     const layer = Pool.layer({
       ...this.options,
-      idleTimeToLive: Duration.millis(this.options.idleTimeToLive),
-      maxLifetime: Duration.millis(this.options.maxLifetime),
+      ...(this.isVaried
+        ? {
+          idleTimeToLive: ({ key }: Identity) => this.idleTimeToLive(key),
+          maxLifetime: ({ key }: Identity) => this.maxLifetime(key),
+          checkAfter: ({ key }: Identity) => this.numberOf(key) % 2 * this.options.checkAfter
+        }
+        : {}),
+      ...(this.limits === undefined ? {} : { capacityPerUpstream: (name: string) => this.limits![name]! }),
+      ...(this.backsOff ? { failureBackoff: Schedule.exponential(20) } : {}),
       connect: (identity, handle) => this.connect(identity, handle),
       ...(this.checks ? { check: (session) => this.check(session) } : {})
     }).pipe(
@@ -146,6 +176,18 @@ class Simulation extends Simulator.Simulation<Action> {
     this.pool = Context.get(context, Pool)
     const hear = (event: SessionPool.SessionPoolEvent) => Effect.sync(() => void (this.said += JSON.stringify(event)))
     this.world.fork(Stream.runForEach(this.pool.events, hear))
+  }
+
+  numberOf(key: string): number {
+    return Number(key.slice(-1))
+  }
+
+  idleTimeToLive(key: string): number {
+    return this.isVaried ? [50, 300, 7, Infinity, 120, 51][this.numberOf(key)]! : this.options.idleTimeToLive
+  }
+
+  maxLifetime(key: string): number {
+    return this.isVaried ? [Infinity, 400, 90][this.numberOf(key) % 3]! : this.options.maxLifetime
   }
 
   // --- Sessions ---
@@ -162,6 +204,9 @@ class Simulation extends Simulator.Simulation<Action> {
         const session: Session = {
           ...this.opening(),
           key: identity.key,
+          upstream: Option.getOrUndefined(identity.upstream),
+          leftAt: undefined,
+          callers: 0,
           handle,
           askedAt: this.askedAt(identity.key),
           leases: 0,
@@ -177,6 +222,7 @@ class Simulation extends Simulator.Simulation<Action> {
         if (fate.chance(0.1)) session.isStubborn = true
         return yield* Effect.onExit(session.isStubborn ? open : restore(open), (exit) =>
           Effect.sync(() => {
+            if (Exit.isFailure(exit)) session.leftAt ??= this.world.now()
             if (Exit.isFailure(exit) && session.phase === "opening") session.phase = "failed"
             this.note(`session ${session.id} ${Exit.isSuccess(exit) ? "opened" : "failed to open"}`)
           }))
@@ -222,6 +268,7 @@ class Simulation extends Simulator.Simulation<Action> {
 
   close(session: Session, fate: Dice): Effect.Effect<void> {
     return Effect.gen({ self: this }, function*() {
+      session.leftAt ??= this.world.now()
       const roll = yield* this.closing(session, fate, session.leases, false)
       this.note(`session ${session.id} is closed`)
       if (roll > 0.9) yield* Effect.die(new Error(`the finalizer of Bearer ${Simulator.secret} throws`))
@@ -262,7 +309,7 @@ class Simulation extends Simulator.Simulation<Action> {
         this.world.fork(this.pool.invalidate(this.identity(next.key)))
         break
       case "invalidateWhere":
-        this.world.fork(this.pool.invalidateWhere((identity) => identity.key <= `key-${next.key}`))
+        this.world.fork(this.pool.invalidateWhere((identity) => this.numberOf(identity.key) <= next.key))
         break
       case "die": {
         const open = this.sessions.filter((session) => session.phase === "open" || session.phase === "opening")
@@ -279,7 +326,8 @@ class Simulation extends Simulator.Simulation<Action> {
   }
 
   identity(key: number): Identity {
-    return Identity.fromKey(`key-${key}`, { credentials: Credentials.bearer(Simulator.secret) })
+    const identity = Identity.fromKey(`key-${key}`, { credentials: Credentials.bearer(Simulator.secret) })
+    return this.hasUpstreams && key % 3 > 0 ? identity.at(key % 3 === 1 ? "x" : "y") : identity
   }
 
   call(key: number, how: "get" | "withSession", what: Body): void {
@@ -287,6 +335,7 @@ class Simulation extends Simulator.Simulation<Action> {
     const caller: Caller = {
       ...this.calling(),
       key: identity.key,
+      upstream: Option.getOrUndefined(identity.upstream),
       heldSince: undefined
     }
     this.callers.push(caller)
@@ -310,7 +359,21 @@ class Simulation extends Simulator.Simulation<Action> {
       this.note(`caller ${caller.id} has session ${session.id}`)
     })
     const end = Effect.sync(() => void (caller.held += this.world.now() - caller.heldSince!))
-    return Effect.acquireUseRelease(begin, () => this.hold(session, this.bodyOf(what)), () => end)
+    return Effect.acquireUseRelease(begin, () => this.have(session, this.bodyOf(what)), () => end)
+  }
+
+  /** A caller has the session. */
+  have<A, E>(session: Session, whileHeld: Effect.Effect<A, E>): Effect.Effect<A, E> {
+    const take = Effect.sync(() => {
+      session.callers++
+      const isOne = this.options.leases === "shared" || session.callers === 1
+      this.expect(isOne, `session ${session.id} is exclusive and has ${session.callers} callers`)
+    })
+    return Effect.acquireUseRelease(
+      take,
+      () => this.hold(session, whileHeld),
+      () => Effect.sync(() => void session.callers--)
+    )
   }
 
   hold<A, E>(session: Session, whileHeld: Effect.Effect<A, E>): Effect.Effect<A, E> {
@@ -344,8 +407,11 @@ class Simulation extends Simulator.Simulation<Action> {
       case "nested": {
         const identity = this.identity(what.key)
         return Effect.acquireUseRelease(
-          Effect.sync(() => this.nested.push(identity.key)),
-          () => Effect.ignore(this.pool.withSession(identity, (session) => this.hold(session, Effect.sleep(5)))),
+          Effect.sync(() => {
+            this.wasNested = true
+            this.nested.push(identity.key)
+          }),
+          () => Effect.ignore(this.pool.withSession(identity, (session) => this.have(session, Effect.sleep(5)))),
           () => Effect.sync(() => void this.nested.splice(this.nested.indexOf(identity.key), 1))
         )
       }
@@ -359,8 +425,10 @@ class Simulation extends Simulator.Simulation<Action> {
     this.note(`caller ${caller.id} ${Exit.isSuccess(exit) ? "succeeds" : `ends: ${Cause.pretty(exit.cause)}`}`)
     this.said += Exit.isFailure(exit) ? JSON.stringify(Cause.squash(exit.cause)) ?? "" : ""
     const { acquireTimeout, checkTimeout, closeTimeout, connectTimeout } = this.options
-    // At the worst: a check that fails, then room, an open, and the freeing of it.
-    const longest = acquireTimeout + connectTimeout + closeTimeout + checkTimeout * 2
+    // At the worst: a check that fails, then room, an open, and the freeing of it. Who waits for a turn may find more
+    // than one that fails.
+    const checks = this.options.leases === "shared" ? 2 : 6
+    const longest = acquireTimeout + connectTimeout + closeTimeout + checkTimeout * checks
     this.examineEnd(caller, exit, longest)
   }
 
@@ -374,21 +442,60 @@ class Simulation extends Simulator.Simulation<Action> {
         `4: caller ${caller.id} hears of failed session ${session.id} before it is free`
       )
     } else if (error instanceof SessionPool.ConnectTimeout) {
-      this.expect(error.key === caller.key, `10: caller ${caller.id} is told of the timeout of another`)
+      // Where failures are remembered, a timeout is its upstream's.
+      const isItsOwn = error.key === caller.key || ((this.options.failureTimeToLive > 0 || this.backsOff) &&
+        caller.upstream !== undefined && error.key.startsWith(`~${caller.upstream}/`))
+      this.expect(isItsOwn, `10: caller ${caller.id} is told of the timeout of another`)
     } else if (error instanceof SessionPool.PoolClosed) {
       this.expect(this.shutdownAt !== undefined, `10: caller ${caller.id} is told the pool is closed`)
     } else if (error instanceof SessionPool.PoolExhausted) {
       const waited = this.world.now() - caller.startedAt
       this.expect(waited >= this.options.acquireTimeout, `10: caller ${caller.id} gave up too early`)
-      // One that has waited for longer was checking a session before, and came to the line later.
-      const passed = waited === this.options.acquireTimeout &&
-        this.sessions.find(({ askedAt, startedAt }) =>
-          askedAt !== undefined && askedAt > caller.startedAt && startedAt < this.world.now()
-        )
-      this.expect(!passed, `12: caller ${caller.id} gave up, and a session was opened for who came later`)
+      this.examineExhausted(caller, error, waited)
     } else {
       this.fail(`9: caller ${caller.id} fails with ${String(error)}`)
     }
+  }
+
+  examineExhausted(caller: Caller, { capacity, limit }: SessionPool.PoolExhausted, waited: number): void {
+    const own = caller.upstream === undefined ? undefined : this.limits?.[caller.upstream]
+    const isLimit = limit === "capacity" ? capacity === this.options.capacity : limit === "capacityPerUpstream"
+      ? capacity === own
+      : this.options.leases === "exclusive" && capacity === 1
+    this.expect(isLimit, `caller ${caller.id} is told of ${limit} ${capacity}`)
+    // One that has waited for longer was checking a session before, and came to the line later.
+    if (waited !== this.options.acquireTimeout) return
+    const hadTurn = this.options.leases === "exclusive" &&
+      this.sessions.some(({ key, leftAt = Infinity }) => key === caller.key && leftAt >= caller.startedAt)
+    const passed = !hadTurn &&
+      this.sessions.some((session) =>
+        session.askedAt !== undefined && session.askedAt > caller.startedAt && session.startedAt < this.world.now() &&
+        this.isOfUse(session, caller)
+      )
+    this.expect(!passed, `12: caller ${caller.id} gave up, and a session was opened for who came later`)
+    const overtaken = this.options.leases === "exclusive" &&
+      this.callers.some(({ heldSince, key, startedAt }) =>
+        key === caller.key && startedAt > caller.startedAt && heldSince !== undefined && heldSince < this.world.now()
+      )
+    this.expect(!overtaken, `12: caller ${caller.id} gave up, and who came later had the session`)
+  }
+
+  /** Whether the room that a session was given could have been the caller's, as far as can be seen from outside. */
+  isOfUse(session: Session, { upstream }: Caller): boolean {
+    const limit = upstream === undefined ? undefined : this.limits?.[upstream]
+    if (limit === undefined || session.upstream === upstream) return true
+    const at = session.startedAt
+    let taken = 0
+    for (const other of this.sessions) {
+      if (other.upstream !== upstream || other.startedAt > at) continue
+      const { closeTimeout } = this.options
+      // When exactly it came or went, or was given up, cannot be seen
+      const isClear = other.startedAt < at && !other.isStubborn &&
+        (other.leftAt === undefined || other.leftAt > at || other.leftAt + closeTimeout < at)
+      if (!isClear) return false
+      if (other.leftAt === undefined || other.leftAt > at) taken++
+    }
+    return taken < limit
   }
 
   /** What there is, at any moment. */
@@ -445,20 +552,61 @@ class Simulation extends Simulator.Simulation<Action> {
     for (const count of byKey.values()) extra += count - 1
     const leaving = stats.draining + (this.world.isQuiet() ? 0 : stats.closing)
     this.expect(extra <= leaving, `2: ${extra} second sessions, and ${leaving} that are leaving`)
-    this.expect(stats.waiting === 0 || taken === capacity, `10: callers wait while ${taken} of ${capacity} are taken`)
+    if (this.limits === undefined && this.options.leases === "shared") {
+      this.expect(stats.waiting === 0 || taken === capacity, `10: callers wait while ${taken} of ${capacity} are taken`)
+    }
+    for (const { capacity: limit, sessions, upstream } of stats.upstreams) {
+      this.expect(limit === this.limits?.[upstream], `stats: ${upstream} has a limit of ${limit}`)
+      this.expect(sessions <= limit, `3: ${sessions} sessions of ${upstream} take a place, of ${limit}`)
+    }
+    if (!this.world.isQuiet()) return
+    const canClose = stats.closing < capacity
+    for (const { capacity: limit, idle, sessions, upstream, waiting } of stats.upstreams) {
+      if (waiting === 0) continue
+      this.expect(
+        sessions === limit || taken === capacity,
+        `10: callers of ${upstream} wait while ${sessions} of ${limit} and ${taken} of ${capacity} are taken`
+      )
+      const evictable = sessions === limit ? idle : stats.idle
+      this.expect(evictable === 0 || !canClose, `10: callers of ${upstream} wait while ${evictable} could be evicted`)
+    }
+    this.examineFairness(stats, live)
+  }
+
+  /**
+   * No session gives way but for one that is opened or a caller who has waited long. Who is first in line and has
+   * waited long has a session that drains for it, if there is one that could.
+   */
+  examineFairness(stats: SessionPool.SessionPoolStats, live: ReadonlyArray<Session>): void {
+    if (this.wasNested || this.checks || this.limits !== undefined || this.options.leases === "exclusive") return
+    const half = this.options.acquireTimeout / 2
+    const long = this.callers.filter(({ startedAt }) => this.world.now() - startedAt >= half).length
+    this.expect(
+      stats.evictions <= this.sessions.length + long,
+      `${stats.evictions} sessions gave way to ${this.sessions.length} others and ${long} who have waited long`
+    )
+    const isDue = this.callers.some((caller) =>
+      caller.exit === undefined && caller.heldSince === undefined && this.world.now() - caller.startedAt > half &&
+      !live.some(({ key }) => key === caller.key)
+    )
+    if (!isDue || stats.waiting === 0) return
+    this.expect(
+      stats.draining > 0 || stats.leased === 0,
+      `12: a caller has waited long, and none of ${stats.leased} leased sessions makes room`
+    )
   }
 
   /** Nothing is idle beyond its time once everything due has run. */
   examineRest(): void {
-    const { capacity, idleTimeToLive, maxLifetime } = this.options
+    const { capacity } = this.options
     const closing = this.sessions.filter((session) => session.phase === "closing").length
     if (closing >= capacity) return
     for (const session of this.sessions) {
       if (session.phase !== "open" || session.leases > 0 || session.checks > 0) continue
       const idle = this.world.now() - session.idleSince
       const age = this.world.now() - session.openedAt
-      this.expect(idle <= idleTimeToLive, `session ${session.id} is idle for ${idle} ms`)
-      this.expect(age <= maxLifetime, `session ${session.id} is idle at the age of ${age} ms`)
+      this.expect(idle <= this.idleTimeToLive(session.key), `session ${session.id} is idle for ${idle} ms`)
+      this.expect(age <= this.maxLifetime(session.key), `session ${session.id} is idle at the age of ${age} ms`)
     }
   }
 

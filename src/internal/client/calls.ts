@@ -12,13 +12,13 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Queue from "effect/Queue"
 import * as Stream from "effect/Stream"
-import type { ProgressOptions } from "../../McpSession.ts"
 import {
   McpSessionError,
   type McpSessionErrorReason,
   RequestTimeout,
   type SessionClosed
 } from "../../McpSessionError.ts"
+import type { ProgressOptions } from "../../Session.ts"
 import * as Sent from "../sent.ts"
 import * as Sdk from "./sdk.ts"
 import * as Spans from "./spans.ts"

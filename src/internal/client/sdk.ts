@@ -46,6 +46,9 @@ export interface ClientLike {
   getServerVersion(): { name: string; version: string } | undefined
   getInstructions(): string | undefined
   getProtocolEra?(): string | undefined
+  getNegotiatedProtocolVersion?(): string | undefined
+  /** What it is connected to. */
+  readonly transport?: object | undefined
   discover?(options?: CallOptionsLike): Promise<unknown>
 }
 
@@ -80,6 +83,11 @@ export interface TransportLike {
 export interface SendOptionsLike {
   readonly onresumptiontoken?: ((token: string) => void) | undefined
 }
+
+/**
+ * Whether nobody can tell if the server's own stream is there: over Streamable HTTP it is one of many.
+ */
+export const mayBeDeaf = (transport: object): boolean => "terminateSession" in transport
 
 /**
  * The longest time that Node's timers take. The time of a call is kept by Effect's `Clock`, so that the SDK's own timer

@@ -11,7 +11,6 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { SessionHandle } from "../../Connector.ts"
 import type { CredentialScheme, Identity } from "../../Identity.ts"
-import type { ListOptions, McpSession, ProgressOptions } from "../../McpSession.ts"
 import {
   McpSessionError,
   type McpSessionErrorReason,
@@ -19,6 +18,7 @@ import {
   SessionClosed,
   TooManyPages
 } from "../../McpSessionError.ts"
+import type { ListOptions, McpSession, ProgressOptions } from "../../Session.ts"
 import type { Scrub } from "../scrub.ts"
 import { TypeId } from "../sent.ts"
 import type { Attributes } from "../spans.ts"
@@ -150,9 +150,28 @@ const connect = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(options
 })
 
 /**
+ * A session of a client that is connected already, over this wire.
+ */
+export const adopt = <C extends Sdk.ClientLike>(
+  options: MakeOptions,
+  opened: OpenTransport,
+  client: C,
+  wire: Wire.Wire
+): Effect.Effect<McpSession<C>, never, Scope.Scope> => {
+  const { scrub, server } = options
+  const traced = Spans.make({ server, network: undefined, protocolVersion: () => wire.protocolVersion, scrub })
+  return Effect.map(make(options, opened, client, wire, {}, traced), (session) => session())
+}
+
+type MakeOptions = Pick<
+  OpenOptions<never>,
+  "handle" | "identity" | "listTimeToLive" | "requestTimeout" | "scrub" | "server"
+>
+
+/**
  * Everything of a session but its connection. The result is called once connected.
  */
-const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(
+const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike>(
   {
     handle,
     identity,
@@ -160,7 +179,7 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(
     requestTimeout = "60 seconds",
     scrub,
     server
-  }: OpenOptions<C, R>,
+  }: MakeOptions,
   opened: OpenTransport,
   client: C,
   wire: Wire.Wire,
@@ -170,7 +189,7 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(
   const scope = yield* Effect.scope
   const clock = yield* Clock.Clock
   const runFork = Effect.runForkWith(yield* Effect.context<never>())
-  const notifications = yield* PubSub.sliding<ServerNotification>(256)
+  const notifications = makeNotifications()
   let isOpen = false
   let isExpired = false
   let isRetired = false
@@ -244,7 +263,7 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(
       const { method } = notification
       if (method === "notifications/progress" || method === "notifications/cancelled") return
       lists.onNotification(method)
-      runFork(PubSub.publish(notifications, notification as ServerNotification))
+      runFork(notifications.publish(notification as ServerNotification))
     }
   }
 
@@ -253,7 +272,7 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(
     Effect.gen(function*() {
       isOpen = false
       calls.abandon()
-      yield* PubSub.shutdown(notifications)
+      yield* notifications.shutdown
       // 2025-11-25, basic/transports#session-management: a client that no longer needs a session SHOULD send DELETE. A
       // mute server must not hold it up.
       if (!isExpired && opened.terminate !== undefined) yield* bounded(opened.terminate)
@@ -279,7 +298,7 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(
       ...facts,
       client,
       ...operations(client, calls, watch, lists, traced),
-      notifications: Stream.fromPubSub(notifications)
+      notifications: notifications.stream
     } satisfies McpSession<C> as McpSession<C>
   }
 })
@@ -358,6 +377,26 @@ const operations = <C extends Sdk.ClientLike>(
     ping: (options) => Effect.asVoid(call("ping", { method: "ping" }, (o) => Sdk.probe(client, o), options)),
     request: (f, options) => call("request", {}, (o) => f(client, o), options)
   } satisfies Partial<McpSession<C>>
+}
+
+// Room for 256 of them takes 4 KB, so it is made for the first who listens. Whatever comes before is heard by nobody.
+const makeNotifications = () => {
+  let hub: PubSub.PubSub<ServerNotification> | undefined
+  let isShutDown = false
+  return {
+    publish: (notification: ServerNotification): Effect.Effect<unknown> =>
+      hub === undefined ? Effect.void : PubSub.publish(hub, notification),
+    shutdown: Effect.suspend(() => {
+      isShutDown = true
+      return hub === undefined ? Effect.void : PubSub.shutdown(hub)
+    }),
+    stream: Stream.unwrap(Effect.gen(function*() {
+      const made = hub ?? (yield* PubSub.sliding<ServerNotification>(256))
+      hub ??= made
+      if (isShutDown) yield* PubSub.shutdown(hub)
+      return Stream.fromPubSub(hub)
+    }))
+  }
 }
 
 /**

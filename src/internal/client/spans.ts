@@ -14,6 +14,8 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Tracer from "effect/Tracer"
 import { McpSessionError, type McpSessionErrorReason } from "../../McpSessionError.ts"
+import { all } from "../../Metrics.ts"
+import * as Operations from "../operations.ts"
 import type { Scrub } from "../scrub.ts"
 import * as Spans from "../spans.ts"
 import type { MessageLike } from "./sdk.ts"
@@ -50,7 +52,9 @@ export const make = ({ network, protocolVersion, scrub, server }: Options): Trac
         ? {}
         : { "gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": short(scrub(String(tool.name))) }),
       ...(prompt === undefined ? {} : { "gen_ai.prompt.name": short(scrub(String(prompt.name))) }),
-      ...(resource === undefined ? {} : { "mcp.resource.uri": short(scrub(withoutSecrets(String(resource.uri)))) }),
+      ...(resource === undefined
+        ? {}
+        : { "mcp.resource.uri": short(scrub(Spans.withoutSecrets(String(resource.uri)))) }),
       ...(version === undefined ? {} : { "mcp.protocol.version": version }),
       ...network,
       server
@@ -58,30 +62,45 @@ export const make = ({ network, protocolVersion, scrub, server }: Options): Trac
   }
 
   return (operation, target, call) =>
-    Effect.suspend(() =>
-      Spans.within(
+    Effect.withFiber((fiber) => {
+      const began = Operations.now(fiber)
+      return Spans.within(
         `McpSession.${operation}`,
         { kind: "client", attributes: attributesOf(target) },
         () => call,
-        ended
+        (exit, span) => {
+          const error = errorOf(exit)
+          Operations.record(fiber, all.clientOperationDuration, began, {
+            server,
+            method: target.method ?? operation,
+            error
+          })
+          if (error !== undefined) span.attribute("error.type", error)
+          return ended(exit, span)
+        }
       )
-    )
+    })
+}
+
+/** Why a call has failed, in the words of the conventions: one of few. Nothing if it was interrupted. */
+const errorOf = (exit: Exit.Exit<unknown, unknown>): string | undefined => {
+  if (Exit.isSuccess(exit)) return Spans.isToolError(exit.value) ? "tool_error" : undefined
+  const error = Exit.findErrorOption(exit)
+  return error._tag === "Some" && error.value instanceof McpSessionError
+    ? errorType(error.value.reason)
+    : Spans.errorOf(exit)
 }
 
 const ended = (exit: Exit.Exit<unknown, unknown>, span: Tracer.Span): Exit.Exit<unknown, unknown> => {
   if (Exit.isSuccess(exit)) {
-    if (!isToolError(exit.value)) return exit
-    span.attribute("error.type", "tool_error")
-    return Spans.failed("The tool answered with an error")
+    return Spans.isToolError(exit.value) ? Spans.failed("The tool answered with an error") : exit
   }
   const error = Exit.findErrorOption(exit)
-  // Its text was written by this library, and what it quotes is scrubbed
-  const isOurs = error._tag === "Some" && error.value instanceof McpSessionError
-  if (!isOurs) return Spans.plain(exit)
-  const { reason } = error.value
-  span.attribute("error.type", errorType(reason))
+  if (error._tag === "None" || !(error.value instanceof McpSessionError)) return Spans.plain(exit)
+  const { message, reason } = error.value
   if (reason._tag === "ProtocolFailure") span.attribute("rpc.response.status_code", String(reason.code))
-  return Spans.failed(error.value.message)
+  // It was written by this library, and what it quotes is scrubbed
+  return Spans.failed(message)
 }
 
 /** What the conventions call a failure: one of few. */
@@ -100,13 +119,7 @@ export const errorType = (reason: McpSessionErrorReason): string => {
   }
 }
 
-const isToolError = (value: unknown): boolean =>
-  typeof value === "object" && value !== null && "isError" in value && value.isError === true
-
 const short = (text: string): string => text.slice(0, 256)
-
-// Who asks and what for is in these, now and then with a password
-const withoutSecrets = (uri: string): string => uri.replace(/^([^:/?#]+:\/\/)[^/?#]*@/, "$1").replace(/[?#].*$/s, "")
 
 // -----------------------------------------------------------------------------
 // The trace of a message
@@ -116,6 +129,8 @@ const withoutSecrets = (uri: string): string => uri.replace(/^([^:/?#]+:\/\/)[^/
 export interface Trace {
   readonly traceparent: string | undefined
   readonly span: Tracer.Span | undefined
+  /** Whoever sends it is in no trace, as far as is known here. */
+  readonly isRoot: boolean
 }
 
 const TraceId = "~effect-mcp-sessions/Trace"
@@ -132,7 +147,8 @@ export const currentTrace = (): Trace => {
   const span = fiber === undefined ? undefined : Spans.current(fiber)
   return {
     traceparent: fiber === undefined ? undefined : Spans.traceparentOf(fiber, span),
-    span: span?._tag === "Span" ? span : undefined
+    span: span?._tag === "Span" ? span : undefined,
+    isRoot: span?._tag === "Span" && span.parent._tag === "None"
   }
 }
 
@@ -143,8 +159,9 @@ export const carried = (onresumptiontoken: ((token: string) => void) | undefined
   onresumptiontoken !== undefined && TraceId in onresumptiontoken ? onresumptiontoken[TraceId] as Trace : undefined
 
 /**
- * The message as it goes out: with the trace, unless its sender has given it one, in the place that MCP has for it,
- * https://modelcontextprotocol.io/community/seps/414-request-meta
+ * The message as it goes out: with the trace in the place that MCP has for it,
+ * https://modelcontextprotocol.io/community/seps/414-request-meta. What is there already wins only if there is no trace
+ * here: a gateway hands on what it was sent, and is a part of the trace itself.
  */
 export const traced = (message: MessageLike, trace: Trace | undefined): MessageLike => {
   if (trace === undefined || Array.isArray(message) || message.method === undefined) return message
@@ -154,7 +171,11 @@ export const traced = (message: MessageLike, trace: Trace | undefined): MessageL
   }
   if (trace.traceparent === undefined) return message
   const { _meta: meta, ...params } = message.params ?? {}
-  return { ...message, params: { ...params, _meta: { traceparent: trace.traceparent, ...meta } } }
+  const { traceparent } = trace
+  return {
+    ...message,
+    params: { ...params, _meta: trace.isRoot ? { traceparent, ...meta } : { ...meta, traceparent } }
+  }
 }
 
 /** The trace in a message that goes out over HTTP. */

@@ -7,10 +7,17 @@ import type { MessageExtraInfo } from "@modelcontextprotocol/sdk/types.js"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Struct from "effect/Struct"
+import type * as Tracer from "effect/Tracer"
 import type { Credentials, Identity } from "../../Identity.ts"
 
 /** By what the SDK says of the HTTP request, which it hands on as it is. */
 const identities = new WeakMap<object, Identity>()
+
+/** By the same, the span of a message. */
+const spans = new WeakMap<object, Tracer.AnySpan>()
+
+export const spanOf = (extra: { readonly requestInfo?: object | undefined }): Option.Option<Tracer.AnySpan> =>
+  Option.fromUndefinedOr(extra.requestInfo === undefined ? undefined : spans.get(extra.requestInfo))
 
 export const identityOf = (extra: { readonly requestInfo?: object | undefined }): Option.Option<Identity> =>
   Option.fromUndefinedOr(extra.requestInfo === undefined ? undefined : identities.get(extra.requestInfo))
@@ -19,8 +26,15 @@ export const identityOf = (extra: { readonly requestInfo?: object | undefined })
  * What comes with a message of the identity. `authInfo` is there if it has credentials, for there are servers that take
  * it for a proof of some.
  */
-export const introduce = (identity: Identity, extra: MessageExtraInfo): MessageExtraInfo => {
-  if (extra.requestInfo !== undefined) identities.set(extra.requestInfo, identity)
+export const introduce = (
+  identity: Identity,
+  extra: MessageExtraInfo,
+  span: Tracer.AnySpan | undefined
+): MessageExtraInfo => {
+  if (extra.requestInfo !== undefined) {
+    identities.set(extra.requestInfo, identity)
+    if (span !== undefined) spans.set(extra.requestInfo, span)
+  }
   return {
     ...Struct.omit(extra, ["authInfo"]),
     ...Option.match(identity.credentials, {

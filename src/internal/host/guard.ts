@@ -36,6 +36,7 @@ import * as Answers from "./answers.ts"
 import * as Endpoint from "./endpoint.ts"
 import * as Requests from "./requests.ts"
 import * as Socket from "./socket.ts"
+import * as Spans from "./spans.ts"
 import * as Strays from "./strays.ts"
 
 type Request = HttpServerRequest.HttpServerRequest
@@ -113,7 +114,8 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     const issue = Requests.mediaTypeIssue(request)
     if (issue !== undefined) return yield* issue
     const text = yield* settings.readText(request, until)
-    return { text, message: yield* Requests.parse(text) }
+    const message = yield* Requests.parse(text)
+    return Requests.isMessages(message) ? { text, message } : yield* Answers.malformed
   })
 
   const proceed = Effect.fnUntraced(function*(handler: Handler, request: Request, id: string, identity: Identity) {
@@ -122,16 +124,44 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     // It is being initialized: its client has not heard of it
     if (resource.id === undefined) return yield* Answers.notFound
     const { message, text } = yield* readBody(request, Effect.flatMap(ended, unstarted))
+    if (Requests.beginsSession(message)) return yield* Answers.initialized
     // Nothing that is refused here is activity
     yield* visit.hold
     const named = request.modify({ headers: Headers.set(request.headers, header, resource.id) })
-    const unanswered = Effect.flatMap(ended, (reason) => abandoned(message, reason))
-    const response = yield* Effect.raceFirst(handOn(handler, withText(named, text)), unanswered)
+    return yield* Spans.serving(
+      request,
+      identity,
+      message,
+      (served) => handOnWithin(served, handler, { id, identity, ended, resource, message }, withText(named, text))
+    )
+  })
+
+  const handOnWithin = Effect.fnUntraced(function*(
+    served: Spans.Served,
+    handler: Handler,
+    { ended, id, identity, message, resource }: {
+      readonly id: string
+      readonly identity: Identity
+      readonly ended: Effect.Effect<EndReason>
+      readonly resource: Inside
+      readonly message: unknown
+    },
+    request: Request
+  ) {
+    const unanswered = Effect.tap(
+      Effect.flatMap(ended, (reason) => abandoned(message, reason)),
+      () =>
+        Effect.sync(() => {
+          for (const one of Requests.requestIds(message)) served.left(one)
+        })
+    )
+    const response = yield* Effect.raceFirst(handOn(handler, request), unanswered)
     yield* beforeResponse((minted, last) =>
       Effect.succeed(minted === undefined ? last : HttpServerResponse.setHeader(last, header, id))
     )
     if (response.status !== 404) {
-      return completed(whileRead(response, request, settings.streamTimeToLive), message, ended, () => resource.hasEnded)
+      const read = whileRead(response, request, settings.streamTimeToLive)
+      return completed(read, message, ended, () => resource.hasEnded, served)
     }
     if (resource.hasEnded) return yield* unanswered
     // The server inside has lost it
@@ -143,9 +173,17 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     const anonymous = request.modify({ headers: Headers.remove(request.headers, header) })
     const { message, text } = yield* readBody(anonymous, endpoint.closing)
     const handed = handOn(handler, withText(anonymous, text))
-    if (!Requests.isInitialize(message)) return yield* withoutSession(handed, request)
-    if (!isModern(request) && !Requests.isVersionSupported(request)) return yield* Requests.unsupportedVersion
-    return yield* initialize(handed, request, message, identity)
+    if (Array.isArray(message) && Requests.beginsSession(message)) return yield* Answers.initializeAlone
+    if (Requests.isInitialize(message) && !isModern(request) && !Requests.isVersionSupported(request)) {
+      return yield* Requests.unsupportedVersion
+    }
+    return yield* Spans.serving(request, identity, message, (served) =>
+      Effect.map(
+        Requests.isInitialize(message)
+          ? initialize(handed, request, message, identity)
+          : withoutSession(handed, request),
+        (response) => watched(response, served)
+      ))
   })
 
   const methods = (): ReadonlyArray<string> => settings.allowTermination && isSessionful ? ["POST", "DELETE"] : ["POST"]
@@ -253,10 +291,11 @@ const completed = (
   response: Response,
   message: unknown,
   ended: Effect.Effect<EndReason>,
-  hasEnded: () => boolean
+  hasEnded: () => boolean,
+  served: Spans.Served
 ): Response => {
   const { body } = response
-  if (body._tag !== "Stream") return response
+  if (body._tag !== "Stream") return watched(response, served)
   const pending = new Set(Requests.requestIds(message))
   let isOver = false
   const errors = Effect.map(
@@ -264,10 +303,30 @@ const completed = (
     (reason) => Stream.fromIterable(Array.from(pending, (id) => event(Answers.abandoned(id, reason === "shutdown"))))
   )
   const stream = body.stream.pipe(
-    Stream.map(answers((id) => void pending.delete(id))),
+    Stream.map(answers((answer) => {
+      pending.delete(answer.id)
+      served.answered(answer)
+    })),
     Stream.interruptWhen(Effect.tap(ended, () => Effect.sync(() => void (isOver = true)))),
     // The server inside may have ended it first
-    Stream.concat(Stream.suspend(() => isOver || hasEnded() ? Stream.unwrap(errors) : Stream.empty))
+    Stream.concat(Stream.suspend(() => isOver || hasEnded() ? Stream.unwrap(errors) : Stream.empty)),
+    Stream.ensuring(Effect.sync(() => {
+      for (const id of pending) served.left(id)
+    }))
+  )
+  return HttpServerResponse.setBody(response, HttpBody.stream(stream, body.contentType))
+}
+
+/** The same response. The spans of what it answers end with it: the server inside has spans of its own for the rest. */
+const watched = (response: Response, served: Spans.Served): Response => {
+  const { body } = response
+  if (body._tag !== "Stream") {
+    served.end(response.status)
+    return response
+  }
+  const stream = body.stream.pipe(
+    Stream.map(answers(served.answered)),
+    Stream.ensuring(Effect.sync(() => served.end(response.status)))
   )
   return HttpServerResponse.setBody(response, HttpBody.stream(stream, body.contentType))
 }
@@ -307,7 +366,7 @@ const event = (message: unknown): Uint8Array => new TextEncoder().encode(`data: 
 const parseJson = Option.liftThrowable((text: string): unknown => JSON.parse(text))
 
 /** Passes on what a stream of events says, and tells of the responses in it. */
-const answers = (onResponse: (id: RequestId) => void) => {
+const answers = (onResponse: (response: { readonly id: RequestId }) => void) => {
   const decoder = new TextDecoder()
   let line = ""
   return (bytes: Uint8Array): Uint8Array => {
@@ -318,7 +377,7 @@ const answers = (onResponse: (id: RequestId) => void) => {
       if (!whole.startsWith("data:")) continue
       const message = Option.getOrUndefined(parseJson(whole.slice(5)))
       for (const one of Array.isArray(message) ? message : [message]) {
-        if (Requests.isResponse(one)) onResponse(one.id)
+        if (Requests.isResponse(one)) onResponse(one)
       }
     }
     return bytes

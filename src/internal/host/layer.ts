@@ -21,6 +21,7 @@ import * as Answers from "./answers.ts"
 import * as Endpoint from "./endpoint.ts"
 import * as Requests from "./requests.ts"
 import * as Server from "./server.ts"
+import * as Spans from "./spans.ts"
 
 export const make = Effect.fnUntraced(function*<E, R>(
   options: Declared.LayerOptions<E, R>,
@@ -96,14 +97,20 @@ export const make = Effect.fnUntraced(function*<E, R>(
       announced = id
       arrivals.set(id, { identity })
     }
-    return yield* endpoint.begin(identity, body, announce, (session, lease) => {
-      watch(session)
-      return Effect.filterOrFail(
-        session.resource.hosted.handle({ request, body, identity, lease }),
-        ({ status }) => status === 200,
-        (response) => new Answers.Refused({ response })
-      )
-    }).pipe(Effect.ensuring(Effect.sync(() => {
+    return yield* Spans.serving(
+      request,
+      identity,
+      body,
+      (served) =>
+        endpoint.begin(identity, body, announce, (session, lease) => {
+          watch(session)
+          return Effect.filterOrFail(
+            session.resource.hosted.handle({ request, body, identity, lease, served }),
+            ({ status }) => status === 200,
+            (response) => new Answers.Refused({ response })
+          )
+        })
+    ).pipe(Effect.ensuring(Effect.sync(() => {
       if (announced !== undefined) arrivals.delete(announced)
     })))
   })
@@ -114,18 +121,23 @@ export const make = Effect.fnUntraced(function*<E, R>(
     const { caller, hosted } = visit.session.resource
     if (!Requests.isVersionSupported(request)) return yield* Requests.unsupportedVersion
     const body = yield* request.method === "GET" ? acceptStream(request) : readMessages(request, hosted.ended)
-    const { lease } = yield* endpoint.hold(visit)
-    caller.identity = Identity.newest(caller.identity, identity, clock)
-    return yield* hosted.handle({ request, body, identity, lease })
+    return yield* Spans.serving(
+      request,
+      identity,
+      body,
+      (served) =>
+        Effect.flatMap(endpoint.hold(visit), ({ lease }) => {
+          caller.identity = Identity.newest(caller.identity, identity, clock)
+          return hosted.handle({ request, body, identity, lease, served })
+        })
+    )
   })
 
   const readMessages = Effect.fnUntraced(
     function*(request: HttpServerRequest, until: Effect.Effect<never, Answers.Refused>) {
       const body = yield* readBody(request, until)
       if (!Requests.isMessages(body)) return yield* Answers.malformed
-      return Requests.isInitialize(body) || (Array.isArray(body) && body.some(Requests.isInitialize))
-        ? yield* Answers.initialized
-        : body
+      return Requests.beginsSession(body) ? yield* Answers.initialized : body
     }
   )
 

@@ -35,6 +35,7 @@ import * as Callers from "./callers.ts"
 import type { Lease } from "./endpoint.ts"
 import * as Outlet from "./outlet.ts"
 import * as Requests from "./requests.ts"
+import type * as Spans from "./spans.ts"
 
 type Answer = HttpServerResponse.HttpServerResponse
 
@@ -61,6 +62,7 @@ export interface Arrival {
   readonly identity: Identity
   /** Kept until what the request has started is done. */
   readonly lease: Lease
+  readonly served: Spans.Served
 }
 
 export interface Hosted {
@@ -96,6 +98,7 @@ interface Exchange {
   readonly isListening: boolean
   readonly identity: Identity
   readonly lease: Lease
+  readonly served: Spans.Served
   /** The requests that it brought. */
   readonly ids: ReadonlyArray<RequestId>
   /** Those of them that have no response yet. */
@@ -113,12 +116,13 @@ interface Exchange {
   streamId: string | undefined
 }
 
-const makeExchange = ({ body, identity, lease, request }: Arrival): Exchange => {
+const makeExchange = ({ body, identity, lease, request, served }: Arrival): Exchange => {
   const ids = Requests.requestIds(body)
   return {
     isListening: request.method === "GET",
     identity,
     lease,
+    served,
     ids,
     pending: new Set(ids),
     responses: [],
@@ -230,6 +234,7 @@ const make = (scope: Scope.Scope, options: Options) => {
 
   const respondTo = async (message: JSONRPCMessage & { readonly id: RequestId }): Promise<void> => {
     const exchange = inFlight.get(message.id)
+    exchange?.served.answered(message)
     if (exchange !== undefined && exchange.ids.length > 1) exchange.responses.push(message)
     try {
       await onBehalfOf(exchange, () => transport.send(message))
@@ -259,6 +264,7 @@ const make = (scope: Scope.Scope, options: Options) => {
 
   const settle = (exchange: Exchange, id: RequestId): void => {
     if (!exchange.pending.delete(id)) return
+    exchange.served.left(id)
     if (inFlight.get(id) === exchange) inFlight.delete(id)
     if (exchange.pending.size === 0) {
       exchange.lease.release()
@@ -290,7 +296,7 @@ const make = (scope: Scope.Scope, options: Options) => {
         // The transport may have waited for an event store in the meantime
         if (hasEnded || exchange === undefined) return
         exchange.hasStarted = true
-        wire.onmessage?.(message, Callers.introduce(exchange.identity, extra!))
+        wire.onmessage?.(message, Callers.introduce(exchange.identity, extra!, exchange.served.span))
         if ("method" in message && message.method === "notifications/cancelled") {
           cancelled(message.params?.["requestId"])
         }
@@ -434,7 +440,9 @@ const make = (scope: Scope.Scope, options: Options) => {
     const isShuttingDown = options.isShuttingDown()
     for (const exchange of Array.from(exchanges)) {
       const { answer, hasStarted, ids, pending, responses } = exchange
-      exchange.last = Array.from(pending, (id) => Answers.abandoned(id, isShuttingDown))
+      const last = Array.from(pending, (id) => Answers.abandoned(id, isShuttingDown))
+      for (const response of last) exchange.served.answered(response)
+      exchange.last = last
       if (!hasStarted) answer?.(gone())
       else if (ids.length === 0) answer?.(Effect.succeed(accepted))
       // Else the transport has the answer, and is about to give it

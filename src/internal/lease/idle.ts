@@ -12,12 +12,15 @@ import * as Heap from "./heap.ts"
 import * as Linked from "./linked.ts"
 import type { Terms } from "./terms.ts"
 import type * as Time from "./time.ts"
+import type { Member } from "./upstreams.ts"
 
 export interface Node<S> extends Linked.Node<S> {
   /** Since when it is idle: a moment. */
   readonly usedAt: number
   readonly leases: number
   readonly terms: Terms
+  /** Of an upstream that has a limit. */
+  readonly member: Member<S> | undefined
 }
 
 export interface Idle<S extends Node<S>> extends Linked.Linked<S> {
@@ -52,6 +55,7 @@ export const make = <S extends Node<S>>(timeToLive: number | undefined): Idle<S>
 /** The session has become idle. */
 export const append = <S extends Node<S>>(self: Idle<S>, session: S): void => {
   Linked.append(self, session)
+  if (session.member !== undefined) Linked.append(session.member.upstream.idle, session.member)
   if (self.expiries === undefined) {
     if (self.size === 1) self.any.openUnsafe()
   } else if (session.terms.idleTimeToLive !== Infinity && !self.expiries.bySession.has(session)) {
@@ -63,11 +67,14 @@ export const append = <S extends Node<S>>(self: Idle<S>, session: S): void => {
 }
 
 /** The idle session is in use again. */
-export const remove = <S extends Node<S>>(self: Idle<S>, session: S): void => Linked.remove(self, session)
+export const remove = <S extends Node<S>>(self: Idle<S>, session: S): void => {
+  Linked.remove(self, session)
+  if (session.member !== undefined) Linked.remove(session.member.upstream.idle, session.member)
+}
 
 /** The session, idle or not, is never to be listed again. */
 export const forget = <S extends Node<S>>(self: Idle<S>, session: S): void => {
-  if (session.leases === 0) Linked.remove(self, session)
+  if (session.leases === 0) remove(self, session)
   if (self.expiries !== undefined) forgetExpiry(self.expiries, session)
 }
 

@@ -39,6 +39,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Random from "effect/Random"
+import * as Scheduler from "effect/Scheduler"
 import * as Scope from "effect/Scope"
 import * as ScopedCache from "effect/ScopedCache"
 import * as CloseLog from "./closeLog.ts"
@@ -46,6 +47,7 @@ import * as Idle from "./idle.ts"
 import * as Linked from "./linked.ts"
 import type { Terms } from "./terms.ts"
 import * as Time from "./time.ts"
+import * as Upstreams from "./upstreams.ts"
 
 /**
  * Why a session takes no new lease.
@@ -66,6 +68,8 @@ export interface Hooks<I, A, E> {
   readonly onClosed: (slot: Slot<I, A, E>, lived: Duration.Duration) => void
   /** The close failed, or was given up because it took longer than `closeTimeout`. It has been logged. */
   readonly onCloseFailed: (slot: Slot<I, A, E>, reason: "failed" | "timeout") => void
+  /** The session is idle, and there to retire. */
+  readonly onIdle?: ((slot: Slot<I, A, E>) => void) | undefined
   /** A place may be free, or an idle session may be there to retire. */
   readonly onRoom?: (() => void) | undefined
 }
@@ -99,6 +103,8 @@ export interface Slot<I, A, E> extends Linked.Node<Slot<I, A, E>> {
   /** Whose it is, as its owner last saw them. */
   info: I
   readonly terms: Terms
+  /** Of an upstream that has a limit. */
+  member: Upstreams.Member<Slot<I, A, E>> | undefined
   phase: "opening" | "freeing" | "open" | "closing" | "gone"
   retired: Reason | undefined
   leases: number
@@ -108,10 +114,16 @@ export interface Slot<I, A, E> extends Linked.Node<Slot<I, A, E>> {
   visits: number
   /** Orders slots by their newest lease. */
   turn: number
+  /** The turn since when it has never been without a lease, while it has one. */
+  heldSince: number
   /** A moment of the engine's `time`. */
   openedAt: number
   /** When its last lease ended: a moment, too. */
   usedAt: number
+  /** Since when it is in use, if it is. */
+  since: number
+  /** Is told for how many seconds it was in use. */
+  used: { readonly record: (seconds: number) => void } | undefined
   /** The session, once it is open. */
   session: Exit.Success<A, E> | undefined
   opening: Opening<A, E> | undefined
@@ -134,6 +146,10 @@ interface Opening<A, E> {
  */
 export interface Starter {
   readonly start: (effect: Effect.Effect<void>) => void
+  /** The same for what is no effect itself, and may `fork`. */
+  readonly run: (f: () => void) => void
+  /** Starts a fiber here and now: only within `run`. */
+  readonly fork: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
   readonly atomically: <T>(step: () => T) => T
 }
 
@@ -164,6 +180,8 @@ export interface Leased<I, A, E> {
   /** Completed when the last slot is gone after shutdown. */
   readonly empty: Deferred.Deferred<void>
   readonly starter: Starter
+  /** The same as `fork` with as small a context as the cache's own. */
+  readonly forkInCache: Starter["fork"]
   /** Of the sessions that are admitted without any. */
   readonly terms: Terms
 }
@@ -186,13 +204,14 @@ export const make = Effect.fnUntraced(function*<I, A, E, R>(options: Options<I, 
   }
   const idle = Idle.make<Slot<I, A, E>>(idleTimeToLive)
   const slots = new Map<number, Slot<I, A, E>>()
-  const cache = yield* Effect.provideService(
+  const services = Context.omit(Scope.Scope)(context) as Context.Context<R>
+  const turns = turnsOf(context)
+  const cache = yield* Effect.setContext(
     ScopedCache.make({
-      lookup: (id: number) => open(self, slots.get(id)!, options.open),
+      lookup: (id: number) => open(self, slots.get(id)!, options.open, services),
       capacity: Infinity
     }),
-    Scope.Scope,
-    Scope.makeUnsafe()
+    Context.add(turns, Scope.Scope, Scope.makeUnsafe())
   )
   const self: Leased<I, A, E> = {
     options,
@@ -211,7 +230,8 @@ export const make = Effect.fnUntraced(function*<I, A, E, R>(options: Options<I, 
     nextId: 0,
     turns: 0,
     empty: Deferred.makeUnsafe(),
-    starter: makeStarter(Effect.runForkWith(Context.omit(Scope.Scope)(context) as Context.Context<never>)),
+    starter: makeStarter(Effect.runForkWith(services as Context.Context<never>)),
+    forkInCache: Effect.runForkWith(turns),
     terms
   }
   yield* Effect.addFinalizer(() => shutdown(self))
@@ -221,8 +241,15 @@ export const make = Effect.fnUntraced(function*<I, A, E, R>(options: Options<I, 
   return self
 })
 
-const makeStarter = (fork: (effect: Effect.Effect<void>) => unknown): Starter => {
-  const queue: Array<Effect.Effect<void>> = []
+// The cache copies what context it has, and that of whoever asks it, for each entry: some 35 bytes for each service of
+// the application. So it has none but what says how fibers take turns, and `open` the owner's, which is not copied.
+const turnsOf = (context: Context.Context<never>): Context.Context<never> =>
+  Context.pick(Scheduler.Scheduler, Scheduler.MaxOpsBeforeYield, Scheduler.PreventSchedulerYield)(
+    context as Context.Context<unknown>
+  ) as Context.Context<never>
+
+const makeStarter = (runFork: Starter["fork"]): Starter => {
+  const queue: Array<() => void> = []
   let busy = false
   const atomically = <T>(step: () => T): T => {
     if (busy) return step()
@@ -230,12 +257,13 @@ const makeStarter = (fork: (effect: Effect.Effect<void>) => unknown): Starter =>
     try {
       return step()
     } finally {
-      for (let i = 0; i < queue.length; i++) fork(queue[i]!)
+      for (let i = 0; i < queue.length; i++) queue[i]!()
       queue.length = 0
       busy = false
     }
   }
-  return { atomically, start: (effect) => void atomically(() => queue.push(effect)) }
+  const run = (f: () => void): void => void atomically(() => queue.push(f))
+  return { atomically, run, fork: runFork, start: (effect) => run(() => runFork(effect)) }
 }
 
 /**
@@ -306,6 +334,21 @@ export const oldestIdle = <I, A, E>(self: Leased<I, A, E>): Slot<I, A, E> | unde
 /** Of those that were never used, where there is an `unusedTimeToLive`. */
 export const oldestUnused = <I, A, E>(self: Leased<I, A, E>): Slot<I, A, E> | undefined => self.unused.head
 
+/** Of the leased sessions that take new leases and are fit for it: the one that has been held for longest. */
+export const longestHeld = <I, A, E>(
+  self: Leased<I, A, E>,
+  isFit: (slot: Slot<I, A, E>) => boolean
+): Slot<I, A, E> | undefined => {
+  let longest: Slot<I, A, E> | undefined
+  for (const slot of self.current.values()) {
+    if (slot.phase !== "open" || slot.leases === 0 || (longest !== undefined && longest.heldSince < slot.heldSince)) {
+      continue
+    }
+    if (isFit(slot)) longest = slot
+  }
+  return longest
+}
+
 /** Where an idle session is listed: whether it was used does not change while it is idle. */
 const idleListOf = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): Idle.Idle<Slot<I, A, E>> =>
   isUnused(slot) ? self.unused : self.idle
@@ -339,9 +382,9 @@ export const lease = <I, A, E>(self: Leased<I, A, E>, key: string): Slot<I, A, E
 
 const take = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
   if (isIdle(slot) && !self.overdue.delete(slot)) Idle.remove(idleListOf(self, slot), slot)
-  slot.leases++
-  slot.uses++
   slot.turn = ++self.turns
+  if (slot.leases++ === 0) slot.heldSince = slot.turn
+  slot.uses++
 }
 
 // Of those that take new leases.
@@ -351,7 +394,9 @@ const isIdle = <I, A, E>(slot: Slot<I, A, E>): boolean => slot.leases === 0 && s
  * Whether the idle time of a session is over that takes new leases. Then it is retired, unless it is visited.
  */
 export const hasExpired = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): boolean => {
-  if (!isIdle(slot) || !Idle.hasExpired(idleListOf(self, slot), slot, self.time.now())) return false
+  if (!isIdle(slot)) return false
+  slot.since = self.time.now()
+  if (!Idle.hasExpired(idleListOf(self, slot), slot, slot.since)) return false
   if (slot.visits === 0) retire(self, slot, "expired")
   return true
 }
@@ -379,6 +424,24 @@ export const leave = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void
 }
 
 /**
+ * A lease goes from one caller to the next, and has not ended.
+ */
+export const passOn = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
+  slot.turn = ++self.turns
+  slot.uses++
+  slot.usedAt = self.time.now()
+  slot.used?.record((slot.usedAt - slot.since) / 1_000)
+  slot.since = slot.usedAt
+}
+
+/** Under which conditions a session is admitted, where they are not the same for all. */
+export interface Admission<I, A, E> {
+  readonly terms?: Terms | undefined
+  /** That has a limit of its own. */
+  readonly upstream?: Upstreams.Upstream<Slot<I, A, E>> | undefined
+}
+
+/**
  * Opens a session for `key` with `leases` leases taken. Only when there `hasRoom`, `key` has no current session and the
  * engine is not shut down.
  */
@@ -387,31 +450,40 @@ export const admit = <I, A, E>(
   key: string,
   info: I,
   leases: number,
-  terms = self.terms
+  { terms = self.terms, upstream }: Admission<I, A, E> = {}
 ): Slot<I, A, E> => {
+  const turn = ++self.turns
   const slot: Slot<I, A, E> = {
     id: self.nextId++,
     key,
     info,
     terms,
+    member: undefined,
     phase: "opening",
     retired: undefined,
     leases,
     uses: leases,
     visits: 0,
-    turn: ++self.turns,
+    turn,
+    heldSince: turn,
     openedAt: 0,
     usedAt: 0,
+    since: 0,
+    used: undefined,
     session: undefined,
     opening: { outcome: Deferred.makeUnsafe(), settled: Deferred.makeUnsafe(), fiber: undefined, scope: undefined },
     previous: undefined,
     next: undefined
   }
+  if (upstream !== undefined) {
+    slot.member = Upstreams.member(upstream, slot)
+    upstream.places++
+  }
   self.slots.set(slot.id, slot)
   self.current.set(key, slot)
   self.opening++
   self.options.onAdmitted?.(slot)
-  self.starter.start(drive(self, slot))
+  self.starter.run(() => drive(self, slot))
   return slot
 }
 
@@ -441,6 +513,7 @@ export const release = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): Ef
       return Effect.ignoreCause(Deferred.await(slot.opening!.settled))
     case "open":
       slot.usedAt = self.time.now()
+      slot.used?.record((slot.usedAt - slot.since) / 1_000)
       becomeFree(self, slot)
   }
   return undefined
@@ -450,6 +523,7 @@ export const release = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): Ef
 const becomeFree = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
   if (slot.retired === undefined) {
     Idle.append(idleListOf(self, slot), slot)
+    self.options.onIdle?.(slot)
   } else {
     close(self, slot)
   }
@@ -464,14 +538,19 @@ const becomeFree = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void =
 const open = <I, A, E, R>(
   self: Leased<I, A, E>,
   slot: Slot<I, A, E>,
-  acquire: Options<I, A, E, R>["open"]
-): Effect.Effect<A, E, R | Scope.Scope> =>
+  acquire: Options<I, A, E, R>["open"],
+  services: Context.Context<R>
+): Effect.Effect<A, E, Scope.Scope> =>
   Effect.withFiber((fiber) => {
+    const scope = Context.getUnsafe(fiber.context, Scope.Scope) as Scope.Closeable
     slot.opening!.fiber = fiber
-    slot.opening!.scope = Context.getUnsafe(fiber.context, Scope.Scope) as Scope.Closeable
+    slot.opening!.scope = scope
     if (slot.phase !== "opening") return Effect.interrupt
-    const acquired = acquire(slot)
-    return slot.terms.maxLifetime === Infinity ? acquired : Effect.tap(acquired, retireAfterLifetime(self, slot))
+    const acquired = Effect.suspend(() => acquire(slot))
+    return Effect.setContext(
+      slot.terms.maxLifetime === Infinity ? acquired : Effect.tap(acquired, retireAfterLifetime(self, slot)),
+      Context.add(services, Scope.Scope, scope)
+    )
   })
 
 // Up to 2.5 % early, so that sessions opened together do not end together.
@@ -482,13 +561,32 @@ const retireAfterLifetime = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>
       Effect.forkScoped
     ))
 
-// From admission until the session is open, or what its open had acquired is free again.
-const drive = Effect.fnUntraced(function*<I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>) {
+// From admission until the session is open, or what its open had acquired is free again. An open that has nothing to
+// wait for needs no fiber but the cache's own.
+const drive = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
   const { outcome, settled } = slot.opening!
-  const get = yield* Effect.forkDetach(ScopedCache.get(self.cache, slot.id), { startImmediately: true })
-  get.addObserver((exit) => Deferred.doneUnsafe(outcome, exit))
+  let acquired: Exit.Success<A, E> | undefined
+  const get = self.forkInCache(ScopedCache.get(self.cache, slot.id))
+  get.addObserver((exit) => {
+    if (Deferred.doneUnsafe(outcome, exit) && Exit.isSuccess(exit)) acquired = exit
+  })
+  if (acquired === undefined) {
+    self.starter.fork(settle(self, slot, get))
+  } else {
+    opened(self, slot, acquired)
+    Deferred.doneUnsafe(settled, acquired)
+  }
+}
+
+const settle = Effect.fnUntraced(function*<I, A, E>(
+  self: Leased<I, A, E>,
+  slot: Slot<I, A, E>,
+  get: Fiber.Fiber<A, E>
+) {
+  const { outcome, settled } = slot.opening!
   if (!Deferred.isDoneUnsafe(outcome)) {
-    yield* Effect.timeoutOption(Effect.exit(Deferred.await(outcome)), self.options.openTimeout)
+    const openTimeout = slot.terms.openTimeout ?? self.options.openTimeout
+    yield* Effect.timeoutOption(Effect.exit(Deferred.await(outcome)), openTimeout)
     giveUp(self, slot, Exit.fail(self.options.openTimedOut(slot)))
   }
   const exit: Exit.Exit<A, E> = yield* Effect.exit(Deferred.await(outcome))
@@ -503,7 +601,7 @@ const drive = Effect.fnUntraced(function*<I, A, E>(self: Leased<I, A, E>, slot: 
   const { opening } = slot
   if (!(yield* dispose(self, slot, free(self, slot, get)))) yield* freeUnder(opening!)
   if (!Cause.hasInterrupts(cause)) self.options.onOpenFailed(slot, cause)
-  self.options.onLeft?.(slot)
+  leavePlace(self, slot)
   gone(self, slot)
   Deferred.doneUnsafe(settled, Exit.failCause(cause))
 })
@@ -559,7 +657,7 @@ const opened = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>, exit: Exit.
   slot.phase = "open"
   slot.session = exit
   slot.opening = undefined
-  slot.openedAt = slot.usedAt = self.time.now()
+  slot.openedAt = slot.usedAt = slot.since = self.time.now()
   self.options.onOpened(slot)
   if (slot.leases === 0) becomeFree(self, slot)
 }
@@ -644,13 +742,25 @@ const close = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
   self.drained.delete(slot)
   slot.phase = "closing"
   self.closing++
+  leavePlace(self, slot)
+  self.starter.run(() => {
+    const fiber = self.starter.fork(ScopedCache.invalidate(self.cache, slot.id))
+    const exit = fiber.pollUnsafe()
+    if (exit !== undefined && Exit.isSuccess(exit)) hasClosed(self, slot, true)
+    else start(self, Effect.map(disposed(self, slot, fiber), (closed) => hasClosed(self, slot, closed)))
+  })
+}
+
+const hasClosed = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>, closed: boolean): void => {
+  self.closing--
+  // Whole milliseconds: the clock's nanoseconds would be in every text that shows it
+  if (closed) self.options.onClosed(slot, Duration.millis(Math.floor(self.time.now() - slot.openedAt)))
+  gone(self, slot)
+}
+
+const leavePlace = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
+  if (slot.member !== undefined) slot.member.upstream.places--
   self.options.onLeft?.(slot)
-  self.starter.start(Effect.map(dispose(self, slot, ScopedCache.invalidate(self.cache, slot.id)), (closed) => {
-    self.closing--
-    // Whole milliseconds: the clock's nanoseconds would be in every text that shows it
-    if (closed) self.options.onClosed(slot, Duration.millis(Math.floor(self.time.now() - slot.openedAt)))
-    gone(self, slot)
-  }))
 }
 
 // Runs a close in a fiber of its own and waits for it no longer than `closeTimeout`. Given up, it runs on by itself.
@@ -659,13 +769,22 @@ const dispose = <I, A, E>(
   slot: Slot<I, A, E>,
   closed: Effect.Effect<void>
 ): Effect.Effect<boolean> =>
-  Effect.forkDetach(closed, { startImmediately: true }).pipe(
-    Effect.flatMap((fiber) => {
-      const exit = fiber.pollUnsafe()
-      return exit !== undefined
-        ? Effect.succeedSome(exit)
-        : Effect.timeoutOption(Fiber.await(fiber), self.options.closeTimeout)
-    }),
+  Effect.flatMap(
+    Effect.forkDetach(closed, { startImmediately: true }),
+    (fiber) => disposed(self, slot, fiber)
+  )
+
+const disposed = <I, A, E>(
+  self: Leased<I, A, E>,
+  slot: Slot<I, A, E>,
+  fiber: Fiber.Fiber<void>
+): Effect.Effect<boolean> =>
+  Effect.suspend(() => {
+    const exit = fiber.pollUnsafe()
+    return exit !== undefined
+      ? Effect.succeedSome(exit)
+      : Effect.timeoutOption(Fiber.await(fiber), self.options.closeTimeout)
+  }).pipe(
     Effect.map((exit) => {
       if (Option.isSome(exit) && Exit.isSuccess(exit.value)) return true
       const cause = Option.flatMap(exit, Exit.getCause)

@@ -28,7 +28,7 @@ import * as Server from "./server.ts"
 /** What is known by one answer of the issuer: whoever was verified with keys that are gone is verified anew. */
 interface Keys {
   readonly find: LocalJWKSet
-  readonly memo: ReturnType<typeof makeMemo>
+  readonly memo: ReturnType<typeof makeMemo<Identity>>
 }
 
 /** The keys that there are can't have signed it. */
@@ -126,7 +126,7 @@ const keySetOf = Effect.fnUntraced(function*(jose: Jose, { issuer, jwks }: Jwt, 
     return keys.length > maxKeys
       ? Result.fail(`has more than ${maxKeys} keys`)
       : Result.mapError(
-        Result.try(() => ({ find: jose.createLocalJWKSet({ keys }), memo: makeMemo() })),
+        Result.try(() => ({ find: jose.createLocalJWKSet({ keys }), memo: makeMemo<Identity>() })),
         () => "is no key set (RFC 7517 section 5)"
       )
   }
