@@ -316,7 +316,7 @@ const stdio = <R>(
   ]
   return (identity: Identity, handle: SessionHandle): Plan<R> => {
     let owner = identity
-    const lastLines: Array<string> = []
+    let lastLines: Array<string> = []
     const plan = makePlan<R>(
       options,
       { server: file, secrets },
@@ -327,6 +327,8 @@ const stdio = <R>(
           const runFork = Effect.runForkWith(yield* Effect.context<never>())
           const env = yield* prepared("env", name, perIdentity("env", options.env, identity))
           for (const secret of Secrets.ofRecord(env)) scrub.add(secret)
+          // Of this child: negotiation may start another
+          const said: Array<string> = lastLines = []
           const transport = yield* Stdio.make({
             command: options.command,
             args: options.args ?? [],
@@ -337,8 +339,8 @@ const stdio = <R>(
             serialize: sdk.serialize as (message: MessageLike) => string,
             onStderr: (line) => {
               const scrubbed = scrubLine(scrub, line)
-              lastLines.push(scrubbed.slice(0, lastLineLimit))
-              if (lastLines.length > 10) lastLines.shift()
+              said.push(scrubbed.slice(0, lastLineLimit))
+              if (said.length > 10) said.shift()
               runFork(Effect.annotateLogs(Effect.logDebug(scrubbed), { server: name, session: owner.key }))
             }
           })
@@ -348,9 +350,7 @@ const stdio = <R>(
             network: { "network.transport": "pipe" },
             ending: () => {
               const ending = transport.ending()
-              return ending === undefined || lastLines.length === 0
-                ? ending
-                : { ...ending, stderr: lastLines.join("\n") }
+              return ending === undefined || said.length === 0 ? ending : { ...ending, stderr: said.join("\n") }
             }
           }
         })
