@@ -444,7 +444,33 @@ for (const [sdk, connector] of generations) {
         assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "Echo: hi")
       }))
 
-    for (const status of [404, 405]) {
+    it.live("is what later sessions begin with, until the server is replaced by one that does not speak it", () =>
+      Effect.gen(function*() {
+        const server = yield* HttpServer.start()
+        const replaced = yield* Scripted.start()
+        let url = server.sseUrl
+        const requests: Array<string> = []
+        const connect = connector.http({
+          url,
+          fetch: (requested, init) => {
+            if (String(requested) !== server.sseUrl) return fetch(requested, init)
+            requests.push(init?.method ?? "GET")
+            return fetch(url, init)
+          }
+        })
+        yield* Effect.scoped(open(connect))
+        assert.strictEqual(requests.shift(), "POST")
+        assert.strictEqual(requests.pop(), "GET")
+        requests.length = 0
+        yield* Effect.scoped(open(connect))
+        assert.deepStrictEqual(requests, ["GET"])
+        url = replaced.url
+        const { session } = yield* open(connect)
+        yield* call(session, "tool")
+        assert.deepStrictEqual(replaced.received, ["tool"])
+      }))
+
+    for (const status of [400, 404, 405]) {
       it.live(`is not spoken by a server that answers ${status} to everything, which is what is told of it`, () =>
         Effect.gen(function*() {
           const server = yield* Scripted.start()

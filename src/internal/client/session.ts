@@ -23,6 +23,7 @@ import type { Scrub } from "../scrub.ts"
 import { TypeId } from "../sent.ts"
 import type { Attributes } from "../spans.ts"
 import * as Calls from "./calls.ts"
+import { classify, headerMismatch } from "./classify.ts"
 import * as Lists from "./lists.ts"
 import * as Liveness from "./liveness.ts"
 import { reasonOf } from "./reasons.ts"
@@ -329,7 +330,7 @@ const operations = <C extends Sdk.ClientLike>(
       call(
         "callTool",
         { method: "tools/call", tool: params },
-        (o) => Sdk.callTool(client, params, o),
+        (o) => Sdk.callTool(client, params, o).catch((error) => rereadTools(client, error, o)),
         options
       ),
     listTools: (options) => list("tools", options),
@@ -377,6 +378,23 @@ const operations = <C extends Sdk.ClientLike>(
     ping: (options) => Effect.asVoid(call("ping", { method: "ping" }, (o) => Sdk.probe(client, o), options)),
     request: (f, options) => call("request", {}, (o) => f(client, o), options)
   } satisfies Partial<McpSession<C>>
+}
+
+/**
+ * The headers of a call follow from what the client knows of the tool: what it was wrong about it reads again, so that
+ * the next call has the right ones. This one is not repeated: the server has read it.
+ */
+const rereadTools = (
+  client: Sdk.ClientLike,
+  error: unknown,
+  { onresumptiontoken, signal, timeout }: Sdk.CallOptionsLike
+): Promise<never> => {
+  const failed = () => Promise.reject(error)
+  const failure = classify(error, false)
+  return Sdk.isModern(client) && failure._tag === "ProtocolFailure" && failure.code === headerMismatch
+    ? client.listTools({}, { onresumptiontoken: onresumptiontoken!, signal, timeout, cacheMode: "refresh" })
+      .then(failed, failed)
+    : failed()
 }
 
 /**
