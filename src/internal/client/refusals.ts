@@ -111,7 +111,7 @@ export const make = (
 /** Whether a redirect from `url` leads to where the request has been before. */
 const leadsBack = ({ headers }: Response, url: string | URL, tried: ReadonlyArray<string>): boolean => {
   const location = headers.get("location") ?? ""
-  if (location === "" || !URL.canParse(location, url)) return false
+  if (location === "" || !URL.canParse(location, String(url))) return false
   const target = new URL(location, url)
   target.hash = ""
   return tried.includes(target.href)
