@@ -41,7 +41,7 @@ import { KnownSecrets } from "./knownSecrets.ts"
 import * as ConnectorOptions from "./options.ts"
 import * as Refusals from "./refusals.ts"
 import { type ClientLike, mayBeDeaf, type MessageLike, type TransportLike } from "./sdk.ts"
-import type { OpenOptions, OpenTransport } from "./session.ts"
+import { type OpenOptions, type OpenTransport, whenDebugging } from "./session.ts"
 import * as Stdio from "./stdio.ts"
 
 /**
@@ -273,10 +273,9 @@ const stdio = <R>(
           maxMessageBytes: options.maxMessageBytes ?? ConnectorOptions.defaultMaxMessageBytes,
           serialize: sdk.serialize as (message: MessageLike) => string,
           onStderr: (line) => {
-            const scrubbed = scrubLine(scrub, line)
-            lastLines.push(scrubbed.slice(0, 500))
+            lastLines.push(line)
             if (lastLines.length > 10) lastLines.shift()
-            runFork(logged(Effect.logDebug(scrubbed)))
+            runFork(logged(whenDebugging(() => Effect.logDebug(scrubLine(scrub, line)))))
           }
         })
         return {
@@ -285,7 +284,8 @@ const stdio = <R>(
           network: { "network.transport": "pipe" },
           ending: () => {
             const ending = transport.ending()
-            return ending === undefined || lastLines.length === 0 ? ending : { ...ending, stderr: lastLines.join("\n") }
+            if (ending === undefined || lastLines.length === 0) return ending
+            return { ...ending, stderr: lastLines.map((line) => scrubLine(scrub, line).slice(0, 500)).join("\n") }
           }
         }
       }))

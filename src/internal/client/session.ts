@@ -6,6 +6,7 @@ import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as LogLevel from "effect/LogLevel"
 import * as PubSub from "effect/PubSub"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -258,7 +259,8 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike>(
       }
       return reason._tag === "SessionExpired" ? reason.refused : !reason.requestSent
     },
-    onError: (error) => runFork(Effect.logDebug(`"${server}": ${scrub(error.message).slice(0, 500)}`)),
+    onError: (error) =>
+      runFork(whenDebugging(() => Effect.logDebug(`"${server}": ${scrub(error.message).slice(0, 500)}`))),
     onDeaf: lists.onDeaf,
     onNotification: (notification) => {
       const { method } = notification
@@ -379,6 +381,12 @@ const operations = <C extends Sdk.ClientLike>(
     request: (f, options) => call("request", {}, (o) => f(client, o), options)
   } satisfies Partial<McpSession<C>>
 }
+
+/**
+ * What costs more than it is worth where nobody sees it: a server can cause as much of it as it likes.
+ */
+export const whenDebugging = (log: () => Effect.Effect<void>): Effect.Effect<void> =>
+  Effect.flatMap(LogLevel.isEnabled("Debug"), (isEnabled) => isEnabled ? log() : Effect.void)
 
 /**
  * The headers of a call follow from what the client knows of the tool: what it was wrong about it reads again, so that
