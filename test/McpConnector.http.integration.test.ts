@@ -444,6 +444,35 @@ for (const [sdk, connector] of generations) {
         assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "Echo: hi")
       }))
 
+    it.live("leaves the loop to others while it reads a flood that came at once", () =>
+      Effect.gen(function*() {
+        const server = yield* Scripted.start()
+        const noise = Scripted.event({ method: "notifications/noise" })
+        const { session } = yield* open(connector.http({
+          url: server.url,
+          fetch: async (url, init) => {
+            if (typeof init?.body !== "string" || !init.body.includes("tools/call")) return fetch(url, init)
+            const { id } = JSON.parse(init.body) as { id: number }
+            const body = noise.repeat(3_200) + Scripted.event({ id, result: { content: [] } })
+            return new Response(body, { headers: { "content-type": "text/event-stream" } })
+          }
+        }))
+        let turn = 0
+        let isOver = false
+        const count = () => {
+          turn++
+          if (!isOver) setImmediate(count)
+        }
+        count()
+        const heard: Array<number> = []
+        const client = session.client as { fallbackNotificationHandler?: () => Promise<void> }
+        client.fallbackNotificationHandler = async () => void heard.push(turn)
+        yield* call(session, "tool").pipe(Effect.ensuring(Effect.sync(() => isOver = true)))
+        assert.strictEqual(heard.length, 3_200)
+        // Two lines each, 64 in a turn
+        assert.isAtLeast(new Set(heard).size, 100)
+      }))
+
     it.live("is what later sessions begin with, until the server is replaced by one that does not speak it", () =>
       Effect.gen(function*() {
         const server = yield* HttpServer.start()
