@@ -14,7 +14,7 @@ import { bars } from "./bars.ts"
 import { makeServer } from "./servers.ts"
 import { median, print, table } from "./support.ts"
 
-const hosted = Effect.gen(function*() {
+export const hosted = Effect.gen(function*() {
   const app = McpHttp.layer({ server: () => Effect.sync(makeServer), response: "json" }).pipe(
     Layer.provide(IdentityResolver.layer())
   )
@@ -26,7 +26,7 @@ const hosted = Effect.gen(function*() {
 })
 
 /** What the SDK's documentation shows: a map of transports, and nobody who asks whose they are. */
-const bare = Effect.acquireRelease(
+export const bare = Effect.acquireRelease(
   Effect.promise(async () => {
     const transports = new Map<string, StreamableHTTPServerTransport>()
     const server = createServer((request, response) => {
@@ -65,14 +65,18 @@ const post = (url: string, headers: Record<string, string>, body: unknown) =>
     return response
   })
 
-const begin = Effect.fnUntraced(function*(url: string) {
-  const response = yield* post(url, {}, {
+/** Opens a session; the result calls its tool. */
+export const begin = Effect.fnUntraced(function*(url: string, owner = "bench") {
+  const authorization = `Bearer ${owner}`
+  const response = yield* post(url, { authorization }, {
     jsonrpc: "2.0",
     id: 0,
     method: "initialize",
     params: { protocolVersion: "2025-11-25", capabilities: {}, clientInfo: { name: "bench", version: "1" } }
   })
-  const headers = { "mcp-session-id": response.headers.get("mcp-session-id")!, "mcp-protocol-version": "2025-11-25" }
+  const id = response.headers.get("mcp-session-id")
+  if (id === null) return yield* Effect.die(`no session: ${response.status}`)
+  const headers = { authorization, "mcp-session-id": id, "mcp-protocol-version": "2025-11-25" }
   yield* post(url, headers, { jsonrpc: "2.0", method: "notifications/initialized" })
   return post(url, headers, { jsonrpc: "2.0", id: 1, method: "tools/call", params: { name: "echo", arguments: {} } })
 })

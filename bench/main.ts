@@ -16,6 +16,7 @@ import * as Opens from "./opens.ts"
 import * as Registry from "./registry.ts"
 import * as Sessions from "./sessions.ts"
 import { failures, print } from "./support.ts"
+import * as Upstreams from "./upstreams.ts"
 
 const parts = {
   hits: Hits.main,
@@ -25,6 +26,7 @@ const parts = {
   memory: Memory.main,
   sessions: Sessions.main,
   opens: Opens.main,
+  upstreams: Upstreams.main,
   registry: Registry.main,
   inbound: Inbound.main
 }

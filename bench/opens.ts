@@ -1,5 +1,6 @@
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import type * as Layer from "effect/Layer"
+import * as Layer from "effect/Layer"
 import { spawn } from "node:child_process"
 import { once } from "node:events"
 import { createRequire } from "node:module"
@@ -16,7 +17,9 @@ const everything = createRequire(import.meta.url).resolve("@modelcontextprotocol
 
 const echo = (session: McpSession) => session.callTool({ name: "echo", arguments: { message: "hi" } })
 
-const stdio = McpConnector.stdio({ command: process.execPath, args: [everything, "stdio"] })
+const everythingServer = { command: process.execPath, args: [everything, "stdio"] }
+
+const stdio = McpConnector.stdio(everythingServer)
 
 const freePort = Effect.promise(async () => {
   const server = createServer().listen(0, "127.0.0.1")
@@ -67,8 +70,34 @@ const compare = (name: string, times: number, pool: Layer.Layer<SessionPool, unk
     )
   }).pipe(Effect.provide(pool))
 
+/**
+ * The first call of so many identities, with children on standby and without, each when there is nothing else to do:
+ * the next child is there already.
+ */
+const compareStandby = Effect.fnUntraced(function*(times: number) {
+  const build = (connect: typeof stdio) =>
+    Effect.map(Layer.build(SessionPool.layer({ connect, capacity: 2 })), Context.get(SessionPool))
+  const size = 2
+  const warm = yield* build(McpConnector.stdio({ ...everythingServer, standby: { size } }))
+  const cold = yield* build(stdio)
+  const figures = { reused: [], "from standby": [], cold: [] } as Record<string, Array<number>>
+  for (let i = 0; i < times; i++) {
+    const identity = Identity.fromKey(`user-${i}`)
+    while ((yield* warm.stats).standby < size) yield* Effect.sleep("20 millis")
+    yield* Effect.sleep("200 millis")
+    figures["from standby"]!.push(yield* timed(warm.withSession(identity, echo)))
+    figures["reused"]!.push(yield* timed(warm.withSession(identity, echo)))
+    while ((yield* warm.stats).standby < size) yield* Effect.sleep("20 millis")
+    figures["cold"]!.push(yield* timed(cold.withSession(identity, echo)))
+  }
+  const medians = new Map(Object.entries(figures).map(([name, values]) => [name, median(values)]))
+  table("A new identity's first call, stdio", medians, "reused", { "from standby": bars.standby })
+  table("The same against no standby", medians, "cold", { "from standby": bars.standbyOfCold })
+})
+
 export const main = Effect.gen(function*() {
   yield* compare("in process", 200, SessionPool.layer({ connect: inProcess, capacity: 4 }), bars.openInProcess)
   yield* compare("HTTP", 50, SessionPool.layer({ connect: yield* http, capacity: 4 }))
   yield* compare("stdio", 15, SessionPool.layer({ connect: stdio, capacity: 4 }))
+  yield* compareStandby(15)
 }).pipe(Effect.scoped)

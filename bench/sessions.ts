@@ -1,15 +1,10 @@
 import { InMemoryTransport } from "@modelcontextprotocol/sdk/inMemory.js"
 import type { Server } from "@modelcontextprotocol/sdk/server/index.js"
-import { WebStandardStreamableHTTPServerTransport } from "@modelcontextprotocol/sdk/server/webStandardStreamableHttp.js"
 import * as Effect from "effect/Effect"
-import * as HttpRouter from "effect/http/HttpRouter"
-import * as HttpServer from "effect/http/HttpServer"
-import * as Layer from "effect/Layer"
-import { randomUUID } from "node:crypto"
-import { IdentityResolver } from "../src/IdentityResolver.ts"
-import * as McpHttp from "../src/McpHttp.ts"
+import type * as Scope from "effect/Scope"
 import { SessionPool } from "../src/SessionPool.ts"
 import { bars } from "./bars.ts"
+import * as Inbound from "./inbound.ts"
 import { heap } from "./memory.ts"
 import { identities } from "./pools.ts"
 import { inProcess, makeServer } from "./servers.ts"
@@ -17,49 +12,17 @@ import { against, median, print } from "./support.ts"
 
 const count = 1_000
 
-type Handle = (request: Request) => Promise<Response>
-
-const message = (headers: Record<string, string>, body: unknown) =>
-  new Request("http://localhost/mcp", {
-    method: "POST",
-    headers: {
-      host: "localhost",
-      "content-type": "application/json",
-      accept: "application/json, text/event-stream",
-      ...headers
-    },
-    body: JSON.stringify(body)
-  })
-
-/** A session that was initialized and has answered a call. */
-const begin = async (handle: Handle, owner: string): Promise<void> => {
-  const authorization = `Bearer ${owner}`
-  const response = await handle(message({ authorization }, {
-    jsonrpc: "2.0",
-    id: 0,
-    method: "initialize",
-    params: { protocolVersion: "2025-11-25", capabilities: {}, clientInfo: { name: "bench", version: "1" } }
-  }))
-  await response.text()
-  const id = response.headers.get("mcp-session-id")
-  if (id === null) throw new Error(`no session: ${response.status}`)
-  const headers = { authorization, "mcp-session-id": id, "mcp-protocol-version": "2025-11-25" }
-  await (await handle(message(headers, { jsonrpc: "2.0", method: "notifications/initialized" }))).text()
-  const call = { jsonrpc: "2.0", id: 1, method: "tools/call", params: { name: "echo", arguments: {} } }
-  await (await handle(message(headers, call))).text()
-}
-
-const beginAll = (handle: Handle) =>
-  Effect.forEach(identities(count), ({ key }) => Effect.promise(() => begin(handle, key)), { discard: true })
+/** Fewer of those that are talked to over sockets. */
+const countServed = 300
 
 /** What so many sessions take, each, while `open` keeps them. */
-const bytes = <E, R>(open: Effect.Effect<() => unknown, E, R>) =>
+const bytes = <E, R>(many: number, open: Effect.Effect<() => unknown, E, R>) =>
   Effect.gen(function*() {
     const before = yield* heap
     const kept = yield* open
     const after = yield* heap
     kept()
-    return (after - before) / count
+    return (after - before) / many
   })
 
 const bareServers = Effect.promise(async () => {
@@ -80,33 +43,20 @@ const pooled = Effect.gen(function*() {
   return () => pool
 })
 
-const bareHttp = Effect.gen(function*() {
-  const transports = new Map<string, WebStandardStreamableHTTPServerTransport>()
-  yield* beginAll(async (request) => {
-    const id = request.headers.get("mcp-session-id")
-    const known = id === null ? undefined : transports.get(id)
-    if (known !== undefined) return known.handleRequest(request)
-    const transport: WebStandardStreamableHTTPServerTransport = new WebStandardStreamableHTTPServerTransport({
-      sessionIdGenerator: () => randomUUID(),
-      enableJsonResponse: true,
-      onsessioninitialized: (started) => void transports.set(started, transport)
-    })
-    await makeServer().connect(transport)
-    return transport.handleRequest(request)
-  })
-  return () => transports
-})
-
-const hosted = Effect.gen(function*() {
-  const app = McpHttp.layer({ server: () => Effect.sync(makeServer), response: "json" }).pipe(
-    Layer.provide(IdentityResolver.layer()),
-    Layer.provide(HttpServer.layerServices)
-  )
-  const { dispose, handler } = HttpRouter.toWebHandler(app, { disableLogger: true })
-  yield* Effect.addFinalizer(() => Effect.promise(dispose))
-  yield* beginAll((request) => handler(request))
-  return () => handler
-})
+/** Sessions over sockets, each of an owner of its own, initialized and called once. */
+const served = (url: Effect.Effect<string, unknown, Scope.Scope>) =>
+  Effect.gen(function*() {
+    const to = yield* url
+    // What the first of them makes for all does not count
+    yield* Effect.flatten(Inbound.begin(to, "first"))
+    return yield* bytes(
+      countServed,
+      Effect.as(
+        Effect.forEach(identities(countServed), ({ key }) => Effect.flatten(Inbound.begin(to, key)), { discard: true }),
+        () => to
+      )
+    )
+  }).pipe(Effect.scoped)
 
 const show = (name: string, figure: number, note = "") =>
   print(`  ${name.padEnd(44)} ${figure.toFixed(0).padStart(6)} bytes${note}`)
@@ -114,16 +64,16 @@ const show = (name: string, figure: number, note = "") =>
 /** The server of the SDK is the user's own: what a session takes beyond it is ours, and that of the SDK's client. */
 export const main = Effect.gen(function*() {
   const sides = {
-    server: Effect.scoped(bytes(bareServers)),
-    pooled: bytes(pooled).pipe(Effect.provide(SessionPool.layer({ connect: inProcess, capacity: count }))),
-    bare: Effect.scoped(bytes(bareHttp)),
-    hosted: Effect.scoped(bytes(hosted))
+    server: Effect.scoped(bytes(count, bareServers)),
+    pooled: bytes(count, pooled).pipe(Effect.provide(SessionPool.layer({ connect: inProcess, capacity: count }))),
+    bare: served(Inbound.bare),
+    hosted: served(Inbound.hosted)
   }
   const samples: Record<keyof typeof sides, Array<number>> = { server: [], pooled: [], bare: [], hosted: [] }
-  for (let round = 0; round < 3; round++) {
+  for (let round = 0; round < 2; round++) {
     for (const name of Object.keys(sides) as Array<keyof typeof sides>) samples[name].push(yield* sides[name])
   }
-  print(`\nMemory of a session that was used, of ${count.toLocaleString("en")}`)
+  print("\nMemory of a session that was used")
   const [server, inPool, bare, inHost] = [samples.server, samples.pooled, samples.bare, samples.hosted].map(median)
   show("the SDK's server, in process", server!)
   show("pooled in process", inPool!)

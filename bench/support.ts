@@ -17,7 +17,7 @@ export const median = (values: ReadonlyArray<number>): number => values.toSorted
 /**
  * Measures the sides in turns, so that whatever slows the machine for a while slows all of them.
  */
-export const interleave = Effect.fnUntraced(function*(sides: ReadonlyArray<Side>, rounds = 7) {
+export const interleave = Effect.fnUntraced(function*(sides: ReadonlyArray<Side>, rounds = 5) {
   const samples = new Map<string, Array<number>>(sides.map((side) => [side.name, []]))
   for (let round = 0; round < rounds; round++) {
     for (const { name, ops, run } of sides) {

@@ -153,6 +153,35 @@ export interface StdioOptions<out R = never> extends Options<R> {
    * whose `detail` says so. Default: 10 MiB.
    */
   readonly maxMessageBytes?: number | undefined
+  /**
+   * Keeps so many children started and initialized ahead: a new identity's first call costs what any other does then.
+   * For servers that are the same for everybody: `env` as a function and `roots` are `InvalidOptions` then, as what
+   * a child is told before it has an owner can't depend on one. Default: none.
+   */
+  readonly standby?: Standby | undefined
+}
+
+/**
+ * Children that wait for an identity, each of them for its first and only one: what was handed out never comes back.
+ *
+ * They start when the pool's layer builds if `connect` is the connector itself, with the first session if it is a
+ * function that calls it, and end with the pool. They are beyond its `capacity`, and `standby` in its stats counts
+ * those that are ready. Another is started 100 ms after one was taken. One that dies, or can't be started, is tried
+ * again after 100 ms, then twice as long each time, up to 30 seconds. Each is asked for a sign of life when it is
+ * taken. Whoever finds none ready waits for a child of his own.
+ *
+ * @category models
+ */
+export interface Standby {
+  /** How many: an integer of at least 1. */
+  readonly size: number
+  /** How long one waits before another takes its place. Default: for ever. */
+  readonly idleTimeToLive?: Duration.Input | undefined
+  /**
+   * How long one may take to start, in place of `connectTimeout`. No caller waits for it, so it may be long: `npx`
+   * installs first. Default: 5 minutes.
+   */
+  readonly startTimeout?: Duration.Input | undefined
 }
 
 /**

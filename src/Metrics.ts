@@ -68,7 +68,7 @@ export const all = {
     "mcp.pool.waiting",
     "{caller}",
     ["pool", "upstream"],
-    "Callers that wait for room in a pool"
+    "Callers that wait, for room or for an exclusive session"
   ),
   poolCapacity: metric(
     "gauge",
@@ -76,6 +76,13 @@ export const all = {
     "{session}",
     ["pool"],
     "Sessions that may be opening, open or draining in a pool"
+  ),
+  poolStandby: metric(
+    "gauge",
+    "mcp.pool.standby",
+    "{session}",
+    ["pool"],
+    "Sessions that stand by for new identities, see standby of McpConnector.stdio"
   ),
   poolHits: metric(
     "counter",
@@ -86,7 +93,13 @@ export const all = {
   ),
   poolMisses: metric("counter", "mcp.pool.misses", "{get}", ["pool"], "Gets that found none"),
   poolLeases: metric("counter", "mcp.pool.leases", "{lease}", ["pool", "upstream"], "Leases that were taken"),
-  poolWaits: metric("counter", "mcp.pool.waits", "{get}", ["pool", "upstream"], "Gets that had to wait for room"),
+  poolWaits: metric(
+    "counter",
+    "mcp.pool.waits",
+    "{get}",
+    ["pool", "upstream"],
+    "Gets that had to wait, for room or for an exclusive session"
+  ),
   poolRetirements: metric(
     "counter",
     "mcp.pool.retirements",
@@ -121,7 +134,7 @@ export const all = {
     "mcp.pool.wait.duration",
     "s",
     ["pool", "upstream"],
-    "How long gets waited for room, with and without success",
+    "How long gets waited, with and without success",
     seconds
   ),
   poolLeaseDuration: metric(

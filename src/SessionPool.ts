@@ -26,6 +26,7 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { SessionHandle } from "./Connector.ts"
 import { Identity, type SessionKey } from "./Identity.ts"
+import * as Ahead from "./internal/ahead.ts"
 import { blameOf } from "./internal/lease/blame.ts"
 import * as Checks from "./internal/lease/checks.ts"
 import * as Connecting from "./internal/lease/connecting.ts"
@@ -38,6 +39,7 @@ import * as Terms from "./internal/lease/terms.ts"
 import * as Upstreams from "./internal/lease/upstreams.ts"
 import * as Waiting from "./internal/lease/waiting.ts"
 import * as Options from "./internal/options.ts"
+import { namesAndPlaces } from "./internal/places.ts"
 import * as Sent from "./internal/sent.ts"
 import { type Configurable, InvalidOptions } from "./InvalidOptions.ts"
 import type { McpSessionError } from "./McpSessionError.ts"
@@ -53,7 +55,7 @@ export * from "./SessionPoolError.ts"
  *
  * @category models
  */
-export interface SessionPoolOptions<Session, E, R, RC = R> {
+export interface SessionPoolOptions<Session, E, R, RC = R, RP = RC> {
   /**
    * Opens a session. Its finalizers close it. Runs with the services, the span and a scope of the pool, never those of
    * the caller that happened to come first.
@@ -134,6 +136,24 @@ export interface SessionPoolOptions<Session, E, R, RC = R> {
    * At most `capacity` failures are remembered. Opens that have begun when the first of them fails run to their end.
    */
   readonly failureBackoff?: Schedule.Schedule<unknown> | undefined
+  /**
+   * Runs beside the pool when that is built, with the pool in its context: `SessionPool.prewarm(identities)`, or a step
+   * that installs what `connect` starts. Nobody waits for it, what it fails with is logged, and the end of the pool
+   * interrupts it. By default nothing.
+   */
+  readonly prewarm?: Effect.Effect<unknown, unknown, RP> | undefined
+}
+
+/**
+ * How {@link Service.prewarm} opens sessions.
+ *
+ * @category models
+ */
+export interface PrewarmOptions {
+  /** How many opens there may be at once: an integer, by default 2. */
+  readonly concurrency?: number | undefined
+  /** How long each of them may take, in place of `connectTimeout`: by default 5 minutes. */
+  readonly timeout?: Duration.Input | undefined
 }
 
 const schedule = Options.custom<Schedule.Schedule<unknown>, Schedule.Schedule<unknown>>({
@@ -142,6 +162,11 @@ const schedule = Options.custom<Schedule.Schedule<unknown>, Schedule.Schedule<un
 })
 
 const ofIdentity = Options.orTold<Identity>()
+
+const anEffect = Options.custom<Effect.Effect<unknown, unknown, never>, Effect.Effect<unknown, unknown>>({
+  rule: "an Effect",
+  read: Option.liftPredicate((value): value is Effect.Effect<unknown, unknown> => Effect.isEffect(value))
+})
 
 /**
  * @internal
@@ -172,9 +197,15 @@ export const declared = Options.declare<SessionPoolOptions<never, never, never>>
     checkAfter: Options.withDefault(ofIdentity(Options.span), "1 minute", { aliases: ["MCP_SESSION_CHECK_AFTER_MS"] }),
     checkTimeout: Options.withDefault(Options.timeout, "5 seconds", { aliases: ["MCP_SESSION_CHECK_TIMEOUT_MS"] }),
     failureTimeToLive: Options.withDefault(Options.span, 0, { aliases: ["MCP_SESSION_FAILURE_TTL_MS"] }),
-    failureBackoff: Options.optional(schedule)
+    failureBackoff: Options.optional(schedule),
+    prewarm: Options.optional(anEffect)
   }
 )
+
+const declaredPrewarm = Options.declare<PrewarmOptions>()({ module: "SessionPool" }, {
+  concurrency: Options.withDefault(Options.count, 2),
+  timeout: Options.withDefault(Options.timeout, "5 minutes")
+})
 
 /**
  * Why a session was retired: `evicted` for another identity, `expired` in idleness, past its `lifetime`, `invalidated`
@@ -208,6 +239,8 @@ export interface SessionPoolStats {
   readonly closing: number
   /** Callers that wait, for room or for an exclusive session. */
   readonly waiting: number
+  /** Sessions that connectors keep ready for identities to come, beyond `capacity`: see `McpConnector.stdio`. */
+  readonly standby: number
   /** Gets that found a session, one being opened, or a failure that is remembered. */
   readonly hits: number
   /** Gets that found none of these. */
@@ -332,6 +365,16 @@ export interface Service<in out Session, in out E> {
     f: (session: Session) => Effect.Effect<A, E2, R2>
   ) => Effect.Effect<A, E | SessionPoolError | E2, R2>
   /**
+   * Opens sessions ahead of their first callers, and counts the identities that have one then, or had one that was
+   * being opened. Each open may take 5 minutes (`timeout`), whatever `connectTimeout` says; a caller who comes
+   * meanwhile waits for it no longer than for any other. It takes free room alone: nobody is evicted for it, and nobody
+   * waits. What can't be opened is logged and left out. Dies with `InvalidOptions` for options that have no meaning.
+   */
+  readonly prewarm: (
+    identities: Iterable<Identity>,
+    options?: PrewarmOptions
+  ) => Effect.Effect<number>
+  /**
    * Retires the session of the identity, and forgets its failed connect. False if it had no session.
    */
   readonly invalidate: (identity: Identity) => Effect.Effect<boolean>
@@ -387,6 +430,16 @@ export interface TagClass<in out Self, in out Id extends string, in out Session,
     f: (session: Session) => Effect.Effect<A, E2, R2>
   ) => Effect.Effect<A, E | SessionPoolError | E2, R2 | Self>
   /**
+   * Opens sessions ahead of their first callers, and counts the identities that have one then, or had one that was
+   * being opened. Each open may take 5 minutes (`timeout`), whatever `connectTimeout` says; a caller who comes
+   * meanwhile waits for it no longer than for any other. It takes free room alone: nobody is evicted for it, and nobody
+   * waits. What can't be opened is logged and left out. Dies with `InvalidOptions` for options that have no meaning.
+   */
+  readonly prewarm: (
+    identities: Iterable<Identity>,
+    options?: PrewarmOptions
+  ) => Effect.Effect<number, never, Self>
+  /**
    * Retires the session of the identity, and forgets its failed connect. False if it had no session.
    */
   readonly invalidate: (identity: Identity) => Effect.Effect<boolean, never, Self>
@@ -413,9 +466,9 @@ export interface TagClass<in out Self, in out Id extends string, in out Session,
    * The end of the scope takes at most `drainTimeout` and twice `closeTimeout`, and never fails, whatever the sessions
    * do.
    */
-  readonly layer: <R = never, RC = never>(
-    options: SessionPoolOptions<Session, E, R, RC>
-  ) => Layer.Layer<Self, InvalidOptions, Exclude<R | RC, Scope.Scope>>
+  readonly layer: <R = never, RC = never, RP = never>(
+    options: SessionPoolOptions<Session, E, R, RC, RP>
+  ) => Layer.Layer<Self, InvalidOptions, Exclude<R | RC, Scope.Scope> | Exclude<Exclude<RP, Self>, Scope.Scope>>
   /**
    * A pool whose options come from the configuration, and from `options` where that is silent. The variables are named
    * after the options: `MCP_POOL_CAPACITY`, `MCP_POOL_IDLE_TIME_TO_LIVE`, …; README has the table. Durations are
@@ -426,9 +479,13 @@ export interface TagClass<in out Self, in out Id extends string, in out Session,
    *
    * Fails with `ConfigError` when a variable can't be read, and with `InvalidOptions` when what it says has no meaning.
    */
-  readonly layerConfig: <R = never, RC = never>(
-    options: Configurable<SessionPoolOptions<Session, E, R, RC>>
-  ) => Layer.Layer<Self, InvalidOptions | Config.ConfigError, Exclude<R | RC, Scope.Scope>>
+  readonly layerConfig: <R = never, RC = never, RP = never>(
+    options: Configurable<SessionPoolOptions<Session, E, R, RC, RP>>
+  ) => Layer.Layer<
+    Self,
+    InvalidOptions | Config.ConfigError,
+    Exclude<R | RC, Scope.Scope> | Exclude<Exclude<RP, Self>, Scope.Scope>
+  >
 }
 
 /**
@@ -462,22 +519,27 @@ export const Tag =
           const self = partsOf<Session, E>(pool.withSession)
           return self === undefined ? pool.withSession(identity, f) : withSessionIn(self, fiber, identity, f)
         })
+      static readonly prewarm = (identities: Iterable<Identity>, options?: PrewarmOptions) =>
+        Pool.use((pool) => pool.prewarm(identities, options))
       static readonly invalidate = (identity: Identity) => Pool.use((pool) => pool.invalidate(identity))
       static readonly invalidateWhere = (f: (identity: Identity) => boolean) =>
         Pool.use((pool) => pool.invalidateWhere(f))
       static readonly stats = Pool.use((pool) => pool.stats)
       static readonly entries = Pool.use((pool) => pool.entries)
       static readonly events = Stream.unwrap(Pool.useSync((pool) => pool.events))
-      static readonly layer = <R = never, RC = never>(options: SessionPoolOptions<Session, E, R, RC>) =>
-        Layer.effect(Pool, make(id, options, "layer"))
-      static readonly layerConfig = <R = never, RC = never>(
-        options: Configurable<SessionPoolOptions<Session, E, R, RC>>
+      static readonly layer = <R = never, RC = never, RP = never>(
+        options: SessionPoolOptions<Session, E, R, RC, RP>
+      ) => Layer.effect(Pool, made(options, "layer"))
+      static readonly layerConfig = <R = never, RC = never, RP = never>(
+        options: Configurable<SessionPoolOptions<Session, E, R, RC, RP>>
       ) =>
         Layer.effect(
           Pool,
-          Effect.flatMap(declared.configured(options), (configured) => make(id, configured, "layerConfig"))
+          Effect.flatMap(declared.configured(options), (configured) => made(configured, "layerConfig"))
         )
     }
+    const made = <R, RC, RP>(options: SessionPoolOptions<Session, E, R, RC, RP>, method: "layer" | "layerConfig") =>
+      make(id, options, method, (prewarm, service) => Effect.provideService(prewarm, Pool, service))
     return Pool
   }
 
@@ -497,6 +559,8 @@ interface Pool<Session, E> {
   readonly failures: Failures.Failures<E | SessionPoolError>
   /** Whether a failure has come that those who wait for room have not been asked about. */
   hasFailed: boolean
+  /** What connectors keep ready. */
+  readonly ahead: Ahead.Host
   /** Throws when a function among the options does, or answers with what has no meaning. */
   readonly terms: (identity: Identity) => Terms.Terms
   readonly observed: Observed
@@ -512,19 +576,27 @@ type AnyFiber = Fiber.Fiber<unknown, unknown>
 
 type Leasing<Session, E> = Effect.Effect<Session, E | SessionPoolError>
 
-const make = Effect.fnUntraced(function*<Session, E, R, RC>(
+const make = Effect.fnUntraced(function*<Session, E, R, RC, RP, RO>(
   name: string,
-  input: SessionPoolOptions<Session, E, R, RC>,
-  method: "layer" | "layerConfig"
+  input: SessionPoolOptions<Session, E, R, RC, RP>,
+  method: "layer" | "layerConfig",
+  withPool: (
+    prewarm: Effect.Effect<unknown, unknown, RP>,
+    service: Service<Session, E>
+  ) => Effect.Effect<unknown, unknown, RO>
 ) {
   const options = yield* read(input, method)
   const context = yield* Effect.context<RC>()
   const observed = yield* makeObserved
+  const ahead = Ahead.makeHost()
+  // Runs after the engine's own shutdown, which it goes along with.
+  yield* Effect.addFinalizer(() => Ahead.awaitClosed(ahead))
   const metrics = yield* Metrics.make<Identity, Session, E | SessionPoolError>({
     labels: { pool: name },
     instruments,
     capacity: options.capacity,
     engine: () => engine,
+    gauges: [[all.poolStandby, () => Ahead.ready(ahead)]],
     counts: [[all.poolHits, () => observed.counts.hits], [all.poolMisses, () => observed.counts.misses]],
     upstreamOf: ({ upstream }) => upstream
   })
@@ -566,20 +638,31 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC>(
       onFailure: () => void (self.hasFailed = true)
     }),
     hasFailed: false,
+    ahead,
     terms: Terms.make(options, invalid),
     observed
   }
   // Runs before the engine's own shutdown.
   yield* Effect.addFinalizer(() => Effect.sync(() => beginShutdown(self)))
-  return {
+  yield* Ahead.beginOf<R>(input.connect)?.(ahead) ?? Effect.void
+  const service: Service<Session, E> = {
     get: withParts(self, (identity) => Effect.withFiber((fiber) => getIn(self, fiber, identity))),
     withSession: withParts(self, (identity, f) => Effect.withFiber((fiber) => withSessionIn(self, fiber, identity, f))),
+    prewarm: (identities, given = {}) => prewarm(self, identities, given),
     invalidate: (identity) => Effect.sync(() => invalidate(self, identity)),
     invalidateWhere: (f) => Effect.sync(() => invalidateWhere(self, f)),
     entries: Effect.sync(() => entries(self)),
     stats: Effect.sync(() => stats(self)),
     events: observed.events.stream
-  } satisfies Service<Session, E> as Service<Session, E>
+  }
+  if (input.prewarm !== undefined) {
+    const prewarmed = Effect.scoped(withPool(input.prewarm, service)).pipe(
+      Effect.catchCause((cause) => logUnlessInterrupted("The prewarm failed", cause)),
+      Effect.annotateLogs({ pool: name })
+    )
+    yield* Effect.forkIn(prewarmed, ahead.scope)
+  }
+  return service
 })
 
 const limits = <S>(
@@ -620,18 +703,24 @@ const open = <Session, E, R>(
   slot: Slot<Session, E>,
   connect: SessionPoolOptions<Session, E, R>["connect"]
 ): Effect.Effect<Session, E, R | Scope.Scope> => {
-  const opened = connect(slot.info, {
+  const handle: SessionHandle & { readonly [Ahead.TypeId]: Ahead.Host } = {
     // Told by events: no text of others.
     retire: (reason) =>
       Effect.sync(() => void Leased.retire(self.engine, slot, reason === "unhealthy" ? "unhealthy" : "died")),
-    credentials: Effect.sync(() => slot.info.credentials)
-  })
+    credentials: Effect.sync(() => slot.info.credentials),
+    [Ahead.TypeId]: self.ahead
+  }
+  const opened = connect(slot.info, handle)
   // Without types, an async function is an easy mistake: it would never resume the fiber.
   return Effect.isEffect(opened) ? opened : Effect.die(new TypeError("connect must return an Effect"))
 }
 
-const beginShutdown = <Session, E>({ checks, engine, waiting }: Pool<Session, E>): void => {
+const beginShutdown = <Session, E>(
+  { ahead, checks, engine, options, waiting }: Pool<Session, E>
+): void => {
   Leased.beginShutdown(engine)
+  const { closeTimeout } = options
+  Ahead.beginClose(ahead, { closeTimeout, start: (effect) => Leased.start(engine, effect) })
   checks.abandon()
   Waiting.close(waiting, () => new PoolClosed({}))
 }
@@ -690,7 +779,7 @@ const hooks = <Session, E>(
     const { failures, observed, waiting } = pool()
     failures.succeeded(slot)
     Waiting.opened(waiting)
-    observed.events.emit(SessionPoolEvent.Opened({ key: keyOf(slot) }))
+    observed.events.emit({ _tag: "Opened", key: keyOf(slot) })
   },
   onOpenFailed: (slot, cause) => {
     const { engine, failures, observed, waiting } = pool()
@@ -698,7 +787,7 @@ const hooks = <Session, E>(
     if (Leased.isShutDown(engine)) return
     observed.counts.failures++
     const timeout = Option.exists(Cause.findErrorOption(cause), (error) => error instanceof ConnectTimeout)
-    observed.events.emit(SessionPoolEvent.OpenFailed({ key: keyOf(slot), reason: timeout ? "timeout" : "failed" }))
+    observed.events.emit({ _tag: "OpenFailed", key: keyOf(slot), reason: timeout ? "timeout" : "failed" })
     // What was invalidated while it opened says nothing of what a new open would meet.
     if (slot.retired === undefined) failures.failed(slot, cause)
   },
@@ -708,16 +797,16 @@ const hooks = <Session, E>(
     if (reason === "evicted") counts.evictions++
     else if (reason === "expired") counts.expirations++
     else counts.retirements++
-    events.emit(SessionPoolEvent.Retired({ key: keyOf(slot), reason }))
+    events.emit({ _tag: "Retired", key: keyOf(slot), reason })
   },
   onClosed: (slot, lived) =>
     pool().observed.events.emit(
-      SessionPoolEvent.Closed({ key: keyOf(slot), reason: slot.retired!, lived, uses: slot.uses })
+      { _tag: "Closed", key: keyOf(slot), reason: slot.retired!, lived, uses: slot.uses }
     ),
   onCloseFailed: (slot, reason) => {
     const { counts, events } = pool().observed
     counts.closeFailures++
-    events.emit(SessionPoolEvent.CloseFailed({ key: keyOf(slot), reason }))
+    events.emit({ _tag: "CloseFailed", key: keyOf(slot), reason })
   },
   onLeft: (slot) => {
     const { failures, waiting } = pool()
@@ -752,7 +841,7 @@ const countMiss = <Session, E>({ observed }: Pool<Session, E>, caller: Caller<Se
   caller.isCounted = true
 }
 
-const stats = <Session, E>({ engine, observed, options, waiting }: Pool<Session, E>): SessionPoolStats => {
+const stats = <Session, E>({ ahead, engine, observed, options, waiting }: Pool<Session, E>): SessionPoolStats => {
   Leased.expire(engine)
   const slots = Leased.inOrder(engine)
   return {
@@ -765,6 +854,7 @@ const stats = <Session, E>({ engine, observed, options, waiting }: Pool<Session,
         slots.reduce((longest, { terms }) => Math.max(longest, terms.idleTimeToLive), 0)
     ),
     waiting: waiting.size,
+    standby: Ahead.ready(ahead),
     eventsLost: observed.events.lost(),
     keys: slots.map(keyOf),
     upstreams: Array.from(waiting.upstreams?.byName.values() ?? [], (upstream) => ({
@@ -824,13 +914,15 @@ const acquire = <Session, E>(
   const wanted = want(self, identity)
   const { upstream } = wanted
   const admitted = Leased.atomically(engine, () => {
-    if (!Waiting.isNext(waiting, upstream) || makeRoom(self, upstream) !== undefined) return undefined
+    const hasRoom = Waiting.isNext(waiting, upstream) && makeRoom(self, upstream) === undefined
+    // Before the open, which may be over at once, and the upstream unused again
+    if (upstream !== undefined) Upstreams.keep(waiting.upstreams!, upstream)
+    if (!hasRoom) return undefined
     const opening = Leased.admit(engine, identity.key, identity, 1, wanted)
     Waiting.hold(waiting, caller, opening)
     connecting.join(opening)
     return opening
   })
-  if (upstream !== undefined) Upstreams.keep(waiting.upstreams!, upstream)
   return admitted === undefined ? wait(self, caller, wanted) : Leased.join(admitted)
 }
 
@@ -844,9 +936,15 @@ const want = <Session, E>(
   upstream: upstreamOf(self, identity)
 })
 
-const joined = <Session, E>({ connecting }: Pool<Session, E>, slot: Slot<Session, E>): Leasing<Session, E> => {
-  connecting.join(slot)
-  return Leased.join(slot)
+const joined = <Session, E>(self: Pool<Session, E>, slot: Slot<Session, E>): Leasing<Session, E> => {
+  self.connecting.join(slot)
+  const { openTimeout } = self.options
+  if (slot.terms.openTimeout === undefined) return Leased.join(slot)
+  // It is opened ahead, and takes its time: not that of a caller
+  return Effect.timeoutOrElse(Leased.join(slot), {
+    duration: openTimeout,
+    orElse: () => Effect.fail(new ConnectTimeout({ key: keyOf(slot), after: Duration.millis(openTimeout) }))
+  })
 }
 
 // The least recently used idle session gives up its place, unless as many are closing as there may be: any for the
@@ -893,7 +991,7 @@ const exhausted = <Session, E>(
 ): Effect.Effect<never, PoolExhausted> => {
   const waited = Duration.millis(options.acquireTimeout)
   if (upstream !== undefined) Upstreams.forgetUnused(waiting.upstreams!, upstream)
-  observed.events.emit(SessionPoolEvent.Exhausted({ key, waited }))
+  observed.events.emit({ _tag: "Exhausted", key, waited })
   return Effect.fail(
     new PoolExhausted({
       limit: full === "turn" ? "leases" : full === "upstream" ? "capacityPerUpstream" : "capacity",
@@ -933,15 +1031,30 @@ const checked = <Session, E>(
     return acquireAgain(self, caller, identity)
   })
 
+// It is in line, at the time when it came, before its lease ends: the room that this makes may be its own.
 const acquireAgain = <Session, E>(
   self: Pool<Session, E>,
   caller: Caller<Session, E>,
   identity: Identity
 ): Leasing<Session, E> =>
-  Effect.andThen(
-    Waiting.end(self.waiting, caller) ?? Effect.void,
-    Effect.suspend(() => acquire(self, caller, identity))
-  )
+  Effect.suspend(() => {
+    const { engine, waiting } = self
+    const isFree = Waiting.isEmpty(waiting) || Leased.isShutDown(engine) ||
+      Leased.find(engine, identity.key) !== undefined
+    const wanted = isFree ? undefined : want(self, identity)
+    const slot = Waiting.letGo(waiting, caller)
+    if (wanted === undefined) {
+      return Effect.andThen(
+        Waiting.giveBack(waiting, slot) ?? Effect.void,
+        Effect.suspend(() => acquire(self, caller, identity))
+      )
+    }
+    countMiss(self, caller)
+    const seated = wait(self, caller, wanted)
+    const freed = Waiting.giveBack(waiting, slot)
+    Waiting.seat(waiting)
+    return Effect.andThen(freed ?? Effect.void, seated)
+  })
 
 // `get` and `withSession` take the short way when the session is there: then what `acquire` answers is an exit, and
 // nothing is awaited.
@@ -1053,6 +1166,8 @@ const healed = <Session, E, A, E2, R2>(
       typeof error === "object" && error !== null && lease.sent.expirations.has(error) && !Sent.mayHaveRun(lease),
     () => {
       Leased.retire(self.engine, caller.slot!, "died")
+      // As another get, with all of its time
+      caller.waited = 0
       return Effect.flatMap(inWithSession(acquireAgain(self, caller, identity)), (session) => {
         const sent = Sent.of(session)
         if (sent !== undefined) enter(fiber, sent, lease.outer)
@@ -1060,6 +1175,72 @@ const healed = <Session, E, A, E2, R2>(
       })
     }
   )
+
+// -----------------------------------------------------------------------------
+// Ahead of the callers
+// -----------------------------------------------------------------------------
+
+const prewarm = <Session, E>(
+  self: Pool<Session, E>,
+  identities: Iterable<Identity>,
+  options: PrewarmOptions
+): Effect.Effect<number> =>
+  Effect.suspend(() => {
+    const { concurrency, timeout } = Result.getOrThrow(declaredPrewarm.parse(options, "prewarm"))
+    return Effect.map(
+      Effect.forEach(identities, (identity) => warm(self, identity, timeout), { concurrency }),
+      (found) => found.filter((isThere) => isThere).length
+    )
+  })
+
+// An error may quote a secret: of its text nothing is told.
+const logUnlessInterrupted = (message: string, cause: Cause.Cause<unknown>): Effect.Effect<void> =>
+  Cause.hasInterrupts(cause) ? Effect.interrupt : Effect.logWarning(message, namesAndPlaces(cause))
+
+// Whether the identity has a session then. Takes a place that is free, and no other.
+const warm = <Session, E>(
+  self: Pool<Session, E>,
+  identity: Identity,
+  openTimeout: number
+): Effect.Effect<boolean> =>
+  Effect.withFiber((fiber) => {
+    const { connecting, engine, failures, waiting } = self
+    const caller: Caller<Session, E> = Waiting.caller(fiber.id)
+    const opened = Effect.suspend((): Effect.Effect<boolean, E | SessionPoolError> => {
+      if (Leased.isShutDown(engine)) return Effect.succeed(false)
+      Leased.expire(engine)
+      if (Leased.find(engine, identity.key) !== undefined) return Effect.succeed(true)
+      if (failures.recall(identity) !== undefined) return Effect.succeed(false)
+      const wanted = want(self, identity)
+      const { terms, upstream } = wanted
+      const admitted = Leased.atomically(engine, () => {
+        // Those who wait come first, and may take the room
+        if (!Waiting.isNext(waiting, upstream) || !Leased.hasRoom(engine) || Upstreams.isFull(upstream)) {
+          return undefined
+        }
+        const opening = Leased.admit(engine, identity.key, identity, 1, {
+          ...wanted,
+          terms: { ...terms, openTimeout }
+        })
+        Waiting.hold(waiting, caller, opening)
+        connecting.join(opening)
+        return opening
+      })
+      if (upstream !== undefined) {
+        const settle = admitted === undefined ? Upstreams.forgetUnused : Upstreams.keep
+        settle(waiting.upstreams!, upstream)
+      }
+      if (admitted === undefined) return Effect.succeed(false)
+      countMiss(self, caller)
+      return Effect.as(Leased.join(admitted), true)
+    })
+    return Effect.onExit(opened, () => Waiting.end(waiting, caller) ?? Effect.void).pipe(
+      Effect.catchCause((cause) =>
+        Effect.as(logUnlessInterrupted("A session could not be opened ahead", cause), false)
+      ),
+      Effect.annotateLogs({ pool: self.name, key: identity.key })
+    )
+  })
 
 // -----------------------------------------------------------------------------
 // Retiring

@@ -465,8 +465,7 @@ for (const [sdk, connector] of generations) {
         }
         count()
         const heard: Array<number> = []
-        const client = session.client as { fallbackNotificationHandler?: () => Promise<void> }
-        client.fallbackNotificationHandler = async () => void heard.push(turn)
+        session.client.fallbackNotificationHandler = async () => void heard.push(turn)
         yield* call(session, "tool").pipe(Effect.ensuring(Effect.sync(() => isOver = true)))
         assert.strictEqual(heard.length, 3_200)
         // Two lines each, 64 in a turn

@@ -129,6 +129,15 @@ for (const [sdk, connector] of generations) {
           assert.strictEqual(error.server, "no-such-command")
         }))
 
+      it.live("to a server that exits when it is asked fails with the last words of that very child", () =>
+        Effect.gen(function*() {
+          const error = yield* Effect.flip(connected({
+            command: process.execPath,
+            args: ["-e", "process.stdin.once('data', () => process.stderr.write('bye', () => process.exit(7)))"]
+          }))
+          assert.deepInclude(error.reason, { _tag: "SessionClosed", exitCode: 7, stderr: "bye" })
+        }))
+
       it.live("to a server that exits at start fails with its exit code and last words, and may be repeated", () => {
         const lines: Array<string> = []
         const logger = Logger.make(({ logLevel, message }) => void lines.push(`${logLevel} ${String(message)}`))

@@ -74,6 +74,7 @@ describe("metrics of a pool", () => {
       Effect.gen(function*() {
         const sessions = read(Metrics.all.poolSessions)
         assert.deepStrictEqual(yield* read(Metrics.all.poolCapacity), { "": 7 })
+        assert.deepStrictEqual(yield* read(Metrics.all.poolStandby), { "": 0 })
         yield* fork(use(alice, 10))
         yield* fork(use(bob.at("weather"), 1))
         yield* settle
@@ -158,6 +159,19 @@ describe("metrics of a pool", () => {
         yield* fork(use(alice, 2))
         yield* TestClock.adjust("5 seconds")
         assert.deepStrictEqual(yield* read(Metrics.all.poolLeaseDuration), { "": [1, 3] })
+        assert.deepStrictEqual(yield* read(Metrics.all.poolLeases), { "": 2 })
+      })
+    ))
+
+  it.effect("measure each of exclusive leases, also where one hands the session to the next", () =>
+    withPool(
+      { leases: "exclusive" },
+      Effect.gen(function*() {
+        yield* fork(use(alice, 2))
+        yield* fork(use(alice, 3))
+        yield* TestClock.adjust("10 seconds")
+        assert.deepStrictEqual(yield* read(Metrics.all.poolLeaseDuration), { "": [2, 5] })
+        assert.deepStrictEqual(yield* read(Metrics.all.poolWaitDuration), { "": [1, 2] })
         assert.deepStrictEqual(yield* read(Metrics.all.poolLeases), { "": 2 })
       })
     ))

@@ -600,6 +600,7 @@ describe("SessionPool", () => {
           draining: 0,
           closing: 0,
           waiting: 0,
+          standby: 0,
           hits: 0,
           misses: 0,
           evictions: 0,
@@ -1549,6 +1550,45 @@ describe("SessionPool", () => {
           assert.deepStrictEqual((yield* Fiber.join(reader)).map(({ _tag }) => _tag), ["Opened", "Retired"])
         }).pipe(Effect.provide(Pool.layer({ connect: upstream.connect })))
         assert.deepStrictEqual(upstream.gone, ["a1"])
+      }))
+
+    it.effect("asks whatever service is in its place, also one that was made of a pool", () =>
+      Effect.gen(function*() {
+        const asked: Array<string> = []
+        const pool = yield* openPool({ connect: makeUpstream().connect })
+        const watched: typeof pool = {
+          ...pool,
+          get: (identity) => {
+            asked.push(`get ${identity.key}`)
+            return pool.get(identity)
+          },
+          withSession: (identity, f) => {
+            asked.push(`withSession ${identity.key}`)
+            return pool.withSession(identity, f)
+          }
+        }
+        yield* Effect.gen(function*() {
+          assert.strictEqual((yield* Effect.scoped(Pool.get(a))).name, "a1")
+          assert.strictEqual(yield* Pool.withSession(a, ({ name }) => Effect.succeed(name)), "a1")
+        }).pipe(Effect.provideService(Pool, watched))
+        assert.deepStrictEqual(asked, ["get a", "withSession a"])
+      }))
+
+    it.effect("leaves no trace of a lease in the context of its caller", () =>
+      Effect.gen(function*() {
+        const { connect } = makeUpstream()
+        const pool = yield* openPool({
+          connect: (identity, handle) =>
+            Effect.map(connect(identity, handle), (session) => ({ ...session, [Sent.TypeId]: Sent.make() }))
+        })
+        const within = pool.withSession(a, () => Effect.map(Sent.CurrentLease, (current) => current !== undefined))
+        assert.isTrue(yield* within)
+        assert.isTrue(yield* within)
+        assert.isUndefined(yield* Sent.CurrentLease)
+        yield* Effect.flip(pool.withSession(a, () => Effect.fail("no")))
+        yield* Effect.exit(pool.withSession(a, () => Effect.die("no")))
+        yield* Effect.exit(pool.withSession(a, () => Effect.interrupt))
+        assert.isUndefined(yield* Sent.CurrentLease)
       }))
 
     it.effect("keeps two pools side by side apart", () =>

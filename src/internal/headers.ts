@@ -10,6 +10,53 @@ export const isHeaders = (u: unknown): boolean =>
   Headers.isHeaders(u) || (Predicate.isIterable(u) && Predicate.hasProperty(u, "get"))
 
 /**
+ * The value of the header, if the request is of a usual shape and has that header once, as a string: the same that
+ * {@link valuesIn} finds, for a third of the time. Else `undefined`, and `valuesIn` has to tell.
+ */
+export const onlyValueIn = (request: object, name: string): string | undefined => {
+  try {
+    // Properties are read and not asked for with `in`, which takes longer than all the rest
+    const { headers, raw, source, [Symbol.iterator]: iterator } = request as Record<string | symbol, unknown>
+    if (iterator !== undefined || typeof headers !== "object" || headers === null) return undefined
+    const value = Object.getPrototypeOf(headers) === globalThis.Headers.prototype
+      ? onlyValueOfNative(headers as globalThis.Headers, name)
+      : onlyValueOfRecord(headers as Record<string, unknown>, name)
+    // As in `rawValuesOf`: what is asked first is the request itself
+    return value === undefined || isRepeated(request, name) || isRepeated(raw, name) || isRepeated(source, name)
+      ? undefined
+      : value
+  } catch {
+    return undefined
+  }
+}
+
+const onlyValueOfNative = (headers: globalThis.Headers, name: string): string | undefined =>
+  Object.hasOwn(headers, "get") ? undefined : headers.get(name) ?? undefined
+
+const onlyValueOfRecord = (headers: Record<string, unknown>, name: string): string | undefined => {
+  const value = headers[name]
+  if (typeof value !== "string" || isIterable(headers) || !isRecord(headers)) return undefined
+  let isOwn = false
+  for (const key of Object.getOwnPropertyNames(headers)) {
+    if (key === name) isOwn = true
+    else if (isName(key, name)) return undefined
+  }
+  return isOwn ? value : undefined
+}
+
+const isIterable = (headers: { readonly [Symbol.iterator]?: unknown }): boolean =>
+  headers[Symbol.iterator] !== undefined
+
+const isRepeated = (message: unknown, name: string): boolean => {
+  if (typeof message !== "object" || message === null) return false
+  const { rawHeaders } = message as { readonly rawHeaders?: unknown }
+  if (!Array.isArray(rawHeaders)) return false
+  let count = 0
+  for (let i = 0; i < rawHeaders.length; i += 2) if (isName(rawHeaders[i], name)) count++
+  return count > 1
+}
+
+/**
  * All values of the header in the request, of whatever type they are, or `undefined` when there is no reading it.
  * `name` is in lower case.
  */
@@ -109,4 +156,4 @@ const rawValuesOf = (request: unknown, name: string): ReadonlyArray<unknown> => 
 const property = (u: unknown, name: string): unknown => Predicate.hasProperty(u, name) ? u[name] : undefined
 
 const isName = (u: unknown, name: string): boolean =>
-  typeof u === "string" && u.length === name.length && u.toLowerCase() === name
+  u === name || (typeof u === "string" && u.length === name.length && u.toLowerCase() === name)

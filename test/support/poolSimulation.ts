@@ -11,6 +11,7 @@ import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
+import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { Credentials, Identity } from "../../src/Identity.ts"
@@ -121,6 +122,8 @@ class Simulation extends Simulator.Simulation<Action> {
   readonly limits: Readonly<Record<string, number>> | undefined
   /** Whether each identity has durations of its own. */
   readonly isVaried: boolean
+  /** Whether failures answer by a schedule. */
+  readonly backsOff: boolean
   /** Whether a call was ever made within a call. */
   wasNested = false
   pool!: SessionPool.Service<Session, ConnectFailed>
@@ -147,6 +150,7 @@ class Simulation extends Simulator.Simulation<Action> {
     this.hasUpstreams = dice.chance(0.6)
     this.limits = dice.chance(0.7) ? { x: dice.pick([1, 2]), y: dice.pick([1, 2, 3]) } : undefined
     this.isVaried = dice.chance(0.4)
+    this.backsOff = dice.chance(0.3)
   }
 
   start(): void {
@@ -160,6 +164,7 @@ class Simulation extends Simulator.Simulation<Action> {
         }
         : {}),
       ...(this.limits === undefined ? {} : { capacityPerUpstream: (name: string) => this.limits![name]! }),
+      ...(this.backsOff ? { failureBackoff: Schedule.exponential(20) } : {}),
       connect: (identity, handle) => this.connect(identity, handle),
       ...(this.checks ? { check: (session) => this.check(session) } : {})
     }).pipe(
@@ -438,7 +443,7 @@ class Simulation extends Simulator.Simulation<Action> {
       )
     } else if (error instanceof SessionPool.ConnectTimeout) {
       // Where failures are remembered, a timeout is its upstream's.
-      const isItsOwn = error.key === caller.key || (this.options.failureTimeToLive > 0 &&
+      const isItsOwn = error.key === caller.key || ((this.options.failureTimeToLive > 0 || this.backsOff) &&
         caller.upstream !== undefined && error.key.startsWith(`~${caller.upstream}/`))
       this.expect(isItsOwn, `10: caller ${caller.id} is told of the timeout of another`)
     } else if (error instanceof SessionPool.PoolClosed) {

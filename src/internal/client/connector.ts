@@ -14,7 +14,9 @@ import type {
 } from "@modelcontextprotocol/sdk/types.js"
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
@@ -28,9 +30,10 @@ import type {
   ServerLike,
   Services,
   SessionHandle,
+  Standby as StandbyOptions,
   StdioOptions
 } from "../../Connector.ts"
-import { type CredentialScheme, Identity } from "../../Identity.ts"
+import { type CredentialScheme, Identity, type SessionKey } from "../../Identity.ts"
 import { McpSessionError, PreparationFailed } from "../../McpSessionError.ts"
 import type { McpSession } from "../../Session.ts"
 import * as Scrub from "../scrub.ts"
@@ -41,7 +44,8 @@ import { KnownSecrets } from "./knownSecrets.ts"
 import * as ConnectorOptions from "./options.ts"
 import * as Refusals from "./refusals.ts"
 import { type ClientLike, mayBeDeaf, type MessageLike, type TransportLike } from "./sdk.ts"
-import { type OpenOptions, type OpenTransport, whenDebugging } from "./session.ts"
+import type { OpenOptions, OpenTransport } from "./session.ts"
+import * as Standby from "./standby.ts"
 import * as Stdio from "./stdio.ts"
 
 /**
@@ -83,10 +87,17 @@ export type Opener<C> = <R>(
 /**
  * A session to be: what `session.ts` needs of all connectors.
  */
-export type Plan<R> = Pick<
-  OpenOptions<never, R>,
-  "identity" | "handle" | "server" | "scrub" | "transport" | "connectTimeout" | "requestTimeout" | "listTimeToLive"
->
+export interface Plan<R> extends
+  Pick<
+    OpenOptions<never, R>,
+    "identity" | "handle" | "server" | "scrub" | "transport" | "connectTimeout" | "requestTimeout" | "listTimeToLive"
+  >
+{
+  /** Who answers what the server asks. */
+  readonly owner: Effect.Effect<Identity>
+  /** The session is this identity's from now on: so are its logs, and its texts show none of the new secrets. */
+  readonly adopt: (identity: Identity) => void
+}
 
 /**
  * The connectors of a generation.
@@ -99,8 +110,11 @@ export const make = <C extends ClientLike, T, N = unknown>(sdk: Sdk<C, T, N>) =>
     options: Only<O, StdioOptions & N>
   ): Connector<Services<O>, C> => {
     ConnectorOptions.check(sdk.options.stdio, "stdio", options)
+    ConnectorOptions.checkStandby(sdk.module, options)
     const read = options as StdioOptions<Services<O>>
-    return connector(read, stdio(read, sdk.stdio), sdk.opener("stdio", options, options))
+    const plan = stdio(read, sdk.stdio)
+    const open = sdk.opener("stdio", options, options)
+    return read.standby === undefined ? connector(read, plan, open) : standby(read, read.standby, plan, open)
   },
   http: <O extends HttpOptions<unknown> & N>(
     options: Only<O, HttpOptions & N>
@@ -145,20 +159,93 @@ const connector = <RT, R, C>(
 ): Connector<RT | R, C> => {
   const withFallback = older === undefined ? undefined : makeFallback()
   return (identity, handle) =>
-    Effect.flatMap(KnownSecrets, (secrets) => {
-      const openAs = (plan: (identity: Identity, handle: SessionHandle) => Plan<RT>, opener: Opener<C>) =>
-        Effect.suspend(() => {
-          const one = plan(identity, handle)
-          for (const secret of secrets) one.scrub.add(secret)
-          return Effect.flatMap(handlers(options, one), (handlers) => opener(one, handlers))
-        })
-      const newer = openAs(plan, open)
-      const opened = withFallback === undefined ? newer : withFallback(newer, openAs(older!.plan, older!.open))
-      return Effect.tapError(opened, (error) =>
-        // Once, however often a generation has tried. The message has no secrets in it.
-        Effect.annotateLogs(Effect.logWarning(error.message), { server: error.server, session: identity.key }))
+    Effect.suspend(() => {
+      const planned = plan(identity, handle)
+      const opened = openAs(options, planned, open)
+      if (withFallback === undefined) return logged(planned)(opened)
+      const olderOne = Effect.suspend(() => openAs(options, older!.plan(identity, handle), older!.open))
+      return logged(planned)(withFallback(opened, olderOne))
     })
 }
+
+const openAs = <RT, R, C>(options: Options<R>, plan: Plan<RT>, open: Opener<C>) =>
+  Effect.flatMap(KnownSecrets, (secrets) => {
+    for (const secret of secrets) plan.scrub.add(secret)
+    return Effect.flatMap(handlers(options, plan), (handlers) => open(plan, handlers))
+  })
+
+// Once, however often a generation has tried. The message has no secrets in it.
+const logged =
+  ({ identity, server }: Pick<Plan<never>, "identity" | "server">) =>
+  <A, R>(open: Effect.Effect<A, McpSessionError, R>): Effect.Effect<A, McpSessionError, R> =>
+    Effect.tapError(
+      open,
+      (error) => Effect.annotateLogs(Effect.logWarning(error.message), { server, session: identity.key })
+    )
+
+/**
+ * A connector with sessions that wait for their owners: they belong to nobody, until they are adopted.
+ */
+const standby = <RT, R, C>(
+  options: Options<R>,
+  given: StandbyOptions,
+  plan: (identity: Identity, handle: SessionHandle) => Plan<RT>,
+  open: Opener<C>
+): Connector<RT | R, C> => {
+  const { startTimeout, ...rest } = ConnectorOptions.parseStandby(given)
+  return Standby.make({
+    ...rest,
+    cold: connector(options, plan, open),
+    start: (onLost) =>
+      Effect.suspend(() => {
+        const owner = Deferred.makeUnsafe<Identity>()
+        let owned: SessionHandle | undefined
+        let isLost = false
+        const planned = {
+          ...plan(nobody, {
+            retire: (reason) =>
+              Effect.suspend(() => {
+                isLost = true
+                onLost()
+                return owned === undefined ? Effect.void : owned.retire(reason)
+              }),
+            credentials: Effect.suspend(() => owned === undefined ? Effect.succeedNone : owned.credentials)
+          }),
+          connectTimeout: startTimeout,
+          owner: Deferred.await(owner)
+        }
+        return Effect.map(
+          openAs(options, planned, open).pipe(logged(planned)),
+          (session): Standby.Unowned<McpSession<C>> => ({
+            isLost: () => isLost,
+            ping: signOfLife(session),
+            adopt: (identity, handle) => {
+              owned = handle
+              planned.adopt(identity)
+              Deferred.doneUnsafe(owner, Exit.succeed(identity))
+              return Object.assign(session, { identity })
+            }
+          })
+        )
+      })
+  })
+}
+
+// A refusal is one, too
+const signOfLife = (session: Pick<McpSession<unknown>, "ping">) =>
+  Effect.catchIf(
+    session.ping({ timeout: "1 second" }),
+    ({ reason }) => reason._tag === "ProtocolFailure",
+    () => Effect.void
+  )
+
+// Its key is none that an identity can have: no identity's memory is shared with those who wait
+const nobody = new Identity({
+  key: "on standby" as SessionKey,
+  credentials: Option.none(),
+  shared: false,
+  verified: false
+}, { disableChecks: true })
 
 /** How a server is talked to that does not know the newer transport. */
 interface Older<R, C> {
@@ -239,7 +326,9 @@ const makePlan = <R>(
     transport: transport(scrub, name),
     connectTimeout: options.connectTimeout,
     requestTimeout: options.requestTimeout,
-    listTimeToLive: options.listTimeToLive
+    listTimeToLive: options.listTimeToLive,
+    owner: Effect.succeed(identity),
+    adopt: () => {}
   }
 }
 
@@ -256,40 +345,60 @@ const stdio = <R>(
     ...Secrets.ofArguments(options.args ?? []),
     ...(typeof options.env === "object" ? Secrets.ofRecord(options.env) : [])
   ]
-  return (identity: Identity, handle: SessionHandle): Plan<R> =>
-    makePlan(options, { server: file, secrets }, identity, handle, (scrub, name) =>
-      Effect.gen(function*() {
-        const runFork = Effect.runForkWith(yield* Effect.context<never>())
-        const logged = Effect.annotateLogs({ server: name, session: identity.key })
-        const env = yield* prepared("env", name, perIdentity("env", options.env, identity))
-        for (const secret of Secrets.ofRecord(env)) scrub.add(secret)
-        const lastLines: Array<string> = []
-        const transport = yield* Stdio.make({
-          command: options.command,
-          args: options.args ?? [],
-          env: { ...sdk.environment(), ...env },
-          cwd: options.cwd,
-          readBuffer: sdk.readBuffer(),
-          maxMessageBytes: options.maxMessageBytes ?? ConnectorOptions.defaultMaxMessageBytes,
-          serialize: sdk.serialize as (message: MessageLike) => string,
-          onStderr: (line) => {
-            lastLines.push(line)
-            if (lastLines.length > 10) lastLines.shift()
-            runFork(logged(whenDebugging(() => Effect.logDebug(scrubLine(scrub, line)))))
+  return (identity: Identity, handle: SessionHandle): Plan<R> => {
+    let owner = identity
+    let lastLines: Array<string> = []
+    const plan = makePlan<R>(
+      options,
+      { server: file, secrets },
+      identity,
+      handle,
+      (scrub, name) =>
+        Effect.gen(function*() {
+          const runFork = Effect.runForkWith(yield* Effect.context<never>())
+          const env = yield* prepared("env", name, perIdentity("env", options.env, identity))
+          for (const secret of Secrets.ofRecord(env)) scrub.add(secret)
+          // Of this child: negotiation may start another
+          const said: Array<string> = lastLines = []
+          const transport = yield* Stdio.make({
+            command: options.command,
+            args: options.args ?? [],
+            env: { ...sdk.environment(), ...env },
+            cwd: options.cwd,
+            readBuffer: sdk.readBuffer(),
+            maxMessageBytes: options.maxMessageBytes ?? ConnectorOptions.defaultMaxMessageBytes,
+            serialize: sdk.serialize as (message: MessageLike) => string,
+            onStderr: (line) => {
+              const scrubbed = scrubLine(scrub, line)
+              said.push(scrubbed.slice(0, lastLineLimit))
+              if (said.length > 10) said.shift()
+              runFork(Effect.annotateLogs(Effect.logDebug(scrubbed), { server: name, session: owner.key }))
+            }
+          })
+          return {
+            transport,
+            pid: transport.pid,
+            network: { "network.transport": "pipe" },
+            ending: () => {
+              const ending = transport.ending()
+              return ending === undefined || said.length === 0 ? ending : { ...ending, stderr: said.join("\n") }
+            }
           }
         })
-        return {
-          transport,
-          pid: transport.pid,
-          network: { "network.transport": "pipe" },
-          ending: () => {
-            const ending = transport.ending()
-            if (ending === undefined || lastLines.length === 0) return ending
-            return { ...ending, stderr: lastLines.map((line) => scrubLine(scrub, line).slice(0, 500)).join("\n") }
-          }
-        }
-      }))
+    )
+    return {
+      ...plan,
+      adopt: (adopter) => {
+        owner = adopter
+        for (const secret of Secrets.ofCredentials(adopter.credentials)) plan.scrub.add(secret)
+        for (const [i, line] of lastLines.entries()) lastLines[i] = scrubLine(plan.scrub, line, lastLineLimit)
+      }
+    }
+  }
 }
+
+/** Of what a child said last, as an error shows it. */
+const lastLineLimit = 500
 
 /**
  * A transport over `fetch`. With `isStreamSession` its session is its GET stream, as in the SSE transport.
@@ -309,11 +418,16 @@ const http = <R>(
       let forwarded: CredentialScheme | undefined
       const onForwarded = (scheme: CredentialScheme | undefined) => void (forwarded = scheme)
       return Effect.gen(function*() {
-        const runPromise = Effect.runPromiseWith(yield* Effect.context<never>())
+        const context = yield* Effect.context<never>()
+        const runPromise = Effect.runPromiseWith(context)
         const clock = yield* Clock.Clock
         const refusals = Refusals.make({
           fetch: holding(options.fetch ?? globalFetch, scrub),
-          now: () => clock.currentTimeMillisUnsafe()
+          now: () => clock.currentTimeMillisUnsafe(),
+          whenLate: (f) => {
+            const fiber = Effect.runForkWith(context)(Effect.andThen(Effect.sleep("2 seconds"), Effect.sync(f)))
+            return () => fiber.interruptUnsafe()
+          }
         })
         const { attach, fetch, streamFailure } = Fetch.make({
           fetch: refusals.fetch,
@@ -402,7 +516,7 @@ type Handler<P, A> = (params: P, signal: AbortSignal) => Promise<A>
 
 const handlers = <R>(
   { elicitation, roots, sampling }: Options<R>,
-  { identity, scrub, server }: Pick<Plan<never>, "identity" | "scrub" | "server">
+  { owner, scrub, server }: Pick<Plan<never>, "owner" | "scrub" | "server">
 ): Effect.Effect<Handlers, never, R> =>
   Effect.map(Effect.context<R>(), (context) => {
     const runPromise = Effect.runPromiseWith(context)
@@ -422,9 +536,12 @@ const handlers = <R>(
         ...(elicitation === undefined ? {} : { elicitation: {} }),
         ...(roots === undefined ? {} : { roots: {} })
       },
-      sampling: sampling && handler("sampling/createMessage", (params) => sampling(params, identity)),
-      elicitation: elicitation && handler("elicitation/create", (params) => elicitation(params, identity)),
-      roots: roots && handler("roots/list", () => Effect.map(roots(identity), (found) => ({ roots: [...found] })))
+      sampling: sampling &&
+        handler("sampling/createMessage", (params) => Effect.flatMap(owner, (identity) => sampling(params, identity))),
+      elicitation: elicitation &&
+        handler("elicitation/create", (params) => Effect.flatMap(owner, (identity) => elicitation(params, identity))),
+      roots: roots &&
+        handler("roots/list", () => Effect.map(Effect.flatMap(owner, roots), (found) => ({ roots: [...found] })))
     }
   })
 
@@ -550,5 +667,5 @@ const answers = new FinalizationRegistry<() => void>((release) => release())
 const globalFetch: FetchLike = (url, init) => fetch(url, init)
 
 // A secret that the limit has cut in two is found only where it is known that there is a cut
-const scrubLine = (scrub: Scrub.Scrub, line: string): string =>
-  line.length < Stdio.stderrLineLimit ? scrub(line) : scrub.cut(line)
+const scrubLine = (scrub: Scrub.Scrub, line: string, limit = Stdio.stderrLineLimit): string =>
+  line.length < limit ? scrub(line) : scrub.cut(line)

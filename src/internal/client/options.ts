@@ -5,7 +5,7 @@
 import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
 import * as Result from "effect/Result"
-import type { HttpOptions, Options, PerIdentity, StdioOptions } from "../../Connector.ts"
+import type { HttpOptions, Options, PerIdentity, Standby, StdioOptions } from "../../Connector.ts"
 import { InvalidOptions } from "../../InvalidOptions.ts"
 import * as Declare from "../options.ts"
 
@@ -117,6 +117,31 @@ const implementation = Declare.custom<{ readonly name: string; readonly version:
   )
 })
 
+const standbyOptions = Declare.declare<Standby>()({ module: "Standby" }, {
+  size: Declare.required(Declare.count),
+  idleTimeToLive: Declare.withDefault(Declare.timeToLive, "Infinity"),
+  startTimeout: Declare.withDefault(Declare.timeout, "5 minutes")
+})
+
+/** What is said of the children that wait, in milliseconds. */
+export const parseStandby = (standby: Standby) => Result.getOrThrow(standbyOptions.parse(standby))
+
+const standbyKind = Declare.custom<Standby, Standby>({
+  rule: "an object with a size of at least 1, and perhaps an idleTimeToLive and a startTimeout of more than 0",
+  read: Option.liftPredicate((value): value is Standby => Result.isSuccess(standbyOptions.parse(value)))
+})
+
+/**
+ * Throws what makes the children of a connector depend on who owns them, where they start before they have an owner.
+ */
+export const checkStandby = (module: string, { env, roots, standby }: StdioOptions<unknown>): void => {
+  if (standby === undefined) return
+  const dependent = typeof env === "function" ? "env" : roots === undefined ? undefined : "roots"
+  if (dependent === undefined) return
+  const issue = `can't be had where ${dependent} is a function of the identity: its children start before they have one`
+  throw new InvalidOptions({ module, method: "stdio", option: "standby", issue })
+}
+
 // -----------------------------------------------------------------------------
 // Declarations
 // -----------------------------------------------------------------------------
@@ -149,7 +174,8 @@ export const stdio = {
   args: Declare.optional(texts),
   env: Declare.optional(perIdentity("a record of environment variables, or a function of an identity", issueOfEnv)),
   cwd: Declare.optional(text, { shown: "this process' own" }),
-  maxMessageBytes: Declare.withDefault(Declare.count, defaultMaxMessageBytes, { shown: "10 MiB" })
+  maxMessageBytes: Declare.withDefault(Declare.count, defaultMaxMessageBytes, { shown: "10 MiB" }),
+  standby: Declare.optional(standbyKind)
 } satisfies Declare.DeclarationOf<StdioOptions>
 
 export const http = {

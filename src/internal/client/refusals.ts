@@ -35,15 +35,20 @@ export interface Refusals {
 // The SDKs quote all of it in their errors, and it may never end
 const maxBody = 64 * 1024
 
+export interface Options {
+  readonly fetch: FetchLike
+  readonly now: () => number
+  /** Calls it when an error has taken too long to be told, unless it is called back before. */
+  readonly whenLate: (f: () => void) => () => void
+}
+
 /** A request that was refused or redirected, until the SDK has said what it makes of that. */
 interface Pending extends Refusal {
   /** Where it was sent. */
   readonly tried: ReadonlyArray<string>
 }
 
-export const make = (
-  { fetch, now }: { readonly fetch: FetchLike; readonly now: () => number }
-): Refusals => {
+export const make = ({ fetch, now, whenLate }: Options): Refusals => {
   /** By their body. */
   const pending = new Map<string, Pending>()
   const refusals = new WeakMap<object, Refusal>()
@@ -84,7 +89,7 @@ export const make = (
       refused(false)
       return leadsBack(response, url, tried) ? ended(response) : response
     }
-    const { isWhole, text } = await read(response, init?.signal)
+    const { isWhole, text } = await read(response, init?.signal, whenLate)
     refused(isWhole && (body === undefined || !names(text, body)))
     return withText(response, text)
   }
@@ -126,26 +131,38 @@ const ended = (response: Response): Response => {
 }
 
 /**
- * As much of a body as is wanted. One that breaks off is as long as it is, unless it was broken off here.
+ * As much of a body as is wanted, and has come in time: nobody waits for the end of what answers a notification. One
+ * that breaks off is as long as it is, unless it was broken off here.
  */
 const read = async (
   { body }: Response,
-  signal: AbortSignal | null | undefined
+  signal: AbortSignal | null | undefined,
+  whenLate: Options["whenLate"]
 ): Promise<{ readonly text: string; readonly isWhole: boolean }> => {
+  if (body === null) return { text: "", isWhole: true }
   const chunks: Array<Uint8Array> = []
+  const reader = body.getReader()
   let left = maxBody
   let isWhole = true
+  const breakOff = () => {
+    isWhole = false
+    void reader.cancel().catch(() => {})
+  }
+  const inTime = whenLate(breakOff)
+  const readOn = async (): Promise<void> => {
+    const { done, value } = await reader.read()
+    if (done) return
+    chunks.push(value.subarray(0, left))
+    left -= value.length
+    return left > 0 ? readOn() : breakOff()
+  }
   try {
-    for await (const chunk of body ?? []) {
-      chunks.push(chunk.subarray(0, left))
-      left -= chunk.length
-      if (left > 0) continue
-      isWhole = false
-      break
-    }
+    await readOn()
   } catch (error) {
     if (signal?.aborted === true) throw error
     isWhole = false
+  } finally {
+    inTime()
   }
   return { text: Buffer.concat(chunks).toString(), isWhole }
 }

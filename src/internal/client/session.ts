@@ -191,7 +191,7 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike>(
   const scope = yield* Effect.scope
   const clock = yield* Clock.Clock
   const runFork = Effect.runForkWith(yield* Effect.context<never>())
-  const notifications = yield* PubSub.sliding<ServerNotification>(256)
+  const notifications = makeNotifications()
   let isOpen = false
   let isExpired = false
   let isRetired = false
@@ -266,7 +266,7 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike>(
       const { method } = notification
       if (method === "notifications/progress" || method === "notifications/cancelled") return
       lists.onNotification(method)
-      runFork(PubSub.publish(notifications, notification as ServerNotification))
+      runFork(notifications.publish(notification as ServerNotification))
     }
   }
 
@@ -275,7 +275,7 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike>(
     Effect.gen(function*() {
       isOpen = false
       calls.abandon()
-      yield* PubSub.shutdown(notifications)
+      yield* notifications.shutdown
       // 2025-11-25, basic/transports#session-management: a client that no longer needs a session SHOULD send DELETE. A
       // mute server must not hold it up.
       if (!isExpired && opened.terminate !== undefined) yield* bounded(opened.terminate)
@@ -301,7 +301,7 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike>(
       ...facts,
       client,
       ...operations(client, calls, watch, lists, traced),
-      notifications: Stream.fromPubSub(notifications)
+      notifications: notifications.stream
     } satisfies McpSession<C> as McpSession<C>
   }
 })
@@ -382,10 +382,30 @@ const operations = <C extends Sdk.ClientLike>(
   } satisfies Partial<McpSession<C>>
 }
 
+// Room for 256 of them takes 4 KB, so it is made for the first who listens. Whatever comes before is heard by nobody.
+const makeNotifications = () => {
+  let hub: PubSub.PubSub<ServerNotification> | undefined
+  let isShutDown = false
+  return {
+    publish: (notification: ServerNotification): Effect.Effect<unknown> =>
+      hub === undefined ? Effect.void : PubSub.publish(hub, notification),
+    shutdown: Effect.suspend(() => {
+      isShutDown = true
+      return hub === undefined ? Effect.void : PubSub.shutdown(hub)
+    }),
+    stream: Stream.unwrap(Effect.gen(function*() {
+      const made = hub ?? (yield* PubSub.sliding<ServerNotification>(256))
+      hub ??= made
+      if (isShutDown) yield* PubSub.shutdown(hub)
+      return Stream.fromPubSub(hub)
+    }))
+  }
+}
+
 /**
  * What costs more than it is worth where nobody sees it: a server can cause as much of it as it likes.
  */
-export const whenDebugging = (log: () => Effect.Effect<void>): Effect.Effect<void> =>
+const whenDebugging = (log: () => Effect.Effect<void>): Effect.Effect<void> =>
   Effect.flatMap(LogLevel.isEnabled("Debug"), (isEnabled) => isEnabled ? log() : Effect.void)
 
 /**

@@ -114,7 +114,8 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     const issue = Requests.mediaTypeIssue(request)
     if (issue !== undefined) return yield* issue
     const text = yield* settings.readText(request, until)
-    return { text, message: yield* Requests.parse(text) }
+    const message = yield* Requests.parse(text)
+    return Requests.isMessages(message) ? { text, message } : yield* Answers.malformed
   })
 
   const proceed = Effect.fnUntraced(function*(handler: Handler, request: Request, id: string, identity: Identity) {
@@ -123,6 +124,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     // It is being initialized: its client has not heard of it
     if (resource.id === undefined) return yield* Answers.notFound
     const { message, text } = yield* readBody(request, Effect.flatMap(ended, unstarted))
+    if (Requests.beginsSession(message)) return yield* Answers.initialized
     // Nothing that is refused here is activity
     yield* visit.hold
     const named = request.modify({ headers: Headers.set(request.headers, header, resource.id) })
@@ -171,6 +173,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     const anonymous = request.modify({ headers: Headers.remove(request.headers, header) })
     const { message, text } = yield* readBody(anonymous, endpoint.closing)
     const handed = handOn(handler, withText(anonymous, text))
+    if (Array.isArray(message) && Requests.beginsSession(message)) return yield* Answers.initializeAlone
     if (Requests.isInitialize(message) && !isModern(request) && !Requests.isVersionSupported(request)) {
       return yield* Requests.unsupportedVersion
     }

@@ -137,9 +137,7 @@ export const make = Effect.fnUntraced(function*<E, R>(
     function*(request: HttpServerRequest, until: Effect.Effect<never, Answers.Refused>) {
       const body = yield* readBody(request, until)
       if (!Requests.isMessages(body)) return yield* Answers.malformed
-      return Requests.isInitialize(body) || (Array.isArray(body) && body.some(Requests.isInitialize))
-        ? yield* Answers.initialized
-        : body
+      return Requests.beginsSession(body) ? yield* Answers.initialized : body
     }
   )
 

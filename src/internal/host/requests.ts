@@ -192,7 +192,9 @@ export const isMessages = (body: unknown): boolean => Array.isArray(body) ? body
 
 const isMessage = (message: unknown): boolean =>
   Predicate.hasProperty(message, "jsonrpc") && message.jsonrpc === "2.0" &&
-  (Predicate.hasProperty(message, "method") || Predicate.hasProperty(message, "id"))
+  (Predicate.hasProperty(message, "method")
+    ? typeof message.method === "string"
+    : Predicate.hasProperty(message, "id"))
 
 const maxBatch = 100
 
@@ -247,6 +249,10 @@ const hasId = (message: unknown): message is { readonly id: RequestId } =>
 
 export const isInitialize = (message: unknown): boolean =>
   Predicate.hasProperty(message, "method") && message.method === "initialize"
+
+/** Whether there is one in the body, alone or among others. */
+export const beginsSession = (body: unknown): boolean =>
+  Array.isArray(body) ? body.some(isInitialize) : isInitialize(body)
 
 /**
  * What the client of an initialize request calls itself, for an operator to read: 128 characters of it, and none that a

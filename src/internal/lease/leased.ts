@@ -39,6 +39,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Random from "effect/Random"
+import * as Scheduler from "effect/Scheduler"
 import * as Scope from "effect/Scope"
 import * as ScopedCache from "effect/ScopedCache"
 import * as CloseLog from "./closeLog.ts"
@@ -145,6 +146,10 @@ interface Opening<A, E> {
  */
 export interface Starter {
   readonly start: (effect: Effect.Effect<void>) => void
+  /** The same for what is no effect itself, and may `fork`. */
+  readonly run: (f: () => void) => void
+  /** Starts a fiber here and now: only within `run`. */
+  readonly fork: <A, E>(effect: Effect.Effect<A, E>) => Fiber.Fiber<A, E>
   readonly atomically: <T>(step: () => T) => T
 }
 
@@ -175,6 +180,8 @@ export interface Leased<I, A, E> {
   /** Completed when the last slot is gone after shutdown. */
   readonly empty: Deferred.Deferred<void>
   readonly starter: Starter
+  /** The same as `fork` with as small a context as the cache's own. */
+  readonly forkInCache: Starter["fork"]
   /** Of the sessions that are admitted without any. */
   readonly terms: Terms
 }
@@ -197,13 +204,14 @@ export const make = Effect.fnUntraced(function*<I, A, E, R>(options: Options<I, 
   }
   const idle = Idle.make<Slot<I, A, E>>(idleTimeToLive)
   const slots = new Map<number, Slot<I, A, E>>()
-  const cache = yield* Effect.provideService(
+  const services = Context.omit(Scope.Scope)(context) as Context.Context<R>
+  const turns = turnsOf(context)
+  const cache = yield* Effect.setContext(
     ScopedCache.make({
-      lookup: (id: number) => open(self, slots.get(id)!, options.open),
+      lookup: (id: number) => open(self, slots.get(id)!, options.open, services),
       capacity: Infinity
     }),
-    Scope.Scope,
-    Scope.makeUnsafe()
+    Context.add(turns, Scope.Scope, Scope.makeUnsafe())
   )
   const self: Leased<I, A, E> = {
     options,
@@ -222,7 +230,8 @@ export const make = Effect.fnUntraced(function*<I, A, E, R>(options: Options<I, 
     nextId: 0,
     turns: 0,
     empty: Deferred.makeUnsafe(),
-    starter: makeStarter(Effect.runForkWith(Context.omit(Scope.Scope)(context) as Context.Context<never>)),
+    starter: makeStarter(Effect.runForkWith(services as Context.Context<never>)),
+    forkInCache: Effect.runForkWith(turns),
     terms
   }
   yield* Effect.addFinalizer(() => shutdown(self))
@@ -232,8 +241,15 @@ export const make = Effect.fnUntraced(function*<I, A, E, R>(options: Options<I, 
   return self
 })
 
-const makeStarter = (fork: (effect: Effect.Effect<void>) => unknown): Starter => {
-  const queue: Array<Effect.Effect<void>> = []
+// The cache copies what context it has, and that of whoever asks it, for each entry: some 35 bytes for each service of
+// the application. So it has none but what says how fibers take turns, and `open` the owner's, which is not copied.
+const turnsOf = (context: Context.Context<never>): Context.Context<never> =>
+  Context.pick(Scheduler.Scheduler, Scheduler.MaxOpsBeforeYield, Scheduler.PreventSchedulerYield)(
+    context as Context.Context<unknown>
+  ) as Context.Context<never>
+
+const makeStarter = (runFork: Starter["fork"]): Starter => {
+  const queue: Array<() => void> = []
   let busy = false
   const atomically = <T>(step: () => T): T => {
     if (busy) return step()
@@ -241,12 +257,13 @@ const makeStarter = (fork: (effect: Effect.Effect<void>) => unknown): Starter =>
     try {
       return step()
     } finally {
-      for (let i = 0; i < queue.length; i++) fork(queue[i]!)
+      for (let i = 0; i < queue.length; i++) queue[i]!()
       queue.length = 0
       busy = false
     }
   }
-  return { atomically, start: (effect) => void atomically(() => queue.push(effect)) }
+  const run = (f: () => void): void => void atomically(() => queue.push(f))
+  return { atomically, run, fork: runFork, start: (effect) => run(() => runFork(effect)) }
 }
 
 /**
@@ -413,6 +430,8 @@ export const passOn = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): voi
   slot.turn = ++self.turns
   slot.uses++
   slot.usedAt = self.time.now()
+  slot.used?.record((slot.usedAt - slot.since) / 1_000)
+  slot.since = slot.usedAt
 }
 
 /** Under which conditions a session is admitted, where they are not the same for all. */
@@ -464,7 +483,7 @@ export const admit = <I, A, E>(
   self.current.set(key, slot)
   self.opening++
   self.options.onAdmitted?.(slot)
-  self.starter.start(drive(self, slot))
+  self.starter.run(() => drive(self, slot))
   return slot
 }
 
@@ -519,14 +538,19 @@ const becomeFree = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void =
 const open = <I, A, E, R>(
   self: Leased<I, A, E>,
   slot: Slot<I, A, E>,
-  acquire: Options<I, A, E, R>["open"]
-): Effect.Effect<A, E, R | Scope.Scope> =>
+  acquire: Options<I, A, E, R>["open"],
+  services: Context.Context<R>
+): Effect.Effect<A, E, Scope.Scope> =>
   Effect.withFiber((fiber) => {
+    const scope = Context.getUnsafe(fiber.context, Scope.Scope) as Scope.Closeable
     slot.opening!.fiber = fiber
-    slot.opening!.scope = Context.getUnsafe(fiber.context, Scope.Scope) as Scope.Closeable
+    slot.opening!.scope = scope
     if (slot.phase !== "opening") return Effect.interrupt
-    const acquired = acquire(slot)
-    return slot.terms.maxLifetime === Infinity ? acquired : Effect.tap(acquired, retireAfterLifetime(self, slot))
+    const acquired = Effect.suspend(() => acquire(slot))
+    return Effect.setContext(
+      slot.terms.maxLifetime === Infinity ? acquired : Effect.tap(acquired, retireAfterLifetime(self, slot)),
+      Context.add(services, Scope.Scope, scope)
+    )
   })
 
 // Up to 2.5 % early, so that sessions opened together do not end together.
@@ -537,13 +561,32 @@ const retireAfterLifetime = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>
       Effect.forkScoped
     ))
 
-// From admission until the session is open, or what its open had acquired is free again.
-const drive = Effect.fnUntraced(function*<I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>) {
+// From admission until the session is open, or what its open had acquired is free again. An open that has nothing to
+// wait for needs no fiber but the cache's own.
+const drive = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
   const { outcome, settled } = slot.opening!
-  const get = yield* Effect.forkDetach(ScopedCache.get(self.cache, slot.id), { startImmediately: true })
-  get.addObserver((exit) => Deferred.doneUnsafe(outcome, exit))
+  let acquired: Exit.Success<A, E> | undefined
+  const get = self.forkInCache(ScopedCache.get(self.cache, slot.id))
+  get.addObserver((exit) => {
+    if (Deferred.doneUnsafe(outcome, exit) && Exit.isSuccess(exit)) acquired = exit
+  })
+  if (acquired === undefined) {
+    self.starter.fork(settle(self, slot, get))
+  } else {
+    opened(self, slot, acquired)
+    Deferred.doneUnsafe(settled, acquired)
+  }
+}
+
+const settle = Effect.fnUntraced(function*<I, A, E>(
+  self: Leased<I, A, E>,
+  slot: Slot<I, A, E>,
+  get: Fiber.Fiber<A, E>
+) {
+  const { outcome, settled } = slot.opening!
   if (!Deferred.isDoneUnsafe(outcome)) {
-    yield* Effect.timeoutOption(Effect.exit(Deferred.await(outcome)), self.options.openTimeout)
+    const openTimeout = slot.terms.openTimeout ?? self.options.openTimeout
+    yield* Effect.timeoutOption(Effect.exit(Deferred.await(outcome)), openTimeout)
     giveUp(self, slot, Exit.fail(self.options.openTimedOut(slot)))
   }
   const exit: Exit.Exit<A, E> = yield* Effect.exit(Deferred.await(outcome))
@@ -700,12 +743,19 @@ const close = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
   slot.phase = "closing"
   self.closing++
   leavePlace(self, slot)
-  self.starter.start(Effect.map(dispose(self, slot, ScopedCache.invalidate(self.cache, slot.id)), (closed) => {
-    self.closing--
-    // Whole milliseconds: the clock's nanoseconds would be in every text that shows it
-    if (closed) self.options.onClosed(slot, Duration.millis(Math.floor(self.time.now() - slot.openedAt)))
-    gone(self, slot)
-  }))
+  self.starter.run(() => {
+    const fiber = self.starter.fork(ScopedCache.invalidate(self.cache, slot.id))
+    const exit = fiber.pollUnsafe()
+    if (exit !== undefined && Exit.isSuccess(exit)) hasClosed(self, slot, true)
+    else start(self, Effect.map(disposed(self, slot, fiber), (closed) => hasClosed(self, slot, closed)))
+  })
+}
+
+const hasClosed = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>, closed: boolean): void => {
+  self.closing--
+  // Whole milliseconds: the clock's nanoseconds would be in every text that shows it
+  if (closed) self.options.onClosed(slot, Duration.millis(Math.floor(self.time.now() - slot.openedAt)))
+  gone(self, slot)
 }
 
 const leavePlace = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
@@ -719,13 +769,22 @@ const dispose = <I, A, E>(
   slot: Slot<I, A, E>,
   closed: Effect.Effect<void>
 ): Effect.Effect<boolean> =>
-  Effect.forkDetach(closed, { startImmediately: true }).pipe(
-    Effect.flatMap((fiber) => {
-      const exit = fiber.pollUnsafe()
-      return exit !== undefined
-        ? Effect.succeedSome(exit)
-        : Effect.timeoutOption(Fiber.await(fiber), self.options.closeTimeout)
-    }),
+  Effect.flatMap(
+    Effect.forkDetach(closed, { startImmediately: true }),
+    (fiber) => disposed(self, slot, fiber)
+  )
+
+const disposed = <I, A, E>(
+  self: Leased<I, A, E>,
+  slot: Slot<I, A, E>,
+  fiber: Fiber.Fiber<void>
+): Effect.Effect<boolean> =>
+  Effect.suspend(() => {
+    const exit = fiber.pollUnsafe()
+    return exit !== undefined
+      ? Effect.succeedSome(exit)
+      : Effect.timeoutOption(Fiber.await(fiber), self.options.closeTimeout)
+  }).pipe(
     Effect.map((exit) => {
       if (Option.isSome(exit) && Exit.isSuccess(exit.value)) return true
       const cause = Option.flatMap(exit, Exit.getCause)

@@ -18,6 +18,8 @@ export interface Options<I, A, E> {
   readonly instruments: Instruments
   readonly capacity: number
   readonly engine: () => Leased.Leased<I, A, E>
+  /** What else there is now. */
+  readonly gauges?: ReadonlyArray<readonly [instrument: Meters.Instrument, read: () => number]> | undefined
   /** What is counted anyway. */
   readonly counts: ReadonlyArray<readonly [instrument: Meters.Instrument, count: () => number]>
   /** Whether series are told apart by the upstream of an owner, and what that is. */
@@ -77,7 +79,9 @@ const states = ["opening", "leased", "idle", "draining", "closing"] as const
 type State = typeof states[number]
 
 export const make = Effect.fnUntraced(
-  function*<I, A, E>({ capacity, counts, engine, instruments, labels, reasonOf, upstreamOf }: Options<I, A, E>) {
+  function*<I, A, E>(
+    { capacity, counts, engine, gauges = [], instruments, labels, reasonOf, upstreamOf }: Options<I, A, E>
+  ) {
     const meter = Meters.make(yield* Effect.context<never>())
     if (meter === undefined) return off<I, A, E>()
     const time = Time.make(yield* Clock.Clock)
@@ -175,6 +179,7 @@ export const make = Effect.fnUntraced(
     }
 
     ends.push(meter.gauge(instruments.capacity, labels, () => capacity))
+    for (const [instrument, value] of gauges) ends.push(meter.gauge(instrument, labels, value))
     for (const [instrument, count] of counts) counted(meter.counter(instrument, labels), count)
     if (upstreamOf === undefined) series.set("", begin(""))
 

@@ -9,7 +9,11 @@ export interface Terms {
   readonly idleTimeToLive: number
   readonly maxLifetime: number
   readonly checkAfter: number
+  /** How long this open may take, where that is not what the engine's options say. */
+  readonly openTimeout?: number | undefined
 }
+
+type Told = "idleTimeToLive" | "maxLifetime" | "checkAfter"
 
 /** The same for all, or a function that tells it of each: what it answers, or why that has no meaning. */
 export type PerOwner<I> = number | ((owner: I) => Result.Result<number, string>)
@@ -19,15 +23,15 @@ export type PerOwner<I> = number | ((owner: I) => Result.Result<number, string>)
  * does so before anything is changed.
  */
 export const make = <I>(
-  options: { readonly [K in keyof Terms]: PerOwner<I> },
-  invalid: (option: keyof Terms, issue: string) => unknown
+  options: { readonly [K in Told]: PerOwner<I> },
+  invalid: (option: Told, issue: string) => unknown
 ): (owner: I) => Terms => {
   const { checkAfter, idleTimeToLive, maxLifetime } = options
   if (typeof checkAfter === "number" && typeof idleTimeToLive === "number" && typeof maxLifetime === "number") {
     const terms: Terms = { idleTimeToLive, maxLifetime, checkAfter }
     return () => terms
   }
-  const ask = (option: keyof Terms, owner: I): number => {
+  const ask = (option: Told, owner: I): number => {
     const value = options[option]
     return typeof value === "number" ? value : Result.getOrThrowWith(value(owner), (issue) => invalid(option, issue))
   }
