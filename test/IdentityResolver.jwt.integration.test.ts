@@ -9,11 +9,13 @@ import {
   SessionPool
 } from "effect-mcp-sessions"
 import * as ConfigProvider from "effect/ConfigProvider"
+import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as FetchHttpClient from "effect/http/FetchHttpClient"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
@@ -439,6 +441,26 @@ describe("IdentityResolver.layerJwt", () => {
       const other = yield* server.sign({}, { key: yield* AuthorizationServer.makeKey("other") })
       assert.strictEqual(yield* Effect.provide(refusal(other), layer(server, { jwks })), "key")
       assert.deepStrictEqual(server.requests, ["/keys"])
+    }))
+
+  it.effect("keys are fetched by the fetch that the layer is given", () =>
+    Effect.gen(function*() {
+      const server = yield* AuthorizationServer.make()
+      const token = yield* server.sign({})
+      const asked: Array<string> = []
+      const proxied: typeof globalThis.fetch = (input, init) => {
+        asked.push(String(input))
+        return fetch(input, init)
+      }
+      const resolver = Layer.provide(
+        layer(server, { jwks: server.jwksUri }),
+        Layer.succeed(FetchHttpClient.Fetch, proxied)
+      )
+      const context = yield* Layer.build(resolver)
+      assert.isUndefined(
+        yield* Effect.provideService(refusal(token), IdentityResolver, Context.get(context, IdentityResolver))
+      )
+      assert.deepStrictEqual(asked, [server.jwksUri])
     }))
 
   it.effect("a token that names no key is tried with each, and one of them may be new", () =>

@@ -9,6 +9,7 @@
 import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
+import * as FetchHttpClient from "effect/http/FetchHttpClient"
 import * as HttpClientRequest from "effect/http/HttpClientRequest"
 import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
@@ -140,6 +141,8 @@ const keySetOf = Effect.fnUntraced(function*(jose: Jose, { issuer, jwks }: Jwt, 
       "must be an https URL without query and fragment, or http on loopback, if there is no jwks"
     )
   }
+  // That of the layer: the keys are fetched in a fiber of whoever needs them first
+  const fetch = yield* FetchHttpClient.Fetch
   return yield* KeySet.make(
     (jwks === undefined ? Discovery.jwksUri(issuer) : Effect.succeed(jwks)).pipe(
       Effect.flatMap((url) => Server.ask(HttpClientRequest.get(url))),
@@ -148,7 +151,8 @@ const keySetOf = Effect.fnUntraced(function*(jose: Jose, { issuer, jwks }: Jwt, 
           Result.mapError(toKeys(json), (issue) => new Server.ServerFailed({ issue: `what it answered ${issue}` }))
         )
       ),
-      Server.inTime
+      Server.inTime,
+      Effect.provideService(FetchHttpClient.Fetch, fetch)
     )
   )
 })

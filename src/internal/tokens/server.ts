@@ -37,19 +37,20 @@ export const ask = (request: HttpClientRequest.HttpClientRequest): Effect.Effect
     const client = HttpClient.withScope(yield* HttpClient.HttpClient)
     const response = yield* client.execute(request)
     // Read whatever the status is, so that the connection can be used again
-    const bytes = yield* Stream.runFoldEffect(
-      response.stream,
-      (): { readonly chunks: ReadonlyArray<Uint8Array>; readonly size: number } => ({ chunks: [], size: 0 }),
-      ({ chunks, size }, chunk) =>
-        size + chunk.length > maxBytes
-          ? Effect.fail(new ServerFailed({ issue: `its answer is longer than ${maxBytes} bytes` }))
-          : Effect.succeed({ chunks: [...chunks, chunk], size: size + chunk.length })
-    )
+    const chunks: Array<Uint8Array> = []
+    let size = 0
+    yield* Stream.runForEach(response.stream, (chunk) => {
+      size += chunk.length
+      chunks.push(chunk)
+      return size > maxBytes
+        ? Effect.fail(new ServerFailed({ issue: `its answer is longer than ${maxBytes} bytes` }))
+        : Effect.void
+    })
     if (response.status !== 200) {
       return yield* new ServerFailed({ issue: `it answered ${response.status}`, status: response.status })
     }
     return yield* Effect.try({
-      try: (): unknown => JSON.parse(Buffer.concat(bytes.chunks).toString()),
+      try: (): unknown => JSON.parse(Buffer.concat(chunks).toString()),
       catch: () => new ServerFailed({ issue: "its answer is not JSON" })
     })
   }).pipe(
