@@ -138,7 +138,8 @@ const fromChild = (
 
   const read = (chunk: Buffer): void => {
     let start = 0
-    for (let line = 0; start < chunk.length && !closed; line++) {
+    for (let line = 0; start < chunk.length; line++) {
+      if (closed) break
       if (line === linesATurn) {
         isReading = true
         child.stdout!.pause()

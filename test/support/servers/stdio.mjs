@@ -60,6 +60,8 @@ const writeBlocking = (fd, bytes) => {
 
 const flood = () => writeBlocking(2, Buffer.from(`${"x".repeat(1023)}\n`.repeat(1024)))
 
+const word = (data) => ({ jsonrpc: "2.0", method: "notifications/message", params: { level: "info", data } })
+
 announce(process.pid)
 setTimeout(() => process.exit(99), 120_000).unref()
 
@@ -107,7 +109,6 @@ if (behaviours.has("hang-initialize")) {
     },
     "last-words": {
       run: () => {
-        const word = (data) => ({ jsonrpc: "2.0", method: "notifications/message", params: { level: "info", data } })
         writeSync(1, Array.from({ length: 200 }, (_, i) => `${JSON.stringify(word(i))}\n`).join(""))
         process.exit(0)
       }
