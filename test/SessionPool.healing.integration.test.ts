@@ -5,6 +5,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import { CallToolResultSchema } from "@modelcontextprotocol/sdk/types.js"
 import { Identity, McpSession, type McpSessionError, SessionPool } from "effect-mcp-sessions"
+import { HttpFailure } from "effect-mcp-sessions/McpSession"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -196,6 +197,11 @@ for (const [sdk, connector] of generations) {
           void response.writeHead(404, { "content-type": "application/json" }).end(`{"error":{},"id" : "${id}"`)
       ],
       [
+        "404 that answers this very request in another spelling",
+        (response, { id }) =>
+          void response.writeHead(404, { "content-type": "application/json" }).end(`{"error":{},"\\u0069d":${id}.0}`)
+      ],
+      [
         "400 that answers this very request",
         (response, { id }) =>
           Scripted.json(response, 400, { jsonrpc: "2.0", id, error: { code: -32000, message: "No valid session ID" } })
@@ -225,6 +231,20 @@ for (const [sdk, connector] of generations) {
             assert.strictEqual(server.received.length, asked + 1)
           })))
     }
+
+    it.live("tells of a request that was redirected to where it had been, and is sent there once", () =>
+      used(connector, (server) =>
+        Effect.gen(function*() {
+          server.on("pay", (response, _, request) =>
+            void response.writeHead(307, { location: request.url === "/mcp" ? "/elsewhere" : "/mcp#again" }).end())
+          const error = yield* Effect.flip(Sessions.withSession(alice, (session) =>
+            tool(session, "pay")))
+          assert.deepStrictEqual(
+            (error as McpSessionError).reason,
+            new HttpFailure({ status: 307, requestSent: true })
+          )
+          assert.strictEqual(counted(server, "pay"), 2)
+        })))
 
     it.live("is not replaced after a notification was redirected to where nobody knows it", () =>
       used(connector, (server) =>
