@@ -781,19 +781,15 @@ const hooks = <Session, E>(
     Waiting.opened(waiting)
     observed.events.emit({ _tag: "Opened", key: keyOf(slot) })
   },
-  // Whoever comes while it is freed is told, and does not try as well. What was invalidated while it opened says
-  // nothing of what a new open would meet.
-  onFreeing: (slot, cause) => {
-    const { engine, failures } = pool()
-    if (slot.retired === undefined && !Leased.isShutDown(engine)) failures.failed(slot, cause)
-  },
   onOpenFailed: (slot, cause) => {
-    const { engine, observed, waiting } = pool()
+    const { engine, failures, observed, waiting } = pool()
     Waiting.failed(waiting, slot, cause)
     if (Leased.isShutDown(engine)) return
     observed.counts.failures++
     const timeout = Option.exists(Cause.findErrorOption(cause), (error) => error instanceof ConnectTimeout)
     observed.events.emit({ _tag: "OpenFailed", key: keyOf(slot), reason: timeout ? "timeout" : "failed" })
+    // What was invalidated while it opened says nothing of what a new open would meet.
+    if (slot.retired === undefined) failures.failed(slot, cause)
   },
   onRetired: (slot, reason) => {
     const { observed: { counts, events }, waiting } = pool()
