@@ -1068,6 +1068,20 @@ const getIn = <Session, E>(
   fiber: AnyFiber,
   identity: Identity
 ): Effect.Effect<Session, E | SessionPoolError, Scope.Scope> => {
+  const got = getUncounted(self, fiber, identity)
+  const outer = Context.get(fiber.context, Sent.CurrentLease)
+  return outer === undefined ? got : Effect.map(got, (session) => {
+    const sent = Sent.of(session)
+    if (sent !== undefined) Sent.leasedWithin(outer, sent)
+    return session
+  })
+}
+
+const getUncounted = <Session, E>(
+  self: Pool<Session, E>,
+  fiber: AnyFiber,
+  identity: Identity
+): Effect.Effect<Session, E | SessionPoolError, Scope.Scope> => {
   const caller: Caller<Session, E> = Waiting.caller(fiber.id)
   const endLease = () => Waiting.end(self.waiting, caller) ?? Effect.void
   const scope = Context.getUnsafe(fiber.context, Scope.Scope)

@@ -19,6 +19,7 @@ class Another extends Context.Service<Another, string>()("test/Another") {}
 class Sessions extends SessionPool.Tag<Sessions, AnySession, McpSessionError>()("test/Sessions") {}
 
 const alice = Identity.fromKey("alice")
+const bob = Identity.fromKey("bob")
 
 /** What both clients have in common, without the options that they take in different places. */
 interface Client {
@@ -409,6 +410,29 @@ for (const [sdk, connector] of generations) {
           assert.strictEqual(runs, 1)
           assert.strictEqual(counted(server, "tools/list"), 1)
         })))
+
+    const inner: ReadonlyArray<
+      readonly [string, (pay: Pay, server: Scripted.Scripted) => Effect.Effect<unknown, unknown, Sessions>]
+    > = [
+      ["withSession", (pay, server) => Sessions.withSession(bob, (session) => pay(session, server))],
+      ["get", (pay, server) => Effect.scoped(Effect.flatMap(Sessions.get(bob), (session) => pay(session, server)))]
+    ]
+    for (const [how, on] of inner) {
+      for (const [what, pay] of ways) {
+        it.live(`is not replaced after ${what} on a session that was leased within, by ${how}`, () =>
+          used(connector, (server) =>
+            Effect.gen(function*() {
+              yield* Sessions.withSession(bob, (session) => tool(session, "before"))
+              let runs = 0
+              const error = yield* Effect.flip(Sessions.withSession(alice, (session) => {
+                runs++
+                return Effect.andThen(on(pay, server), tool(session, "confirm"))
+              }))
+              assert.isTrue(McpSession.isSessionExpired(error))
+              assert.strictEqual(runs, 1)
+            })))
+      }
+    }
 
     it.live("is not replaced because of what another session's server has forgotten", () =>
       used(connector, (server) =>
