@@ -13,6 +13,7 @@ import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import * as SchemaGetter from "effect/SchemaGetter"
+import * as Struct from "effect/Struct"
 import { expiryOf } from "./internal/jwt.ts"
 import * as Keys from "./internal/keys.ts"
 import { holds } from "./internal/places.ts"
@@ -114,6 +115,23 @@ export class Credentials extends Schema.Class<Credentials>("effect-mcp-sessions/
 }
 
 /**
+ * The claims of a token by their names, as in RFC 7519 section 4 and RFC 7662 section 2.2.
+ *
+ * @category models
+ */
+export const Claims = Schema.Record(Schema.String, Schema.Unknown)
+
+/**
+ * The claims of a token by their names.
+ *
+ * @category models
+ */
+export type Claims = typeof Claims.Type
+
+const noClaims = Redacted.make<Claims>(Object.freeze({}), { label: "claims" })
+const noScopes: ReadonlyArray<string> = Object.freeze([])
+
+/**
  * The owner of a session.
  *
  * @category models
@@ -132,7 +150,16 @@ export class Identity extends Schema.Class<Identity>("effect-mcp-sessions/Identi
      * Whether somebody has verified that the caller is who the key says. False by default, as a header proves
      * nothing.
      */
-    verified: Schema.Boolean.pipe(Schema.withConstructorDefault(Effect.succeed(false)))
+    verified: Schema.Boolean.pipe(Schema.withConstructorDefault(Effect.succeed(false))),
+    /**
+     * What the one who verified the caller says of it: the claims of its token. None by default. They may name and
+     * describe a person, so they are `Redacted`: an identity stays safe to log.
+     */
+    claims: Schema.Redacted(Claims).pipe(Schema.withConstructorDefault(Effect.sync(() => noClaims))),
+    /** What the caller was granted: scopes of RFC 6749 section 3.3. None by default. */
+    scopes: Schema.Array(Schema.String).pipe(Schema.withConstructorDefault(Effect.sync(() => noScopes))),
+    /** Until when that was verified to hold, in milliseconds since the epoch. None by default. */
+    expiresAt: Schema.Option(Schema.Finite).pipe(Schema.withConstructorDefault(Effect.succeedNone))
   }).check(Schema.makeFilter(
     ({ key, upstream }) => Keys.isOf(key, Option.getOrUndefined(upstream)),
     { expected: "a key that is ~<upstream>/<principal> if there is an upstream, and only then" }
@@ -140,7 +167,7 @@ export class Identity extends Schema.Class<Identity>("effect-mcp-sessions/Identi
 ) {
   /**
    * An identity known by its key alone, such as a tenant or a user id. `verified` says that somebody has verified it,
-   * by default false.
+   * by default false; `claims`, `scopes` and `expiresAt` (milliseconds since the epoch) are what they found.
    *
    * Throws {@link InvalidIdentity} when `key` is not a {@link PrincipalKey}: keys that come from outside are decoded
    * with that schema first, or come by way of `IdentityResolver.layerIdentify`, which fails with a typed error
@@ -148,12 +175,22 @@ export class Identity extends Schema.Class<Identity>("effect-mcp-sessions/Identi
    */
   static fromKey(
     key: string,
-    options?: { readonly credentials?: Credentials | undefined; readonly verified?: boolean | undefined }
+    options?: {
+      readonly credentials?: Credentials | undefined
+      readonly verified?: boolean | undefined
+      readonly claims?: Claims | undefined
+      readonly scopes?: ReadonlyArray<string> | undefined
+      readonly expiresAt?: number | undefined
+    }
   ): Identity {
+    const claims = options?.claims
     return fromPrincipal("fromKey", key, {
       credentials: Option.fromUndefinedOr(options?.credentials),
       shared: false,
-      verified: options?.verified ?? false
+      verified: options?.verified ?? false,
+      claims: claims === undefined ? noClaims : Redacted.make(claims, { label: "claims" }),
+      scopes: options?.scopes ?? noScopes,
+      expiresAt: Option.fromUndefinedOr(options?.expiresAt)
     })
   }
 
@@ -163,7 +200,14 @@ export class Identity extends Schema.Class<Identity>("effect-mcp-sessions/Identi
    * Throws {@link InvalidIdentity} when `key` is not a {@link PrincipalKey}.
    */
   static shared(key = "shared"): Identity {
-    return fromPrincipal("shared", key, { credentials: Option.none(), shared: true, verified: false })
+    return fromPrincipal("shared", key, {
+      credentials: Option.none(),
+      shared: true,
+      verified: false,
+      claims: noClaims,
+      scopes: noScopes,
+      expiresAt: Option.none()
+    })
   }
 
   /**
@@ -231,14 +275,17 @@ export class Identity extends Schema.Class<Identity>("effect-mcp-sessions/Identi
 const isSessionKey = (key: string): key is SessionKey => Keys.sessionKey.test(key)
 const isPrincipalKey = (key: string): key is SessionKey => Keys.principalKey.test(key)
 
-type Fields = Pick<Identity, "key" | "credentials" | "shared" | "upstream" | "verified">
+type Fields = Pick<
+  Identity,
+  "key" | "credentials" | "shared" | "upstream" | "verified" | "claims" | "scopes" | "expiresAt"
+>
 
 const makeIdentity = (fields: Fields): Identity => new Identity(fields, { disableChecks: true })
 
 const fromPrincipal = (
   method: string,
   key: string,
-  fields: Pick<Fields, "credentials" | "shared" | "verified">
+  fields: Omit<Fields, "key" | "upstream">
 ): Identity => {
   if (!isPrincipalKey(key)) throw new InvalidIdentity({ issue: Keys.issueOf(key), method })
   return makeIdentity({ ...fields, key, upstream: Option.none() })
@@ -308,6 +355,52 @@ export class MalformedCredentials
       title: "The credentials can't be read",
       // RFC 6750 section 3.1
       headers: { "www-authenticate": `${challenge(this.scheme)}, error="invalid_token"` }
+    })
+  }
+}
+
+// Of RFC 6750 section 3: for developers, without a quotation mark, and without a word of the token
+const refusals = {
+  malformed: "the token can't be read",
+  algorithm: "the token is not signed in a way that is accepted",
+  key: "the token is signed with a key that its issuer does not have",
+  signature: "the signature of the token is not valid",
+  issuer: "the token is of another issuer",
+  audience: "the token is for another audience",
+  expired: "the token has expired",
+  early: "the token is not valid yet",
+  claims: "the token lacks a claim, or has one that can't be read",
+  bound: "the token is bound to a key of its holder, which is not checked here",
+  inactive: "the token is not active"
+} as const
+
+/**
+ * The caller presented a token that is not valid: it has expired, was revoked, was forged, or is meant for another.
+ * Answers 401 and a challenge with `invalid_token` (RFC 6750 section 3.1), so that a client can get another.
+ *
+ * @category errors
+ */
+export class InvalidToken extends Schema.TaggedError<InvalidToken>("effect-mcp-sessions/InvalidToken")("InvalidToken", {
+  /** Why. Callers see it, in words. */
+  reason: Schema.Literals(Struct.keys(refusals))
+}) {
+  readonly module = "IdentityResolver"
+  readonly method = "resolve"
+  readonly reference = "invalid-token"
+
+  override get message(): string {
+    return `The caller's token was refused: ${refusals[this.reason]}. Get a new one from its issuer.`
+  }
+
+  [HttpServerRespondable.symbol]() {
+    return respond(this, {
+      status: 401,
+      title: "The token is not valid",
+      headers: {
+        "www-authenticate": `${challenge("bearer")}, error="invalid_token", error_description="${
+          refusals[this.reason]
+        }"`
+      }
     })
   }
 }
@@ -463,6 +556,7 @@ export class IdentifyFailed
 export type IdentityError =
   | MissingCredentials
   | MalformedCredentials
+  | InvalidToken
   | InvalidIdentity
   | AccessDenied
   | IdentityUnavailable
@@ -476,6 +570,7 @@ export type IdentityError =
 export const IdentityError = Schema.Union([
   MissingCredentials,
   MalformedCredentials,
+  InvalidToken,
   InvalidIdentity,
   AccessDenied,
   IdentityUnavailable,

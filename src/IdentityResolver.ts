@@ -4,8 +4,9 @@
  * The resolver reads one header, takes exactly one credential out of it, and names its owner by a keyed digest, so that
  * keys can be logged. Whatever can't be read is an error: it never becomes the session that anonymous callers share.
  *
- * > **The resolver asks for a credential and verifies none**, in the mode `"required"` too. Whoever makes up a token
- * > is a caller, and each token is another caller. Let something verify them: a proxy in front, the upstream that
+ * > **{@link IdentityResolver.layer} asks for a credential and verifies none**, in the mode `"required"` too. Whoever
+ * > makes up a token is a caller, and each token is another caller. Let something verify them:
+ * > {@link IdentityResolver.layerJwt}, {@link IdentityResolver.layerIntrospection}, a proxy in front, the upstream that
  * > they are sent on to, or a function given to {@link IdentityResolver.layerIdentify}.
  */
 import * as Cause from "effect/Cause"
@@ -23,9 +24,8 @@ import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as Tracer from "effect/Tracer"
-import { createHmac, randomBytes } from "node:crypto"
 import {
-  Credentials,
+  type Credentials,
   CredentialScheme,
   IdentifyFailed,
   Identity,
@@ -35,11 +35,17 @@ import {
   MissingCredentials,
   PrincipalKey
 } from "./Identity.ts"
+import { digestUnder, makeCredentials, makeMemo, parse, valueIn } from "./internal/authorization.ts"
 import * as RequestHeaders from "./internal/headers.ts"
 import * as Keys from "./internal/keys.ts"
 import * as Options from "./internal/options.ts"
 import { holds, nameOf, namesAndPlaces } from "./internal/places.ts"
-import type { InvalidOptions } from "./InvalidOptions.ts"
+import * as Introspection from "./internal/tokens/introspection.ts"
+import * as Jose from "./internal/tokens/jose.ts"
+import * as Jwt from "./internal/tokens/jwt.ts"
+import type { Configurable, InvalidOptions } from "./InvalidOptions.ts"
+import * as Tokens from "./TokenOptions.ts"
+import type { IntrospectionOptions, JwtOptions } from "./TokenOptions.ts"
 
 /**
  * What a request without credentials is taken for: `optional`, the shared identity; `required`, an error; `disabled`,
@@ -204,6 +210,90 @@ export class IdentityResolver extends Context.Service<IdentityResolver, {
   )
 
   /**
+   * Verifies tokens that are JWTs (RFC 7519), as access tokens are by RFC 9068: the signature, with a key of the
+   * issuer; that `iss` is the issuer, and one of `aud` the audience; `exp`, which must be there, and `nbf`. It does so
+   * with the package `jose`, which you install.
+   *
+   * The {@link Identity} is `verified`, and has the token's `claims`, its `scopes` and when it expires. Its key is
+   * `oauth:<digest>`, the digest an HMAC-SHA-256 of issuer and principal under `keySecret`: so a token that was
+   * refreshed reaches the session that is there. Each request is looked at anew: an expired token never gets through.
+   *
+   * The keys are fetched when the first token comes, again every 5 to 10 minutes, and when a token names one that is
+   * not among them, at most every 10 seconds. One fetch serves all who wait for it, for at most 5 seconds; an answer
+   * has at most 256 KiB and 64 keys, and redirects are not followed. While the keys can't be had, those that are known
+   * go on, for a day, and a token with another fails with `IdentityUnavailable`. Whoever has to give `fetch` a proxy
+   * provides Effect's `FetchHttpClient.Fetch` to this layer.
+   *
+   * Fails with `MissingCredentials` or `MalformedCredentials` (401) as a resolver whose mode is `"required"`, with
+   * `InvalidToken` (401, RFC 6750 section 3.1), `AccessDenied` (403) when a scope is missing, `IdentityUnavailable`
+   * (503), `IdentifyFailed` (500) when `principal` throws. What a token's header says of keys (`jwk`, `jku`, `x5u`) is
+   * never followed. A token that is bound to a key of its holder (`cnf`, RFC 9449) is refused, because nobody here asks
+   * for the proof.
+   *
+   * ```ts
+   * IdentityResolver.layerJwt({ issuer: "https://login.example.com", audience: "https://mcp.example.com/mcp" })
+   * ```
+   */
+  static readonly layerJwt = (options: JwtOptions): Layer.Layer<IdentityResolver, InvalidOptions> =>
+    Layer.effect(IdentityResolver, verifyJwt(options, "layerJwt"))
+
+  /**
+   * {@link IdentityResolver.layerJwt} with options from the configuration: `MCP_JWT_ISSUER`, `MCP_JWT_AUDIENCE` and so
+   * on, lists with spaces or commas between two. Each wins over the option that is given.
+   */
+  static readonly layerJwtConfig = (
+    options: Configurable<Partial<JwtOptions>> = {}
+  ): Layer.Layer<IdentityResolver, InvalidOptions | Config.ConfigError> =>
+    Layer.effect(
+      IdentityResolver,
+      Effect.flatMap(
+        Effect.suspend(() => Tokens.jwt.configured(options)),
+        (configured) => verifyJwt(configured, "layerJwtConfig")
+      )
+    )
+
+  /**
+   * Has tokens verified by their issuer's introspection endpoint (RFC 7662): opaque ones, or JWTs whose revocation
+   * counts at once.
+   *
+   * What it answers is good for `timeToLive`, and never for longer than the token: the newest 1,024 answers are kept,
+   * and nothing is of a token that is refused. One request serves all who wait for it, for at most 5 seconds. When more
+   * than 64 are under way, or the endpoint can't be asked, it fails with `IdentityUnavailable` (503).
+   *
+   * The identity, its key and the other errors are those of {@link IdentityResolver.layerJwt}: with the same `issuer`
+   * and `keySecret`, a subject has the same key here and there.
+   *
+   * ```ts
+   * IdentityResolver.layerIntrospection({
+   *   endpoint: "https://login.example.com/introspect",
+   *   clientId: "mcp",
+   *   clientSecret: Redacted.make("correct horse battery staple"),
+   *   audience: "https://mcp.example.com/mcp"
+   * })
+   * ```
+   */
+  static readonly layerIntrospection = (
+    options: IntrospectionOptions
+  ): Layer.Layer<IdentityResolver, InvalidOptions> =>
+    Layer.effect(IdentityResolver, introspect(options, "layerIntrospection"))
+
+  /**
+   * {@link IdentityResolver.layerIntrospection} with options from the configuration: `MCP_INTROSPECTION_ENDPOINT`,
+   * `MCP_INTROSPECTION_CLIENT_ID`, `MCP_INTROSPECTION_CLIENT_SECRET` and so on, lists with spaces or commas between
+   * two. Each wins over the option that is given.
+   */
+  static readonly layerIntrospectionConfig = (
+    options: Configurable<Partial<IntrospectionOptions>> = {}
+  ): Layer.Layer<IdentityResolver, InvalidOptions | Config.ConfigError> =>
+    Layer.effect(
+      IdentityResolver,
+      Effect.flatMap(
+        Effect.suspend(() => Tokens.introspection.configured(options)),
+        (configured) => introspect(configured, "layerIntrospectionConfig")
+      )
+    )
+
+  /**
    * Identifies requests with a function of your own, in place of header parsing: look up a JWT, a session, a database.
    * Its services are those that the layer is built with. To go on from what the header says, call
    * {@link IdentityResolver.resolve} in it and provide {@link IdentityResolver.layer} to this layer.
@@ -301,7 +391,7 @@ const make = (settings: Settings): IdentityResolver["Service"] => {
 
   const name = settings.header.toLowerCase()
   const digest = digestUnder(settings.keySecret)
-  const memo = makeMemo()
+  const memo = makeMemo<Exit.Exit<Identity>>()
 
   const missing = Effect.failSync(() => new MissingCredentials({ header: name, scheme }))
   const malformed = (issue: string) => Effect.fail(new MalformedCredentials({ header: name, scheme, issue }))
@@ -329,19 +419,13 @@ const make = (settings: Settings): IdentityResolver["Service"] => {
       recall,
       (request) =>
         Effect.suspend((): Effect.Effect<Identity, MissingCredentials | MalformedCredentials> => {
-          const values = RequestHeaders.valuesIn(request, name)
-          if (values === undefined) {
-            return malformed("the request has no headers that can be read")
+          const found = valueIn(request, name)
+          if (Result.isFailure(found)) {
+            return malformed(found.failure)
           }
-          if (values.length > 1) {
-            return malformed("it is there more than once")
-          }
-          if (values.length === 0) {
+          const value = found.success
+          if (value === undefined) {
             return mode === "required" ? missing : shared
-          }
-          const value = values[0]
-          if (typeof value !== "string") {
-            return malformed("its value is not a string")
           }
           if (value === "" && mode === "required") {
             return missing
@@ -362,109 +446,20 @@ const withRecaller = <F extends object>(recall: Recaller, resolve: F): F => Obje
 
 const recallerOf = (resolve: object): Recaller | undefined => (resolve as { readonly [Recall]?: Recaller })[Recall]
 
-let processSecret: Buffer | undefined
-
-const digestUnder = (keySecret: Redacted.Redacted | undefined): (token: string) => string => {
-  const secret = keySecret === undefined ? (processSecret ??= randomBytes(32)) : Redacted.value(keySecret)
-  return (token) => createHmac("sha256", secret).update(token).digest("base64url")
-}
-
-const makeCredentials = (
-  scheme: CredentialScheme,
-  token: string,
-  header: string,
-  name: string,
-  expiresAt?: number
-): Credentials =>
-  new Credentials({
-    scheme,
-    token: Redacted.make(token, { label: "token" }),
-    header: Redacted.make(header, { label: "header" }),
-    name,
-    expiresAt
-  })
-
-/**
- * The identities of the newest header values, first in, first out, so that a caller who comes back costs neither
- * parsing nor digest.
- */
-const makeMemo = () => {
-  const capacity = 1024
-  const maxLength = 4096
-  const identities = new Map<string, Exit.Exit<Identity>>()
-  return {
-    get: (value: string) => value.length > maxLength ? undefined : identities.get(value),
-    set(value: string, identity: Exit.Exit<Identity>): void {
-      if (value.length > maxLength) {
-        return
-      }
-      identities.set(value, identity)
-      if (identities.size > capacity) {
-        identities.delete(identities.keys().next().value!)
-      }
-    }
-  }
-}
-
 // -----------------------------------------------------------------------------
-// Parsing its value, each step linear in its length
+// The resolvers of verified tokens
 // -----------------------------------------------------------------------------
 
-const maxValueLength = 16_384
+const verifyJwt = Effect.fnUntraced(function*(options: Partial<JwtOptions>, method: string) {
+  const settings = yield* Effect.fromResult(Tokens.jwt.parse(options, method))
+  const jose = yield* Jose.load(() => import("jose"))
+  return IdentityResolver.of({ resolve: yield* Jwt.make(jose, settings, method) })
+})
 
-/**
- * The one token in the value, or what is wrong with it, in words that have none of it.
- */
-const parse = (scheme: CredentialScheme, value: string): Result.Result<string, string> => {
-  if (value.length > maxValueLength) {
-    return Result.fail(`it is longer than ${maxValueLength} characters`)
-  }
-  if (value === "") {
-    return Result.fail("it is empty")
-  }
-  const trimmed = trimOws(value)
-  if (trimmed === "") {
-    return Result.fail("it is nothing but whitespace")
-  }
-  // Control characters are forbidden (RFC 9110 section 5.5), the octets of a field value end at 255, and lone
-  // surrogates would all have the digest of U+FFFD.
-  if (!/^[ -~\x80-\xff]+$/.test(trimmed)) {
-    return Result.fail("it has control characters, or characters beyond Latin-1")
-  }
-  return parsers[scheme](trimmed)
-}
-
-const parsers: Record<CredentialScheme, (value: string) => Result.Result<string, string>> = {
-  bearer(value) {
-    // b64token of RFC 6750 section 2.1
-    const token = /^bearer +([A-Za-z0-9._~+/-]+=*)$/i.exec(value)?.[1]
-    return token === undefined ? Result.fail("it is not `Bearer` and exactly one token") : Result.succeed(token)
-  },
-  basic(value) {
-    const token = /^basic +([A-Za-z0-9+/]+=*)$/i.exec(value)?.[1]
-    if (token === undefined) {
-      return Result.fail("it is not `Basic` and exactly one base64 value")
-    }
-    const userPass = Buffer.from(token, "base64")
-    if (userPass.toString("base64") !== token) {
-      return Result.fail("its base64 is not valid")
-    }
-    return userPass.includes(":") && !userPass.some((byte) => byte < 0x20 || byte === 0x7f)
-      ? Result.succeed(token)
-      : Result.fail("its base64 does not hold user:password")
-  },
-  raw: Result.succeed
-}
-
-// A regular expression that looks for the end of whitespace tries again from each of its characters
-const trimOws = (value: string): string => {
-  const isOws = (i: number) => value[i] === " " || value[i] === "\t"
-  let start = 0
-  let end = value.length
-  while (start < end && isOws(start)) start++
-  while (end > start && isOws(end - 1)) end--
-  return value.slice(start, end)
-}
+const introspect = Effect.fnUntraced(function*(options: Partial<IntrospectionOptions>, method: string) {
+  const settings = yield* Effect.fromResult(Tokens.introspection.parse(options, method))
+  return IdentityResolver.of({ resolve: yield* Introspection.make(settings) })
+})
 
 // -----------------------------------------------------------------------------
 // Checking what a custom function answers

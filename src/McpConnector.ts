@@ -109,8 +109,9 @@ const makeValidator = (): jsonSchemaValidator => {
 export const stdio = connectors.stdio
 
 /**
- * Talks to a server over Streamable HTTP. One that answers 404 or 405 to `initialize` is tried as a server of the older
- * transport at the same URL, as `sse` does, for ten seconds at most: so the specification has it.
+ * Talks to a server over Streamable HTTP. One that answers 400, 404 or 405 to `initialize` is tried as a server of the
+ * older transport at the same URL, as `sse` does, for ten seconds at most: so the specification has it. Where that is
+ * what it speaks, the later sessions of an hour begin with it.
  *
  * When the session's scope closes the server is told so (DELETE, for two seconds at most).
  *
@@ -141,7 +142,9 @@ export const inProcess = connectors.inProcess
  * session on the server (`terminateSession`, two seconds at most) if it can be.
  *
  * All that a session promises holds, but for what only a connector's own transport can know: a reply stream that has
- * ended without the reply is waited for until the call's timeout, and a refusal tells no `Retry-After`.
+ * ended without the reply is waited for until the call's timeout, a refusal tells no `Retry-After`, and a request that
+ * the server has refused because it has forgotten the session may have run for all that is known: `withSession` repeats
+ * nothing, the next caller gets a new session.
  *
  * @category constructors
  */

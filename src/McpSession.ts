@@ -101,7 +101,8 @@ export const McpSession: {
    * identity, handle }))`. Each client once: what was sent through it before is not this session's.
    *
    * Fails with `SessionClosed` when the client is not connected. As with `McpConnector.fromTransport`, a reply stream
-   * that has ended without the reply is waited for until the call's timeout.
+   * that has ended without the reply is waited for until the call's timeout, and `withSession` repeats nothing when the
+   * server has forgotten the session.
    */
   readonly fromClient: <C extends AnyClient>(
     client: C,

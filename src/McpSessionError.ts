@@ -42,8 +42,8 @@ export class SessionExpired extends Schema.TaggedClass<SessionExpired>()("Sessio
   /** Whether the request may have reached the server. */
   requestSent: Schema.Boolean,
   /**
-   * Whether the request was refused unread. Not so if the answer has this request's own id, or came after a redirect:
-   * then it may have been started.
+   * Whether the request was refused unread. Not so if the answer has this request's own id, came after a redirect, or
+   * came over a transport that is not a connector's own: then it may have been started.
    */
   refused: Schema.Boolean.pipe(Schema.withConstructorDefault(Effect.succeed(true)))
 }) {}

@@ -914,13 +914,15 @@ const acquire = <Session, E>(
   const wanted = want(self, identity)
   const { upstream } = wanted
   const admitted = Leased.atomically(engine, () => {
-    if (!Waiting.isNext(waiting, upstream) || makeRoom(self, upstream) !== undefined) return undefined
+    const hasRoom = Waiting.isNext(waiting, upstream) && makeRoom(self, upstream) === undefined
+    // Before the open, which may be over at once, and the upstream unused again
+    if (upstream !== undefined) Upstreams.keep(waiting.upstreams!, upstream)
+    if (!hasRoom) return undefined
     const opening = Leased.admit(engine, identity.key, identity, 1, wanted)
     Waiting.hold(waiting, caller, opening)
     connecting.join(opening)
     return opening
   })
-  if (upstream !== undefined) Upstreams.keep(waiting.upstreams!, upstream)
   return admitted === undefined ? wait(self, caller, wanted) : Leased.join(admitted)
 }
 
@@ -1029,15 +1031,30 @@ const checked = <Session, E>(
     return acquireAgain(self, caller, identity)
   })
 
+// It is in line, at the time when it came, before its lease ends: the room that this makes may be its own.
 const acquireAgain = <Session, E>(
   self: Pool<Session, E>,
   caller: Caller<Session, E>,
   identity: Identity
 ): Leasing<Session, E> =>
-  Effect.andThen(
-    Waiting.end(self.waiting, caller) ?? Effect.void,
-    Effect.suspend(() => acquire(self, caller, identity))
-  )
+  Effect.suspend(() => {
+    const { engine, waiting } = self
+    const isFree = Waiting.isEmpty(waiting) || Leased.isShutDown(engine) ||
+      Leased.find(engine, identity.key) !== undefined
+    const wanted = isFree ? undefined : want(self, identity)
+    const slot = Waiting.letGo(waiting, caller)
+    if (wanted === undefined) {
+      return Effect.andThen(
+        Waiting.giveBack(waiting, slot) ?? Effect.void,
+        Effect.suspend(() => acquire(self, caller, identity))
+      )
+    }
+    countMiss(self, caller)
+    const seated = wait(self, caller, wanted)
+    const freed = Waiting.giveBack(waiting, slot)
+    Waiting.seat(waiting)
+    return Effect.andThen(freed ?? Effect.void, seated)
+  })
 
 // `get` and `withSession` take the short way when the session is there: then what `acquire` answers is an exit, and
 // nothing is awaited.
@@ -1047,6 +1064,20 @@ const isReady = <Session, E>(
 ): session is Exit.Success<Session, E | SessionPoolError> => session === caller.slot?.session
 
 const getIn = <Session, E>(
+  self: Pool<Session, E>,
+  fiber: AnyFiber,
+  identity: Identity
+): Effect.Effect<Session, E | SessionPoolError, Scope.Scope> => {
+  const got = getUncounted(self, fiber, identity)
+  const outer = Context.get(fiber.context, Sent.CurrentLease)
+  return outer === undefined ? got : Effect.map(got, (session) => {
+    const sent = Sent.of(session)
+    if (sent !== undefined) Sent.leasedWithin(outer, sent)
+    return session
+  })
+}
+
+const getUncounted = <Session, E>(
   self: Pool<Session, E>,
   fiber: AnyFiber,
   identity: Identity
@@ -1149,6 +1180,8 @@ const healed = <Session, E, A, E2, R2>(
       typeof error === "object" && error !== null && lease.sent.expirations.has(error) && !Sent.mayHaveRun(lease),
     () => {
       Leased.retire(self.engine, caller.slot!, "died")
+      // As another get, with all of its time
+      caller.waited = 0
       return Effect.flatMap(inWithSession(acquireAgain(self, caller, identity)), (session) => {
         const sent = Sent.of(session)
         if (sent !== undefined) enter(fiber, sent, lease.outer)

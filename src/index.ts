@@ -38,3 +38,4 @@ export {
   type SessionRegistryOptions,
   type SessionRegistryStats
 } from "./SessionRegistry.ts"
+export { type IntrospectionOptions, JwtAlgorithm, type JwtOptions, type TokenOptions } from "./TokenOptions.ts"

@@ -444,7 +444,61 @@ for (const [sdk, connector] of generations) {
         assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "Echo: hi")
       }))
 
-    for (const status of [404, 405]) {
+    it.live("leaves the loop to others while it reads a flood that came at once", () =>
+      Effect.gen(function*() {
+        const server = yield* Scripted.start()
+        const noise = Scripted.event({ method: "notifications/noise" })
+        const { session } = yield* open(connector.http({
+          url: server.url,
+          fetch: async (url, init) => {
+            if (typeof init?.body !== "string" || !init.body.includes("tools/call")) return fetch(url, init)
+            const { id } = JSON.parse(init.body) as { id: number }
+            const body = noise.repeat(3_200) + Scripted.event({ id, result: { content: [] } })
+            return new Response(body, { headers: { "content-type": "text/event-stream" } })
+          }
+        }))
+        let turn = 0
+        let isOver = false
+        const count = () => {
+          turn++
+          if (!isOver) setImmediate(count)
+        }
+        count()
+        const heard: Array<number> = []
+        session.client.fallbackNotificationHandler = async () => void heard.push(turn)
+        yield* call(session, "tool").pipe(Effect.ensuring(Effect.sync(() => isOver = true)))
+        assert.strictEqual(heard.length, 3_200)
+        // Two lines each, 64 in a turn
+        assert.isAtLeast(new Set(heard).size, 100)
+      }))
+
+    it.live("is what later sessions begin with, until the server is replaced by one that does not speak it", () =>
+      Effect.gen(function*() {
+        const server = yield* HttpServer.start()
+        const replaced = yield* Scripted.start()
+        let url = server.sseUrl
+        const requests: Array<string> = []
+        const connect = connector.http({
+          url,
+          fetch: (requested, init) => {
+            if (String(requested) !== server.sseUrl) return fetch(requested, init)
+            requests.push(init?.method ?? "GET")
+            return fetch(url, init)
+          }
+        })
+        yield* Effect.scoped(open(connect))
+        assert.strictEqual(requests.shift(), "POST")
+        assert.strictEqual(requests.pop(), "GET")
+        requests.length = 0
+        yield* Effect.scoped(open(connect))
+        assert.deepStrictEqual(requests, ["GET"])
+        url = replaced.url
+        const { session } = yield* open(connect)
+        yield* call(session, "tool")
+        assert.deepStrictEqual(replaced.received, ["tool"])
+      }))
+
+    for (const status of [400, 404, 405]) {
       it.live(`is not spoken by a server that answers ${status} to everything, which is what is told of it`, () =>
         Effect.gen(function*() {
           const server = yield* Scripted.start()

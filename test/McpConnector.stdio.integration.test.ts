@@ -13,6 +13,7 @@ import * as Logger from "effect/Logger"
 import * as Redacted from "effect/Redacted"
 import * as References from "effect/References"
 import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
 import { spawn } from "node:child_process"
 import { existsSync, readFileSync } from "node:fs"
 import { join } from "node:path"
@@ -128,6 +129,15 @@ for (const [sdk, connector] of generations) {
           assert.strictEqual(error.server, "no-such-command")
         }))
 
+      it.live("to a server that exits when it is asked fails with the last words of that very child", () =>
+        Effect.gen(function*() {
+          const error = yield* Effect.flip(connected({
+            command: process.execPath,
+            args: ["-e", "process.stdin.once('data', () => process.stderr.write('bye', () => process.exit(7)))"]
+          }))
+          assert.deepInclude(error.reason, { _tag: "SessionClosed", exitCode: 7, stderr: "bye" })
+        }))
+
       it.live("to a server that exits at start fails with its exit code and last words, and may be repeated", () => {
         const lines: Array<string> = []
         const logger = Logger.make(({ logLevel, message }) => void lines.push(`${logLevel} ${String(message)}`))
@@ -206,6 +216,31 @@ for (const [sdk, connector] of generations) {
     })
 
     describe("a session", () => {
+      it.live("times out under a flood of lines that are no messages, which holds up nobody's timers", () =>
+        Effect.gen(function*() {
+          const { session } = yield* connected(fixture().options)
+          const other = yield* connected(fixture().options)
+          const flooded = yield* Effect.forkChild(
+            Effect.flip(session.callTool({ name: "flood-stdout" }, { timeout: "500 millis" })),
+            { startImmediately: true }
+          )
+          assert.strictEqual((yield* Fiber.join(flooded)).reason._tag, "RequestTimeout")
+          assert.strictEqual(yield* call(other.session, "echo", { message: "hi" }), "hi")
+        }))
+
+      it.live("reads what its child said last, however much that is", () =>
+        Effect.gen(function*() {
+          const { session } = yield* connected(fixture().options)
+          const last: Array<unknown> = []
+          const listening = yield* Effect.forkChild(
+            Stream.runForEach(session.notifications, ({ params }) => Effect.sync(() => last.push(params))),
+            { startImmediately: true }
+          )
+          yield* Effect.flip(call(session, "last-words"))
+          yield* Fiber.join(listening).pipe(Effect.timeoutOption("100 millis"))
+          assert.deepInclude(last.at(-1), { data: 199 })
+        }))
+
       it.live("is retired when its child is killed, without a call", () =>
         Effect.gen(function*() {
           const { handle, session } = yield* connected(fixture().options)

@@ -6,6 +6,7 @@ import { StreamableHTTPClientTransport as TransportV2 } from "@modelcontextproto
 import { StreamableHTTPClientTransport as TransportV1 } from "@modelcontextprotocol/sdk/client/streamableHttp.js"
 import { Identity, InvalidOptions, McpConnector, type McpSessionError, SessionPool } from "effect-mcp-sessions"
 import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
+import { SessionExpired } from "effect-mcp-sessions/McpSession"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -56,7 +57,7 @@ for (const [sdk, connector, failing] of generations) {
         assert.deepStrictEqual(server.deleted(), 1)
       }))
 
-    it.live("is healed by its pool when the server has forgotten it, and never under what may have run", () =>
+    it.live("is replaced for the next caller when the server has forgotten it, and nothing is repeated", () =>
       Effect.gen(function*() {
         const server = yield* Scripted.start()
         yield* Effect.gen(function*() {
@@ -66,6 +67,11 @@ for (const [sdk, connector, failing] of generations) {
             ++refused === 1
               ? Scripted.forgotten(response, message, request)
               : Scripted.reply(response, message, Scripted.resultOf(message)))
+          const forgotten = yield* Effect.flip(call("pay"))
+          assert(forgotten._tag === "McpSessionError")
+          // Whether it was read, or was redirected and ran elsewhere, only a connector's own transport knows
+          assert.deepStrictEqual(forgotten.reason, new SessionExpired({ requestSent: true, refused: false }))
+          assert.deepStrictEqual(server.received, ["before", "pay"])
           yield* call("pay")
           assert.deepStrictEqual(server.received, ["before", "pay", "pay"])
           server.on("pay", (response) => response.destroy())

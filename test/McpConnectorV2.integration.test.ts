@@ -8,7 +8,7 @@ import type { CallToolResult } from "@modelcontextprotocol/sdk/types.js"
 import { createMcpHandler, McpServer } from "@modelcontextprotocol/server"
 import { Identity } from "effect-mcp-sessions/Identity"
 import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
-import type { McpSession } from "effect-mcp-sessions/McpSession"
+import { type McpSession, McpSessionError, ProtocolFailure } from "effect-mcp-sessions/McpSession"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -20,6 +20,7 @@ import { eventually } from "./support/answers.ts"
 import { isAlive } from "./support/processes.ts"
 import * as HttpServer from "./support/servers/http.ts"
 import * as Modern from "./support/servers/modern.mjs"
+import * as Scripted from "./support/servers/scripted.ts"
 import { makeHandle } from "./support/sessions.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
 
@@ -106,6 +107,56 @@ describe("McpConnectorV2", { concurrent: true }, () => {
         yield* Fiber.interrupt(fiber)
         yield* eventually(() => Modern.calls.cancelled === Modern.calls.started)
         assert.strictEqual(yield* call(session, "pid"), String(process.pid))
+      }))
+  })
+
+  describe("with a server that says that the headers of a call are wrong", { concurrent: true }, () => {
+    const ways: ReadonlyArray<readonly [string, (session: McpSession<Client>) => Effect.Effect<unknown, unknown>]> = [
+      ["a session", (session) => session.callTool({ name: "pay" })],
+      ["request", (session) => session.request((client, options) => client.callTool({ name: "pay" }, options))],
+      ["the client itself", (session) => Effect.tryPromise(() => session.client.callTool({ name: "pay" }))]
+    ]
+    for (const [who, pay] of ways) {
+      it.live.each([200, 400])(
+        `never sends it a second time when ${who} had called (HTTP %i)`,
+        (status) =>
+          Effect.gen(function*() {
+            const server = yield* Scripted.start({ era: "2026-07-28" })
+            server.on(
+              "pay",
+              (response, { id }) =>
+                Scripted.json(response, status, { jsonrpc: "2.0", id, error: { code: -32020, message: "no", data: 1 } })
+            )
+            const { session } = yield* open(McpConnectorV2.http({ url: server.url }))
+            const error = yield* Effect.flip(pay(session))
+            assert.strictEqual(server.received.filter((name) => name === "pay").length, 1)
+            if (!(error instanceof McpSessionError)) return
+            const { reason } = error
+            assert.deepStrictEqual(
+              reason,
+              new ProtocolFailure({ code: -32020, message: "no", data: 1, requestSent: true })
+            )
+          })
+      )
+    }
+
+    it.live("has the right ones in the next call", () =>
+      Effect.gen(function*() {
+        const server = yield* Scripted.start({ era: "2026-07-28" })
+        const headers: Array<unknown> = []
+        server.on("pay", (response, message, request) => {
+          headers.push(request.headers["mcp-param-account"])
+          if (headers.length === 1) Scripted.refuse(response, message, -32020)
+          else Scripted.reply(response, message, Scripted.resultOf(message))
+        })
+        const account = { type: "string", "x-mcp-header": "Account" }
+        const pay = { name: "pay", inputSchema: { type: "object", properties: { account } } }
+        server.on("tools/list", (response, message) =>
+          Scripted.reply(response, message, { ...Scripted.resultOf(message), tools: [pay] }))
+        const { session } = yield* open(McpConnectorV2.http({ url: server.url }))
+        yield* Effect.flip(call(session, "pay", { account: "mine" }))
+        yield* call(session, "pay", { account: "mine" })
+        assert.deepStrictEqual(headers, [undefined, "mine"])
       }))
   })
 

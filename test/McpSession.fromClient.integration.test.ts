@@ -93,7 +93,7 @@ for (const [sdk, connect] of generations) {
         assert.isFalse((yield* Effect.flip(tool("tool")(session))).reason.requestSent)
       }))
 
-    it.live("is healed by its pool, and nothing that may have run is repeated, through the client either", () =>
+    it.live("is replaced for the next caller when the server has forgotten it, and nothing is repeated", () =>
       Effect.gen(function*() {
         const server = yield* Scripted.start()
         yield* Effect.gen(function*() {
@@ -105,6 +105,9 @@ for (const [sdk, connect] of generations) {
                 ? Scripted.forgotten(response, message, request)
                 : Scripted.reply(response, message, Scripted.resultOf(message))
           )
+          const forgotten = yield* Effect.flip(Sessions.withSession(alice, tool("confirm")))
+          assert.isFalse(McpSession.isSessionExpired(forgotten))
+          assert.deepStrictEqual(server.received, ["before", "confirm"])
           yield* Sessions.withSession(alice, tool("confirm"))
           assert.deepStrictEqual(server.received, ["before", "confirm", "confirm"])
           const exit = yield* Effect.exit(Sessions.withSession(alice, (session) =>

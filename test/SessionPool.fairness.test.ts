@@ -1,5 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import type { Identity } from "effect-mcp-sessions"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as TestClock from "effect/testing/TestClock"
@@ -209,6 +210,37 @@ describe("fairness", () => {
       assert.strictEqual(outcome(waiting), "success")
       yield* TestClock.adjust(1_000)
       yield* Fiber.join(callers)
+    }))
+
+  it.effect("whoever came for a session that fails its check keeps its place before those who came later", () =>
+    Effect.gen(function*() {
+      const verdict = yield* Deferred.make<void, string>()
+      const { pool, upstream } = yield* start({ capacity: 1, checkAfter: 0, check: () => Deferred.await(verdict) })
+      yield* visit(pool, a)
+      const first = yield* fork(lease(pool, a))
+      const second = yield* fork(lease(pool, b))
+      yield* Deferred.fail(verdict, "dead")
+      yield* settle
+      assert.deepStrictEqual([outcome(first), outcome(second)], ["success", "waiting"])
+      assert.deepStrictEqual(upstream.opened, ["a1", "a2"])
+    }))
+
+  it.effect("and is served at once where those who came before wait for another upstream", () =>
+    Effect.gen(function*() {
+      const verdict = yield* Deferred.make<void, string>()
+      const { pool, upstream } = yield* start({
+        capacityPerUpstream: 1,
+        checkAfter: 0,
+        check: () => Deferred.await(verdict)
+      })
+      yield* lease(pool, b.at("full"))
+      yield* fork(lease(pool, c.at("full")))
+      yield* visit(pool, a)
+      const first = yield* fork(lease(pool, a))
+      yield* Deferred.fail(verdict, "dead")
+      yield* settle
+      assert.strictEqual(outcome(first), "success")
+      assert.deepStrictEqual(upstream.opened, ["~full/b1", "a1", "a2"])
     }))
 
   it.effect("a herd that gives up is told of its own leases without a look at all of them for each", () =>

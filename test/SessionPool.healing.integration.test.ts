@@ -5,6 +5,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import { CallToolResultSchema } from "@modelcontextprotocol/sdk/types.js"
 import { Identity, McpSession, type McpSessionError, SessionPool } from "effect-mcp-sessions"
+import { HttpFailure } from "effect-mcp-sessions/McpSession"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -18,6 +19,7 @@ class Another extends Context.Service<Another, string>()("test/Another") {}
 class Sessions extends SessionPool.Tag<Sessions, AnySession, McpSessionError>()("test/Sessions") {}
 
 const alice = Identity.fromKey("alice")
+const bob = Identity.fromKey("bob")
 
 /** What both clients have in common, without the options that they take in different places. */
 interface Client {
@@ -196,6 +198,11 @@ for (const [sdk, connector] of generations) {
           void response.writeHead(404, { "content-type": "application/json" }).end(`{"error":{},"id" : "${id}"`)
       ],
       [
+        "404 that answers this very request in another spelling",
+        (response, { id }) =>
+          void response.writeHead(404, { "content-type": "application/json" }).end(`{"error":{},"\\u0069d":${id}.0}`)
+      ],
+      [
         "400 that answers this very request",
         (response, { id }) =>
           Scripted.json(response, 400, { jsonrpc: "2.0", id, error: { code: -32000, message: "No valid session ID" } })
@@ -225,6 +232,20 @@ for (const [sdk, connector] of generations) {
             assert.strictEqual(server.received.length, asked + 1)
           })))
     }
+
+    it.live("tells of a request that was redirected to where it had been, and is sent there once", () =>
+      used(connector, (server) =>
+        Effect.gen(function*() {
+          server.on("pay", (response, _, request) =>
+            void response.writeHead(307, { location: request.url === "/mcp" ? "/elsewhere" : "/mcp#again" }).end())
+          const error = yield* Effect.flip(Sessions.withSession(alice, (session) =>
+            tool(session, "pay")))
+          assert.deepStrictEqual(
+            (error as McpSessionError).reason,
+            new HttpFailure({ status: 307, requestSent: true })
+          )
+          assert.strictEqual(counted(server, "pay"), 2)
+        })))
 
     it.live("is not replaced after a notification was redirected to where nobody knows it", () =>
       used(connector, (server) =>
@@ -389,6 +410,29 @@ for (const [sdk, connector] of generations) {
           assert.strictEqual(runs, 1)
           assert.strictEqual(counted(server, "tools/list"), 1)
         })))
+
+    const inner: ReadonlyArray<
+      readonly [string, (pay: Pay, server: Scripted.Scripted) => Effect.Effect<unknown, unknown, Sessions>]
+    > = [
+      ["withSession", (pay, server) => Sessions.withSession(bob, (session) => pay(session, server))],
+      ["get", (pay, server) => Effect.scoped(Effect.flatMap(Sessions.get(bob), (session) => pay(session, server)))]
+    ]
+    for (const [how, on] of inner) {
+      for (const [what, pay] of ways) {
+        it.live(`is not replaced after ${what} on a session that was leased within, by ${how}`, () =>
+          used(connector, (server) =>
+            Effect.gen(function*() {
+              yield* Sessions.withSession(bob, (session) => tool(session, "before"))
+              let runs = 0
+              const error = yield* Effect.flip(Sessions.withSession(alice, (session) => {
+                runs++
+                return Effect.andThen(on(pay, server), tool(session, "confirm"))
+              }))
+              assert.isTrue(McpSession.isSessionExpired(error))
+              assert.strictEqual(runs, 1)
+            })))
+      }
+    }
 
     it.live("is not replaced because of what another session's server has forgotten", () =>
       used(connector, (server) =>

@@ -9,7 +9,7 @@ import * as TestClock from "effect/testing/TestClock"
 import { fork, outcome, settle } from "./support/fibers.ts"
 import { a, b, c, d, identities } from "./support/identities.ts"
 import { lease, refusal, start, visit } from "./support/pool.ts"
-import { makeUpstream } from "./support/upstream.ts"
+import { makeUpstream, Refused } from "./support/upstream.ts"
 
 /** Two upstreams, by short names, of which the one is full before the other. */
 const [slowA, slowB, slowC] = [a.at("slow"), b.at("slow"), c.at("slow")]
@@ -119,6 +119,18 @@ describe("capacityPerUpstream", () => {
       yield* pool.invalidate(fastA)
       yield* settle
       assert.deepStrictEqual((yield* pool.stats).upstreams, [])
+    }))
+
+  it.effect("one whose opens fail at once is forgotten, and its limit asked for again", () =>
+    Effect.gen(function*() {
+      const asked: Array<string> = []
+      const { pool } = yield* start({
+        capacityPerUpstream: (name) => asked.push(name),
+        upstream: { dial: () => Effect.fail(new Refused({ why: "down" })) }
+      })
+      for (const identity of [slowA, fastA, slowB]) yield* Effect.flip(visit(pool, identity))
+      assert.deepStrictEqual((yield* pool.stats).upstreams, [])
+      assert.deepStrictEqual(asked, ["slow", "fast", "slow"])
     }))
 
   it.effect("holds when the only session of an upstream is evicted for the next of the same", () =>

@@ -26,7 +26,8 @@ const rows: ReadonlyArray<ReadonlyArray<string>> = [
     "McpSessionError",
     "Metrics",
     "SessionPoolError",
-    "SessionRegistryError"
+    "SessionRegistryError",
+    "TokenOptions"
   ]
 ]
 
@@ -34,7 +35,8 @@ const rows: ReadonlyArray<ReadonlyArray<string>> = [
 const rooms: Readonly<Record<string, ReadonlyArray<string>>> = {
   lease: ["SessionPool", "SessionRegistry"],
   client: ["McpConnector", "McpConnectorV2", "McpServers", "McpServersV2", "McpSession"],
-  host: ["McpHttp"]
+  host: ["McpHttp"],
+  tokens: ["IdentityResolver"]
 }
 
 /** What some may not know, whatever their row. */

@@ -3,6 +3,7 @@ import * as IdentityResolver from "effect-mcp-sessions/IdentityResolver"
 import * as McpHttpOptions from "effect-mcp-sessions/McpHttpOptions"
 import * as SessionPool from "effect-mcp-sessions/SessionPool"
 import * as SessionRegistry from "effect-mcp-sessions/SessionRegistry"
+import * as TokenOptions from "effect-mcp-sessions/TokenOptions"
 import { existsSync, readdirSync, readFileSync } from "node:fs"
 import { type Bar, bars } from "../bench/bars.ts"
 
@@ -52,6 +53,8 @@ describe("README", () => {
   const tables = [
     ["option", SessionPool.declared.rows],
     ["`IdentityResolver.layer`", IdentityResolver.declared.rows],
+    ["`IdentityResolver.layerJwt`", TokenOptions.jwt.rows],
+    ["`IdentityResolver.layerIntrospection`", TokenOptions.introspection.rows],
     ["`SessionRegistry.layer`", SessionRegistry.declared.rows],
     [
       "`McpHttp`",

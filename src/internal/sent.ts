@@ -8,7 +8,7 @@
  * A message is counted for the lease within which it was sent, and for those around that. The fiber's context tells
  * which one that is, and the options of a call carry it to the wire, past whatever the SDK awaits in between. What
  * comes to the wire without, because somebody used the SDK's client by itself, may be anybody's: it counts for each
- * lease that the session has meanwhile.
+ * lease that the session has meanwhile, and for each within which the session was leased.
  */
 import * as Context from "effect/Context"
 
@@ -55,6 +55,8 @@ export interface Lease extends Account {
   readonly sent: Sent
   /** The message of nobody's that had left last when it began. */
   readonly before: number
+  /** The same of each session that was leased within this one. */
+  within: Map<Sent, number> | undefined
   /** What it shares with others: the list that they wait for together. */
   shared: Set<Account> | undefined
 }
@@ -64,14 +66,18 @@ export const CurrentLease = Context.Reference<Lease | undefined>("effect-mcp-ses
   defaultValue: () => undefined
 })
 
-export const makeLease = (sent: Sent, outer: Lease | undefined): Lease => ({
-  inFlight: 0,
-  hasRun: false,
-  outer,
-  sent,
-  before: sent.last,
-  shared: undefined
-})
+export const makeLease = (sent: Sent, outer: Lease | undefined): Lease => {
+  if (outer !== undefined) leasedWithin(outer, sent)
+  return { inFlight: 0, hasRun: false, outer, sent, before: sent.last, within: undefined, shared: undefined }
+}
+
+/** A session is leased within `lease`: what is sent on it on nobody's behalf may be sent within that, too. */
+export const leasedWithin = (lease: Lease, sent: Sent): void => {
+  for (let each: Lease | undefined = lease; each !== undefined; each = each.outer) {
+    const within = each.within ??= new Map()
+    if (!within.has(sent)) within.set(sent, sent.last)
+  }
+}
 
 /**
  * Whoever works within `lease` waits for what others may wait for, too, until the result is called: what is sent on the
@@ -88,9 +94,15 @@ export const share = (sent: Sent, lease: Lease | undefined, account: Account): (
  * Whether anything may have run that was sent within the lease, or may have been. What is in flight may.
  */
 export const mayHaveRun = (lease: Lease): boolean => {
-  if (isPending(lease) || lease.sent.lastRun > lease.before) return true
+  if (isPending(lease) || mayHaveRunSince(lease.sent, lease.before)) return true
   for (const account of lease.shared ?? []) if (isPending(account)) return true
-  for (const message of lease.sent.inFlight) if (message > lease.before) return true
+  for (const [sent, before] of lease.within ?? []) if (mayHaveRunSince(sent, before)) return true
+  return false
+}
+
+const mayHaveRunSince = ({ inFlight, lastRun }: Sent, before: number): boolean => {
+  if (lastRun > before) return true
+  for (const message of inFlight) if (message > before) return true
   return false
 }
 

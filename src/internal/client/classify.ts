@@ -29,6 +29,12 @@ export type Failure =
 export const streamEnded = "STREAM_ENDED"
 
 /**
+ * 2026-07-28, basic/transports: the headers of a request do not match its body. What a server says of a tool's call is
+ * the cause of another error on its way through the SDK: see `internal/client/wire.ts`.
+ */
+export const headerMismatch = -32020
+
+/**
  * Classifies a rejection of either SDK.
  *
  * `sessionful` says that the request named a session (an `Mcp-Session-Id`, or the endpoint of an SSE stream): without
@@ -47,9 +53,9 @@ export const classify = (error: unknown, sessionful: boolean, refused?: number):
   if (code === "REQUEST_TIMEOUT" || (isProtocolError && code === -32001 && isLocalTimeout(message, data))) {
     return { _tag: "RequestTimeout", requestSent: true }
   }
-  if (code === -32000 && fields(property(data, "cause")).code === streamEnded) {
-    return { _tag: "Unreachable", code: streamEnded, requestSent: true }
-  }
+  const hidden = code === -32000 ? fields(property(data, "cause")) : undefined
+  if (hidden?.code === streamEnded) return { _tag: "Unreachable", code: streamEnded, requestSent: true }
+  if (hidden?.code === headerMismatch) return protocolFailure(hidden.code, hidden.message, hidden.data)
   // -32000 is also what servers send for errors of their own: only the SDK's own words mean a closed connection
   if (code === "CONNECTION_CLOSED" || (code === -32000 && /\bConnection closed$/.test(message))) {
     return { _tag: "SessionClosed", requestSent: true }

@@ -34,7 +34,7 @@ import type {
   StdioOptions
 } from "../../Connector.ts"
 import { type CredentialScheme, Identity, type SessionKey } from "../../Identity.ts"
-import { McpSessionError, type McpSessionErrorReason, PreparationFailed } from "../../McpSessionError.ts"
+import { McpSessionError, PreparationFailed } from "../../McpSessionError.ts"
 import type { McpSession } from "../../Session.ts"
 import * as Scrub from "../scrub.ts"
 import * as Secrets from "../secrets.ts"
@@ -156,16 +156,17 @@ const connector = <RT, R, C>(
   plan: (identity: Identity, handle: SessionHandle) => Plan<RT>,
   open: Opener<C>,
   older?: Older<RT, C>
-): Connector<RT | R, C> =>
-(identity, handle) =>
-  Effect.suspend(() => {
-    const planned = plan(identity, handle)
-    return Effect.catchIf(
-      openAs(options, planned, open),
-      ({ reason }) => older !== undefined && isNoEndpoint(reason),
-      (error) => fallBack(error, Effect.suspend(() => openAs(options, older!.plan(identity, handle), older!.open)))
-    ).pipe(logged(planned))
-  })
+): Connector<RT | R, C> => {
+  const withFallback = older === undefined ? undefined : makeFallback()
+  return (identity, handle) =>
+    Effect.suspend(() => {
+      const planned = plan(identity, handle)
+      const opened = openAs(options, planned, open)
+      if (withFallback === undefined) return logged(planned)(opened)
+      const olderOne = Effect.suspend(() => openAs(options, older!.plan(identity, handle), older!.open))
+      return logged(planned)(withFallback(opened, olderOne))
+    })
+}
 
 const openAs = <RT, R, C>(options: Options<R>, plan: Plan<RT>, open: Opener<C>) =>
   Effect.flatMap(KnownSecrets, (secrets) => {
@@ -252,21 +253,51 @@ interface Older<R, C> {
   readonly open: Opener<C>
 }
 
-// 2025-11-25, basic/transports#backwards-compatibility: a client that gets 404 or 405 for its `initialize` issues a GET
-// to the same URL, and takes its stream for one of the older transport if `endpoint` is its first event
-const isNoEndpoint = (reason: McpSessionErrorReason): boolean =>
-  reason._tag === "HttpFailure" && (reason.status === 404 || reason.status === 405)
+// 2025-11-25, basic/transports#backwards-compatibility: a client that gets 400, 404 or 405 for its `initialize` issues
+// a GET to the same URL, and takes its stream for one of the older transport if `endpoint` is its first event.
+// 2026-07-28 excepts a JSON-RPC error that the client makes sense of: that is a `ProtocolFailure` here.
+const isNoEndpoint = ({ reason }: McpSessionError): boolean =>
+  reason._tag === "HttpFailure" && [400, 404, 405].includes(reason.status)
 
-// A server of neither kind may stream something else, and for ever. What it has refused tells more than how that ended
-const fallBack = <A, R>(
-  refused: McpSessionError,
-  open: Effect.Effect<A, McpSessionError, R>
-): Effect.Effect<A, McpSessionError, R> =>
-  Effect.timeoutOrElse(open, { duration: "10 seconds", orElse: () => Effect.fail(refused) }).pipe(
-    Effect.mapError((error) =>
-      error.reason._tag === "Unauthorized" || error.reason._tag === "Forbidden" ? error : refused
-    )
-  )
+// Of a server that speaks the older transport, and not now, or not to this caller
+const isOlder = (error: McpSessionError | undefined): error is McpSessionError => {
+  if (error === undefined) return false
+  const { reason } = error
+  return reason._tag === "Unauthorized" || reason._tag === "Forbidden" ||
+    (reason._tag === "HttpFailure" && (reason.status === 429 || reason.status >= 500))
+}
+
+/**
+ * Falls back to the older transport, and begins with it for an hour where it is what the server speaks. When that fails
+ * the newer one is tried again: the server may be another by now.
+ */
+const makeFallback = () => {
+  let olderUntil = -Infinity
+
+  return <A, R>(
+    newer: Effect.Effect<A, McpSessionError, R>,
+    older: Effect.Effect<A, McpSessionError, R>
+  ): Effect.Effect<A, McpSessionError, R> =>
+    Clock.clockWith((clock) => {
+      const now = Number(clock.monotonicTimeNanosUnsafe()) / 1e6
+      // A server of neither kind may stream something else, and for ever
+      const tried = Effect.timeoutOrElse(older, { duration: "10 seconds", orElse: () => Effect.fail(undefined) })
+      const opened = Effect.catchIf(newer, isNoEndpoint, (refused) =>
+        tried.pipe(
+          // What it has refused tells more than how that ended
+          Effect.mapError((error) => isOlder(error) ? error : refused),
+          Effect.tap(() => Effect.sync(() => olderUntil = now + hour))
+        ))
+      if (now >= olderUntil) return opened
+      const forget = Effect.sync(() => olderUntil = -Infinity)
+      return tried.pipe(
+        Effect.onInterrupt(() => forget),
+        Effect.catch((error) => isOlder(error) ? Effect.fail(error) : Effect.andThen(forget, opened))
+      )
+    })
+}
+
+const hour = 60 * 60_000
 
 /**
  * What a server is told by default that it talks to.
@@ -316,7 +347,7 @@ const stdio = <R>(
   ]
   return (identity: Identity, handle: SessionHandle): Plan<R> => {
     let owner = identity
-    const lastLines: Array<string> = []
+    let lastLines: Array<string> = []
     const plan = makePlan<R>(
       options,
       { server: file, secrets },
@@ -327,6 +358,8 @@ const stdio = <R>(
           const runFork = Effect.runForkWith(yield* Effect.context<never>())
           const env = yield* prepared("env", name, perIdentity("env", options.env, identity))
           for (const secret of Secrets.ofRecord(env)) scrub.add(secret)
+          // Of this child: negotiation may start another
+          const said: Array<string> = lastLines = []
           const transport = yield* Stdio.make({
             command: options.command,
             args: options.args ?? [],
@@ -337,8 +370,8 @@ const stdio = <R>(
             serialize: sdk.serialize as (message: MessageLike) => string,
             onStderr: (line) => {
               const scrubbed = scrubLine(scrub, line)
-              lastLines.push(scrubbed.slice(0, lastLineLimit))
-              if (lastLines.length > 10) lastLines.shift()
+              said.push(scrubbed.slice(0, lastLineLimit))
+              if (said.length > 10) said.shift()
               runFork(Effect.annotateLogs(Effect.logDebug(scrubbed), { server: name, session: owner.key }))
             }
           })
@@ -348,9 +381,7 @@ const stdio = <R>(
             network: { "network.transport": "pipe" },
             ending: () => {
               const ending = transport.ending()
-              return ending === undefined || lastLines.length === 0
-                ? ending
-                : { ...ending, stderr: lastLines.join("\n") }
+              return ending === undefined || said.length === 0 ? ending : { ...ending, stderr: said.join("\n") }
             }
           }
         })

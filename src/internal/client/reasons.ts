@@ -52,7 +52,8 @@ export const reasonOf = (
     case "SessionClosed":
       return new SessionClosed(failure)
     case "SessionExpired":
-      return new SessionExpired({ ...failure, refused: refusal?.isUnread ?? true })
+      // Of a transport of somebody else's nothing is known: what its server has read, or had sent on before
+      return new SessionExpired({ ...failure, refused: refusal?.isUnread === true })
     case "Unauthorized":
       return new Unauthorized({ ...failure, ...said, ...(forwarded === undefined ? {} : { forwarded }) })
     case "Forbidden":

@@ -42,9 +42,15 @@ export interface Options {
   readonly whenLate: (f: () => void) => () => void
 }
 
+/** A request that was refused or redirected, until the SDK has said what it makes of that. */
+interface Pending extends Refusal {
+  /** Where it was sent. */
+  readonly tried: ReadonlyArray<string>
+}
+
 export const make = ({ fetch, now, whenLate }: Options): Refusals => {
-  /** By their body: those that were refused or redirected, until the SDK has said so. */
-  const pending = new Map<string, Refusal>()
+  /** By their body. */
+  const pending = new Map<string, Pending>()
   const refusals = new WeakMap<object, Refusal>()
 
   const retryAfterOf = ({ headers }: Response): Duration.Duration | undefined => {
@@ -60,13 +66,14 @@ export const make = ({ fetch, now, whenLate }: Options): Refusals => {
 
   const wrapped: FetchLike = async (url, init) => {
     const body = init?.method === "POST" && typeof init.body === "string" ? init.body : undefined
-    const isSentOn = body !== undefined && pending.has(body)
+    const before = body === undefined ? undefined : pending.get(body)
     const response = await fetch(url, init)
     if (response.status < 300) {
       if (body !== undefined) pending.delete(body)
       return response
     }
-    const isRedirected = isSentOn || response.redirected || response.status < 400
+    const tried = [...before?.tried ?? [], String(url)]
+    const isRedirected = before !== undefined || response.redirected || response.status < 400
     const refused = (isUnread: boolean) => {
       if (body === undefined) return
       pending.set(body, {
@@ -74,12 +81,13 @@ export const make = ({ fetch, now, whenLate }: Options): Refusals => {
         retryAfter: retryAfterOf(response),
         challenges: Challenges.parse(response.headers.get("www-authenticate") ?? ""),
         isUnread: isUnread && !isRedirected,
-        isRedirected
+        isRedirected,
+        tried
       })
     }
     if (response.status < 400) {
       refused(false)
-      return response
+      return leadsBack(response, url, tried) ? ended(response) : response
     }
     const { isWhole, text } = await read(response, init?.signal, whenLate)
     refused(isWhole && (body === undefined || !names(text, body)))
@@ -103,6 +111,23 @@ export const make = ({ fetch, now, whenLate }: Options): Refusals => {
       return undefined
     }
   }
+}
+
+/** Whether a redirect from `url` leads to where the request has been before. */
+const leadsBack = ({ headers }: Response, url: string | URL, tried: ReadonlyArray<string>): boolean => {
+  const location = headers.get("location") ?? ""
+  if (location === "" || !URL.canParse(location, String(url))) return false
+  const target = new URL(location, url)
+  target.hash = ""
+  return tried.includes(target.href)
+}
+
+/** The same redirect, to nowhere: the SDKs would send the request again, and again. */
+const ended = (response: Response): Response => {
+  void response.body?.cancel().catch(() => {})
+  const headers = new Headers(response.headers)
+  headers.delete("location")
+  return new Response(null, { status: response.status, headers })
 }
 
 /**
@@ -148,11 +173,15 @@ const withText = ({ headers, redirected, status, statusText, url }: Response, te
     url: { value: url }
   })
 
-/** Whether the answer has the id of a request in `body`. By its text: the SDK takes "1" for an answer to 1. */
+/**
+ * Whether the answer has the id of a request in `body`, however it is written: 1, 1.0 and "1" are one to the SDK, and
+ * any character may be escaped. It need not be JSON, nor whole.
+ */
 const names = (text: string, body: string): boolean => {
   const ids = new Set(requestIds(JSON.parse(body) as MessageLike).map(String))
-  for (const [, id] of text.matchAll(/"id"\s*:\s*("(?:[^"\\]|\\.)*"|[-+.\w]+)/g)) {
-    if (ids.has(id!.replace(/^"(.*)"$/s, "$1"))) return true
+  const unescaped = text.replace(/\\u([\da-f]{4})/gi, (_, code: string) => String.fromCharCode(parseInt(code, 16)))
+  for (const [, string, other] of unescaped.matchAll(/"id"\s*:\s*(?:"((?:[^"\\]|\\.)*)"|([-+.\w]+))/g)) {
+    if (ids.has(string ?? (Number.isNaN(Number(other)) ? other! : String(Number(other))))) return true
   }
   return false
 }

@@ -6,6 +6,7 @@ import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as LogLevel from "effect/LogLevel"
 import * as PubSub from "effect/PubSub"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -23,6 +24,7 @@ import type { Scrub } from "../scrub.ts"
 import { TypeId } from "../sent.ts"
 import type { Attributes } from "../spans.ts"
 import * as Calls from "./calls.ts"
+import { classify, headerMismatch } from "./classify.ts"
 import * as Lists from "./lists.ts"
 import * as Liveness from "./liveness.ts"
 import { reasonOf } from "./reasons.ts"
@@ -257,7 +259,8 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike>(
       }
       return reason._tag === "SessionExpired" ? reason.refused : !reason.requestSent
     },
-    onError: (error) => runFork(Effect.logDebug(`"${server}": ${scrub(error.message).slice(0, 500)}`)),
+    onError: (error) =>
+      runFork(whenDebugging(() => Effect.logDebug(`"${server}": ${scrub(error.message).slice(0, 500)}`))),
     onDeaf: lists.onDeaf,
     onNotification: (notification) => {
       const { method } = notification
@@ -329,7 +332,7 @@ const operations = <C extends Sdk.ClientLike>(
       call(
         "callTool",
         { method: "tools/call", tool: params },
-        (o) => Sdk.callTool(client, params, o),
+        (o) => Sdk.callTool(client, params, o).catch((error) => rereadTools(client, error, o)),
         options
       ),
     listTools: (options) => list("tools", options),
@@ -397,6 +400,29 @@ const makeNotifications = () => {
       return Stream.fromPubSub(hub)
     }))
   }
+}
+
+/**
+ * What costs more than it is worth where nobody sees it: a server can cause as much of it as it likes.
+ */
+const whenDebugging = (log: () => Effect.Effect<void>): Effect.Effect<void> =>
+  Effect.flatMap(LogLevel.isEnabled("Debug"), (isEnabled) => isEnabled ? log() : Effect.void)
+
+/**
+ * The headers of a call follow from what the client knows of the tool: what it was wrong about it reads again, so that
+ * the next call has the right ones. This one is not repeated: the server has read it.
+ */
+const rereadTools = (
+  client: Sdk.ClientLike,
+  error: unknown,
+  { onresumptiontoken, signal, timeout }: Sdk.CallOptionsLike
+): Promise<never> => {
+  const failed = () => Promise.reject(error)
+  const failure = classify(error, false)
+  return Sdk.isModern(client) && failure._tag === "ProtocolFailure" && failure.code === headerMismatch
+    ? client.listTools({}, { onresumptiontoken: onresumptiontoken!, signal, timeout, cacheMode: "refresh" })
+      .then(failed, failed)
+    : failed()
 }
 
 /**

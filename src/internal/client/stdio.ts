@@ -46,6 +46,13 @@ export const stderrLineLimit = 8192
 
 const newline = 10
 
+// What is read in one turn of the loop: a line that is no message costs the SDK half a millisecond, and a pipe holds
+// 20,000 of them. Everybody else's timers would wait for that.
+const linesATurn = 32
+
+// How long what an exited child has left in its pipe is read, in milliseconds: whoever holds the pipe may still write
+const lastLines = 1_000
+
 // How long a child that no longer reads or writes has to exit, in milliseconds, before that is an error of its own
 const lastWords = 250
 
@@ -113,6 +120,7 @@ const fromChild = (
   // The SDK's buffer is copied with each chunk, and its limit is for all that it has: it is given one line at a time
   let pending: Array<Buffer> = []
   let size = 0
+  let isReading = false
 
   const receive = (line: Buffer) => {
     readBuffer.append(line)
@@ -128,10 +136,15 @@ const fromChild = (
     }
   }
 
-  child.stdout!.on("data", (chunk: Buffer) => {
+  const read = (chunk: Buffer): void => {
     let start = 0
-    while (start < chunk.length) {
-      if (closed) return
+    for (let line = 0; start < chunk.length; line++) {
+      if (closed) break
+      if (line === linesATurn) {
+        isReading = true
+        child.stdout!.pause()
+        return void setImmediate(read, chunk.subarray(start))
+      }
       const end = chunk.indexOf(newline, start) + 1
       const piece = chunk.subarray(start, end === 0 ? chunk.length : end)
       pending.push(piece)
@@ -139,18 +152,23 @@ const fromChild = (
       if (size - Math.min(end, 1) > maxMessageBytes) {
         pending = []
         // What follows can't be made sense of
-        return closeBecause(
+        closeBecause(
           `a message of the server was longer than \`maxMessageBytes\` (${maxMessageBytes.toLocaleString("en-US")})`
         )
+        break
       }
-      if (end === 0) return
-      const line = pending.length === 1 ? piece : Buffer.concat(pending)
+      if (end === 0) break
+      const whole = pending.length === 1 ? piece : Buffer.concat(pending)
       pending = []
       size = 0
       start = end
-      receive(line)
+      receive(whole)
     }
-  })
+    if (!isReading) return
+    isReading = false
+    child.stdout!.resume()
+  }
+  child.stdout!.on("data", read)
   // It can't answer any more. Most are about to exit, and with what says more than this
   child.stdout!.once("close", () => {
     setTimeout(() => closeBecause("the server has closed its stdout"), lastWords).unref()
@@ -165,7 +183,11 @@ const fromChild = (
     flushLines()
     close()
   }
-  child.once("exit", () => setImmediate(() => setImmediate(onExit)))
+  const onceRead = () => isReading ? void setImmediate(onceRead) : onExit()
+  child.once("exit", () => {
+    setTimeout(onExit, lastLines).unref()
+    setImmediate(() => setImmediate(onceRead))
+  })
   return transport
 }
 

@@ -9,10 +9,11 @@
  * - a late reply to a cancelled request is dropped, where the SDK would report an error;
  * - replies never overtake the progress that was read before them: the SDK handles progress a microtask later;
  * - what the SDK keeps for a request that could not be sent is freed;
+ * - a tool's error never makes the v2 SDK call it again: see {@link unrepeated};
  * - what the server may have run is counted, also what nobody waits for: see `sent.ts`.
  */
 import * as Sent from "../sent.ts"
-import { streamEnded } from "./classify.ts"
+import { headerMismatch, streamEnded } from "./classify.ts"
 import type { MessageLike, SendOptionsLike, TransportLike } from "./sdk.ts"
 import * as Spans from "./spans.ts"
 
@@ -73,7 +74,7 @@ const ended: ErrorLike = { code: -32000, message: "The reply stream ended", data
 
 export const make = (inner: TransportLike): Wire => {
   // By their text: the SDK takes "1" for an answer to 1
-  const awaited = new Map<string, Sent.Message>()
+  const awaited = new Map<string, { readonly sent: Sent.Message; readonly method: string | undefined }>()
   const sent = Sent.make()
   // Given up by us, so that a reply is no surprise
   const cancelled = new Set<string>()
@@ -85,13 +86,15 @@ export const make = (inner: TransportLike): Wire => {
 
   /** Nothing is awaited of `id` any more. False if nothing was. */
   const settle = (id: RequestId): boolean => {
-    const message = awaited.get(String(id))
-    if (message !== undefined) Sent.settled(sent, message)
+    const asked = awaited.get(String(id))
+    if (asked !== undefined) Sent.settled(sent, asked.sent)
     return awaited.delete(String(id))
   }
 
   const unsent = (message: Sent.Message, error: unknown) =>
     wire.listener.onUnsent?.(error) === true ? Sent.refused(sent, message) : Sent.settled(sent, message)
+
+  const isModern = () => protocolVersion !== undefined && protocolVersion >= "2026-07-28"
 
   const refuse = (id: RequestId, error: ErrorLike = ended) => receive({ jsonrpc: "2.0", id, error })
 
@@ -165,7 +168,7 @@ export const make = (inner: TransportLike): Wire => {
     options: SendOptionsLike | undefined
   ) => {
     const left = Sent.leave(sent, Sent.carriedBy(options?.onresumptiontoken))
-    for (const id of ids) awaited.set(String(id), left)
+    for (const id of ids) awaited.set(String(id), { sent: left, method: message.method })
     try {
       await send(message, resumable(wire, ids[0]!, options))
     } catch (error) {
@@ -216,8 +219,10 @@ export const make = (inner: TransportLike): Wire => {
         return receive(message, extra)
       }
       queueMicrotask(() => {
-        if (id === undefined || settle(id)) receive(message, extra)
-        else if (!cancelled.delete(String(id))) wire.listener.onStray?.()
+        const asked = id === undefined ? undefined : awaited.get(String(id))
+        if (id === undefined || settle(id)) {
+          receive(asked?.method === "tools/call" && isModern() ? unrepeated(message) : message, extra)
+        } else if (!cancelled.delete(String(id))) wire.listener.onStray?.()
       })
     }
   })
@@ -239,6 +244,16 @@ export const requestIds = (message: MessageLike | ReadonlyArray<MessageLike>): R
   (Array.isArray(message) ? message as ReadonlyArray<MessageLike> : [message as MessageLike]).flatMap((
     { id, method }
   ) => method === undefined || id === undefined ? [] : [id])
+
+/**
+ * To -32020 the v2 SDK reads the tools again and calls the tool a second time, with other headers. The server has read
+ * the first call, and only it knows whether that ran: so the SDK sees another error, and `classify` this one.
+ */
+const unrepeated = (reply: MessageLike & { readonly error?: ErrorLike }): MessageLike =>
+  reply.error?.code !== headerMismatch ? reply : {
+    ...reply,
+    error: { code: -32000, message: reply.error.message, data: { cause: reply.error } }
+  } as MessageLike
 
 const isReply = (message: MessageLike): boolean => !Array.isArray(message) && message.method === undefined
 

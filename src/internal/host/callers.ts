@@ -50,13 +50,14 @@ export const nobody = (): AuthInfo => ({ token: "", clientId: "", scopes: [] })
 // A handler may read the token. What prints, copies or serialises this does not see it.
 class CallerAuth implements AuthInfo {
   readonly clientId: string
-  readonly scopes: Array<string> = []
+  readonly scopes: Array<string>
   readonly expiresAt?: number
   readonly extra: { readonly identity: Identity }
   readonly #credentials: Credentials
 
   constructor(identity: Identity, credentials: Credentials) {
     this.clientId = identity.key
+    this.scopes = [...identity.scopes]
     // In seconds
     if (Option.isSome(credentials.expiry)) this.expiresAt = Math.floor(credentials.expiry.value / 1_000)
     this.extra = { identity }

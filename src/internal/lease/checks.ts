@@ -52,9 +52,12 @@ export const make = <I, A, E>(
         // Retired meanwhile, it is not for those who have yet to get it.
         const passed = Option.exists(exit, Exit.isSuccess) && slot.retired === undefined
         running.delete(slot.id)
-        if (!passed && !Leased.isShutDown(engine)) Leased.retire(engine, slot, "unhealthy")
-        Leased.release(engine, slot)
-        Deferred.doneUnsafe(started.passed, Exit.succeed(passed))
+        // In one step: those who have come for it are told before its end makes room for others
+        Leased.atomically(engine, () => {
+          if (!passed && !Leased.isShutDown(engine)) Leased.retire(engine, slot, "unhealthy")
+          Leased.release(engine, slot)
+          Deferred.doneUnsafe(started.passed, Exit.succeed(passed))
+        })
       })
     )
     return started

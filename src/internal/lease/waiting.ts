@@ -254,13 +254,27 @@ export const end = <I extends { readonly key: string }, A, E>(
   self: Waiting<I, A, E>,
   leaver: Caller<I, A, E>
 ): Effect.Effect<void> | undefined => {
-  const { slot } = leaver
-  if (slot === undefined) {
-    leave(self, leaver)
-    return undefined
-  }
+  if (leaver.slot !== undefined) return giveBack(self, letGo(self, leaver))
+  leave(self, leaver)
+  return undefined
+}
+
+/** The caller has its lease no more, which is for `giveBack` then. */
+export const letGo = <I extends { readonly key: string }, A, E>(
+  self: Waiting<I, A, E>,
+  leaver: Caller<I, A, E>
+): Leased.Slot<I, A, E> => {
+  const slot = leaver.slot!
   leaver.slot = undefined
   Holders.remove(self.holders, leaver)
+  return slot
+}
+
+/** Ends a lease that nobody has any more, or gives it to whoever comes next. */
+export const giveBack = <I extends { readonly key: string }, A, E>(
+  self: Waiting<I, A, E>,
+  slot: Leased.Slot<I, A, E>
+): Effect.Effect<void> | undefined => {
   if (self.turns !== undefined && passOn(self, self.turns, slot)) return undefined
   return Leased.release(self.engine, slot)
 }

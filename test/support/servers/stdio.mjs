@@ -12,7 +12,8 @@
  *   flood-stderr         writes 1 MB to stderr with blocking writes before it answers anything
  *
  * Tools, besides those of tools.mjs: `pid`, `grandchild`, `die` (exit 3), `kill` (SIGKILL to itself), `garbage`,
- * `flood` (stderr, blocking), `close-stdout` (never answers anything again, and lives).
+ * `flood` (stderr, blocking), `flood-stdout` (for ever, what is no JSON-RPC), `last-words` (200 notifications, and
+ * exits), `close-stdout` (never answers anything again, and lives).
  *
  * With PID_FILE in its environment it appends its pid, and its grandchild's, to that file, one a line: the only way to
  * learn the pid of a server that never gets as far as answering. Whatever happens it is gone after two minutes.
@@ -59,6 +60,8 @@ const writeBlocking = (fd, bytes) => {
 
 const flood = () => writeBlocking(2, Buffer.from(`${"x".repeat(1023)}\n`.repeat(1024)))
 
+const word = (data) => ({ jsonrpc: "2.0", method: "notifications/message", params: { level: "info", data } })
+
 announce(process.pid)
 setTimeout(() => process.exit(99), 120_000).unref()
 
@@ -95,6 +98,19 @@ if (behaviours.has("hang-initialize")) {
       run: () => {
         flood()
         return text("done")
+      }
+    },
+    "flood-stdout": {
+      run: () => {
+        const more = () => process.stdout.write("{}\n".repeat(10_000), () => setImmediate(more))
+        more()
+        return new Promise(() => {})
+      }
+    },
+    "last-words": {
+      run: () => {
+        writeSync(1, Array.from({ length: 200 }, (_, i) => `${JSON.stringify(word(i))}\n`).join(""))
+        process.exit(0)
       }
     },
     "close-stdout": {

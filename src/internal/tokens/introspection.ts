@@ -1,0 +1,96 @@
+/**
+ * Tokens that say nothing themselves: their issuer is asked whose they are (RFC 7662).
+ */
+import * as Cache from "effect/Cache"
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as HttpClientRequest from "effect/http/HttpClientRequest"
+import * as Predicate from "effect/Predicate"
+import * as Redacted from "effect/Redacted"
+import * as Semaphore from "effect/Semaphore"
+import { Credentials, type Identity, type IdentityError, type InvalidToken } from "../../Identity.ts"
+import type { Introspection } from "../../TokenOptions.ts"
+import { identities, millisOf, presented, refuse, tokenIn } from "./claims.ts"
+import * as Server from "./server.ts"
+
+const capacity = 1024
+
+// Whoever makes up tokens has each of them asked for: no more than these at once
+const maxConcurrent = 64
+
+export const make = Effect.fnUntraced(function*(settings: Introspection) {
+  const toIdentity = identities(settings.issuer ?? settings.endpoint.href, settings)
+  const semaphore = yield* Semaphore.make(maxConcurrent)
+  const question = HttpClientRequest.post(settings.endpoint).pipe(
+    HttpClientRequest.acceptJson,
+    // RFC 6749 section 2.3.1: encoded as in a form before they are joined
+    HttpClientRequest.basicAuth(encode(settings.clientId), encode(Redacted.value(settings.clientSecret)))
+  )
+
+  const introspect = (token: string) =>
+    question.pipe(
+      HttpClientRequest.bodyUrlParams({ token, token_type_hint: "access_token" }),
+      Server.ask,
+      Server.inTime,
+      Effect.filterOrFail(
+        (answer): answer is Readonly<Record<string, unknown>> & { readonly active: boolean } =>
+          Predicate.isObject(answer) && typeof answer.active === "boolean",
+        () => new Server.ServerFailed({ issue: "its answer does not say whether the token is active" })
+      ),
+      Effect.tapError(({ issue }) =>
+        Effect.logWarning(`IdentityResolver: the introspection endpoint could not be asked: ${issue}`)
+      ),
+      Effect.mapError(Server.unavailable)
+    )
+
+  const lookup = Effect.fnUntraced(function*(token: string): Effect.fn.Return<Identity, IdentityError> {
+    const answer = yield* introspect(token)
+    if (!answer.active) return yield* refuse("inactive")
+    const { active: _, ...claims } = answer
+    const wrong = issueOf(claims, settings, yield* Clock.currentTimeMillis)
+    if (wrong !== undefined) return yield* refuse(wrong)
+    return yield* toIdentity(claims, Credentials.bearer(token, { expiresAt: millisOf(claims.exp) }))
+  })
+
+  // One request for all who come with the token while it is under way; nothing is kept of a failure
+  const answers = yield* Cache.makeWith(
+    (token: string) =>
+      Effect.flatMap(
+        semaphore.withPermitsIfAvailable(1)(lookup(token)),
+        (identity) =>
+          identity._tag === "Some"
+            ? Effect.succeed(identity.value)
+            : Effect.fail(Server.unavailable(new Server.ServerFailed({ issue: "too many tokens are asked for" }), 1000))
+      ),
+    { capacity, timeToLive: (exit) => Exit.isSuccess(exit) ? settings.timeToLive : 0 }
+  )
+
+  return Effect.fnUntraced(function*(request: unknown): Effect.fn.Return<Identity, IdentityError> {
+    const token = yield* tokenIn(yield* presented(request))
+    const identity = yield* Cache.get(answers, token)
+    if (identity.expiresAt._tag === "Some" && identity.expiresAt.value <= (yield* Clock.currentTimeMillis)) {
+      return yield* refuse("expired")
+    }
+    return identity
+  })
+})
+
+const encode = (text: string): string => new URLSearchParams([["", text]]).toString().slice(1)
+
+/** RFC 7662 section 4: what the endpoint says of `exp`, `nbf`, `iss` and `aud` is looked at here, too. */
+const issueOf = (
+  claims: Readonly<Record<string, unknown>>,
+  { audience, issuer }: Introspection,
+  now: number
+): InvalidToken["reason"] | undefined => {
+  const { aud, exp, iss, nbf } = claims
+  const until = millisOf(exp)
+  const from = millisOf(nbf)
+  if ((exp !== undefined && until === undefined) || (nbf !== undefined && from === undefined)) return "claims"
+  if (until !== undefined && until <= now) return "expired"
+  if (from !== undefined && from > now) return "early"
+  if (issuer !== undefined && iss !== undefined && iss !== issuer) return "issuer"
+  const all: ReadonlyArray<unknown> = Array.isArray(aud) ? aud : [aud]
+  return audience === undefined || audience.some((one) => all.includes(one)) ? undefined : "audience"
+}
