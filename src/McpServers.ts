@@ -20,11 +20,9 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
-import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import type { SessionHandle } from "./Connector.ts"
 import type { Identity } from "./Identity.ts"
-import type { ServerConfig } from "./internal/client/mcpJson.ts"
 import * as Servers from "./internal/client/servers.ts"
 import * as Options from "./internal/options.ts"
 import type { InvalidOptions } from "./InvalidOptions.ts"
@@ -32,6 +30,7 @@ import * as McpConnector from "./McpConnector.ts"
 import type { McpServersError, McpServersIssue, UnknownServer } from "./McpServersError.ts"
 import type { McpSession } from "./McpSession.ts"
 import type { McpSessionError } from "./McpSessionError.ts"
+import type { SdkClient } from "./Session.ts"
 
 export * from "./McpServersError.ts"
 
@@ -126,12 +125,7 @@ export class McpServers extends Context.Service<McpServers, {
     config: unknown,
     options: McpServersMakeOptions = {}
   ): Effect.Effect<McpServers["Service"], McpServersError | InvalidOptions> {
-    return Effect.suspend(() => {
-      const parsed = declared.parse(options, "make")
-      if (Result.isFailure(parsed)) return Effect.fail(parsed.failure)
-      const { file = "the configuration", ...others } = options
-      return Servers.fromConfig(config, { ...sourceOf(others), file, method: "make" })
-    })
+    return readers.make(config, options)
   }
 
   /**
@@ -145,13 +139,7 @@ export class McpServers extends Context.Service<McpServers, {
     file: string,
     options: McpServersOptions = {}
   ): Layer.Layer<McpServers, McpServersError | InvalidOptions, FileSystem.FileSystem> {
-    return Layer.effect(
-      McpServers,
-      Effect.gen(function*() {
-        yield* Effect.fromResult(declared.parse(Options.isRecord(options) ? { ...options, file } : options))
-        return yield* Servers.fromFile(file, sourceOf(options))
-      })
-    )
+    return Layer.effect(McpServers, readers.read(file, options))
   }
 
   /**
@@ -182,18 +170,8 @@ export class McpServers extends Context.Service<McpServers, {
 
 const declared = Options.declare<McpServersMakeOptions>()({ module: "McpServers" }, Servers.options)
 
-/** What all servers have in common. */
-const sourceOf = ({ forwardCredentials, workspaceFolder, ...common }: McpServersOptions) => ({
-  module: "McpServers",
-  workspaceFolder,
-  forwardCredentials,
-  connectorOf: (name: string, server: ServerConfig, isForwarded: boolean): McpConnector.Connector => {
-    if (server.type === "stdio") {
-      const { type: _, ...config } = server
-      return McpConnector.stdio({ ...common, ...config, name })
-    }
-    const { type, ...config } = server
-    const http = { ...common, ...config, name, forwardCredentials: isForwarded }
-    return type === "sse" ? McpConnector.sse(http) : McpConnector.http(http)
-  }
-})
+const readers = Servers.makeReaders<McpServersMakeOptions, SdkClient>("McpServers", declared, (common) => ({
+  stdio: (config) => McpConnector.stdio({ ...common, ...config }),
+  http: (config) => McpConnector.http({ ...common, ...config }),
+  sse: (config) => McpConnector.sse({ ...common, ...config })
+}))

@@ -19,11 +19,9 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
-import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import type { SessionHandle } from "./Connector.ts"
 import type { Identity } from "./Identity.ts"
-import type { ServerConfig } from "./internal/client/mcpJson.ts"
 import * as Servers from "./internal/client/servers.ts"
 import * as Options from "./internal/options.ts"
 import type { InvalidOptions } from "./InvalidOptions.ts"
@@ -72,12 +70,7 @@ export class McpServersV2 extends Context.Service<McpServersV2, {
     config: unknown,
     options: McpServersV2MakeOptions = {}
   ): Effect.Effect<McpServersV2["Service"], McpServersError | InvalidOptions> {
-    return Effect.suspend(() => {
-      const parsed = declared.parse(options, "make")
-      if (Result.isFailure(parsed)) return Effect.fail(parsed.failure)
-      const { file = "the configuration", ...others } = options
-      return Servers.fromConfig(config, { ...sourceOf(others), file, method: "make" })
-    })
+    return readers.make(config, options)
   }
 
   /**
@@ -90,13 +83,7 @@ export class McpServersV2 extends Context.Service<McpServersV2, {
     file: string,
     options: McpServersV2Options = {}
   ): Layer.Layer<McpServersV2, McpServersError | InvalidOptions, FileSystem.FileSystem> {
-    return Layer.effect(
-      McpServersV2,
-      Effect.gen(function*() {
-        yield* Effect.fromResult(declared.parse(Options.isRecord(options) ? { ...options, file } : options))
-        return yield* Servers.fromFile(file, sourceOf(options))
-      })
-    )
+    return Layer.effect(McpServersV2, readers.read(file, options))
   }
 
   /**
@@ -124,21 +111,12 @@ const declared = Options.declare<McpServersV2MakeOptions>()({ module: "McpServer
   ...McpConnectorV2.negotiation
 })
 
-/** What all servers have in common. */
-const sourceOf = (
-  { forwardCredentials, probeTimeout, versionNegotiation, workspaceFolder, ...common }: McpServersV2Options
-) => ({
-  module: "McpServersV2",
-  workspaceFolder,
-  forwardCredentials,
-  connectorOf: (name: string, server: ServerConfig, isForwarded: boolean): McpConnectorV2.Connector => {
-    const negotiation = { probeTimeout, versionNegotiation }
-    if (server.type === "stdio") {
-      const { type: _, ...config } = server
-      return McpConnectorV2.stdio({ ...common, ...negotiation, ...config, name })
-    }
-    const { type, ...config } = server
-    const http = { ...common, ...config, name, forwardCredentials: isForwarded }
-    return type === "sse" ? McpConnectorV2.sse(http) : McpConnectorV2.http({ ...http, ...negotiation })
-  }
-})
+const readers = Servers.makeReaders<McpServersV2MakeOptions, Client>(
+  "McpServersV2",
+  declared,
+  ({ probeTimeout, versionNegotiation, ...common }) => ({
+    stdio: (config) => McpConnectorV2.stdio({ ...common, probeTimeout, versionNegotiation, ...config }),
+    http: (config) => McpConnectorV2.http({ ...common, probeTimeout, versionNegotiation, ...config }),
+    sse: (config) => McpConnectorV2.sse({ ...common, ...config })
+  })
+)

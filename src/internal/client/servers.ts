@@ -20,13 +20,13 @@ import { KnownSecrets } from "./knownSecrets.ts"
 import * as McpJson from "./mcpJson.ts"
 
 /** The servers of one configuration, for clients of the class `C`. */
-export interface Servers<out C> {
+interface Servers<out C> {
   readonly names: ReadonlyArray<string>
   readonly problems: ReadonlyArray<McpServersIssue>
   readonly connector: (name: string) => Effect.Effect<Connector<never, C>, UnknownServer | McpServersError>
 }
 
-export interface Source<C> {
+interface Source<C> {
   readonly module: string
   readonly method: "layer" | "make"
   /** What errors call the configuration. */
@@ -38,7 +38,7 @@ export interface Source<C> {
   readonly connectorOf: (name: string, server: McpJson.ServerConfig, forwardCredentials: boolean) => Connector<never, C>
 }
 
-export const fromFile = Effect.fnUntraced(function*<C>(
+const fromFile = Effect.fnUntraced(function*<C>(
   path: string,
   source: Omit<Source<C>, "file" | "path" | "method">
 ): Effect.fn.Return<Servers<C>, McpServersError | InvalidOptions, FileSystem.FileSystem> {
@@ -55,7 +55,7 @@ export const fromFile = Effect.fnUntraced(function*<C>(
   return yield* fromConfig(json.success, { ...source, file: path, path, method: "layer" })
 })
 
-export const fromConfig = Effect.fnUntraced(function*<C>(
+const fromConfig = Effect.fnUntraced(function*<C>(
   written: unknown,
   { connectorOf, file, forwardCredentials, method, module, path, workspaceFolder }: Source<C>
 ): Effect.fn.Return<Servers<C>, McpServersError | InvalidOptions> {
@@ -101,6 +101,66 @@ export const fromConfig = Effect.fnUntraced(function*<C>(
     }
   }
 })
+
+/** What says where the servers are and which of them are sent credentials; all else is the connectors'. */
+interface Shared {
+  readonly file?: string | undefined
+  readonly workspaceFolder?: string | undefined
+  readonly forwardCredentials?: ((name: string) => boolean) | undefined
+}
+
+type ConfigOf<Type extends McpJson.ServerConfig["type"]> =
+  & Omit<Extract<McpJson.ServerConfig, { readonly type: Type }>, "type">
+  & { readonly name: string }
+
+type HttpConfig = ConfigOf<"http" | "sse"> & { readonly forwardCredentials: boolean }
+
+/** The connectors of a generation, with the options that all servers of a configuration have in common. */
+interface Connectors<C> {
+  readonly stdio: (config: ConfigOf<"stdio">) => Connector<never, C>
+  readonly http: (config: HttpConfig) => Connector<never, C>
+  readonly sse: (config: HttpConfig) => Connector<never, C>
+}
+
+/**
+ * Both ways to the servers of one generation of the SDK, with options `O` and clients `C`.
+ */
+export const makeReaders = <O extends Shared, C>(
+  module: string,
+  { parse }: Pick<Options.Options<unknown>, "parse">,
+  connectorsOf: (options: Omit<O, keyof Shared>) => Connectors<C>
+) => {
+  const sourceOf = ({ file = "the configuration", forwardCredentials, workspaceFolder, ...others }: O) => {
+    const connectors = connectorsOf(others)
+    return {
+      module,
+      file,
+      workspaceFolder,
+      forwardCredentials,
+      connectorOf: (name: string, server: McpJson.ServerConfig, isForwarded: boolean) => {
+        if (server.type === "stdio") {
+          const { type: _, ...config } = server
+          return connectors.stdio({ ...config, name })
+        }
+        const { type, ...config } = server
+        return connectors[type]({ ...config, name, forwardCredentials: isForwarded })
+      }
+    }
+  }
+
+  return {
+    /** What is in memory already. */
+    make: Effect.fnUntraced(function*(config: unknown, options: O) {
+      yield* Effect.fromResult(parse(options, "make"))
+      return yield* fromConfig(config, { ...sourceOf(options), method: "make" })
+    }),
+    /** A file, for a layer. */
+    read: Effect.fnUntraced(function*(file: string, options: O) {
+      yield* Effect.fromResult(parse(Options.isRecord(options) ? { ...options, file } : options))
+      return yield* fromFile(file, sourceOf(options))
+    })
+  }
+}
 
 /** Nobody is here who could log in, so such a server is of use only if credentials come another way. */
 const withLogin = (

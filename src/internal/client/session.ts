@@ -327,6 +327,11 @@ const operations = <C extends Sdk.ClientLike>(
       watch(calls.within(Lists.methods[kind], lists.get(kind, options?.fresh === true), options?.timeout))
     ) as Effect.Effect<A, McpSessionError>
 
+  const subscription =
+    (operation: "subscribeResource" | "unsubscribeResource", method: string): McpSession["subscribeResource"] =>
+    (params, options) =>
+      Effect.asVoid(call(operation, { method, resource: params }, (o) => client[operation](params, o), options))
+
   return {
     callTool: (params, options) =>
       call(
@@ -359,24 +364,8 @@ const operations = <C extends Sdk.ClientLike>(
           options
         )
       ),
-    subscribeResource: (params, options) =>
-      Effect.asVoid(
-        call(
-          "subscribeResource",
-          { method: "resources/subscribe", resource: params },
-          (o) => client.subscribeResource(params, o),
-          options
-        )
-      ),
-    unsubscribeResource: (params, options) =>
-      Effect.asVoid(
-        call(
-          "unsubscribeResource",
-          { method: "resources/unsubscribe", resource: params },
-          (o) => client.unsubscribeResource(params, o),
-          options
-        )
-      ),
+    subscribeResource: subscription("subscribeResource", "resources/subscribe"),
+    unsubscribeResource: subscription("unsubscribeResource", "resources/unsubscribe"),
     ping: (options) => Effect.asVoid(call("ping", { method: "ping" }, (o) => Sdk.probe(client, o), options)),
     request: (f, options) => call("request", {}, (o) => f(client, o), options)
   } satisfies Partial<McpSession<C>>
