@@ -117,6 +117,26 @@ describe.each(["sse", "json"] as const)("McpHttp spans, answered with %s", (resp
 })
 
 describe("McpHttp spans", () => {
+  it.live("are none without a tracer, and the trace goes on by what the message says", () =>
+    Effect.gen(function*() {
+      const seen: Array<Tracer.AnySpan | undefined> = []
+      const server = Effect.sync(() => {
+        const server = new Server({ name: "spans", version: "1" }, { capabilities: { tools: {} } })
+        server.setRequestHandler(CallToolRequestSchema, (_, extra) => {
+          seen.push(Option.getOrUndefined(McpHttp.spanOf(extra)))
+          return { content: [] }
+        })
+        return server
+      })
+      const endpoint = yield* web(Layer.merge(McpHttp.layer({ server: () => server }), quiet))
+      const session = yield* begin(endpoint)
+      yield* textOf(yield* post(endpoint, within(remote, "echo"), { session, headers: { traceparent: other } }))
+      yield* textOf(yield* post(endpoint, call("echo"), { session, headers: { traceparent: other } }))
+      yield* textOf(yield* post(endpoint, call("echo"), { session }))
+      assert.deepStrictEqual(seen.map((span) => span && traceparentOf(span)), [remote, other, undefined])
+      assert.deepStrictEqual(seen.map((span) => span?._tag), ["ExternalSpan", "ExternalSpan", undefined])
+    }))
+
   it.live("belong to the trace of the HTTP header where the HTTP server has no span", () =>
     Effect.gen(function*() {
       const recorder = makeRecorder()

@@ -82,6 +82,13 @@ export const isToolError = (value: unknown): boolean =>
 export const withoutSecrets = (uri: string): string =>
   uri.replace(/^([^:/?#]+:\/\/)[^/?#]*@/, "$1").replace(/[?#].*$/s, "")
 
+/** Whether anybody provides a tracer: what spans tell is told to nobody else. */
+export const hasTracer = ({ context }: Fiber.Fiber<unknown, unknown>): boolean =>
+  Option.isSome(Context.getOption(context, ProvidedTracer))
+
+// Not the reference, which has a tracer that tells nobody
+const ProvidedTracer = Context.Service<Tracer.Tracer>(Tracer.TracerKey)
+
 /** The span that the fiber is in. */
 export const current = (fiber: Fiber.Fiber<unknown, unknown>): Tracer.AnySpan | undefined =>
   Option.getOrUndefined(Context.getOption(fiber.context, Tracer.ParentSpan))

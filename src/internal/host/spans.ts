@@ -25,8 +25,8 @@ import * as Answers from "./answers.ts"
 
 /** The spans of what one POST has brought. */
 export interface Served {
-  /** If it is the only one. */
-  readonly span: Tracer.Span | undefined
+  /** If it is the only one. Where there is no tracer, what it would be a part of. */
+  readonly span: Tracer.AnySpan | undefined
   /** The request has this response. */
   readonly answered: (response: { readonly id?: RequestId | undefined }) => void
   /** Nothing more will be said to the request. */
@@ -49,28 +49,36 @@ export const serving = <E, R>(
   body: unknown,
   run: (served: Served) => Effect.Effect<HttpServerResponse, E, R>
 ): Effect.Effect<HttpServerResponse, E, R> =>
-  Effect.suspend(() => {
+  Effect.withFiber((fiber) => {
     const messages = (Array.isArray(body) ? body : [body]).filter(isCall)
     if (messages.length === 0) return run(none)
+    // Where nobody would be told of a span there is none, and the trace goes on by what the request says of it
+    if (!Spans.hasTracer(fiber)) {
+      const span = messages.length === 1 ? lineage(fiber, request, messages[0]!).parent : undefined
+      return during(serve(fiber, messages, [], span), run)
+    }
     const secrets = Option.match(identity.credentials, {
       onNone: () => [],
       onSome: ({ header, token }) => [Redacted.value(header), Redacted.value(token)]
     })
     return Effect.flatMap(
       Effect.forEach(messages, (message) => begin(request, identity, message, secrets)),
-      (spans) =>
-        Effect.withFiber((fiber) => {
-          const served = serve(fiber, messages, spans)
-          const answer = Effect.onExitPrimitive(run(served), (exit) => {
-            if (Exit.isFailure(exit)) served.fail(exit)
-            else if (exit.value.status >= 400) served.end(exit.value.status)
-            else served.notified()
-            return undefined
-          })
-          return served.span === undefined ? answer : Effect.provideService(answer, Tracer.ParentSpan, served.span)
-        })
+      (spans) => during(serve(fiber, messages, spans, spans.length === 1 ? spans[0] : undefined), run)
     )
   })
+
+const during = <E, R>(
+  served: ReturnType<typeof serve>,
+  run: (served: Served) => Effect.Effect<HttpServerResponse, E, R>
+): Effect.Effect<HttpServerResponse, E, R> => {
+  const answer = Effect.onExitPrimitive(run(served), (exit) => {
+    if (Exit.isFailure(exit)) served.fail(exit)
+    else if (exit.value.status >= 400) served.end(exit.value.status)
+    else served.notified()
+    return undefined
+  })
+  return served.span === undefined ? answer : Effect.provideService(answer, Tracer.ParentSpan, served.span)
+}
 
 interface Call {
   readonly method: string
@@ -81,22 +89,28 @@ interface Call {
 const isCall = (message: unknown): message is Call =>
   Predicate.hasProperty(message, "method") && typeof message.method === "string"
 
+/** What a message is part of: what it says itself, else the HTTP request that brought it. */
+const lineage = (fiber: AnyFiber, { headers }: HttpServerRequest, { params }: Call) => {
+  const ambient = Spans.current(fiber)
+  const meta = Predicate.hasProperty(params, "_meta") ? params["_meta"] : undefined
+  const remote = Predicate.hasProperty(meta, "traceparent") ? Spans.ofTraceparent(meta.traceparent) : undefined
+  return { ambient, remote, parent: remote ?? ambient ?? Spans.ofTraceparent(headers["traceparent"]) }
+}
+
 const begin = (
-  { headers }: HttpServerRequest,
+  request: HttpServerRequest,
   { key }: Identity,
-  { id, method, params }: Call,
+  message: Call,
   secrets: ReadonlyArray<string>
 ): Effect.Effect<Tracer.Span> =>
   Effect.withFiber((fiber) => {
-    const ambient = Spans.current(fiber)
-    const meta = Predicate.hasProperty(params, "_meta") ? params["_meta"] : undefined
-    const remote = Predicate.hasProperty(meta, "traceparent") ? Spans.ofTraceparent(meta.traceparent) : undefined
-    const parent = remote ?? (ambient === undefined ? Spans.ofTraceparent(headers["traceparent"]) : undefined)
+    const { id, method, params } = message
+    const { ambient, parent, remote } = lineage(fiber, request, message)
     const text = redacted(secrets)
-    const version = headers["mcp-protocol-version"]
+    const version = request.headers["mcp-protocol-version"]
     return Effect.makeSpan(name, {
       kind: "server",
-      ...(parent === undefined ? {} : { parent }),
+      ...(parent === undefined || parent === ambient ? {} : { parent }),
       ...(remote === undefined || ambient === undefined ? {} : { links: [{ span: ambient, attributes: {} }] }),
       attributes: {
         "mcp.method.name": text(method),
@@ -127,26 +141,33 @@ const targetOf = (method: string, params: unknown, text: (value: string) => stri
 
 type AnyFiber = Fiber.Fiber<unknown, unknown>
 
-const serve = (fiber: AnyFiber, messages: ReadonlyArray<Call>, spans: ReadonlyArray<Tracer.Span>) => {
+const serve = (
+  fiber: AnyFiber,
+  messages: ReadonlyArray<Call>,
+  spans: ReadonlyArray<Tracer.Span>,
+  span: Tracer.AnySpan | undefined
+) => {
   const began = Operations.now(fiber)
-  const isOpen = spans.map(() => true)
+  const isOpen = messages.map(() => true)
 
   const end = (i: number, error: string | undefined, exit: Exit.Exit<unknown, unknown>): void => {
     if (isOpen[i] !== true) return
     isOpen[i] = false
-    const span = spans[i]!
-    if (error !== undefined) span.attribute("error.type", error)
-    Spans.finish(fiber, span, exit)
+    const ended = spans[i]
+    if (ended !== undefined) {
+      if (error !== undefined) ended.attribute("error.type", error)
+      Spans.finish(fiber, ended, exit)
+    }
     Operations.record(fiber, all.serverOperationDuration, began, { method: messages[i]!.method, error })
   }
   const endAll = (error: string | undefined, exit: Exit.Exit<unknown, unknown>): void => {
-    for (const i of spans.keys()) end(i, error, exit)
+    for (const i of messages.keys()) end(i, error, exit)
   }
   const indexOf = (id: RequestId | undefined): number =>
     id === undefined ? -1 : messages.findIndex((message) => message.id === id)
 
   return {
-    span: spans.length === 1 ? spans[0] : undefined,
+    span,
     answered: (response) => {
       const i = indexOf(response.id)
       const error = errorOf(response)

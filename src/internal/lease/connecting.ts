@@ -5,11 +5,9 @@
  * An open belongs to its pool, so its span is a child of the pool's own; which request has asked for it is what the
  * links say.
  */
-import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import * as Option from "effect/Option"
-import * as Tracer from "effect/Tracer"
+import type * as Tracer from "effect/Tracer"
 import * as Spans from "../spans.ts"
 
 export interface Connecting {
@@ -40,9 +38,6 @@ interface Opening {
   error: string | undefined
 }
 
-// Not the reference, which has a tracer that tells nobody
-const ProvidedTracer = Context.Service<Tracer.Tracer>(Tracer.TracerKey)
-
 // A herd may wait for one open: the first of it say enough
 const maxLinks = 16
 
@@ -68,13 +63,10 @@ export const make = (name: string): Connecting => {
 
   return {
     run: (session, labels, open) =>
-      Effect.withFiber(({ context }) => {
+      Effect.withFiber((fiber) => {
         // The finalizers of the open keep its context for as long as the session lives, and the span with it. Where
         // there is no tracer, and no span that the pool is part of, nobody would ever see that.
-        if (
-          Option.isNone(Context.getOption(context, ProvidedTracer)) &&
-          Option.isNone(Context.getOption(context, Tracer.ParentSpan))
-        ) {
+        if (!Spans.hasTracer(fiber) && Spans.current(fiber) === undefined) {
           openings.delete(session)
           askers.delete(session.info)
           return Effect.annotateLogs(open, labels) as Effect.Effect<never>

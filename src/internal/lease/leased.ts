@@ -120,7 +120,7 @@ export interface Slot<I, A, E> extends Linked.Node<Slot<I, A, E>> {
   openedAt: number
   /** When its last lease ended: a moment, too. */
   usedAt: number
-  /** Since when it is in use, if it is. */
+  /** Since when it opens, is in use, or closes, if it does. */
   since: number
   /** Is told for how many seconds it was in use. */
   used: { readonly record: (seconds: number) => void } | undefined
@@ -249,7 +249,7 @@ const turnsOf = (context: Context.Context<never>): Context.Context<never> =>
   ) as Context.Context<never>
 
 const makeStarter = (runFork: Starter["fork"]): Starter => {
-  const queue: Array<() => void> = []
+  let queue: Array<() => void> = []
   let busy = false
   const atomically = <T>(step: () => T): T => {
     if (busy) return step()
@@ -258,7 +258,7 @@ const makeStarter = (runFork: Starter["fork"]): Starter => {
       return step()
     } finally {
       for (let i = 0; i < queue.length; i++) queue[i]!()
-      queue.length = 0
+      if (queue.length > 0) queue = []
       busy = false
     }
   }
@@ -468,7 +468,7 @@ export const admit = <I, A, E>(
     heldSince: turn,
     openedAt: 0,
     usedAt: 0,
-    since: 0,
+    since: self.time.now(),
     used: undefined,
     session: undefined,
     opening: { outcome: Deferred.makeUnsafe(), settled: Deferred.makeUnsafe(), fiber: undefined, scope: undefined },
@@ -657,8 +657,9 @@ const opened = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>, exit: Exit.
   slot.phase = "open"
   slot.session = exit
   slot.opening = undefined
-  slot.openedAt = slot.usedAt = slot.since = self.time.now()
+  slot.openedAt = slot.usedAt = self.time.now()
   self.options.onOpened(slot)
+  slot.since = slot.openedAt
   if (slot.leases === 0) becomeFree(self, slot)
 }
 
@@ -697,7 +698,8 @@ export const end = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>, reason:
  */
 export const expire = <I, A, E>(self: Leased<I, A, E>): void => {
   const now = self.time.now()
-  for (const list of idleLists(self)) expireOf(self, list, now)
+  expireOf(self, self.idle, now)
+  if (self.unused !== self.idle) expireOf(self, self.unused, now)
 }
 
 const expireOf = <I, A, E>(self: Leased<I, A, E>, list: Idle.Idle<Slot<I, A, E>>, now: number): void => {
@@ -741,6 +743,7 @@ const close = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
   }
   self.drained.delete(slot)
   slot.phase = "closing"
+  slot.since = self.time.now()
   self.closing++
   leavePlace(self, slot)
   self.starter.run(() => {

@@ -88,10 +88,6 @@ export const make = Effect.fnUntraced(
     const upstreams = meter.bound(`upstream of ${Object.values(labels).join()}`)
     const errors = meter.bound("error")
     const series = new Map<string, Series>()
-    /** Since when a session opens, or closes. */
-    const began = new Map<object, number>()
-    /** Closing, or gone. */
-    const left = new WeakSet<object>()
     const ends: Array<() => void> = []
     yield* Effect.addFinalizer(() => Effect.sync(() => ends.forEach((end) => end())))
 
@@ -166,16 +162,10 @@ export const make = Effect.fnUntraced(
       Leased.expire(sessions)
       for (const slot of Leased.all(sessions)) {
         add(stateOf(sessions, slot), slot.info, 1)
-        if (!left.has(slot)) add("leases", slot.info, slot.uses)
+        // Those of one that is closing have been counted when it left its place
+        if (slot.phase !== "closing") add("leases", slot.info, slot.uses)
       }
       return found
-    }
-
-    /** For how many seconds it has opened or closed. */
-    const ended = (slot: object): number => {
-      const moment = began.get(slot) ?? time.now()
-      began.delete(slot)
-      return (time.now() - moment) / 1_000
     }
 
     ends.push(meter.gauge(instruments.capacity, labels, () => capacity))
@@ -188,11 +178,10 @@ export const make = Effect.fnUntraced(
         ...hooks,
         onAdmitted: (slot) => {
           slot.used = seriesOf(slot.info).uses
-          began.set(slot, time.now())
           hooks.onAdmitted?.(slot)
         },
         onOpened: (slot) => {
-          seriesOf(slot.info).opens.record(ended(slot))
+          seriesOf(slot.info).opens.record((slot.openedAt - slot.since) / 1_000)
           hooks.onOpened(slot)
         },
         onOpenFailed: (slot, cause) => {
@@ -207,21 +196,17 @@ export const make = Effect.fnUntraced(
           hooks.onRetired(slot, reason)
         },
         onLeft: (slot) => {
-          left.add(slot)
           const { leases } = seriesOf(slot.info)
           if (leases !== undefined) leases.count += slot.uses
-          if (slot.phase === "closing") began.set(slot, time.now())
-          else began.delete(slot)
           hooks.onLeft?.(slot)
         },
         onClosed: (slot, lived) => {
           const { closes, lives } = seriesOf(slot.info)
-          closes.record(ended(slot))
+          closes.record((time.now() - slot.since) / 1_000)
           lives(reasonOf?.(slot, slot.retired!) ?? slot.retired!).record(Duration.toSeconds(lived))
           hooks.onClosed(slot, lived)
         },
         onCloseFailed: (slot, reason) => {
-          began.delete(slot)
           seriesOf(slot.info).closeFailures(reason).count++
           hooks.onCloseFailed(slot, reason)
         }
