@@ -121,12 +121,12 @@ describe("McpHttp spans", () => {
     Effect.gen(function*() {
       const seen: Array<Tracer.AnySpan | undefined> = []
       const server = Effect.sync(() => {
-        const server = new Server({ name: "spans", version: "1" }, { capabilities: { tools: {} } })
-        server.setRequestHandler(CallToolRequestSchema, (_, extra) => {
+        const sdk = new Server({ name: "spans", version: "1" }, { capabilities: { tools: {} } })
+        sdk.setRequestHandler(CallToolRequestSchema, (_, extra) => {
           seen.push(Option.getOrUndefined(McpHttp.spanOf(extra)))
           return { content: [] }
         })
-        return server
+        return sdk
       })
       const endpoint = yield* web(Layer.merge(McpHttp.layer({ server: () => server }), quiet))
       const session = yield* begin(endpoint)
