@@ -305,7 +305,8 @@ export const fuzz = async (target: Target, dice: Dice, steps: number): Promise<{
       if (!["POST", "GET", "DELETE"].includes(method)) return [405]
       if (credentials !== "good") return [401]
       // The server inside knows one version with sessions
-      const isOld = version === "1999-01-01" || version === "x" || (isGuard && version === "2025-06-18")
+      const isUnknown = version === "1999-01-01" || version === "x"
+      const isOld = isUnknown || (isGuard && version === "2025-06-18")
       if (method !== "POST") {
         if (id === "") return isGuard && method === "GET" ? [405] : [400]
         if (!isMine) return [404]
@@ -322,6 +323,8 @@ export const fuzz = async (target: Target, dice: Dice, steps: number): Promise<{
       if (body!.is === "large") return [413, ...refusals]
       // Effect's server answers what it can't initialize with an error and 200
       if (isGuard && id === "" && body!.is === "initialize-not") return [200, 400]
+      // Which version a session has is agreed on in the body: of a header, one that nobody knows is refused
+      if (isGuard && id === "" && body!.is === "initialize" && !isUnknown) return [200]
       if (isOld || body!.is === "refused" || body!.is === "initialize-not") return [400]
       // What has no session may be answered inside
       if (id === "" && isGuard && body!.is === "message") return [200, 202, 400]
