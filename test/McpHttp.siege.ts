@@ -39,7 +39,7 @@ describe("McpHttp under siege", () => {
       Effect.gen(function*() {
         const { after, before, besieged, came, quiet, settled, wrong } = yield* besiege({
           users: 500,
-          quiet: 20_000,
+          quiet: 15_000,
           siege: 60_000,
           every: 5_000,
           timeToLive: 3_000,
@@ -55,7 +55,8 @@ describe("McpHttp under siege", () => {
         assert.deepStrictEqual(after.unhandled, [])
         assert.deepStrictEqual([after.sessions, after.sockets, after.closeFailures, after.told], [0, 0, 0, 0])
         assert.includeMembers(Object.keys(came), ["vanish", "never read", "upgrade: 400", "half: 408", "guess"])
-        assert.isBelow(after.heap, before.heap * 1.1)
+        // The code that only strangers reach has been compiled since, which is 4 MB, and once: sessions would be 100
+        assert.isBelow(after.heap, before.heap * 1.2)
       }),
     underLoad
   )

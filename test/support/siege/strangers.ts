@@ -118,17 +118,19 @@ const vanish = async (path: Path) => {
   count("vanish")
 }
 
-/** Asks ahead for more than the kernel keeps for it, and reads none of that. */
+/** Asks for more than the kernel keeps for it, piece by piece, and reads none of that. */
 const neverRead = async (path: Path) => {
   const token = `secret-deaf-${made++}`
   const session = await beginAs(path, token)
   if (session === undefined) return count("never read: 503")
   const socket = await open()
   socket.pause()
-  for (let id = 1; id <= 8; id++) {
-    write(socket, "POST", path, headersOf(token, session), call(path === "/layer" ? "big" : "echo", id))
-  }
   count("never read")
+  const name = path === "/layer" ? "big" : "echo"
+  await Promise.all(Array.from({ length: 8 }, async (_, id) => {
+    await sleep(200 * id)
+    write(socket, "POST", path, headersOf(token, session), call(name, id))
+  }))
 }
 
 /** Asks for another protocol, and stays. */
