@@ -220,8 +220,8 @@ export const identityOf = (extra: { readonly requestInfo?: object | undefined })
 
 /**
  * The server span of the request that a handler of the SDK's server is answering, for what the handler runs to be part
- * of the same trace. Without a tracer there are no spans: then it is the caller's, as `_meta` or a header named it. None
- * if nothing has named one, if the request did not come by way of {@link layer}, or if it came with others in a batch.
+ * of the same trace. Without a tracer there are no spans: then it is the caller's, as `_meta` or a header named it.
+ * None if nothing has named one, if the request did not come by way of {@link layer}, or came with others in a batch.
  *
  * **Example** (A tool whose work is part of its caller's trace)
  *
