@@ -41,8 +41,8 @@ const served = (options: Omit<McpHttp.LayerOptions<never, never>, "server"> = {}
   return Effect.map(web(app), (endpoint) => ({ built, endpoint }))
 }
 
-const initializes = many(4_000, 100_000)
-const abandoned = many(1_000, 10_000)
+const initializes = many(1_000, 100_000)
+const abandoned = many(300, 10_000)
 
 describe("McpHttp.layer under load", () => {
   it.live(
