@@ -497,9 +497,13 @@ class Simulation extends Simulator.Simulation<Action> {
       !this.callers.some((caller) => caller.does === "create" && caller.began > session.began)
   }
 
-  /** It waits for its first use, for sure, if it has not given way. */
+  /** It waits for its first use, for sure, if it has not given way: a get has it before its caller hears of that. */
   isWaiting(session: Session): boolean {
-    return !session.isUsed && !session.hasGivenWay && session.holders === 0 && this.takesRequests(session)
+    const isAskedFor = this.callers.some(({ does, owner, session: asked }) =>
+      does === "get" && asked === session && owner === session.owner
+    )
+    return !isAskedFor && !session.isUsed && !session.hasGivenWay && session.holders === 0 &&
+      this.takesRequests(session)
   }
 
   /** Whether its id was nobody's any more in turn `by`, for sure. */
