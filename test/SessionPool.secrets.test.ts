@@ -1,7 +1,6 @@
 /**
  * 5. No secret escapes: whatever a pool writes, says or fails with has no credential in it, nor what could be turned
- *    back
- * into one.
+ *    back into one.
  */
 import { assert, describe, it } from "@effect/vitest"
 import { Credentials, Identity, IdentityResolver } from "effect-mcp-sessions"
@@ -22,6 +21,7 @@ import { Buffer } from "node:buffer"
 import { inspect } from "node:util"
 import { fork, settle } from "./support/fibers.ts"
 import { lease, openPool, type PoolOptions, visit } from "./support/pool.ts"
+import { makeRecorder } from "./support/spans.ts"
 import { makeUpstream, Refused } from "./support/upstream.ts"
 
 const token = "sk-live-SECRET"
@@ -47,14 +47,7 @@ const makeWitness = () => {
     write(`${logLevel}: ${inspect(message, { depth: 8 })} ${Cause.pretty(cause)}`)
     write(fiber.getRef(References.CurrentLogAnnotations))
   })
-  const spans: Array<Tracer.NativeSpan> = []
-  const tracer = Tracer.make({
-    span: (options) => {
-      const span = new Tracer.NativeSpan(options)
-      spans.push(span)
-      return span
-    }
-  })
+  const { spans, tracer } = makeRecorder()
   return {
     written,
     write,

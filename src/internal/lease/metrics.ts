@@ -119,7 +119,7 @@ export const make = Effect.fnUntraced(
         closes: meter.histogram(closes, own),
         lives: byReason((reason) => meter.histogram(lives, { ...own, reason })),
         retirements: byReason((reason) => meter.counter(retirements, { ...own, reason })),
-        openFailures: byReason((reason) => meter.counter(openFailures, { ...own, reason: errors(reason) })),
+        openFailures: byReason((reason) => meter.counter(openFailures, { ...own, reason })),
         closeFailures: byReason((reason) => meter.counter(closeFailures, { ...own, reason }))
       }
       if (begun.leases !== undefined) counted(begun.leases, () => look(upstream, "leases"))
@@ -187,7 +187,7 @@ export const make = Effect.fnUntraced(
         onOpenFailed: (slot, cause) => {
           const reason = Spans.errorOf(Exit.failCause(cause))
           if (reason !== undefined && !Leased.isShutDown(engine())) {
-            seriesOf(slot.info).openFailures(timeouts.has(reason) ? "timeout" : reason).count++
+            seriesOf(slot.info).openFailures(timeouts.has(reason) ? "timeout" : errors(reason)).count++
           }
           hooks.onOpenFailed(slot, cause)
         },
