@@ -1,12 +1,19 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Credentials, Identity } from "effect-mcp-sessions/Identity"
-import { McpSessionError, SessionClosed, Unauthorized, Unreachable } from "effect-mcp-sessions/McpSession"
+import {
+  ConsentRequired,
+  McpSessionError,
+  SessionClosed,
+  Unauthorized,
+  Unreachable
+} from "effect-mcp-sessions/McpSession"
 import { type SessionPoolOptions, Tag } from "effect-mcp-sessions/SessionPool"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import * as TestClock from "effect/testing/TestClock"
 import { build, fork, outcome, settle } from "./support/fibers.ts"
@@ -53,6 +60,20 @@ const doubling = Schedule.exponential(100)
 describe("a failed connect", () => {
   for (const options of [{ failureTimeToLive: "1 hour" }, { failureBackoff: Schedule.spaced("1 hour") }] as const) {
     describe(`with ${Object.keys(options)[0]!}`, () => {
+      it.effect("for want of consent answers nobody: it may have been given by now", () =>
+        Effect.gen(function*() {
+          const wanted = mcp(
+            new ConsentRequired({ id: "1", url: Redacted.make("https://as.test"), requestSent: false })
+          )
+          const { dialled, told, visit } = yield* open(
+            (_, n) => n === 1 ? Effect.fail(wanted) : Effect.void,
+            options
+          )
+          assert.strictEqual(yield* told(user("alice")), wanted)
+          yield* visit(user("alice"))
+          assert.deepStrictEqual(dialled, ["alice", "alice"])
+        }))
+
       it.effect("of an expired token does not answer the fresh one", () =>
         Effect.gen(function*() {
           for (const error of [unauthorized, new Refused({ why: "expired" }), unreachable]) {
