@@ -38,7 +38,7 @@ const withServer = <A, E, R>(
 const echo = (identity: Identity, message: string) =>
   SessionPool.withSession(identity, (session) => call(session, "echo", { message }))
 
-/** A caller of alice's whose server forgets the session before the last call: what it gets, and how often it has run. */
+/** A caller whose server forgets the session before the last call: what it gets, and how often it has run. */
 const forgotten = Effect.fnUntraced(function*(
   server: HttpServer.HttpFixture,
   before: (session: McpSession) => Effect.Effect<unknown, McpSessionError> = () => Effect.void
