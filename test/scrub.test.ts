@@ -270,8 +270,8 @@ describe("Secrets", () => {
 
   it("are found in what is nested deeper than the stack is", () => {
     const pairs = `${"a=".repeat(50_000)}hunter2hunter2`
-    assert.isTrue(named("THING", pairs).some((secret) => secret.endsWith("hunter2hunter2")))
-    assert.isTrue(Secrets.ofArguments([pairs]).some((secret) => secret.endsWith("hunter2hunter2")))
+    assert.isTrue(named("THING", pairs).some((found) => found.endsWith("hunter2hunter2")))
+    assert.isTrue(Secrets.ofArguments([pairs]).some((found) => found.endsWith("hunter2hunter2")))
     const json = `${"[".repeat(50_000)}"hunter2hunter2"${"]".repeat(50_000)}`
     assert.deepStrictEqual(named("THING", json), ["hunter2hunter2"])
   })
