@@ -1,8 +1,8 @@
 /**
  * Which nodes there are, which of them is this one, and whether it may be sent new work.
  *
- * `ClusterNode` provides it, from what all nodes write into their store; {@link ClusterMembership.layerAlone} is that of
- * a process without any. It loads nothing of a cluster.
+ * `ClusterNode` provides it, from what all nodes write into their store; {@link ClusterMembership.layerAlone} is that
+ * of a process without any. It loads nothing of a cluster.
  */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"

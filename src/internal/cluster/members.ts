@@ -14,6 +14,11 @@ import type { Settings } from "./node.ts"
 /** How long the store may take to answer who asks it himself. */
 const patience = 3_000
 
+const isFresh = ({ now, seen }: Fence, interval: number): boolean => {
+  const last = seen()
+  return last !== undefined && now() - last.at <= 2 * interval
+}
+
 export const make = (
   { address, assignmentsInterval, terminationTimeout }: Settings,
   fence: Fence
@@ -22,11 +27,6 @@ export const make = (
     let isDraining = false
     let drained: Deferred.Deferred<void> | undefined
     let reading: Deferred.Deferred<ReadonlyArray<ClusterMember>, ClusterUnavailable> | undefined
-
-    const isFresh = () => {
-      const seen = fence.seen()
-      return seen !== undefined && fence.now() - seen.at <= 2 * assignmentsInterval
-    }
 
     const read = Effect.suspend(() => {
       const since = fence.now()
@@ -52,7 +52,9 @@ export const make = (
       return Effect.andThen(Effect.forkIn(Effect.ignore(ended), scope), Deferred.await(answer))
     })
 
-    const members = Effect.suspend(() => isFresh() ? Effect.succeed(fence.seen()!.members) : membersNow)
+    const members = Effect.suspend(() =>
+      isFresh(fence, assignmentsInterval) ? Effect.succeed(fence.seen()!.members) : membersNow
+    )
 
     const isSelf = ({ host, port }: ClusterMember) => host === address?.host && port === address.port
 
@@ -70,7 +72,9 @@ export const make = (
       self: address && { host: address.host, port: address.port },
       members,
       membersNow,
-      isReady: Effect.sync(() => !isDraining && isFresh() && fence.seen()!.members.some(isSelf)),
+      isReady: Effect.sync(() =>
+        !isDraining && isFresh(fence, assignmentsInterval) && fence.seen()!.members.some(isSelf)
+      ),
       isDraining: Effect.sync(() => isDraining),
       drain: Effect.suspend(() => {
         if (drained !== undefined) return Deferred.await(drained)
