@@ -18,6 +18,7 @@ import { createHmac } from "node:crypto"
 import { ClusterMembership } from "./ClusterMembership.ts"
 import * as Memory from "./internal/cluster/memory.ts"
 import * as Node from "./internal/cluster/node.ts"
+import type { Settings } from "./internal/cluster/settings.ts"
 import * as Options from "./internal/options.ts"
 import { InvalidOptions } from "./InvalidOptions.ts"
 
@@ -123,7 +124,7 @@ type Parsed = {
   readonly [K in keyof typeof common]: (typeof common)[K] extends Options.Declared<never, infer Out> ? Out : never
 }
 
-const settingsOf = (parsed: Parsed, address: RunnerAddress.RunnerAddress | undefined): Node.Settings => ({
+const settingsOf = (parsed: Parsed, address: RunnerAddress.RunnerAddress | undefined): Settings => ({
   address,
   shards: parsed.shards,
   group: groupOf(parsed.shards, parsed.keySecret),
@@ -135,7 +136,7 @@ const settingsOf = (parsed: Parsed, address: RunnerAddress.RunnerAddress | undef
 
 const refuseStrangers = (
   method: string,
-  { group, shards }: Node.Settings,
+  { group, shards }: Settings,
   strangers: ReadonlyArray<string>
 ): Effect.Effect<void, InvalidOptions> => {
   const stranger = strangers[0]
@@ -187,7 +188,7 @@ const layerMemoryOf = (options: MemoryOptions, method: string, isOwner: boolean)
 
 const started = <E>(
   method: string,
-  settings: Node.Settings,
+  settings: Settings,
   store: Parameters<typeof Node.make>[1],
   transport: Parameters<typeof Node.make<E>>[2]
 ): Effect.Effect<Context.Context<ClusterNode | ClusterMembership>, E | InvalidOptions, Scope.Scope> =>

@@ -9,7 +9,7 @@ import type * as Scope from "effect/Scope"
 import type { ClusterMember, Service } from "../../ClusterMembership.ts"
 import { ClusterUnavailable } from "../../SessionClusterError.ts"
 import type { Fence } from "./fence.ts"
-import type { Settings } from "./node.ts"
+import type { Settings } from "./settings.ts"
 
 /** How long the store may take to answer who asks it himself. */
 const patience = 3_000

@@ -3,7 +3,6 @@
  */
 import * as Clock from "effect/Clock"
 import * as MessageStorage from "effect/cluster/MessageStorage"
-import type { RunnerAddress } from "effect/cluster/RunnerAddress"
 import * as RunnerHealth from "effect/cluster/RunnerHealth"
 import * as Runners from "effect/cluster/Runners"
 import * as RunnerServer from "effect/cluster/RunnerServer"
@@ -23,19 +22,9 @@ import * as Stream from "effect/Stream"
 import type * as Membership from "../../ClusterMembership.ts"
 import * as Fence from "./fence.ts"
 import * as Members from "./members.ts"
+import type { Settings } from "./settings.ts"
 import type { Transport } from "./transport.ts"
 import * as Wire from "./wire.ts"
-
-export interface Settings {
-  /** Undefined for a node that owns nothing. */
-  readonly address: RunnerAddress | undefined
-  readonly shards: number
-  readonly group: string
-  readonly lockTimeToLive: number
-  readonly refreshInterval: number
-  readonly assignmentsInterval: number
-  readonly terminationTimeout: number
-}
 
 export type Peer = RpcClient.FromGroup<typeof Wire.Rpcs, RpcClientError>
 
