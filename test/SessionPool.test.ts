@@ -1591,7 +1591,7 @@ describe("SessionPool", () => {
         yield* visit(pool, b)
         const send = Effect.map(
           Sent.CurrentLease,
-          (lease) => Sent.settled(sents.b, Sent.leave(sents.b, Sent.senderWithin(lease)))
+          (current) => Sent.settled(sents.b, Sent.leave(sents.b, Sent.senderWithin(current)))
         )
         const others = Effect.provideService(pool.withSession(b, () => send), Sent.CurrentLease, undefined)
         const healed = (within: Effect.Effect<void>) =>
