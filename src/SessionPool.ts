@@ -1147,8 +1147,9 @@ const use = <Session, E, A, E2, R2>(
   f: (session: Session) => Effect.Effect<A, E2, R2>
 ): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
   const sent = Sent.of(session)
-  if (sent === undefined) return f(session)
-  const lease = enter(fiber, sent)
+  const outer = Context.get(fiber.context, Sent.CurrentLease)
+  if (sent === undefined || (outer === undefined && !Sent.isAccounted(sent))) return f(session)
+  const lease = enter(fiber, sent, outer)
   const isFresh = caller.slot!.uses === 1
   const used = f(session)
   if (isFresh || (Exit.isExit(used) && Exit.isSuccess(used))) return used
@@ -1156,7 +1157,7 @@ const use = <Session, E, A, E2, R2>(
 }
 
 // In place of the lease that the fiber works within already if that is of the same caller.
-const enter = (fiber: AnyFiber, sent: Sent.Sent, outer = Context.get(fiber.context, Sent.CurrentLease)): Sent.Lease => {
+const enter = (fiber: AnyFiber, sent: Sent.Sent, outer: Sent.Lease | undefined): Sent.Lease => {
   const lease = Sent.makeLease(sent, outer)
   fiber.setContext(Context.add(fiber.context, Sent.CurrentLease, lease))
   return lease
@@ -1177,7 +1178,8 @@ const healed = <Session, E, A, E2, R2>(
   Effect.catchIf(
     Effect.failCause(cause),
     (error) =>
-      typeof error === "object" && error !== null && lease.sent.expirations.has(error) && !Sent.mayHaveRun(lease),
+      typeof error === "object" && error !== null && lease.sent.expirations?.has(error) === true &&
+      !Sent.mayHaveRun(lease),
     () => {
       Leased.retire(self.engine, caller.slot!, "died")
       // As another get, with all of its time

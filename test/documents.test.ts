@@ -29,6 +29,7 @@ import { Client } from "@modelcontextprotocol/sdk/client/index.js"
 import { Server } from "@modelcontextprotocol/sdk/server/index.js"
 import type { Transport } from "@modelcontextprotocol/sdk/shared/transport.js"
 import { ${Object.keys(Sessions).join(", ")}, type SessionHandle, type SessionInfo } from "effect-mcp-sessions"
+import { ClusterMembership } from "effect-mcp-sessions/ClusterMembership"
 import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
 
 interface Connection { readonly query: (sql: string) => Effect.Effect<ReadonlyArray<object>> }
@@ -68,6 +69,8 @@ declare const cwd: string
 
 /** And what those of one module mean by a name. */
 const meanings: Readonly<Record<string, string>> = {
+  "src/ClusterMembership.ts": `
+    const { HttpServerResponse } = await import("effect/http")`,
   "src/IdentityResolver.ts": `
     const { Headers } = await import("effect/http")
     const verify = (_: object) => Effect.succeed({ sub: "alice" })`,

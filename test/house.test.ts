@@ -16,9 +16,9 @@ import * as Compiler from "./support/compiler.ts"
 const rows: ReadonlyArray<ReadonlyArray<string>> = [
   ["index"],
   ["McpHttp", "McpServers", "McpServersV2"],
-  ["McpHttpOptions"],
+  ["ClusterNode", "McpHttpOptions"],
   ["McpConnector", "McpConnectorV2", "McpSession", "SessionPool", "SessionRegistry"],
-  ["Connector", "IdentityResolver", "Session"],
+  ["ClusterMembership", "Connector", "IdentityResolver", "Session", "SessionClusterError"],
   [
     "Identity",
     "InvalidOptions",
@@ -36,7 +36,8 @@ const rooms: Readonly<Record<string, ReadonlyArray<string>>> = {
   lease: ["SessionPool", "SessionRegistry"],
   client: ["McpConnector", "McpConnectorV2", "McpServers", "McpServersV2", "McpSession"],
   host: ["McpHttp"],
-  tokens: ["IdentityResolver"]
+  tokens: ["IdentityResolver"],
+  cluster: ["ClusterNode"]
 }
 
 /** What some may not know, whatever their row. */

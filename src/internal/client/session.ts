@@ -108,7 +108,7 @@ const connect = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(options
     options.transport,
     (error) => reasonOf(error, { sessionful: false, scrub, isUnsent: true })
   )
-  const wire = Wire.make(opened.transport)
+  const wire = Wire.make(opened.transport, opened.refusalOf !== undefined)
   const listener = opened.attach?.(wire) ?? {}
   wire.listener = listener
   const client = options.client()

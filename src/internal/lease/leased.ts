@@ -381,7 +381,7 @@ export const lease = <I, A, E>(self: Leased<I, A, E>, key: string): Slot<I, A, E
 }
 
 const take = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): void => {
-  if (isIdle(slot) && !self.overdue.delete(slot)) Idle.remove(idleListOf(self, slot), slot)
+  if (isIdle(slot) && (self.overdue.size === 0 || !self.overdue.delete(slot))) Idle.remove(idleListOf(self, slot), slot)
   slot.turn = ++self.turns
   if (slot.leases++ === 0) slot.heldSince = slot.turn
   slot.uses++
