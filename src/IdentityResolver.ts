@@ -148,6 +148,11 @@ export interface IdentifiedAuth {
 export class IdentityResolver extends Context.Service<IdentityResolver, {
   /** The identity of a request, as the static function of this name says. */
   readonly resolve: (request: IdentityRequest | IdentityHeaders) => Effect.Effect<Identity, IdentityError>
+  /**
+   * Whether somebody verifies each caller: what `verified` of its identities is, where that is known before there are
+   * any.
+   */
+  readonly verifies?: boolean | undefined
 }>()("effect-mcp-sessions/IdentityResolver") {
   /**
    * The identity of a request.
@@ -386,7 +391,7 @@ const make = (settings: Settings): IdentityResolver["Service"] => {
   const { mode, scheme } = settings
   const shared = Effect.succeed(Identity.shared(settings.sharedKey))
   if (mode === "disabled") {
-    return IdentityResolver.of({ resolve: () => shared })
+    return IdentityResolver.of({ resolve: () => shared, verifies: false })
   }
 
   const name = settings.header.toLowerCase()
@@ -415,6 +420,7 @@ const make = (settings: Settings): IdentityResolver["Service"] => {
   }
 
   return IdentityResolver.of({
+    verifies: false,
     resolve: withRecaller(
       recall,
       (request) =>
@@ -453,12 +459,12 @@ const recallerOf = (resolve: object): Recaller | undefined => (resolve as { read
 const verifyJwt = Effect.fnUntraced(function*(options: Partial<JwtOptions>, method: string) {
   const settings = yield* Effect.fromResult(Tokens.jwt.parse(options, method))
   const jose = yield* Jose.load(() => import("jose"))
-  return IdentityResolver.of({ resolve: yield* Jwt.make(jose, settings, method) })
+  return IdentityResolver.of({ resolve: yield* Jwt.make(jose, settings, method), verifies: true })
 })
 
 const introspect = Effect.fnUntraced(function*(options: Partial<IntrospectionOptions>, method: string) {
   const settings = yield* Effect.fromResult(Tokens.introspection.parse(options, method))
-  return IdentityResolver.of({ resolve: yield* Introspection.make(settings) })
+  return IdentityResolver.of({ resolve: yield* Introspection.make(settings), verifies: true })
 })
 
 // -----------------------------------------------------------------------------
