@@ -121,7 +121,7 @@ describe("a connector over a transport of one's own", () => {
   for (const [what, make] of Object.entries(nothing)) {
     it.effect(`fails when its function makes ${what}, and so does one in process`, () =>
       Effect.gen(function*() {
-        const connectors: ReadonlyArray<readonly [option: string, connector: AnyConnector]> = [
+        const connectors: ReadonlyArray<readonly [option: "transport" | "server", connector: AnyConnector]> = [
           ["transport", McpConnector.fromTransport(make as never)],
           ["transport", McpConnectorV2.fromTransport(make as never)],
           ["server", McpConnector.inProcess(make as never)],

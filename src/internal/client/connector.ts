@@ -502,11 +502,11 @@ const fromTransport = <R, T>(
  */
 const made = <A, R>(
   option: "server" | "transport",
-  make: () => Effect.Effect<A, unknown, R>,
+  of: () => Effect.Effect<A, unknown, R>,
   method: "connect" | "start"
 ): Effect.Effect<A, unknown, R> =>
   Effect.suspend(() => {
-    const effect: unknown = make()
+    const effect: unknown = of()
     return Effect.isEffect(effect)
       ? effect as Effect.Effect<A, unknown, R>
       : Effect.die(new TypeError(`\`${option}\` must return an Effect`))
