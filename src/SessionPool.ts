@@ -782,8 +782,8 @@ const hooks = <Session, E>(
     Waiting.opened(waiting)
     observed.events.emit({ _tag: "Opened", key: keyOf(slot) })
   },
-  // Whoever comes while it is freed is told, and does not try as well. What was invalidated while it opened says nothing
-  // of what a new open would meet.
+  // Whoever comes while it is freed is told, and does not try as well. What was invalidated while it opened says
+  // nothing of what a new open would meet.
   onFreeing: (slot, cause) => {
     const { engine, failures } = pool()
     if (slot.retired === undefined && !Leased.isShutDown(engine)) failures.failed(slot, cause)
