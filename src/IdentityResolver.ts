@@ -148,6 +148,11 @@ export interface IdentifiedAuth {
 export class IdentityResolver extends Context.Service<IdentityResolver, {
   /** The identity of a request, as the static function of this name says. */
   readonly resolve: (request: IdentityRequest | IdentityHeaders) => Effect.Effect<Identity, IdentityError>
+  /**
+   * Whether somebody verifies each caller: what `verified` of its identities is, where that is known before there are
+   * any.
+   */
+  readonly verifies?: boolean | undefined
 }>()("effect-mcp-sessions/IdentityResolver") {
   /**
    * The identity of a request.
@@ -258,7 +263,9 @@ export class IdentityResolver extends Context.Service<IdentityResolver, {
    *
    * What it answers is good for `timeToLive`, and never for longer than the token: the newest 1,024 answers are kept,
    * and nothing is of a token that is refused. One request serves all who wait for it, for at most 5 seconds. When more
-   * than 64 are under way, or the endpoint can't be asked, it fails with `IdentityUnavailable` (503).
+   * than 64 are under way, or the endpoint can't be asked, it fails with `IdentityUnavailable` (503); tokens that were
+   * active before have as many places of their own. What the endpoint says is no access token of a bearer, by
+   * `token_type`, `token_use` or `typ`, is refused.
    *
    * The identity, its key and the other errors are those of {@link IdentityResolver.layerJwt}: with the same `issuer`
    * and `keySecret`, a subject has the same key here and there.
@@ -386,7 +393,7 @@ const make = (settings: Settings): IdentityResolver["Service"] => {
   const { mode, scheme } = settings
   const shared = Effect.succeed(Identity.shared(settings.sharedKey))
   if (mode === "disabled") {
-    return IdentityResolver.of({ resolve: () => shared })
+    return IdentityResolver.of({ resolve: () => shared, verifies: false })
   }
 
   const name = settings.header.toLowerCase()
@@ -415,6 +422,7 @@ const make = (settings: Settings): IdentityResolver["Service"] => {
   }
 
   return IdentityResolver.of({
+    verifies: false,
     resolve: withRecaller(
       recall,
       (request) =>
@@ -453,12 +461,12 @@ const recallerOf = (resolve: object): Recaller | undefined => (resolve as { read
 const verifyJwt = Effect.fnUntraced(function*(options: Partial<JwtOptions>, method: string) {
   const settings = yield* Effect.fromResult(Tokens.jwt.parse(options, method))
   const jose = yield* Jose.load(() => import("jose"))
-  return IdentityResolver.of({ resolve: yield* Jwt.make(jose, settings, method) })
+  return IdentityResolver.of({ resolve: yield* Jwt.make(jose, settings, method), verifies: true })
 })
 
 const introspect = Effect.fnUntraced(function*(options: Partial<IntrospectionOptions>, method: string) {
   const settings = yield* Effect.fromResult(Tokens.introspection.parse(options, method))
-  return IdentityResolver.of({ resolve: yield* Introspection.make(settings) })
+  return IdentityResolver.of({ resolve: yield* Introspection.make(settings), verifies: true })
 })
 
 // -----------------------------------------------------------------------------
