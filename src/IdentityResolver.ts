@@ -324,8 +324,8 @@ export class IdentityResolver extends Context.Service<IdentityResolver, {
    * what has no answer the names and places are logged, and no message: it may quote a token.
    *
    * Fails with `InvalidIdentity` when it answers anything but {@link Identified}, and when the key has the token in it:
-   * keys are logged. A token of fewer than 8 characters is not looked for. Fails with `IdentityUnavailable` when there is
-   * no answer for `timeout`, 30 seconds: then the function is interrupted, and nobody waits for it.
+   * keys are logged. A token of fewer than 8 characters is not looked for. Fails with `IdentityUnavailable` when there
+   * is no answer for `timeout`, 30 seconds: then the function is interrupted, and nobody waits for it.
    *
    * A wrong option throws `InvalidOptions`.
    *

@@ -652,8 +652,8 @@ const free = Effect.fnUntraced(function*<I, A, E>(
   }
 })
 
-// Frees an open that may never end under it: what it has acquired, a child process say, must not outlive it, and has the
-// other half of `closeTimeout` for its end. What the open goes on to acquire is freed at once, for its scope is closed.
+// Frees an open that may never end under it: what it has acquired, a child process say, must not outlive it, and has
+// the other half of `closeTimeout` for its end. What the open goes on to acquire is freed at once: its scope is closed.
 const freeUnder = <A, E>({ scope }: Opening<A, E>): Effect.Effect<void> =>
   scope === undefined ? Effect.void : Effect.ignoreCause(Scope.close(scope, Exit.interrupt()))
 
