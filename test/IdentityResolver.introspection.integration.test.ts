@@ -1,11 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import {
-  AccessDenied,
-  IdentityResolver,
-  IdentityUnavailable,
-  type IntrospectionOptions,
-  InvalidToken
-} from "effect-mcp-sessions"
+import { AccessDenied, IdentityResolver, IdentityUnavailable, type IntrospectionOptions } from "effect-mcp-sessions"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -20,18 +14,11 @@ import { Buffer } from "node:buffer"
 import { inspect } from "node:util"
 import { eventually } from "./support/answers.ts"
 import * as AuthorizationServer from "./support/authorizationServer.ts"
+import { refusal, resolve } from "./support/tokens.ts"
 
 const path = "/introspect"
 const token = "opaque-token-SECRET"
 const clientSecret = Redacted.make("p:w %SECRET")
-
-const resolve = (value: string) => IdentityResolver.resolve({ headers: { authorization: `Bearer ${value}` } })
-
-const refusal = (value: string) =>
-  Effect.match(resolve(value), {
-    onSuccess: () => undefined,
-    onFailure: (error) => error instanceof InvalidToken ? error.reason : error._tag
-  })
 
 const layer = (
   server: AuthorizationServer.AuthorizationServer,

@@ -4,7 +4,6 @@ import {
   type IdentityError,
   IdentityResolver,
   IdentityUnavailable,
-  InvalidToken,
   type JwtOptions,
   SessionPool
 } from "effect-mcp-sessions"
@@ -27,15 +26,7 @@ import { inspect } from "node:util"
 import { load } from "../src/internal/tokens/jose.ts"
 import { eventually } from "./support/answers.ts"
 import * as AuthorizationServer from "./support/authorizationServer.ts"
-
-const resolve = (token: string) => IdentityResolver.resolve({ headers: { authorization: `Bearer ${token}` } })
-
-/** Why it is refused, in a word: the reason of an invalid token, else the error's tag; `undefined` if it is not. */
-const refusal = (token: string) =>
-  Effect.match(resolve(token), {
-    onSuccess: () => undefined,
-    onFailure: (error) => error instanceof InvalidToken ? error.reason : error._tag
-  })
+import { refusal, resolve } from "./support/tokens.ts"
 
 const layer = (
   server: AuthorizationServer.AuthorizationServer,

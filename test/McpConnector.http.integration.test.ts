@@ -1,5 +1,4 @@
 import { assert, describe, it } from "@effect/vitest"
-import type { CallToolResult } from "@modelcontextprotocol/sdk/types.js"
 import { Credentials, Identity } from "effect-mcp-sessions/Identity"
 import type * as McpConnector from "effect-mcp-sessions/McpConnector"
 import { HttpFailure, McpSession, type McpSessionErrorReason, Unreachable } from "effect-mcp-sessions/McpSession"
@@ -18,26 +17,19 @@ import { once } from "node:events"
 import type { ServerResponse } from "node:http"
 import { createServer } from "node:net"
 import { fileURLToPath } from "node:url"
-import { type AnyConnector, type AnySession, type Generation, generations } from "./support/generations.ts"
+import { type AnyConnector, type Generation, generations } from "./support/generations.ts"
 import { interruptCalls, interruptedCalls } from "./support/interrupts.ts"
 import { underLoad } from "./support/load.ts"
 import * as HttpServer from "./support/servers/http.ts"
 import * as Scripted from "./support/servers/scripted.ts"
 import { makeHandle } from "./support/sessions.ts"
+import { call } from "./support/tools.ts"
 
 const everything = fileURLToPath(
   new URL("../node_modules/@modelcontextprotocol/server-everything/dist/index.js", import.meta.url)
 )
 
 const identity = Identity.fromKey("alice", { credentials: Credentials.bearer("first-token") })
-
-const textOf = (result: CallToolResult): string => {
-  const [block] = result.content
-  return block?.type === "text" ? block.text : ""
-}
-
-const call = (session: AnySession, name: string, args: Record<string, unknown> = {}) =>
-  Effect.map(session.callTool({ name, arguments: args }), textOf)
 
 const open = <R>(connect: AnyConnector<R>) =>
   Effect.gen(function*() {

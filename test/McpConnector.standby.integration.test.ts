@@ -1,5 +1,4 @@
 import { assert, describe, it } from "@effect/vitest"
-import type { CallToolResult } from "@modelcontextprotocol/sdk/types.js"
 import type { StdioOptions } from "effect-mcp-sessions/Connector"
 import { Credentials, Identity } from "effect-mcp-sessions/Identity"
 import { InvalidOptions } from "effect-mcp-sessions/InvalidOptions"
@@ -20,6 +19,7 @@ import { type AnyConnector, type AnySession, generations } from "./support/gener
 import { isAlive, survivors } from "./support/processes.ts"
 import { makeHandle } from "./support/sessions.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
+import { call } from "./support/tools.ts"
 
 class Pool extends Tag<Pool, AnySession, McpSessionError>()("test/Pool") {}
 
@@ -27,14 +27,6 @@ const script = fileURLToPath(new URL("./support/servers/stdio.mjs", import.meta.
 
 const user = (name: string) => Identity.fromKey(name, { credentials: Credentials.bearer(`s3cret-token-of-${name}`) })
 const [alice, bob] = [user("alice"), user("bob")]
-
-const textOf = (result: CallToolResult): string => {
-  const [block] = result.content
-  return block?.type === "text" ? block.text : ""
-}
-
-const call = (session: AnySession, name: string, args: Record<string, unknown> = {}) =>
-  Effect.map(session.callTool({ name, arguments: args }), textOf)
 
 /** The fixture, behaving as told, and the pids of everything that it has started. */
 const fixture = (...behaviours: ReadonlyArray<string>) => {

@@ -1,5 +1,4 @@
 import { assert, describe, inject, it } from "@effect/vitest"
-import type { CallToolResult } from "@modelcontextprotocol/sdk/types.js"
 import { Credentials, Identity } from "effect-mcp-sessions/Identity"
 import type * as McpConnector from "effect-mcp-sessions/McpConnector"
 import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
@@ -19,12 +18,13 @@ import { existsSync, readFileSync } from "node:fs"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
 import { inspect } from "node:util"
-import { type AnySession, type Generation, generations } from "./support/generations.ts"
+import { type Generation, generations } from "./support/generations.ts"
 import { interruptCalls, interruptedCalls } from "./support/interrupts.ts"
 import { underLoad } from "./support/load.ts"
 import { descendants, isAlive, survivors } from "./support/processes.ts"
 import { makeHandle } from "./support/sessions.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
+import { call } from "./support/tools.ts"
 
 const script = inject("stdioServer")
 const everything = fileURLToPath(
@@ -32,14 +32,6 @@ const everything = fileURLToPath(
 )
 
 const identity = Identity.fromKey("alice", { credentials: Credentials.bearer("s3cret-token") })
-
-const textOf = (result: CallToolResult): string => {
-  const [block] = result.content
-  return block?.type === "text" ? block.text : ""
-}
-
-const call = (session: AnySession, name: string, args: Record<string, unknown> = {}) =>
-  Effect.map(session.callTool({ name, arguments: args }), textOf)
 
 /** The fixture, behaving as told, and the pids of everything that it has started. */
 const fixture = (...behaviours: ReadonlyArray<string>) => {

@@ -4,7 +4,6 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import type { Client } from "@modelcontextprotocol/client"
-import type { CallToolResult } from "@modelcontextprotocol/sdk/types.js"
 import { createMcpHandler, McpServer } from "@modelcontextprotocol/server"
 import { Identity } from "effect-mcp-sessions/Identity"
 import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
@@ -23,18 +22,11 @@ import * as Modern from "./support/servers/modern.mjs"
 import * as Scripted from "./support/servers/scripted.ts"
 import { makeHandle } from "./support/sessions.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
+import { call } from "./support/tools.ts"
 
 const script = (name: string) => fileURLToPath(new URL(`./support/servers/${name}`, import.meta.url))
 
 const identity = Identity.fromKey("alice")
-
-const textOf = (result: CallToolResult): string => {
-  const [block] = result.content
-  return block?.type === "text" ? block.text : ""
-}
-
-const call = (session: McpSession<Client>, name: string, args: Record<string, unknown> = {}) =>
-  Effect.map(session.callTool({ name, arguments: args }), textOf)
 
 const open = <R>(connect: McpConnectorV2.Connector<R>) =>
   Effect.gen(function*() {

@@ -9,7 +9,7 @@ import { modern, openGuarded as open } from "./support/guarded.ts"
 import { many, underLoad } from "./support/load.ts"
 import { type Endpoint, socket, web } from "./support/mcpHttp.ts"
 import { head, write } from "./support/rawHttp.ts"
-import { begin, beginAndUse, call, initialize, post, request, send } from "./support/requests.ts"
+import { begin, beginAndUse, byEachMethod, call, initialize, post, request, send } from "./support/requests.ts"
 import { makeDice } from "./support/world.ts"
 
 const versioned = { "mcp-protocol-version": "2025-11-25" }
@@ -46,13 +46,7 @@ const suite = (start: typeof web) => {
       assert.strictEqual(endpoint.log.called, 1)
       assert.strictEqual((yield* post(endpoint, initialize, { as: "alice", session })).status, 400)
       assert.strictEqual((yield* request(endpoint, "DELETE", { as: "alice", session })).status, 204)
-      for (const method of ["POST", "GET", "DELETE"]) {
-        const response = yield* request(
-          endpoint,
-          method,
-          { as: "alice", session },
-          method === "POST" ? call("echo") : undefined
-        )
+      for (const response of yield* byEachMethod(endpoint, { as: "alice", session })) {
         assert.deepStrictEqual(yield* bytesOf(response), unknown)
       }
     }))

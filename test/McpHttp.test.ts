@@ -5,7 +5,7 @@ import * as Effect from "effect/Effect"
 import { bytesOf, eventually, messagesOf, readUntil, textOf } from "./support/answers.ts"
 import { endsOnce } from "./support/endpoints.ts"
 import { type Endpoint, makeLog, makeServer, socket, web } from "./support/mcpHttp.ts"
-import { begin, beginAndUse, call, initialize, post, request, send } from "./support/requests.ts"
+import { begin, beginAndUse, byEachMethod, call, initialize, post, request, send } from "./support/requests.ts"
 
 const json = { "content-type": "application/json" }
 
@@ -172,13 +172,7 @@ const suite = (start: typeof web) => {
         assert.strictEqual(deleted.status, 204)
         assert.strictEqual(yield* textOf(deleted), "")
         const unknown = yield* missing(endpoint)
-        for (const method of ["GET", "POST", "DELETE"]) {
-          const response = yield* request(
-            endpoint,
-            method,
-            { as: "alice", session },
-            method === "POST" ? call("echo") : undefined
-          )
+        for (const response of yield* byEachMethod(endpoint, { as: "alice", session })) {
           assert.deepStrictEqual(yield* bytesOf(response), unknown)
         }
         yield* eventually(() => endpoint.log.closed.length === 1)

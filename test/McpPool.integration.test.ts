@@ -3,14 +3,14 @@
  * restart, children die and tokens change.
  */
 import { assert, describe, inject, it } from "@effect/vitest"
-import type { CallToolResult } from "@modelcontextprotocol/sdk/types.js"
-import { Credentials, Identity, McpConnector, McpSession, SessionPool } from "effect-mcp-sessions"
+import { Credentials, Identity, McpConnector, McpSession, type McpSessionError, SessionPool } from "effect-mcp-sessions"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Schedule from "effect/Schedule"
 import { fileURLToPath } from "node:url"
 import { descendants, isAlive, survivors } from "./support/processes.ts"
 import * as HttpServer from "./support/servers/http.ts"
+import { call } from "./support/tools.ts"
 
 const stdioServer = inject("stdioServer")
 // Starts ten times as fast as one with the SDK
@@ -21,20 +21,38 @@ const bob = Identity.fromKey("bob")
 
 const withToken = (token: string) => Identity.fromKey("alice", { credentials: Credentials.bearer(token) })
 
-const call = (session: McpSession, name: string, args: Record<string, unknown> = {}) =>
-  Effect.map(session.callTool({ name, arguments: args }), textOf)
-
-const textOf = (result: CallToolResult): string => {
-  const [block] = result.content
-  return block?.type === "text" ? block.text : ""
-}
-
 const stdioPool = SessionPool.layer({
   connect: McpConnector.stdio({ command: process.execPath, args: [stdioServer] })
 })
 
+/** A pool over a server of its own. */
+const withServer = <A, E, R>(
+  run: (server: HttpServer.HttpFixture) => Effect.Effect<A, E, R>,
+  options?: Partial<HttpServer.Behaviour>
+) =>
+  Effect.flatMap(
+    HttpServer.start(options),
+    (server) => Effect.provide(run(server), SessionPool.layer({ connect: McpConnector.http({ url: server.url }) }))
+  )
+
 const echo = (identity: Identity, message: string) =>
   SessionPool.withSession(identity, (session) => call(session, "echo", { message }))
+
+/** A caller whose server forgets the session before the last call: what it gets, and how often it has run. */
+const forgotten = Effect.fnUntraced(function*(
+  server: HttpServer.HttpFixture,
+  before: (session: McpSession) => Effect.Effect<unknown, McpSessionError> = () => Effect.void
+) {
+  let runs = 0
+  const error = yield* Effect.flip(SessionPool.withSession(alice, (session) =>
+    Effect.gen(function*() {
+      runs++
+      yield* before(session)
+      yield* server.forget
+      return yield* call(session, "echo", { message: "never" })
+    })))
+  return { error, runs }
+})
 
 const pidOf = (identity: Identity) =>
   SessionPool.withSession(identity, (session) => Effect.as(call(session, "echo"), session.pid!))
@@ -64,87 +82,58 @@ describe("SessionPool over real servers", () => {
 
   for (const [manner, lostSession] of [["404", 404], ["400, as server-everything does", 400]] as const) {
     it.live(`a server that has forgotten its sessions is answered by a fresh one (${manner})`, () =>
-      Effect.gen(function*() {
-        const server = yield* HttpServer.start({ lostSession })
-        yield* Effect.gen(function*() {
+      withServer(
+        Effect.fnUntraced(function*(server) {
           assert.strictEqual(yield* echo(alice, "before"), "before")
           yield* server.forget
           assert.strictEqual(yield* echo(alice, "after"), "after")
           assert.strictEqual(server.requestsOf("initialize").length, 2)
           const stats = yield* SessionPool.stats
           assert.deepStrictEqual([stats.size, stats.retirements], [1, 1])
-        }).pipe(Effect.provide(SessionPool.layer({ connect: McpConnector.http({ url: server.url }) })))
-      }))
+        }),
+        { lostSession }
+      ))
   }
 
   it.live("a server that restarts between two calls costs no caller an error", () =>
-    Effect.gen(function*() {
-      const server = yield* HttpServer.start()
-      yield* Effect.gen(function*() {
-        yield* echo(alice, "before")
-        yield* server.close
-        yield* server.listen
-        // A request on a connection whose end this process has not heard of yet may have run: it is not repeated.
-        yield* Effect.sleep("50 millis")
-        assert.strictEqual(yield* echo(alice, "after"), "after")
-      }).pipe(Effect.provide(SessionPool.layer({ connect: McpConnector.http({ url: server.url }) })))
-    }))
+    withServer(Effect.fnUntraced(function*(server) {
+      yield* echo(alice, "before")
+      yield* server.close
+      yield* server.listen
+      // A request on a connection whose end this process has not heard of yet may have run: it is not repeated.
+      yield* Effect.sleep("50 millis")
+      assert.strictEqual(yield* echo(alice, "after"), "after")
+    })))
 
   it.live("what has been accepted is not run again when the session expires later in the same lease", () =>
-    Effect.gen(function*() {
-      const server = yield* HttpServer.start()
-      yield* Effect.gen(function*() {
-        yield* echo(alice, "before")
-        const error = yield* SessionPool.withSession(alice, (session) =>
-          Effect.gen(function*() {
-            yield* call(session, "echo", { message: "once" })
-            yield* server.forget
-            return yield* call(session, "echo", { message: "never" })
-          })).pipe(Effect.flip)
-        assert.isTrue(McpSession.isSessionExpired(error))
-        assert.strictEqual(server.requestsOf("tools/call").length, 3)
-      }).pipe(Effect.provide(SessionPool.layer({ connect: McpConnector.http({ url: server.url }) })))
-    }))
+    withServer(Effect.fnUntraced(function*(server) {
+      yield* echo(alice, "before")
+      const { error } = yield* forgotten(server, (session) => call(session, "echo", { message: "once" }))
+      assert.isTrue(McpSession.isSessionExpired(error))
+      assert.strictEqual(server.requestsOf("tools/call").length, 3)
+    })))
 
   it.live("a fresh session that is forgotten at once is not run again", () =>
-    Effect.gen(function*() {
-      const server = yield* HttpServer.start()
-      let runs = 0
-      yield* Effect.gen(function*() {
-        const error = yield* Effect.flip(SessionPool.withSession(alice, (session) =>
-          Effect.gen(function*() {
-            runs++
-            yield* server.forget
-            return yield* call(session, "echo", { message: "never" })
-          })))
-        assert.isTrue(McpSession.isSessionExpired(error))
-        assert.strictEqual(runs, 1)
-        assert.strictEqual(server.requestsOf("initialize").length, 1)
-        assert.strictEqual(server.requestsOf("tools/call").length, 1)
-        // It was the session that was lost, and nothing else
-        assert.strictEqual(yield* echo(alice, "next"), "next")
-      }).pipe(Effect.provide(SessionPool.layer({ connect: McpConnector.http({ url: server.url }) })))
-    }))
+    withServer(Effect.fnUntraced(function*(server) {
+      const { error, runs } = yield* forgotten(server)
+      assert.isTrue(McpSession.isSessionExpired(error))
+      assert.strictEqual(runs, 1)
+      assert.strictEqual(server.requestsOf("initialize").length, 1)
+      assert.strictEqual(server.requestsOf("tools/call").length, 1)
+      // It was the session that was lost, and nothing else
+      assert.strictEqual(yield* echo(alice, "next"), "next")
+    })))
 
   it.live("a call whose second session is forgotten too is run again once only", () =>
-    Effect.gen(function*() {
-      const server = yield* HttpServer.start()
-      let runs = 0
-      yield* Effect.gen(function*() {
-        yield* echo(alice, "before")
-        const error = yield* Effect.flip(SessionPool.withSession(alice, (session) =>
-          Effect.gen(function*() {
-            runs++
-            yield* server.forget
-            return yield* call(session, "echo", { message: "never" })
-          })))
-        assert.isTrue(McpSession.isSessionExpired(error))
-        assert.strictEqual(runs, 2)
-        assert.strictEqual(server.requestsOf("initialize").length, 2)
-        assert.strictEqual(server.requestsOf("tools/call").length, 3)
-        assert.strictEqual((yield* SessionPool.stats).retirements, 2)
-      }).pipe(Effect.provide(SessionPool.layer({ connect: McpConnector.http({ url: server.url }) })))
-    }))
+    withServer(Effect.fnUntraced(function*(server) {
+      yield* echo(alice, "before")
+      const { error, runs } = yield* forgotten(server)
+      assert.isTrue(McpSession.isSessionExpired(error))
+      assert.strictEqual(runs, 2)
+      assert.strictEqual(server.requestsOf("initialize").length, 2)
+      assert.strictEqual(server.requestsOf("tools/call").length, 3)
+      assert.strictEqual((yield* SessionPool.stats).retirements, 2)
+    })))
 
   it.live("only the session that died is retired", () =>
     Effect.gen(function*() {

@@ -48,15 +48,6 @@ interface Sample {
   readonly problems?: ReadonlyArray<string>
 }
 
-const desktop = (title: string, mcpServers: unknown, servers: Expected, problems?: ReadonlyArray<string>): Sample => ({
-  client: "Claude Desktop",
-  title,
-  path: "/home/me/.config/Claude/claude_desktop_config.json",
-  file: { mcpServers },
-  servers,
-  ...(problems === undefined ? {} : { problems })
-})
-
 const of =
   (client: string, path: string) =>
   (title: string, file: unknown, servers: Expected, problems?: ReadonlyArray<string>): Sample => ({
@@ -67,6 +58,10 @@ const of =
     servers,
     ...(problems === undefined ? {} : { problems })
   })
+
+const inDesktop = of("Claude Desktop", "/home/me/.config/Claude/claude_desktop_config.json")
+const desktop = (title: string, mcpServers: unknown, servers: Expected, problems?: ReadonlyArray<string>): Sample =>
+  inDesktop(title, { mcpServers }, servers, problems)
 
 const code = of("Claude Code", "/home/me/app/.mcp.json")
 const cursor = of("Cursor", "/home/me/app/.cursor/mcp.json")

@@ -12,6 +12,7 @@ import { type AnyConnector, generations } from "./support/generations.ts"
 import * as HttpServer from "./support/servers/http.ts"
 import { makeHandle } from "./support/sessions.ts"
 import { attributesOf, isFailed, makeRecorder, parentOf, traceparentOf } from "./support/spans.ts"
+import { textOf } from "./support/tools.ts"
 
 const script = fileURLToPath(new URL("./support/servers/stdio.mjs", import.meta.url))
 
@@ -20,10 +21,8 @@ const identity = Identity.fromKey("alice", { credentials: Credentials.bearer("sk
 const open = (connect: AnyConnector) => connect(identity, makeHandle())
 
 /** What the tool `trace` has seen of the trace of its request. */
-const seen = (result: CallToolResult): { readonly meta?: string; readonly header?: string } => {
-  const [block] = result.content
-  return block?.type === "text" ? JSON.parse(block.text) : {}
-}
+const seen = (result: CallToolResult): { readonly meta?: string; readonly header?: string } =>
+  JSON.parse(textOf(result) || "{}")
 
 const child = { command: process.execPath, args: [script] }
 

@@ -50,7 +50,16 @@ const open = Effect.fnUntraced(function*(
   }))
   const pool = Context.get(context, Pool)
   const visit = (identity: Identity) => Effect.scoped(pool.get(identity))
-  return { pool, dialled, visit, told: (identity: Identity) => Effect.flip(visit(identity)) }
+  const told = (identity: Identity) => Effect.flip(visit(identity))
+  /** One who tries again, 100 ms after it has failed; meanwhile the other is told that. */
+  const probe = Effect.fnUntraced(function*(one: Identity, other: Identity) {
+    const failure = yield* told(one)
+    yield* TestClock.adjust(100)
+    const probing = yield* fork(visit(one))
+    assert.strictEqual(yield* told(other), failure)
+    return probing
+  })
+  return { pool, dialled, visit, told, probe }
 })
 
 const ended = (fiber: Fiber.Fiber<unknown, unknown>) => fiber.pollUnsafe() !== undefined
@@ -167,19 +176,16 @@ describe("failureBackoff", () => {
 
   it.effect("tells the others the last failure at once while one tries", () =>
     Effect.gen(function*() {
-      const { dialled, pool, told, visit } = yield* open(
+      const { dialled, pool, probe, told, visit } = yield* open(
         (_, n) => n === 1 ? Effect.fail(crashed) : Effect.sleep(1_000),
         { failureBackoff: doubling }
       )
       const [a, b] = [user("a").at("x"), user("b").at("x")]
-      yield* told(a)
-      yield* TestClock.adjust(100)
-      const probe = yield* fork(visit(a))
-      assert.strictEqual(yield* told(b), crashed)
+      const probing = yield* probe(a, b)
       yield* TestClock.adjust(999)
       assert.strictEqual(yield* told(b), crashed)
       yield* TestClock.adjust(1)
-      assert.strictEqual(outcome(probe), "success")
+      assert.strictEqual(outcome(probing), "success")
       const other = yield* fork(visit(b))
       yield* TestClock.adjust(1_000)
       assert.strictEqual(outcome(other), "success")
@@ -189,18 +195,38 @@ describe("failureBackoff", () => {
       assert.strictEqual(stats.failures, 1)
     }))
 
+  it.effect("answers as soon as it is there, also while what it had acquired is freed", () =>
+    Effect.gen(function*() {
+      const [first, ...others] = users(5).map((identity) => identity.at("crashing"))
+      const dialled: Array<string> = []
+      const { context } = yield* build(Pool.layer({
+        failureBackoff: Schedule.spaced("1 hour"),
+        connect: ({ key }) =>
+          Effect.andThen(
+            Effect.addFinalizer(() =>
+              Effect.sync(() => dialled.push(key)).pipe(Effect.andThen(Effect.sleep("5 seconds")))
+            ),
+            Effect.fail(crashed)
+          )
+      }))
+      const visit = (identity: Identity) => Effect.scoped(Context.get(context, Pool).get(identity))
+      const waiting = yield* fork(visit(first!))
+      for (const other of others) assert.strictEqual((yield* Effect.flip(visit(other)))._tag, crashed._tag)
+      assert.strictEqual((yield* Effect.flip(visit(first!)))._tag, crashed._tag)
+      assert.deepStrictEqual(dialled, [first!.key])
+      assert.strictEqual(outcome(waiting), "waiting", "its own callers are told when all of it is freed")
+      yield* TestClock.adjust("5 seconds")
+      assert.strictEqual(outcome(waiting), crashed._tag)
+    }))
+
   it.effect("lets another try when the one that did was interrupted", () =>
     Effect.gen(function*() {
-      const { told, visit } = yield* open(
+      const { probe, visit } = yield* open(
         (_, n) => n === 1 ? Effect.fail(crashed) : n === 2 ? Effect.never : Effect.void,
         { failureBackoff: doubling }
       )
       const [a, b] = [user("a").at("x"), user("b").at("x")]
-      yield* told(a)
-      yield* TestClock.adjust(100)
-      const probe = yield* fork(visit(a))
-      assert.strictEqual(yield* told(b), crashed)
-      yield* Fiber.interrupt(probe)
+      yield* Fiber.interrupt(yield* probe(a, b))
       assert.strictEqual(yield* visit(b), "~x/b")
     }))
 

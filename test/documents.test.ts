@@ -30,13 +30,17 @@ import { Client } from "@modelcontextprotocol/sdk/client/index.js"
 import { Server } from "@modelcontextprotocol/sdk/server/index.js"
 import type { Transport } from "@modelcontextprotocol/sdk/shared/transport.js"
 import { ${Object.keys(Sessions).join(", ")}, type SessionHandle, type SessionInfo } from "effect-mcp-sessions"
+import { ClusterMembership } from "effect-mcp-sessions/ClusterMembership"
+import { ClusterNode } from "effect-mcp-sessions/ClusterNode"
 import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
+import { SessionCluster } from "effect-mcp-sessions/SessionCluster"
 
 interface Connection { readonly query: (sql: string) => Effect.Effect<ReadonlyArray<object>> }
 interface User { readonly id: string; readonly scopes: ReadonlyArray<string> }
 declare const dial: (key: string) => Effect.Effect<Connection & { readonly close: Effect.Effect<void> }, SqlError>
 declare class SqlError { readonly _tag: "SqlError" }
 declare const identity: Identity
+declare const keySecret: Redacted.Redacted
 declare const request: { readonly headers: Record<string, string> }
 declare const session: McpSession
 declare const call: Effect.Effect<string, McpSessionError>
@@ -75,6 +79,8 @@ declare const cwd: string
 
 /** And what those of one module mean by a name. */
 const meanings: Readonly<Record<string, string>> = {
+  "src/ClusterMembership.ts": `
+    const { HttpServerResponse } = await import("effect/http")`,
   "src/IdentityResolver.ts": `
     const { Headers } = await import("effect/http")
     const verify = (_: object) => Effect.succeed({ sub: "alice" })`,

@@ -4,7 +4,6 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import type { Client } from "@modelcontextprotocol/client"
-import type { CallToolResult } from "@modelcontextprotocol/sdk/types.js"
 import { Identity, McpConnector, type McpSession, type McpSessionError, SessionPool } from "effect-mcp-sessions"
 import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
 import * as Effect from "effect/Effect"
@@ -12,6 +11,7 @@ import { mkdtemp, readFile, realpath, rm } from "node:fs/promises"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
+import { call } from "./support/tools.ts"
 
 class PoolV2 extends SessionPool.Tag<PoolV2, McpSession<Client>, McpSessionError>()("test/PoolV2") {}
 
@@ -23,12 +23,6 @@ const directory = Effect.acquireRelease(
   (path) => Effect.promise(() => rm(path, { recursive: true }))
 )
 
-const call = <C>(name: string, args: Record<string, unknown>) => (session: McpSession<C>) =>
-  Effect.map(session.callTool({ name, arguments: args }), (result: CallToolResult) => {
-    const [block] = result.content
-    return block?.type === "text" ? block.text : ""
-  })
-
 const alice = Identity.fromKey("alice")
 const bob = Identity.fromKey("bob")
 
@@ -38,7 +32,7 @@ const generations = [
     withCalls:
       (options: McpConnector.StdioOptions) => (identity: Identity, name: string, args: Record<string, unknown>) =>
         Effect.provide(
-          SessionPool.withSession(identity, call(name, args)),
+          SessionPool.withSession(identity, (session) => call(session, name, args)),
           SessionPool.layer({ connect: McpConnector.stdio(options) })
         )
   },
@@ -47,7 +41,7 @@ const generations = [
     withCalls:
       (options: McpConnector.StdioOptions) => (identity: Identity, name: string, args: Record<string, unknown>) =>
         Effect.provide(
-          PoolV2.withSession(identity, call(name, args)),
+          PoolV2.withSession(identity, (session) => call(session, name, args)),
           PoolV2.layer({ connect: McpConnectorV2.stdio(options) })
         )
   }

@@ -18,13 +18,9 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { descendants, inGroup, isAlive, survivors } from "./support/processes.ts"
 import * as HttpServer from "./support/servers/http.ts"
+import { textOf } from "./support/tools.ts"
 
 const script = inject("stdioServer")
-
-const textOf = (result: CallToolResult): string => {
-  const [block] = result.content
-  return block?.type === "text" ? block.text : ""
-}
 
 const call = (client: Client, name: string, args: Record<string, unknown> = {}, options = {}) =>
   Effect.promise(async () =>

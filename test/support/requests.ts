@@ -47,6 +47,13 @@ export const send = (endpoint: Endpoint, method: string, options: RequestOptions
     ...(options.signal === undefined ? {} : { signal: options.signal })
   })
 
+/** One request of each method in turn, the POST a call of `echo`. */
+export const byEachMethod = (endpoint: Endpoint, options: RequestOptions) =>
+  Effect.forEach(
+    ["GET", "POST", "DELETE"],
+    (method) => request(endpoint, method, options, method === "POST" ? call("echo") : undefined)
+  )
+
 export const post = (endpoint: Endpoint, body: unknown, options?: RequestOptions) =>
   request(endpoint, "POST", options, body)
 

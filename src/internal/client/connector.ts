@@ -19,6 +19,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
+import * as Predicate from "effect/Predicate"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import type {
@@ -150,7 +151,7 @@ export const make = <C extends ClientLike, T, N = unknown>(sdk: Sdk<C, T, N>) =>
     options?: Only<O, Options & N>
   ): Connector<R | Services<O>, C> => {
     ConnectorOptions.checkFunction(sdk.module, "fromTransport", "transport", transport)
-    const given = options ?? {}
+    const given = options === undefined ? {} : options
     ConnectorOptions.check(sdk.options.fromTransport, "fromTransport", given)
     const read = given as Options<Services<O>>
     return connector(read, fromTransport(read, transport), sdk.opener("fromTransport", read, given as N))
@@ -465,6 +466,7 @@ const http = <R>(
           transport,
           attach: (wire) => ({ ...attach(wire), onFailed: refusals.onFailed }),
           refusalOf: refusals.of,
+          latestRefusal: refusals.latest,
           network: {
             "network.transport": "tcp",
             "network.protocol.name": "http",
@@ -491,7 +493,7 @@ const inProcess = <R, T>(
 (identity: Identity, handle: SessionHandle): Plan<R> =>
   makePlan(options, { server: "in-process" }, identity, handle, (_, name) =>
     Effect.gen(function*() {
-      const instance = yield* prepared("server", name, Effect.suspend(() => server(identity)))
+      const instance = yield* prepared("server", name, made("server", () => server(identity), "connect"))
       const [transport, theirs] = pair()
       yield* Effect.tryPromise({ try: () => instance.connect(theirs), catch: (error) => error })
       return { transport }
@@ -507,8 +509,8 @@ const fromTransport = <R, T>(
 (identity: Identity, handle: SessionHandle): Plan<R> =>
   makePlan(options, { server: "transport" }, identity, handle, (_, name) =>
     Effect.gen(function*() {
-      const made = yield* prepared("transport", name, Effect.suspend(() => transportFor(identity)))
-      const transport = made as TransportLike & { terminateSession?(): Promise<void> }
+      const found = yield* prepared("transport", name, made("transport", () => transportFor(identity), "start"))
+      const transport = found as TransportLike & { terminateSession?(): Promise<void> }
       return {
         transport,
         attach: (wire) => {
@@ -518,6 +520,28 @@ const fromTransport = <R, T>(
         terminate: async () => transport.terminateSession?.()
       }
     }))
+
+/**
+ * What a function of the user's own makes, which is known by a method. Dies when it makes something else: not every
+ * user has a compiler.
+ */
+const made = <A, R>(
+  option: "server" | "transport",
+  of: () => Effect.Effect<A, unknown, R>,
+  method: "connect" | "start"
+): Effect.Effect<A, unknown, R> =>
+  Effect.suspend(() => {
+    const effect: unknown = of()
+    return Effect.isEffect(effect)
+      ? effect as Effect.Effect<A, unknown, R>
+      : Effect.die(new TypeError(`\`${option}\` must return an Effect`))
+  }).pipe(
+    Effect.tap((value) =>
+      Predicate.hasProperty(value, method) && typeof value[method] === "function"
+        ? Effect.void
+        : Effect.die(new TypeError(`\`${option}\` must make a ${option}: what it made has no \`${method}\``))
+    )
+  )
 
 // -----------------------------------------------------------------------------
 // Requests of the server
