@@ -18,6 +18,7 @@ import { existsSync, readFileSync } from "node:fs"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
 import { inspect } from "node:util"
+import { bundle } from "./support/bundle.ts"
 import { type Generation, generations } from "./support/generations.ts"
 import { interruptCalls, interruptedCalls } from "./support/interrupts.ts"
 import { underLoad } from "./support/load.ts"
@@ -508,8 +509,9 @@ describe("stdio", () => {
   it.live("leaves nothing behind when this process exits without closing its sessions", () =>
     Effect.gen(function*() {
       const exits = fileURLToPath(new URL("./support/exits.ts", import.meta.url))
+      const [bundled] = yield* Effect.promise(() => bundle(inject("bundles"), [exits]))
       const output = yield* Effect.callback<string>((resume) => {
-        const parent = spawn(process.execPath, ["--import", "tsx", exits], { stdio: ["ignore", "pipe", "inherit"] })
+        const parent = spawn(process.execPath, [bundled, script], { stdio: ["ignore", "pipe", "inherit"] })
         let text = ""
         parent.stdout.on("data", (chunk) => {
           text += chunk
