@@ -219,6 +219,8 @@ for (const [sdk, connector] of generations) {
           )
           assert.strictEqual((yield* Fiber.join(flooded)).reason._tag, "RequestTimeout")
           assert.strictEqual(yield* call(other.session, "echo", { message: "hi" }), "hi")
+          // It would go on until it is told to end for the second time
+          process.kill(session.pid!, "SIGKILL")
         }))
 
       it.live("reads what its child said last, however much that is", () =>

@@ -1,5 +1,6 @@
 /**
- * Opens a session with the stdio fixture, whose path it is given, prints the child's pid and exits without closing anything.
+ * Opens a session with the stdio fixture, whose path it is given, prints the child's pid and exits without closing
+ * anything.
  */
 import { Identity } from "effect-mcp-sessions/Identity"
 import * as McpConnector from "effect-mcp-sessions/McpConnector"
