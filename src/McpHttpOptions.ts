@@ -20,6 +20,7 @@ import {
   SessionRegistry,
   type SessionRegistryOptions
 } from "./SessionRegistry.ts"
+import { audience, isTrusted, listOf, scopes } from "./TokenOptions.ts"
 
 /**
  * What both layers take. Durations are `Duration.Input`; a number is milliseconds.
@@ -63,6 +64,76 @@ export interface EndpointOptions extends Omit<SessionRegistryOptions<never, neve
   readonly streamTimeToLive?: Duration.Input | undefined
   /** Whether an owner may end a session with DELETE, by default true. If not, that answers 405. */
   readonly allowTermination?: boolean | undefined
+  /** Makes the endpoint a protected resource of OAuth, so that a client finds out where to get a token for it. */
+  readonly authorization?: AuthorizationOptions | undefined
+}
+
+/**
+ * An endpoint as a protected resource, by the authorization section of the MCP specification (2025-11-25).
+ *
+ * Its metadata (RFC 9728) is at `/.well-known/oauth-protected-resource`, and there under its own path, as in
+ * `/.well-known/oauth-protected-resource/mcp`: for everybody, without credentials, for web pages of any origin. Every
+ * challenge points to it: the 401 that a request without a valid token is answered with, and the 403 of one whose token
+ * does not cover what it asks for.
+ *
+ * All of this is told to clients. Who is let in is for `IdentityResolver` to say: `layerJwt` and `layerIntrospection`
+ * verify tokens, and their `scopes` are asked of each.
+ *
+ * @category models
+ */
+export interface AuthorizationOptions {
+  /**
+   * The authorization servers that issue tokens for this endpoint, at least one: their issuer identifiers (RFC 8414
+   * section 2), character for character. `https` URLs without query and fragment, or `http` on loopback.
+   */
+  readonly servers: ReadonlyArray<string>
+  /**
+   * The scopes that a client asks for first: `scopes_supported` of the metadata, and `scope` of the challenge to those
+   * without a valid token. The least that is of use: what a call needs beyond them is for `required` to say. By default
+   * nothing is said of scopes.
+   */
+  readonly scopes?: ReadonlyArray<string> | undefined
+  /**
+   * What the endpoint is called: its canonical URI, as clients call it, such as `"https://mcp.example.com/mcp"` (RFC
+   * 8707 section 2). An `https` URL without query and fragment, or `http` on loopback. Needed behind a proxy that
+   * clients call by another name, scheme or path, and in a router with a prefix.
+   *
+   * By default it is the URL by which the request has come. That is for the caller to choose, among `allowedHosts`: so
+   * it is not held against the audience of a token, which then is for `IdentityResolver` alone to look at.
+   */
+  readonly resource?: string | URL | undefined
+  /**
+   * For whom tokens must be: one of these has to be among the `aud` of the identity's claims, if they have any, else
+   * 401 `invalid_token`. The default is `resource`, if that is given. Say it where the authorization server has another
+   * name for the resource (RFC 8707 section 2.2), as a client id, or `api://…`.
+   */
+  readonly audience?: string | ReadonlyArray<string> | undefined
+  /**
+   * The scopes that a call needs. A caller whose `Identity.scopes` lack one of them is answered 403
+   * `insufficient_scope` before anything of the request has run, also of the others in a batch; the challenge has these
+   * scopes and those that the caller has already, so that a client that asks for another token loses none. By default
+   * no call needs any.
+   *
+   * **Example** (A tool that needs more than the others)
+   *
+   * ```ts
+   * const required: McpHttp.AuthorizationOptions["required"] = ({ method, params }) =>
+   *   method === "tools/call" && params.name === "delete" ? ["files:write"] : []
+   * ```
+   */
+  readonly required?: ((call: Call) => ReadonlyArray<string>) | undefined
+}
+
+/**
+ * A request or a notification of a client.
+ *
+ * @category models
+ */
+export interface Call {
+  /** What is asked for, such as `"tools/call"`. */
+  readonly method: string
+  /** As they came: nobody has looked at them yet. Empty if there are none. */
+  readonly params: Readonly<Record<string, unknown>>
 }
 
 /**
@@ -169,6 +240,46 @@ const operator = Options.custom<Context.Key<unknown, Operator>, Context.Key<unkn
   read: Option.liftPredicate(Context.isKey)
 })
 
+const isIssuer = (value: unknown): value is string =>
+  typeof value === "string" && URL.canParse(value) && isTrusted(new URL(value)) && !/[?#]/.test(value)
+
+const resource = Options.custom<string | URL, URL>({
+  rule: "an https URL, or http on loopback, without user, query and fragment",
+  read: (value) => {
+    const text = value instanceof URL ? value.href : value
+    return isIssuer(text) ? Option.some(new URL(text)) : Option.none()
+  },
+  config: Config.String
+})
+
+/**
+ * @internal
+ */
+export const authorization = Options.declare<AuthorizationOptions>()(
+  { module: "McpHttp", variables: "MCP_REGISTRY_AUTHORIZATION" },
+  {
+    servers: Options.required(
+      listOf("a list of https URLs without query and fragment, or http on loopback", isIssuer)
+    ),
+    scopes: Options.optional(scopes),
+    resource: Options.optional(resource, { shown: "as it is called" }),
+    audience: Options.optional(audience, { shown: "the resource" }),
+    required: Options.optional(
+      Options.custom<(call: Call) => ReadonlyArray<string>, (call: Call) => ReadonlyArray<string>>({
+        rule: "a function",
+        read: Option.liftPredicate((value): value is (call: Call) => ReadonlyArray<string> =>
+          typeof value === "function"
+        )
+      })
+    )
+  }
+)
+
+/**
+ * @internal
+ */
+export type Authorization = Options.Parsed<typeof authorization.declaration>
+
 const { open: _, ...ofRegistry } = registry.declaration
 
 /**
@@ -191,6 +302,7 @@ export const endpoint = Options.declare<EndpointOptions>()({ module: "McpHttp", 
   bodyTimeout: Options.withDefault(Options.timeout, "30 seconds"),
   streamTimeToLive: Options.withDefault(Options.timeToLive, "5 minutes"),
   allowTermination: Options.withDefault(Options.boolean, true),
+  authorization: Options.group<AuthorizationOptions, typeof authorization.declaration>(authorization),
   ...ofRegistry
 })
 

@@ -134,6 +134,7 @@ export interface SessionPoolOptions<Session, E, R, RC = R, RP = RC> {
    * all of the upstream that have none. An identity without an upstream is its own.
    *
    * At most `capacity` failures are remembered. Opens that have begun when the first of them fails run to their end.
+   * Whoever comes later is told the failure at once; the callers of that open, when what it had acquired is free.
    */
   readonly failureBackoff?: Schedule.Schedule<unknown> | undefined
   /**
@@ -781,15 +782,19 @@ const hooks = <Session, E>(
     Waiting.opened(waiting)
     observed.events.emit({ _tag: "Opened", key: keyOf(slot) })
   },
+  // Whoever comes while it is freed is told, and does not try as well. What was invalidated while it opened says
+  // nothing of what a new open would meet.
+  onFreeing: (slot, cause) => {
+    const { engine, failures } = pool()
+    if (slot.retired === undefined && !Leased.isShutDown(engine)) failures.failed(slot, cause)
+  },
   onOpenFailed: (slot, cause) => {
-    const { engine, failures, observed, waiting } = pool()
+    const { engine, observed, waiting } = pool()
     Waiting.failed(waiting, slot, cause)
     if (Leased.isShutDown(engine)) return
     observed.counts.failures++
     const timeout = Option.exists(Cause.findErrorOption(cause), (error) => error instanceof ConnectTimeout)
     observed.events.emit({ _tag: "OpenFailed", key: keyOf(slot), reason: timeout ? "timeout" : "failed" })
-    // What was invalidated while it opened says nothing of what a new open would meet.
-    if (slot.retired === undefined) failures.failed(slot, cause)
   },
   onRetired: (slot, reason) => {
     const { observed: { counts, events }, waiting } = pool()
@@ -1147,8 +1152,9 @@ const use = <Session, E, A, E2, R2>(
   f: (session: Session) => Effect.Effect<A, E2, R2>
 ): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
   const sent = Sent.of(session)
-  if (sent === undefined) return f(session)
-  const lease = enter(fiber, sent)
+  const outer = Context.get(fiber.context, Sent.CurrentLease)
+  if (sent === undefined || (outer === undefined && !Sent.isAccounted(sent))) return f(session)
+  const lease = enter(fiber, sent, outer)
   const isFresh = caller.slot!.uses === 1
   const used = f(session)
   if (isFresh || (Exit.isExit(used) && Exit.isSuccess(used))) return used
@@ -1156,7 +1162,7 @@ const use = <Session, E, A, E2, R2>(
 }
 
 // In place of the lease that the fiber works within already if that is of the same caller.
-const enter = (fiber: AnyFiber, sent: Sent.Sent, outer = Context.get(fiber.context, Sent.CurrentLease)): Sent.Lease => {
+const enter = (fiber: AnyFiber, sent: Sent.Sent, outer: Sent.Lease | undefined): Sent.Lease => {
   const lease = Sent.makeLease(sent, outer)
   fiber.setContext(Context.add(fiber.context, Sent.CurrentLease, lease))
   return lease
@@ -1177,7 +1183,8 @@ const healed = <Session, E, A, E2, R2>(
   Effect.catchIf(
     Effect.failCause(cause),
     (error) =>
-      typeof error === "object" && error !== null && lease.sent.expirations.has(error) && !Sent.mayHaveRun(lease),
+      typeof error === "object" && error !== null && lease.sent.expirations?.has(error) === true &&
+      !Sent.mayHaveRun(lease),
     () => {
       Leased.retire(self.engine, caller.slot!, "died")
       // As another get, with all of its time

@@ -73,7 +73,10 @@ export interface IntrospectionOptions extends TokenOptions {
   readonly clientId: string
   /** With which secret. */
   readonly clientSecret: Redacted.Redacted
-  /** Who issues the tokens. An answer with another `iss` is refused. The default is the endpoint, and no check. */
+  /**
+   * Who issues the tokens. An answer with another `iss` is refused. The default is the `iss` of each answer, or the
+   * endpoint where it has none, and no check.
+   */
   readonly issuer?: string | undefined
   /**
    * Whom the tokens are for: one of these must be among the `aud` of the answer. By default every token that the
@@ -129,7 +132,10 @@ const text = Options.custom<string, string>({
 const words = (variable: string) =>
   Config.map(Config.String(variable), (list) => list.split(/[\s,]+/).filter((word) => word !== ""))
 
-const listOf = <A extends string>(rule: string, is: (value: unknown) => value is A) =>
+/**
+ * @internal
+ */
+export const listOf = <A extends string>(rule: string, is: (value: unknown) => value is A) =>
   Options.custom<ReadonlyArray<A>, ReadonlyArray<A>>({
     rule,
     read: Option.liftPredicate((value): value is ReadonlyArray<A> =>
@@ -138,7 +144,10 @@ const listOf = <A extends string>(rule: string, is: (value: unknown) => value is
     config: words
   })
 
-const audience = Options.custom<string | ReadonlyArray<string>, ReadonlyArray<string>>({
+/**
+ * @internal
+ */
+export const audience = Options.custom<string | ReadonlyArray<string>, ReadonlyArray<string>>({
   rule: "a string that is not empty, or some of them",
   read: (value) => {
     const list: ReadonlyArray<unknown> = Array.isArray(value) ? value : [value]
@@ -147,13 +156,20 @@ const audience = Options.custom<string | ReadonlyArray<string>, ReadonlyArray<st
   config: words
 })
 
-const scopeToken = /^[\x21\x23-\x5b\x5d-\x7e]+$/
+/**
+ * A scope of RFC 6749 section 3.3.
+ *
+ * @internal
+ */
+export const isScope = (value: unknown): value is string =>
+  typeof value === "string" && /^[\x21\x23-\x5b\x5d-\x7e]+$/.test(value)
 
-const scopes = Options.custom<ReadonlyArray<string>, ReadonlyArray<string>>({
+/**
+ * @internal
+ */
+export const scopes = Options.custom<ReadonlyArray<string>, ReadonlyArray<string>>({
   rule: "a list of scopes (RFC 6749 section 3.3)",
-  read: Option.liftPredicate((value): value is ReadonlyArray<string> =>
-    Array.isArray(value) && value.every((scope) => typeof scope === "string" && scopeToken.test(scope))
-  ),
+  read: Option.liftPredicate((value): value is ReadonlyArray<string> => Array.isArray(value) && value.every(isScope)),
   config: words
 })
 

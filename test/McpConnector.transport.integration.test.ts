@@ -102,6 +102,8 @@ describe("a connector over a transport of one's own", () => {
       const make of [
         () => McpConnector.fromTransport(new URL(url) as never),
         () => McpConnectorV2.fromTransport(new URL(url) as never),
+        () => McpConnector.fromTransport(never, null as never),
+        () => McpConnectorV2.fromTransport(never, null as never),
         () => McpConnector.fromTransport(never, { url } as never),
         () => McpConnectorV2.fromTransport(never, { url } as never)
       ]
@@ -109,4 +111,28 @@ describe("a connector over a transport of one's own", () => {
       assert.throws(make, InvalidOptions)
     }
   })
+
+  const nothing: Readonly<Record<string, () => unknown>> = {
+    "no Effect": () => null,
+    "nothing": () => Effect.succeed(null),
+    "a text": () => Effect.succeed("transport"),
+    "something else": () => Effect.succeed({ send: async () => {} })
+  }
+  for (const [what, make] of Object.entries(nothing)) {
+    it.effect(`fails when its function makes ${what}, and so does one in process`, () =>
+      Effect.gen(function*() {
+        const connectors: ReadonlyArray<readonly [option: "transport" | "server", connector: AnyConnector]> = [
+          ["transport", McpConnector.fromTransport(make as never)],
+          ["transport", McpConnectorV2.fromTransport(make as never)],
+          ["server", McpConnector.inProcess(make as never)],
+          ["server", McpConnectorV2.inProcess(make as never)]
+        ]
+        for (const [option, connector] of connectors) {
+          const { reason } = yield* Effect.flip(connector(alice, makeHandle()))
+          assert(reason._tag === "PreparationFailed")
+          assert.deepInclude(reason, { option, requestSent: false })
+          assert.match(String(Redacted.value(reason.cause)), new RegExp(`^TypeError: \`${option}\` must `))
+        }
+      }))
+  }
 })

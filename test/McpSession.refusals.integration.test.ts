@@ -8,6 +8,7 @@ import type { McpSessionError } from "effect-mcp-sessions/McpSession"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
+import { createServer } from "node:http"
 import { inspect } from "node:util"
 import { parse } from "../src/internal/client/challenges.ts"
 import { type Generation, generations } from "./support/generations.ts"
@@ -93,6 +94,28 @@ for (const [sdk, connector] of generations) {
             )
           }))
       }
+    }
+
+    for (const transport of ["http", "sse"] as const) {
+      it.live(`of a connect over ${transport} tells when to come back`, () =>
+        Effect.gen(function*() {
+          const { url } = yield* Scripted.start({
+            create: () =>
+              createServer((request, response) =>
+                void request.resume().on(
+                  "end",
+                  () => response.writeHead(503, { "content-type": "text/plain", "retry-after": "7" }).end("no")
+                )
+              )
+          })
+          const error = yield* Effect.flip(connector[transport]({ url })(identity, makeHandle()))
+          assert.deepStrictEqual(reasonOf(error), {
+            _tag: "HttpFailure",
+            status: 503,
+            requestSent: true,
+            retryAfter: Duration.seconds(7)
+          })
+        }))
     }
 
     for (

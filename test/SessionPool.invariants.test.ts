@@ -386,10 +386,15 @@ describe("SessionPool invariants", () => {
 
     it.effect("what a connect had acquired that never ends nor can be interrupted, before its callers hear of it", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ handshake: () => Effect.uninterruptible(Effect.never) })
+        const upstream = makeUpstream({
+          handshake: () => Effect.uninterruptible(Effect.never),
+          hangUp: () => Effect.sleep(40)
+        })
         const pool = yield* openPool({ connect: upstream.connect, connectTimeout: 100, closeTimeout: 100 })
         const late = yield* fork(visit(pool, a))
-        yield* TestClock.adjust(200)
+        yield* TestClock.adjust(199)
+        assert.strictEqual(outcome(late), "waiting", "its place is taken until then")
+        yield* TestClock.adjust(1)
         assert.strictEqual(outcome(late), "ConnectTimeout")
         assert.deepStrictEqual(upstream.gone, ["a1"])
         yield* fork(visit(pool, b))

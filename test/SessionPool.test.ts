@@ -695,8 +695,8 @@ describe("SessionPool", () => {
     it.effect("count a session that its server has forgotten as a hit, also when its call is run again elsewhere", () =>
       Effect.gen(function*() {
         const expired = { _tag: "McpSessionError", reason: { _tag: "SessionExpired" } } as const
-        const sent = Sent.make()
-        sent.expirations.add(expired)
+        const sent = Sent.make(true)
+        sent.expirations?.add(expired)
         const { connect } = makeUpstream()
         const pool = yield* openPool({
           connect: (identity, handle) =>
@@ -1574,12 +1574,41 @@ describe("SessionPool", () => {
         assert.deepStrictEqual(asked, ["get a", "withSession a"])
       }))
 
+    it.effect("runs again after what others sent on a session that its own f had leased within", () =>
+      Effect.gen(function*() {
+        const expired = { _tag: "McpSessionError", reason: { _tag: "SessionExpired" } } as const
+        const sents = { a: Sent.make(true), b: Sent.make(false) }
+        sents.a.expirations?.add(expired)
+        const { connect } = makeUpstream()
+        const pool = yield* openPool({
+          connect: (identity, handle) =>
+            Effect.map(connect(identity, handle), (session) => ({
+              ...session,
+              [Sent.TypeId]: session.name.startsWith("a") ? sents.a : sents.b
+            }))
+        })
+        yield* visit(pool, a)
+        yield* visit(pool, b)
+        const send = Effect.map(
+          Sent.CurrentLease,
+          (current) => Sent.settled(sents.b, Sent.leave(sents.b, Sent.senderWithin(current)))
+        )
+        const others = Effect.provideService(pool.withSession(b, () => send), Sent.CurrentLease, undefined)
+        const healed = (within: Effect.Effect<void>) =>
+          pool.withSession(a, ({ name }) =>
+            name === "a1"
+              ? Effect.andThen(pool.withSession(b, () => within), Effect.andThen(others, Effect.fail(expired)))
+              : Effect.succeed(name))
+        assert.strictEqual(yield* Effect.flip(healed(send)), expired)
+        assert.strictEqual(yield* healed(Effect.void), "a2")
+      }))
+
     it.effect("leaves no trace of a lease in the context of its caller", () =>
       Effect.gen(function*() {
         const { connect } = makeUpstream()
         const pool = yield* openPool({
           connect: (identity, handle) =>
-            Effect.map(connect(identity, handle), (session) => ({ ...session, [Sent.TypeId]: Sent.make() }))
+            Effect.map(connect(identity, handle), (session) => ({ ...session, [Sent.TypeId]: Sent.make(true) }))
         })
         const within = pool.withSession(a, () => Effect.map(Sent.CurrentLease, (current) => current !== undefined))
         assert.isTrue(yield* within)

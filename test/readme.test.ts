@@ -61,7 +61,8 @@ describe("README", () => {
       McpHttpOptions.layer.rows.filter(({ option }) =>
         !SessionRegistry.declared.rows.some((row) => row.option === option)
       )
-    ]
+    ],
+    ["in `authorization`", McpHttpOptions.authorization.rows]
   ] as const
 
   it.each(tables)("has a row for each option of %s, with its default and its variable", (heading, rows) => {

@@ -268,6 +268,14 @@ describe("Secrets", () => {
     )
   })
 
+  it("are found in what is nested deeper than the stack is", () => {
+    const pairs = `${"a=".repeat(50_000)}hunter2hunter2`
+    assert.isTrue(named("THING", pairs).some((found) => found.endsWith("hunter2hunter2")))
+    assert.isTrue(Secrets.ofArguments([pairs]).some((found) => found.endsWith("hunter2hunter2")))
+    const json = `${"[".repeat(50_000)}"hunter2hunter2"${"]".repeat(50_000)}`
+    assert.deepStrictEqual(named("THING", json), ["hunter2hunter2"])
+  })
+
   it("are a credential's header, its token and the password in it", () => {
     assert.deepStrictEqual(ofSome(Credentials.bearer("abc")), ["Bearer abc", "abc"])
     const token = btoa("alice:word")

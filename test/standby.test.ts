@@ -124,6 +124,48 @@ describe("a child on standby", () => {
       assert.strictEqual(mostStarting(), 3)
     }))
 
+  it.effect("that hangs at start keeps no other from being started", () =>
+    Effect.gen(function*() {
+      const { children, close, log, ready, visit } = yield* open((n) => n === 3 ? Effect.never : Effect.void, {
+        size: 2
+      })
+      const [a, b, c] = identities(3)
+      assert.strictEqual(yield* visit(a!), "child 1 of k0")
+      yield* TestClock.adjust(100)
+      assert.strictEqual(children.length, 3, "the third hangs")
+      assert.strictEqual(yield* visit(b!), "child 2 of k1")
+      yield* TestClock.adjust(100)
+      assert.strictEqual(yield* ready, 1)
+      assert.strictEqual(yield* visit(c!), "child 4 of k2")
+      yield* TestClock.adjust(100)
+      assert.strictEqual(children.length, 5, "two at a time, the one that hangs included")
+      yield* close
+      assert.deepStrictEqual(log.filter((line) => line.endsWith("ends")).length, 5)
+    }))
+
+  it.effect("is as late as one if several fail together", () =>
+    Effect.gen(function*() {
+      let isDown = false
+      const { children, visit } = yield* open(() => Effect.suspend(() => isDown ? Effect.fail("no") : Effect.void), {
+        size: 4
+      })
+      isDown = true
+      yield* Effect.forEach(identities(4), visit)
+      yield* TestClock.adjust(100)
+      assert.strictEqual(children.length, 8, "all four at once")
+      yield* TestClock.adjust(99)
+      assert.strictEqual(children.length, 8)
+      yield* TestClock.adjust(1)
+      assert.strictEqual(children.length, 9, "100 ms later one is tried")
+    }))
+
+  it.effect("that interrupts itself at start is one that does not start", () =>
+    Effect.gen(function*() {
+      const { children, ready } = yield* open((n) => n === 1 ? Effect.interrupt : Effect.void)
+      yield* at(100, children, 2)
+      assert.strictEqual(yield* ready, 1)
+    }))
+
   it.effect("is taken by one identity, whoever comes at once", () =>
     Effect.gen(function*() {
       const { visit } = yield* open(() => Effect.void, { size: 3 })

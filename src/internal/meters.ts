@@ -165,9 +165,9 @@ const histogram = (context: Context.Context<never>, instrument: Instrument, labe
   const boundaries = instrument.boundaries ?? []
   const counts = new Float64Array(boundaries.length + 1)
   let count = 0
-  let sum = 0
-  let min = Number.MAX_VALUE
-  let max = -Number.MAX_VALUE
+  // In an array a number of the loop is written in place; in a variable each would be a new object
+  const [sum, min, max] = [0, 1, 2] as const
+  const seen = new Float64Array([0, Number.MAX_VALUE, -Number.MAX_VALUE])
   const metric = Metric.histogram(instrument.name, { ...options(instrument, labels), boundaries })
   Metric.registerUnsafe(
     metric,
@@ -175,7 +175,7 @@ const histogram = (context: Context.Context<never>, instrument: Instrument, labe
     readOnly(() => {
       let below = 0
       const buckets = boundaries.map((boundary, i): [number, number] => [boundary, below += counts[i]!])
-      return { buckets, count, min, max, sum }
+      return { buckets, count, min: seen[min]!, max: seen[max]!, sum: seen[sum]! }
     })
   )
   return {
@@ -184,9 +184,9 @@ const histogram = (context: Context.Context<never>, instrument: Instrument, labe
       while (i < boundaries.length && value > boundaries[i]!) i++
       counts[i]!++
       count++
-      sum += value
-      if (value < min) min = value
-      if (value > max) max = value
+      seen[sum]! += value
+      if (value < seen[min]!) seen[min] = value
+      if (value > seen[max]!) seen[max] = value
     }
   }
 }

@@ -126,6 +126,8 @@ export interface Declared<in In, out Out> {
   readonly default: string
   /** Older names of its variable. */
   readonly aliases: ReadonlyArray<string>
+  /** If it has options of its own: they have the variables. */
+  readonly options?: Options<unknown> | undefined
 }
 
 export interface Naming {
@@ -161,6 +163,27 @@ export const withDefault = <In, Out>(
   default: shown ?? (typeof fallback === "number" ? fallback.toLocaleString("en-US") : String(fallback)),
   read: (value) => readAs(kind, value === undefined ? fallback : value)
 })
+
+/** An option that has options of its own, all of them or none. */
+export const group = <In extends object, Declaration>(
+  options: Options<Declaration>,
+  { shown = "none" }: Naming = {}
+): Declared<In, Parsed<Declaration> | undefined> => ({
+  kind: custom<In, Parsed<Declaration>>({ rule: "options", read: (value) => Result.getSuccess(options.parse(value)) }),
+  aliases: [],
+  default: shown,
+  options,
+  read: (value) =>
+    value === undefined
+      ? Result.succeed(undefined)
+      : Result.mapError(
+        options.parse(value),
+        ({ issue, option }) => option === wholly ? issue : `is wrong: its "${option}" ${issue}`
+      )
+})
+
+/** What an error names that is about all options together. */
+const wholly = "options"
 
 const readAs = <In, Out>(kind: Kind<In, Out>, value: unknown, must = "be"): Result.Result<Out, string> =>
   Result.fromOption(
@@ -218,6 +241,7 @@ export const declare = <Interface>() =>
     Result.fail(new InvalidOptions({ module, method, option, issue }))
 
   const kinds = new Map(entries.map(([option, { kind }]) => [option, kind]))
+  const grouped = new Map(entries.flatMap(([option, { options }]) => options === undefined ? [] : [[option, options]]))
   const rows = entries.map(([option, { aliases, default: shown, kind }]): Row => ({
     option,
     default: shown,
@@ -229,7 +253,7 @@ export const declare = <Interface>() =>
 
   const parse = (given: unknown, method = "layer"): Result.Result<Parsed<Declaration>, InvalidOptions> => {
     if (!isRecord(given)) {
-      return invalid(method, "options", `must be an object, got ${show(given)}`)
+      return invalid(method, wholly, `must be an object, got ${show(given)}`)
     }
     const unknown = Object.keys(given).find((option) => !Object.hasOwn(declaration, option))
     if (unknown !== undefined) {
@@ -252,6 +276,10 @@ export const declare = <Interface>() =>
       if (variable === undefined || read === undefined || !isAsked(option)) continue
       configs[option] = Config.all([variable, ...aliases].map((name) => Config.option(read(name))))
     }
+    for (const [option, { config }] of grouped) {
+      if (!isAsked(option)) continue
+      configs[option] = Config.map(config, (values) => [Option.liftPredicate(values, isNotEmpty)])
+    }
     return Config.map(Config.all(configs), (values) => Record.getSomes(Record.map(values, Option.firstSomeOf)))
   }
 
@@ -260,7 +288,12 @@ export const declare = <Interface>() =>
     if (!isRecord(given)) return given as Given
     const own = Record.filter(given, Config.isConfig)
     const ours = yield* configOf((option) => !Object.hasOwn(own, option))
-    return { ...given, ...ours, ...yield* Config.all(own) } as Given
+    // Of a group the variables that are set win over its options one by one, too
+    const whole = Record.map(ours, (value, option) => {
+      const beside: unknown = Object.hasOwn(given, option) ? given[option as keyof typeof given] : undefined
+      return grouped.has(option) && isRecord(value) && isRecord(beside) ? { ...beside, ...value } : value
+    })
+    return { ...given, ...whole, ...yield* Config.all(own) } as Given
   })
 
   return { declaration, rows, parse, configured, config: configOf(() => true) }
@@ -276,6 +309,8 @@ export const declare = <Interface>() =>
  */
 export const isRecord = (given: unknown): given is { readonly [option: string]: unknown } =>
   typeof given === "object" && given !== null && (tagOf(given) === "Object" || tagOf(given) === "Module")
+
+const isNotEmpty = (values: object): boolean => Object.keys(values).length > 0
 
 const tagOf = (given: object): string => Object.prototype.toString.call(given).slice("[object ".length, -1)
 

@@ -35,31 +35,34 @@ export const ofArguments = (args: ReadonlyArray<string>): ReadonlyArray<string> 
  * Those of a URL: its password, a user that stands alone, and the values and path segments that are secrets by their
  * name or look.
  */
-export const ofUrl = (url: URL): ReadonlyArray<string> => {
+export const ofUrl = (url: URL, depth = 0): ReadonlyArray<string> => {
   const user = decode(url.username)
   return [
     ...(url.password === "" ? [] : [decode(url.password)]),
     ...(looksSecret(user) || (url.password === "" && !/^[a-z]*$/i.test(user)) ? [user] : []),
-    ...Array.from(url.searchParams).flatMap(([name, value]) => ofValue(name, value)),
+    ...Array.from(url.searchParams).flatMap(([name, value]) => ofValue(name, value, depth)),
     ...url.pathname.split("/").map(decode).filter(looksSecret)
   ]
 }
 
-const ofValue = (name: string, value: string): ReadonlyArray<string> => {
-  if (isNamedSecret(name, value)) return [value, ...partsOf(name, value)]
-  const parts = partsOf(name, value)
+const ofValue = (name: string, value: string, depth = 0): ReadonlyArray<string> => {
+  const parts = depth < maxDepth ? partsOf(name, value, depth + 1) : []
+  if (isNamedSecret(name, value)) return [value, ...parts]
   // What has parts is known by them: the rest of a URL or a list is no secret
   return parts.length > 0 || isStructured(value) ? parts : value.split(/\s+/).filter(looksSecret)
 }
 
+// `a=a=a=…` has parts within parts: each of them is looked at once for each level
+const maxDepth = 8
+
 /** The secrets within a value that has a structure of its own. */
-const partsOf = (name: string, value: string): ReadonlyArray<string> => {
+const partsOf = (name: string, value: string, depth: number): ReadonlyArray<string> => {
   const text = value.trim()
   if (text.startsWith("{") || text.startsWith("[")) {
     const json = parseJson(text)
-    if (json !== undefined) return ofJson(name, json)
+    if (json !== undefined) return ofJson(name, json, depth)
   }
-  if (/^[a-z][\w+.-]*:\/\//i.test(text) && URL.canParse(text)) return ofUrl(new URL(text))
+  if (/^[a-z][\w+.-]*:\/\//i.test(text) && URL.canParse(text)) return ofUrl(new URL(text), depth)
   const [, scheme, credential] = /^([a-z][\w-]*)[ \t]+(\S+)$/i.exec(text) ?? []
   if (scheme !== undefined && credential !== undefined && isNamedSecret(name, credential)) {
     return /^basic$/i.test(scheme) ? [credential, ...ofBasic(credential)] : [credential]
@@ -67,16 +70,24 @@ const partsOf = (name: string, value: string): ReadonlyArray<string> => {
   // Cookies, connection strings, `KEY=value`
   return text.split(/[;,&\s]+/).flatMap((pair) => {
     const at = pair.indexOf("=")
-    return at > 0 && at < pair.length - 1 ? ofValue(pair.slice(0, at), unquoted(pair.slice(at + 1))) : []
+    return at > 0 && at < pair.length - 1 ? ofValue(pair.slice(0, at), unquoted(pair.slice(at + 1)), depth) : []
   })
 }
 
 const isStructured = (value: string): boolean => /^\s*[[{]|^\s*[a-z][\w+.-]*:\/\//i.test(value)
 
-const ofJson = (name: string, json: unknown): ReadonlyArray<string> => {
-  if (typeof json === "string") return ofValue(name, json)
-  if (typeof json !== "object" || json === null) return []
-  return Object.entries(json).flatMap(([key, value]) => ofJson(Array.isArray(json) ? name : key, value))
+// Without recursion: JSON may be nested deeper than the stack is
+const ofJson = (name: string, json: unknown, depth: number): ReadonlyArray<string> => {
+  const found: Array<string> = []
+  const left: Array<readonly [name: string, value: unknown]> = [[name, json]]
+  for (let next = left.pop(); next !== undefined; next = left.pop()) {
+    const [called, value] = next
+    if (typeof value === "string") { for (const secret of ofValue(called, value, depth)) found.push(secret) }
+    else if (typeof value === "object" && value !== null) {
+      for (const [key, item] of Object.entries(value)) left.push([Array.isArray(value) ? called : key, item])
+    }
+  }
+  return found
 }
 
 const parseJson = (text: string): unknown => {

@@ -31,11 +31,25 @@ export interface Sent {
   /** The newest of those that are in flight no more and may have run. */
   lastRun: number
   readonly inFlight: Set<number>
-  /** The errors that say of this very session that its server has forgotten it. */
-  readonly expirations: WeakSet<object>
+  /**
+   * The errors that say of this very session that its server has forgotten it. None where no server can: only sessions
+   * over Streamable HTTP are more than their connection.
+   */
+  readonly expirations: WeakSet<object> | undefined
+  /** Whether it was ever leased within another's lease. */
+  isWithin: boolean
 }
 
-export const make = (): Sent => ({ last: 0, lastRun: 0, inFlight: new Set(), expirations: new WeakSet() })
+export const make = (canExpire: boolean): Sent => ({
+  last: 0,
+  lastRun: 0,
+  inFlight: new Set(),
+  expirations: canExpire ? new WeakSet() : undefined,
+  isWithin: false
+})
+
+/** Whether somebody may ask what was sent within a lease on this session, which is no part of another. */
+export const isAccounted = ({ expirations, isWithin }: Sent): boolean => expirations !== undefined || isWithin
 
 /**
  * The `Sent` of a session of this library. Anything else is not looked into.
@@ -73,6 +87,7 @@ export const makeLease = (sent: Sent, outer: Lease | undefined): Lease => {
 
 /** A session is leased within `lease`: what is sent on it on nobody's behalf may be sent within that, too. */
 export const leasedWithin = (lease: Lease, sent: Sent): void => {
+  sent.isWithin = true
   for (let each: Lease | undefined = lease; each !== undefined; each = each.outer) {
     const within = each.within ??= new Map()
     if (!within.has(sent)) within.set(sent, sent.last)

@@ -75,7 +75,7 @@ export const make = ({ closed, isOpen, reasonOf, server, timeout: defaultTimeout
   const fail = (method: string, reason: McpSessionErrorReason) => {
     const error = new McpSessionError({ reason, method, server })
     own.add(error)
-    if (reason._tag === "SessionExpired" && reason.refused) wire.sent.expirations.add(error)
+    if (reason._tag === "SessionExpired" && reason.refused) wire.sent.expirations?.add(error)
     return Effect.fail(error)
   }
 

@@ -9,6 +9,7 @@ import type {
   CreateMessageResult,
   CreateMessageResultWithTools,
   ElicitRequestFormParams,
+  ElicitRequestURLParams,
   ElicitResult,
   Root
 } from "@modelcontextprotocol/sdk/types.js"
@@ -18,6 +19,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
+import * as Predicate from "effect/Predicate"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import type {
@@ -41,12 +43,14 @@ import * as Secrets from "../secrets.ts"
 import { version } from "../version.ts"
 import * as Fetch from "./fetch.ts"
 import { KnownSecrets } from "./knownSecrets.ts"
+import * as Oauth from "./oauth.ts"
 import * as ConnectorOptions from "./options.ts"
 import * as Refusals from "./refusals.ts"
 import { type ClientLike, mayBeDeaf, type MessageLike, type TransportLike } from "./sdk.ts"
 import type { OpenOptions, OpenTransport } from "./session.ts"
 import * as Standby from "./standby.ts"
 import * as Stdio from "./stdio.ts"
+import type * as Tokens from "./tokens.ts"
 
 /**
  * A generation of the SDK, with clients `C`, server transports `T` and options of its own `N`.
@@ -61,6 +65,7 @@ export interface Sdk<C extends ClientLike, T, N> {
     readonly environment: () => Readonly<Record<string, string>>
   }
   readonly http: MakeTransport
+  readonly oauth: Tokens.Sdk
   readonly sse: MakeTransport
   readonly pair: () => readonly [TransportLike, T]
   /** Whether a server may be one that has `initialize`. */
@@ -120,15 +125,17 @@ export const make = <C extends ClientLike, T, N = unknown>(sdk: Sdk<C, T, N>) =>
     options: Only<O, HttpOptions & N>
   ): Connector<Services<O>, C> => {
     ConnectorOptions.check(sdk.options.http, "http", options)
+    ConnectorOptions.checkAuthorization(sdk.module, "http", options)
     const read = options as HttpOptions<Services<O>>
-    const older = { plan: http(read, true, sdk.sse), open: sdk.opener("sse", options, undefined) }
+    const older = { plan: http(read, true, sdk.sse, sdk.oauth), open: sdk.opener("sse", options, undefined) }
     const fallback = sdk.mayBeOlder(options) ? older : undefined
-    return connector(read, http(read, false, sdk.http), sdk.opener("http", options, options), fallback)
+    return connector(read, http(read, false, sdk.http, sdk.oauth), sdk.opener("http", options, options), fallback)
   },
   sse: <O extends HttpOptions<unknown>>(options: Only<O, HttpOptions>): Connector<Services<O>, C> => {
     ConnectorOptions.check(sdk.options.sse, "sse", options)
+    ConnectorOptions.checkAuthorization(sdk.module, "sse", options)
     const read = options as HttpOptions<Services<O>>
-    return connector(read, http(read, true, sdk.sse), sdk.opener("sse", options, undefined))
+    return connector(read, http(read, true, sdk.sse, sdk.oauth), sdk.opener("sse", options, undefined))
   },
   inProcess: <R = never, O extends Options<unknown> = Options>(
     server: (identity: Identity) => Effect.Effect<ServerLike<T>, unknown, R | Scope.Scope>,
@@ -144,7 +151,7 @@ export const make = <C extends ClientLike, T, N = unknown>(sdk: Sdk<C, T, N>) =>
     options?: Only<O, Options & N>
   ): Connector<R | Services<O>, C> => {
     ConnectorOptions.checkFunction(sdk.module, "fromTransport", "transport", transport)
-    const given = options ?? {}
+    const given = options === undefined ? {} : options
     ConnectorOptions.check(sdk.options.fromTransport, "fromTransport", given)
     const read = given as Options<Services<O>>
     return connector(read, fromTransport(read, transport), sdk.opener("fromTransport", read, given as N))
@@ -174,13 +181,18 @@ const openAs = <RT, R, C>(options: Options<R>, plan: Plan<RT>, open: Opener<C>) 
     return Effect.flatMap(handlers(options, plan), (handlers) => open(plan, handlers))
   })
 
-// Once, however often a generation has tried. The message has no secrets in it.
+// Once, however often a generation has tried. The message has no secrets in it. That somebody has to be asked is no
+// fault.
 const logged =
   ({ identity, server }: Pick<Plan<never>, "identity" | "server">) =>
   <A, R>(open: Effect.Effect<A, McpSessionError, R>): Effect.Effect<A, McpSessionError, R> =>
     Effect.tapError(
       open,
-      (error) => Effect.annotateLogs(Effect.logWarning(error.message), { server, session: identity.key })
+      (error) =>
+        Effect.annotateLogs(
+          error.reason._tag === "ConsentRequired" ? Effect.logDebug(error.message) : Effect.logWarning(error.message),
+          { server, session: identity.key }
+        )
     )
 
 /**
@@ -406,11 +418,13 @@ const lastLineLimit = 500
 const http = <R>(
   options: HttpOptions<R>,
   isStreamSession: boolean,
-  transportTo: MakeTransport
+  transportTo: MakeTransport,
+  oauth: Tokens.Sdk
 ) => {
   const url = new URL(options.url)
   const secrets = [
     ...Secrets.ofUrl(url),
+    ...ConnectorOptions.secretsOf(options.authorization),
     ...(typeof options.headers === "object" ? Secrets.ofRecord(options.headers) : [])
   ]
   return (identity: Identity, handle: SessionHandle): Plan<R> =>
@@ -421,8 +435,20 @@ const http = <R>(
         const context = yield* Effect.context<never>()
         const runPromise = Effect.runPromiseWith(context)
         const clock = yield* Clock.Clock
+        const own = holding(options.fetch ?? globalFetch, scrub)
+        const { authorization } = options
         const refusals = Refusals.make({
-          fetch: holding(options.fetch ?? globalFetch, scrub),
+          fetch: authorization === undefined ? own : yield* Oauth.make({
+            authorization,
+            sdk: oauth,
+            url,
+            fetch: own,
+            identity,
+            handle,
+            server: name,
+            scrub,
+            prepare: (effect) => prepared("authorization", name, effect)
+          }),
           now: () => clock.currentTimeMillisUnsafe(),
           whenLate: (f) => {
             const fiber = Effect.runForkWith(context)(Effect.andThen(Effect.sleep("2 seconds"), Effect.sync(f)))
@@ -440,6 +466,7 @@ const http = <R>(
           transport,
           attach: (wire) => ({ ...attach(wire), onFailed: refusals.onFailed }),
           refusalOf: refusals.of,
+          latestRefusal: refusals.latest,
           network: {
             "network.transport": "tcp",
             "network.protocol.name": "http",
@@ -466,7 +493,7 @@ const inProcess = <R, T>(
 (identity: Identity, handle: SessionHandle): Plan<R> =>
   makePlan(options, { server: "in-process" }, identity, handle, (_, name) =>
     Effect.gen(function*() {
-      const instance = yield* prepared("server", name, Effect.suspend(() => server(identity)))
+      const instance = yield* prepared("server", name, made("server", () => server(identity), "connect"))
       const [transport, theirs] = pair()
       yield* Effect.tryPromise({ try: () => instance.connect(theirs), catch: (error) => error })
       return { transport }
@@ -482,8 +509,8 @@ const fromTransport = <R, T>(
 (identity: Identity, handle: SessionHandle): Plan<R> =>
   makePlan(options, { server: "transport" }, identity, handle, (_, name) =>
     Effect.gen(function*() {
-      const made = yield* prepared("transport", name, Effect.suspend(() => transportFor(identity)))
-      const transport = made as TransportLike & { terminateSession?(): Promise<void> }
+      const found = yield* prepared("transport", name, made("transport", () => transportFor(identity), "start"))
+      const transport = found as TransportLike & { terminateSession?(): Promise<void> }
       return {
         transport,
         attach: (wire) => {
@@ -493,6 +520,28 @@ const fromTransport = <R, T>(
         terminate: async () => transport.terminateSession?.()
       }
     }))
+
+/**
+ * What a function of the user's own makes, which is known by a method. Dies when it makes something else: not every
+ * user has a compiler.
+ */
+const made = <A, R>(
+  option: "server" | "transport",
+  of: () => Effect.Effect<A, unknown, R>,
+  method: "connect" | "start"
+): Effect.Effect<A, unknown, R> =>
+  Effect.suspend(() => {
+    const effect: unknown = of()
+    return Effect.isEffect(effect)
+      ? effect as Effect.Effect<A, unknown, R>
+      : Effect.die(new TypeError(`\`${option}\` must return an Effect`))
+  }).pipe(
+    Effect.tap((value) =>
+      Predicate.hasProperty(value, method) && typeof value[method] === "function"
+        ? Effect.void
+        : Effect.die(new TypeError(`\`${option}\` must make a ${option}: what it made has no \`${method}\``))
+    )
+  )
 
 // -----------------------------------------------------------------------------
 // Requests of the server
@@ -504,18 +553,18 @@ const fromTransport = <R, T>(
 export interface Handlers {
   readonly capabilities: {
     readonly sampling?: Record<string, never>
-    readonly elicitation?: Record<string, never>
+    readonly elicitation?: { readonly form?: Record<string, never>; readonly url?: Record<string, never> }
     readonly roots?: Record<string, never>
   }
   readonly sampling: Handler<CreateMessageRequestParams, CreateMessageResult | CreateMessageResultWithTools> | undefined
-  readonly elicitation: Handler<ElicitRequestFormParams, ElicitResult> | undefined
+  readonly elicitation: Handler<ElicitRequestFormParams | ElicitRequestURLParams, ElicitResult> | undefined
   readonly roots: Handler<unknown, { roots: Array<Root> }> | undefined
 }
 
 type Handler<P, A> = (params: P, signal: AbortSignal) => Promise<A>
 
 const handlers = <R>(
-  { elicitation, roots, sampling }: Options<R>,
+  { elicitation, roots, sampling, urlElicitation }: Options<R>,
   { owner, scrub, server }: Pick<Plan<never>, "owner" | "scrub" | "server">
 ): Effect.Effect<Handlers, never, R> =>
   Effect.map(Effect.context<R>(), (context) => {
@@ -533,17 +582,27 @@ const handlers = <R>(
     return {
       capabilities: {
         ...(sampling === undefined ? {} : { sampling: {} }),
-        ...(elicitation === undefined ? {} : { elicitation: {} }),
+        ...(elicitation === undefined && urlElicitation === undefined
+          ? {}
+          : { elicitation: modes(elicitation, urlElicitation) }),
         ...(roots === undefined ? {} : { roots: {} })
       },
       sampling: sampling &&
         handler("sampling/createMessage", (params) => Effect.flatMap(owner, (identity) => sampling(params, identity))),
-      elicitation: elicitation &&
-        handler("elicitation/create", (params) => Effect.flatMap(owner, (identity) => elicitation(params, identity))),
+      elicitation: (elicitation ?? urlElicitation) &&
+        handler("elicitation/create", (params) =>
+          Effect.flatMap(owner, (identity) =>
+            // The SDK refuses a mode that this client does not declare before it comes here
+            params.mode === "url" ? urlElicitation!(params, identity) : elicitation!(params, identity))),
       roots: roots &&
         handler("roots/list", () => Effect.map(Effect.flatMap(owner, roots), (found) => ({ roots: [...found] })))
     }
   })
+
+// 2025-11-25, client/elicitation#capabilities: an empty object is form mode alone, as servers of older revisions know
+// it
+const modes = (form: unknown, url: unknown) =>
+  url === undefined ? {} : { ...(form === undefined ? {} : { form: {} }), url: {} }
 
 // What the server is told: the reason stays here
 const unanswered = new Error("The client could not answer this request")

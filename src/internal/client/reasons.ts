@@ -3,6 +3,7 @@
  */
 import type { CredentialScheme } from "../../Identity.ts"
 import {
+  ConsentRequired,
   Forbidden,
   HttpFailure,
   McpSessionError,
@@ -17,7 +18,7 @@ import {
   Unreachable
 } from "../../McpSessionError.ts"
 import type { Scrub } from "../scrub.ts"
-import { causesOf, classify } from "./classify.ts"
+import { causesOf, classify, type Failure } from "./classify.ts"
 import type { Refusal } from "./refusals.ts"
 
 /**
@@ -25,7 +26,7 @@ import type { Refusal } from "./refusals.ts"
  */
 export const reasonOf = (
   error: unknown,
-  { forwarded, isUnsent = false, refusal, scrub, sessionful }: {
+  { forwarded, isUnsent = false, latest, refusal, scrub, sessionful }: {
     /** The session is known by something: a server that does not know it has forgotten it. */
     readonly sessionful: boolean
     readonly scrub: Scrub
@@ -35,6 +36,8 @@ export const reasonOf = (
     readonly forwarded?: CredentialScheme | undefined
     /** What the server said besides. */
     readonly refusal?: Refusal | undefined
+    /** What it said last, for an error that may be of that. */
+    readonly latest?: Refusal | undefined
   }
 ): McpSessionErrorReason | McpSessionError => {
   const own = ownError(error)
@@ -42,12 +45,17 @@ export const reasonOf = (
   const isSent = refusal?.isRedirected === true
   if (own !== undefined) {
     const { reason } = own
+    if (reason._tag === "ConsentRequired") {
+      return isSent
+        ? new ConsentRequired({ ...reason, requestSent: true })
+        : reason
+    }
     if (reason._tag !== "PreparationFailed") return own
     return isSent ? new PreparationFailed({ ...reason, requestSent: true }) : reason
   }
   const classified = classify(error, sessionful, refusal?.status)
   const failure = isUnsent || isSent ? { ...classified, requestSent: isSent } : classified
-  const said = saidOf(refusal, scrub)
+  const said = saidOf(refusal ?? (latest?.status === statusOf(failure) ? latest : undefined), scrub)
   switch (failure._tag) {
     case "SessionClosed":
       return new SessionClosed(failure)
@@ -74,6 +82,15 @@ export const reasonOf = (
       })
   }
 }
+
+const statusOf = (failure: Failure): number | undefined =>
+  failure._tag === "HttpFailure"
+    ? failure.status
+    : failure._tag === "Unauthorized"
+    ? 401
+    : failure._tag === "Forbidden"
+    ? 403
+    : undefined
 
 // What an upstream says is quoted, and never believed: it may say of a secret that it is a realm
 const saidOf = (refusal: Refusal | undefined, scrub: Scrub): Pick<Unauthorized, "challenges" | "retryAfter"> => {

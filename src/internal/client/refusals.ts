@@ -30,6 +30,8 @@ export interface Refusals {
   readonly onFailed: (error: unknown, message: unknown) => void
   /** What was said about the request that has failed with `error`. */
   readonly of: (error: unknown) => Refusal | undefined
+  /** What was said last, to whatever request: not every error can be told by what it is an error of. */
+  readonly latest: () => Refusal | undefined
 }
 
 // The SDKs quote all of it in their errors, and it may never end
@@ -52,6 +54,7 @@ export const make = ({ fetch, now, whenLate }: Options): Refusals => {
   /** By their body. */
   const pending = new Map<string, Pending>()
   const refusals = new WeakMap<object, Refusal>()
+  let latest: Refusal | undefined
 
   const retryAfterOf = ({ headers }: Response): Duration.Duration | undefined => {
     const text = headers.get("retry-after")?.trim() ?? ""
@@ -75,15 +78,14 @@ export const make = ({ fetch, now, whenLate }: Options): Refusals => {
     const tried = [...before?.tried ?? [], String(url)]
     const isRedirected = before !== undefined || response.redirected || response.status < 400
     const refused = (isUnread: boolean) => {
-      if (body === undefined) return
-      pending.set(body, {
+      latest = {
         status: response.status,
         retryAfter: retryAfterOf(response),
         challenges: Challenges.parse(response.headers.get("www-authenticate") ?? ""),
         isUnread: isUnread && !isRedirected,
-        isRedirected,
-        tried
-      })
+        isRedirected
+      }
+      if (body !== undefined) pending.set(body, { ...latest, tried })
     }
     if (response.status < 400) {
       refused(false)
@@ -109,7 +111,8 @@ export const make = ({ fetch, now, whenLate }: Options): Refusals => {
         if (refusal !== undefined) return refusal
       }
       return undefined
-    }
+    },
+    latest: () => latest
   }
 }
 

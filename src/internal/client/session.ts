@@ -61,6 +61,8 @@ export interface OpenTransport {
   readonly terminate?: (() => Promise<void>) | undefined
   /** What the server said when it refused a request, told by the error that it failed with. */
   readonly refusalOf?: ((error: unknown) => Refusal | undefined) | undefined
+  /** What it said when it refused the last one: of a connect there is one at a time. */
+  readonly latestRefusal?: (() => Refusal | undefined) | undefined
   /** Why it could not connect, where its own error does not say so. */
   readonly failure?: (() => unknown) | undefined
   /** The scheme of the caller's own credentials, if those went out with the latest request. */
@@ -108,7 +110,7 @@ const connect = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(options
     options.transport,
     (error) => reasonOf(error, { sessionful: false, scrub, isUnsent: true })
   )
-  const wire = Wire.make(opened.transport)
+  const wire = Wire.make(opened.transport, opened.refusalOf !== undefined)
   const listener = opened.attach?.(wire) ?? {}
   wire.listener = listener
   const client = options.client()
@@ -134,7 +136,8 @@ const connect = Effect.fnUntraced(function*<C extends Sdk.ClientLike, R>(options
               sessionful: false,
               scrub,
               forwarded: opened.forwarded?.(),
-              refusal: opened.refusalOf?.(error)
+              refusal: opened.refusalOf?.(error),
+              latest: opened.latestRefusal?.()
             })
             // A server that has exited before it was connected has run nothing
             : new SessionClosed({ ...ending, requestSent: ending.detail !== undefined })

@@ -48,6 +48,8 @@ interface Waiting<S> {
 interface Room<S> {
   /** The one that waits for longest comes first. */
   readonly ready: Set<Waiting<S>>
+  /** Those that nobody waits for: one may hang, and the others are started all the same. */
+  readonly starting: Set<Fiber.Fiber<boolean>>
   readonly closing: Set<Fiber.Fiber<void>>
   /** Open while there may be something to start. */
   readonly work: Latch.Latch
@@ -78,6 +80,7 @@ export const make = <S, E, R>(options: Options<S, E, R>): Connect<S, E, R> => {
       if (known !== undefined) return Effect.succeed(known)
       const room: Room<S> = {
         ready: new Set(),
+        starting: new Set(),
         closing: new Set(),
         work: Latch.makeUnsafe(true),
         failures: 0,
@@ -153,28 +156,37 @@ const keep = <S, E, R>(room: Room<S>, options: Options<S, E, R>): Effect.Effect<
       }
       if (room.failures > 0) yield* Effect.sleep(Math.min(firstBackoff * 2 ** (room.failures - 1), lastBackoff))
       else if (!isFirst) yield* Effect.sleep(refillDelay)
-      const places = missing(room, options.size)
-      const tries: number = isProven && room.failures === 0 ? places : Math.min(places, 1)
-      const isStarted: boolean = (yield* startSome(room, options, tries)).includes(true)
-      // The others at once when the first has shown that it works
-      isFirst = !isProven && isStarted
-      isProven = isStarted
+      if (isProven && room.failures === 0) {
+        while (missing(room, options.size) > 0) yield* startBeside(room, options)
+        isFirst = false
+      } else if (missing(room, options.size) > 0) {
+        const isStarted: boolean = yield* startOne(room, options)
+        // The others at once when the first has shown that it works
+        isFirst = !isProven && isStarted
+        isProven = isStarted
+      }
     }
   })
 
-const missing = <S>(room: Room<S>, size: number): number => Math.max(0, size - room.ready.size - room.closing.size)
+const missing = <S>({ closing, ready, starting }: Room<S>, size: number): number =>
+  Math.max(0, size - ready.size - starting.size - closing.size)
 
-const startSome = <S, E, R>(
-  room: Room<S>,
-  options: Options<S, E, R>,
-  count: number
-): Effect.Effect<ReadonlyArray<boolean>, never, R> =>
-  Effect.forEach(Array.from({ length: count }), () => startOne(room, options), { concurrency: "unbounded" })
+const startBeside = <S, E, R>(room: Room<S>, options: Options<S, E, R>): Effect.Effect<void, never, R> =>
+  Effect.uninterruptible(
+    Effect.map(Effect.forkDetach(startOne(room, options)), (starting) => {
+      room.starting.add(starting)
+      starting.addObserver(() => {
+        room.starting.delete(starting)
+        room.work.openUnsafe()
+      })
+    })
+  )
 
 const startOne = <S, E, R>(room: Room<S>, options: Options<S, E, R>): Effect.Effect<boolean, never, R> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.gen(function*() {
       const scope = Scope.makeUnsafe()
+      const failures = room.failures
       let waiting: Waiting<S> | undefined
       const onLost = () => {
         if (waiting !== undefined && room.ready.has(waiting)) lose(room, waiting)
@@ -182,8 +194,8 @@ const startOne = <S, E, R>(room: Room<S>, options: Options<S, E, R>): Effect.Eff
       const exit = yield* Effect.exit(restore(Scope.provide(options.start(onLost), scope)))
       if (Exit.isFailure(exit) || exit.value.isLost() || room.isClosed) {
         yield* Effect.ignoreCause(Scope.close(scope, exit))
-        if (Exit.isFailure(exit) && Cause.hasInterruptsOnly(exit.cause)) return yield* Effect.interrupt
-        room.failures++
+        // Those that fail together are one failure
+        room.failures = Math.max(room.failures, failures + 1)
         return false
       }
       waiting = { session: exit.value, scope }
@@ -226,8 +238,9 @@ const close = <S>(room: Room<S>, keeper: Fiber.Fiber<unknown>): Effect.Effect<vo
     room.isClosed = true
     for (const waiting of room.ready) discard(room, waiting)
     room.ready.clear()
-    return Effect.all([Fiber.interrupt(keeper), Fiber.awaitAll(Array.from(room.closing))], {
-      concurrency: "unbounded",
-      discard: true
-    })
+    return Effect.all([
+      Fiber.interrupt(keeper),
+      Fiber.interruptAll(Array.from(room.starting)),
+      Fiber.awaitAll(Array.from(room.closing))
+    ], { concurrency: "unbounded", discard: true })
   })

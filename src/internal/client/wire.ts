@@ -72,10 +72,11 @@ const maxCancelled = 1_000
 
 const ended: ErrorLike = { code: -32000, message: "The reply stream ended", data: { cause: { code: streamEnded } } }
 
-export const make = (inner: TransportLike): Wire => {
+/** `canExpire`: whether an error can say of the session that its server has forgotten it. */
+export const make = (inner: TransportLike, canExpire = false): Wire => {
   // By their text: the SDK takes "1" for an answer to 1
   const awaited = new Map<string, { readonly sent: Sent.Message; readonly method: string | undefined }>()
-  const sent = Sent.make()
+  const sent = Sent.make(canExpire)
   // Given up by us, so that a reply is no surprise
   const cancelled = new Set<string>()
   let closed = false

@@ -56,10 +56,10 @@ export const make = (options: {
   )
 }
 
-const isPreflight = ({ headers, method }: HttpServerRequest): boolean =>
+export const isPreflight = ({ headers, method }: HttpServerRequest): boolean =>
   method === "OPTIONS" && headers["access-control-request-method"] !== undefined
 
-const preflight = (origin: string, methods: ReadonlyArray<string>, asked: string | undefined): Response =>
+export const preflight = (origin: string, methods: ReadonlyArray<string>, asked: string | undefined): Response =>
   HttpServerResponse.empty({
     status: 204,
     headers: {

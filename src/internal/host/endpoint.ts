@@ -11,7 +11,7 @@ import type { Respondable } from "effect/http/HttpServerRespondable"
 import type { HttpServerResponse } from "effect/http/HttpServerResponse"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
-import type { Identity } from "../../Identity.ts"
+import type { Identity, IdentityError } from "../../Identity.ts"
 import { IdentityResolver } from "../../IdentityResolver.ts"
 import { type endpoint, type EndpointOptions, registryOptions } from "../../McpHttpOptions.ts"
 import {
@@ -22,10 +22,13 @@ import {
 } from "../../SessionRegistry.ts"
 import type { OpenTimeout, RegistryClosed, RegistryFull } from "../../SessionRegistryError.ts"
 import type * as Options from "../options.ts"
+import * as Problem from "../problem.ts"
 import * as Answers from "./answers.ts"
 import * as Cors from "./cors.ts"
+import * as Exposure from "./exposure.ts"
 import * as Listener from "./listener.ts"
 import * as Requests from "./requests.ts"
+import * as Resource from "./resource.ts"
 import * as Socket from "./socket.ts"
 import * as Strays from "./strays.ts"
 
@@ -41,11 +44,13 @@ export interface Lease {
  * Opens the registry of an endpoint's sessions. It shuts down with the current scope, or as soon as the HTTP server
  * does whose requests it has.
  */
-export const make = Effect.fnUntraced(function*<Resource, R>(
+export const make = Effect.fnUntraced(function*<A, R>(
   options: EndpointOptions,
-  open: SessionRegistryOptions<Resource, Answers.Refused, R>["open"]
+  { method, protects }: { readonly method: string; readonly protects: Resource.Resource | undefined },
+  open: SessionRegistryOptions<A, Answers.Refused, R>["open"]
 ) {
   const resolver = yield* IdentityResolver
+  const exposure = yield* Exposure.make(resolver, method)
   const scope = yield* Scope.fork(yield* Effect.scope)
   const registry = yield* Scope.provide(makeRegistry({ ...registryOptions(options), open }, "layer"), scope)
   const listening = yield* Listener.make(Scope.close(scope, Exit.void))
@@ -62,7 +67,7 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
   }
 
   /** The session, held until the current scope has closed and nobody retains the lease. */
-  const holdThat = <E>(session: Effect.Effect<RegisteredSession<Resource>, E, Scope.Scope>) =>
+  const holdThat = <E>(session: Effect.Effect<RegisteredSession<A>, E, Scope.Scope>) =>
     Effect.suspend(() => {
       const held = Scope.makeUnsafe()
       let holders = 1
@@ -79,7 +84,7 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
     })
 
   /** The session that is visited, held: this is a use of it. */
-  const hold = (visit: Visit<Resource>) => holdThat(visit.hold)
+  const hold = (visit: Visit<A>) => holdThat(visit.hold)
 
   /**
    * A new session of the caller, as its `message` asks for, held for as long as `initialize` and the current scope need
@@ -89,7 +94,7 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
     identity: Identity,
     message: unknown,
     announce: (id: string) => void,
-    initialize: (session: RegisteredSession<Resource>, lease: Lease) => Effect.Effect<HttpServerResponse, E, R2>
+    initialize: (session: RegisteredSession<A>, lease: Lease) => Effect.Effect<HttpServerResponse, E, R2>
   ): Effect.Effect<
     HttpServerResponse,
     E | Answers.Refused | RegistryFull | OpenTimeout | RegistryClosed,
@@ -113,8 +118,18 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
     return Answers.terminated
   })
 
+  /** Whose request it is, if their credentials are for this endpoint. */
+  const resolve = exposure === undefined && protects === undefined
+    ? resolver.resolve
+    : (request: HttpServerRequest): Effect.Effect<Identity, IdentityError> =>
+      Effect.tap(resolver.resolve(request), (identity) =>
+        Effect.andThen(
+          exposure === undefined ? Effect.void : exposure(request, identity),
+          protects === undefined ? Effect.void : protects.admit(identity)
+        ))
+
   return {
-    resolve: resolver.resolve,
+    resolve,
     registry,
     holding,
     hold,
@@ -130,11 +145,15 @@ export const make = Effect.fnUntraced(function*<Resource, R>(
  * Every failure has an answer. A defect's is 503: clients of MCP take a 500 for the server's last word.
  */
 export const answering = <E extends Respondable, R>(
-  answer: Effect.Effect<HttpServerResponse, E, R>
+  answer: Effect.Effect<HttpServerResponse, E, R>,
+  resource?: () => Problem.Resource
 ): Effect.Effect<HttpServerResponse, never, R> =>
   Effect.catchCause(answer, (cause) => {
     const error = Cause.findErrorOption(cause)
-    if (Option.isSome(error)) return Answers.toFailure(error.value)
+    if (Option.isSome(error)) {
+      const response = Answers.toFailure(error.value)
+      return resource === undefined ? response : Effect.map(response, (said) => Problem.pointing(said, resource))
+    }
     if (Cause.hasInterruptsOnly(cause)) return Effect.failCause(cause as Cause.Cause<never>)
     return Effect.as(Effect.logError("An MCP request could not be answered", cause), Answers.unavailable.response)
   })
@@ -144,13 +163,14 @@ export const answering = <E extends Respondable, R>(
  * does not is not waited for. An answer that is a stream is bounded where it is made.
  */
 export const serving = <E extends Respondable, R>(
-  { cors, streamTimeToLive }: ReturnType<typeof toSettings>,
+  { cors, protects, streamTimeToLive }: ReturnType<typeof toSettings>,
   request: HttpServerRequest,
   answer: Effect.Effect<HttpServerResponse, E, R>
 ): Effect.Effect<HttpServerResponse, never, R | HttpServerRequest> =>
   Effect.suspend(() => {
     Strays.take(request)
-    return Effect.tap(cors(request, answering(answer)), ({ body }) =>
+    const answered = answering(answer, protects === undefined ? undefined : () => protects.of(request))
+    return Effect.tap(cors(request, answered), ({ body }) =>
       body._tag === "Uint8Array" && body.contentLength > maxUnread && streamTimeToLive < Infinity
         ? Socket.hangUpUnread(request, streamTimeToLive)
         : Effect.void)
@@ -167,6 +187,7 @@ export const toSettings = (
     allowTermination,
     allowedHosts,
     allowedOrigins,
+    authorization,
     bodyTimeout,
     maxBodyBytes,
     path,
@@ -174,11 +195,13 @@ export const toSettings = (
     streamTimeToLive
   } = options
   const methods = allowTermination ? ["GET", "POST", "DELETE"] : ["GET", "POST"]
-  const originIssue = Requests.gate({ allowedHosts, allowedOrigins })
+  const hostIssue = Requests.hostGate(allowedHosts)
+  const originIssue = Requests.gate({ hostIssue, allowedOrigins })
   return {
     path,
     sessions,
     allowTermination,
+    protects: authorization === undefined ? undefined : Resource.make(authorization, path, hostIssue),
     /** Milliseconds, or `Infinity`. */
     streamTimeToLive,
     /** What clients may use, whichever of it the server has. */

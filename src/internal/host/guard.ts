@@ -16,7 +16,6 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import { constVoid } from "effect/Function"
-import * as FindMyWay from "effect/http/FindMyWay"
 import * as Headers from "effect/http/Headers"
 import * as HttpBody from "effect/http/HttpBody"
 import * as HttpEffect from "effect/http/HttpEffect"
@@ -34,7 +33,9 @@ import * as Declared from "../../McpHttpOptions.ts"
 import { type EndReason, operatorOf } from "../../SessionRegistry.ts"
 import * as Answers from "./answers.ts"
 import * as Endpoint from "./endpoint.ts"
+import * as Paths from "./paths.ts"
 import * as Requests from "./requests.ts"
+import * as Resource from "./resource.ts"
 import * as Socket from "./socket.ts"
 import * as Spans from "./spans.ts"
 import * as Strays from "./strays.ts"
@@ -60,7 +61,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
   const settings = Endpoint.toSettings(yield* Effect.fromResult(Declared.endpoint.parse(options, method)))
   const router = yield* HttpRouter.HttpRouter
   const services = yield* Effect.context<never>()
-  const isGuarded = matcher(settings.path)
+  const isGuarded = Paths.matcher(settings.path)
   let inside: Handler | undefined
   /** Whether the server inside has sessions, as far as is known: one of 2026-07-28 alone has none. */
   let isSessionful = true
@@ -73,7 +74,9 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
         )
         : Effect.void)
 
-  const endpoint = yield* Endpoint.make(options, () =>
+  const { protects } = settings
+  const permit = protects?.permit ?? Resource.none.permit
+  const endpoint = yield* Endpoint.make(options, { method, protects }, () =>
     Effect.acquireRelease(
       Effect.sync((): Inside => ({ id: undefined, url: settings.path, hasEnded: false })),
       (session) =>
@@ -125,6 +128,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     if (resource.id === undefined) return yield* Answers.notFound
     const { message, text } = yield* readBody(request, Effect.flatMap(ended, unstarted))
     if (Requests.beginsSession(message)) return yield* Answers.initialized
+    yield* permit(identity, message)
     // Nothing that is refused here is activity
     yield* visit.hold
     const named = request.modify({ headers: Headers.set(request.headers, header, resource.id) })
@@ -177,6 +181,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     if (Requests.isInitialize(message) && !isModern(request) && !Requests.isVersionSupported(request)) {
       return yield* Requests.unsupportedVersion
     }
+    yield* permit(identity, message)
     return yield* Spans.serving(request, identity, message, (served) =>
       Effect.map(
         Requests.isInitialize(message)
@@ -235,6 +240,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     )
   }
 
+  if (protects !== undefined) yield* protects.publish(router)
   // Called when every route is there: the router is finished
   yield* router.addGlobalMiddleware((routes: Routes) => {
     const found = probe(routes, settings.path, services)
@@ -382,23 +388,6 @@ const answers = (onResponse: (response: { readonly id: RequestId }) => void) => 
     }
     return bytes
   }
-}
-
-/**
- * Whether a router may take a URL for the path, however it is configured: what is guarded too much is refused, what is
- * guarded too little is open to everybody.
- */
-const matcher = (path: HttpRouter.PathInput): (url: string) => boolean => {
-  const paths = FindMyWay.make<true>({
-    ignoreTrailingSlash: true,
-    ignoreDuplicateSlashes: true,
-    caseSensitive: false,
-    maxParamLength: Number.MAX_SAFE_INTEGER
-  })
-  paths.all(path, true)
-  // A route for everything below a path takes the path, too
-  if (path.endsWith("/*")) paths.all(path === "/*" ? "/" : path.slice(0, -2) as HttpRouter.PathInput, true)
-  return (url) => paths.find("POST", url) !== undefined
 }
 
 /**

@@ -20,6 +20,7 @@ import * as Scrub from "../scrub.ts"
 import * as Answers from "./answers.ts"
 import * as Endpoint from "./endpoint.ts"
 import * as Requests from "./requests.ts"
+import * as Resource from "./resource.ts"
 import * as Server from "./server.ts"
 import * as Spans from "./spans.ts"
 
@@ -66,7 +67,8 @@ export const make = Effect.fnUntraced(function*<E, R>(
       )
   }
 
-  const endpoint = yield* Endpoint.make(options, open)
+  const endpoint = yield* Endpoint.make(options, { method, protects: settings.protects }, open)
+  const permit = settings.protects?.permit ?? Resource.none.permit
 
   // Closing the session ends all of this too, but may have to wait for a place among those that are being closed. Not a
   // child of the request: it would keep all that belongs to that for as long as there is the session.
@@ -92,6 +94,7 @@ export const make = Effect.fnUntraced(function*<E, R>(
     const body = yield* readBody(request, endpoint.closing)
     const issue = initializeIssue(body)
     if (issue !== undefined) return yield* issue
+    yield* permit(identity, body)
     let announced: string | undefined
     const announce = (id: string) => {
       announced = id
@@ -121,6 +124,7 @@ export const make = Effect.fnUntraced(function*<E, R>(
     const { caller, hosted } = visit.session.resource
     if (!Requests.isVersionSupported(request)) return yield* Requests.unsupportedVersion
     const body = yield* request.method === "GET" ? acceptStream(request) : readMessages(request, hosted.ended)
+    yield* permit(identity, body)
     return yield* Spans.serving(
       request,
       identity,
@@ -154,7 +158,12 @@ export const make = Effect.fnUntraced(function*<E, R>(
     return yield* id === undefined ? initialize(request, identity) : proceed(request, id, identity)
   })
 
-  yield* router.add("*", settings.path, (request) => Endpoint.serving(settings, request, serve(request)))
+  const { protects } = settings
+  if (protects !== undefined) yield* protects.publish(router)
+  yield* router.add("*", settings.path, (request) => {
+    const served = Endpoint.serving(settings, request, serve(request))
+    return protects === undefined ? served : Effect.andThen(located(protects), served)
+  })
 
   return Context.make(settings.sessions, operatorOf(endpoint.registry))
 })
@@ -174,6 +183,12 @@ interface Caller {
 
 const acceptStream = (request: HttpServerRequest): Effect.Effect<undefined, Answers.Refused> =>
   Requests.streamIssue(request) ?? Effect.undefined
+
+/** Tells the resource what is in front of the path: the route knows. */
+const located = (protects: Resource.Resource): Effect.Effect<void> =>
+  Effect.map(Effect.serviceOption(HttpRouter.RouteContext), (found) => {
+    if (Option.isSome(found) && Option.isSome(found.value.route.prefix)) protects.below(found.value.route.prefix.value)
+  })
 
 const initializeIssue = (body: unknown): Answers.Refused | undefined => {
   if (isJSONRPCRequest(body) && isInitializeRequest(body)) return undefined

@@ -30,27 +30,37 @@ export const upgradeIssue = (request: Request): Answers.Refused | undefined => {
 }
 
 /**
- * Refuses a request that a web page of somebody else's may have sent: by its `Origin`, which browsers add and other
- * clients leave out, or by its `Host`, which is the attacker's when a name of theirs was rebound to this machine.
- *
- * Servers MUST validate the Origin header, and answer 403 to an invalid one.
- * https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#security-warning
+ * Refuses a request by its `Host`, which is the attacker's when a name of theirs was rebound to this machine.
  */
-export const gate = (options: {
-  readonly allowedHosts: AllowList | undefined
-  readonly allowedOrigins: AllowList | undefined
-}): (request: Request) => Answers.Refused | undefined => {
-  const isHostAllowed = allows(options.allowedHosts, (host) => loopback.test(withoutPort(host)), withoutPort)
-  const isOriginAllowed = allows(options.allowedOrigins, (origin) => {
-    const host = /^https?:\/\/([^/]+)$/.exec(origin)?.[1]
-    return host !== undefined && loopback.test(withoutPort(host))
-  })
+export const hostGate = (allowedHosts: AllowList | undefined): (request: Request) => Answers.Refused | undefined => {
+  const isAllowed = allows(allowedHosts, (host) => loopback.test(withoutPort(host)), withoutPort)
   return (request) => {
     const authority = authorityOf(request)
     // A WHATWG request has no Host header: its URL says where it was sent.
     const host = request.headers["host"] ?? authority
     if ([host, authority].some((value) => value !== undefined && !isHost(value))) return Answers.hostMalformed
-    if (host === undefined || !isHostAllowed(host.toLowerCase())) return Answers.hostForbidden
+    return host === undefined || !isAllowed(host.toLowerCase()) ? Answers.hostForbidden : undefined
+  }
+}
+
+/**
+ * Refuses a request that a web page of somebody else's may have sent: by its `Host`, and by its `Origin`, which
+ * browsers add and other clients leave out.
+ *
+ * Servers MUST validate the Origin header, and answer 403 to an invalid one.
+ * https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#security-warning
+ */
+export const gate = (options: {
+  readonly hostIssue: (request: Request) => Answers.Refused | undefined
+  readonly allowedOrigins: AllowList | undefined
+}): (request: Request) => Answers.Refused | undefined => {
+  const isOriginAllowed = allows(options.allowedOrigins, (origin) => {
+    const host = /^https?:\/\/([^/]+)$/.exec(origin)?.[1]
+    return host !== undefined && loopback.test(withoutPort(host))
+  })
+  return (request) => {
+    const issue = options.hostIssue(request)
+    if (issue !== undefined) return issue
     const origin = request.headers["origin"]
     return origin === undefined || isOriginAllowed(origin.toLowerCase()) ? undefined : Answers.originForbidden
   }

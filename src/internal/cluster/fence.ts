@@ -1,0 +1,141 @@
+/**
+ * What stands between a node and its store, and knows until when each of the node's shards is certainly its own.
+ *
+ * A lock is held for `expiry` after the store was last asked to hold it, counted from before it was asked. Whoever was
+ * frozen, or cut off from the store, for longer may have lost the shard to another node without a word: it asks the
+ * fence before it serves anything, and the answer needs no turn of any loop.
+ */
+import type * as Clock from "effect/Clock"
+import type * as RunnerAddress from "effect/cluster/RunnerAddress"
+import type * as RunnerStorage from "effect/cluster/RunnerStorage"
+import type * as ShardId from "effect/cluster/ShardId"
+import * as Effect from "effect/Effect"
+import * as Equal from "effect/Equal"
+import type { ClusterMember } from "../../ClusterMembership.ts"
+
+type Storage = RunnerStorage.RunnerStorage["Service"]
+
+/** A moment, by the clock that never jumps and by that which also counts the sleep of a whole machine. */
+interface Moment {
+  readonly steady: number
+  readonly wall: number
+}
+
+/** What was last read of the runners. */
+export interface Seen {
+  readonly at: number
+  readonly members: ReadonlyArray<ClusterMember>
+  /** Shard groups that are not ours: of nodes with other options. */
+  readonly strangers: ReadonlyArray<string>
+}
+
+export interface Fence {
+  readonly storage: Storage
+  /** Whether the shard is ours, beyond doubt. */
+  readonly holds: (shard: string) => boolean
+  /** For how many milliseconds it will be, if the store is not heard of again. */
+  readonly remaining: (shard: string) => number
+  /** Called when the store says that a shard is not ours any more. */
+  readonly onLost: Set<(shard: string) => void>
+  /** How many shards this node has. */
+  readonly size: () => number
+  readonly seen: () => Seen | undefined
+  /** Milliseconds of the steady clock. */
+  readonly now: () => number
+  /** From now on the runner is told to be unhealthy whenever it is registered. */
+  drain: () => void
+}
+
+export const make = (options: {
+  readonly storage: Storage
+  readonly clock: Clock.Clock
+  readonly expiry: number
+  readonly group: string
+  readonly address: RunnerAddress.RunnerAddress | undefined
+}): Fence => {
+  const { clock, expiry, group, storage } = options
+  const now = () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
+  const moment = (): Moment => ({ steady: now(), wall: clock.currentTimeMillisUnsafe() })
+  const held = new Map<string, Moment>()
+  const onLost = new Set<(shard: string) => void>()
+  let seen: Seen | undefined
+  let isDraining = false
+
+  const remaining = (shard: string): number => {
+    const since = held.get(shard)
+    if (since === undefined) return 0
+    return Math.max(0, expiry - Math.max(now() - since.steady, clock.currentTimeMillisUnsafe() - since.wall))
+  }
+
+  const lose = (shard: string): void => {
+    if (held.delete(shard)) { for (const listener of onLost) listener(shard) }
+  }
+
+  // What was asked for is held from before it was asked
+  const asked = <E>(
+    shards: Iterable<ShardId.ShardId>,
+    ask: (shards: ReadonlyArray<ShardId.ShardId>) => Effect.Effect<Array<ShardId.ShardId>, E>,
+    isRefresh: boolean
+  ) =>
+    Effect.suspend(() => {
+      const since = moment()
+      const wanted = Array.from(shards)
+      return Effect.map(ask(wanted), (had) => {
+        const names = new Set(had.map(String))
+        for (const name of names) held.set(name, since)
+        if (isRefresh) { for (const shard of wanted) if (!names.has(String(shard))) lose(String(shard)) }
+        return had
+      })
+    })
+
+  return {
+    holds: (shard) => remaining(shard) > 0,
+    remaining,
+    onLost,
+    size: () => held.size,
+    seen: () => seen,
+    now,
+    drain: () => {
+      isDraining = true
+    },
+    storage: {
+      register: (runner, healthy) => storage.register(runner, healthy && !isDraining),
+      unregister: storage.unregister,
+      setRunnerHealth: (address, healthy) =>
+        // Heartbeats alone tell who lives: one node with a fault must not be able to take the shards of the others. And
+        // whoever drains stays unhealthy.
+        options.address !== undefined && Equal.equals(address, options.address) && !(isDraining && healthy)
+          ? storage.setRunnerHealth(address, healthy)
+          : Effect.void,
+      getRunners: Effect.suspend(() => {
+        const at = now()
+        return Effect.tap(storage.getRunners, (runners) =>
+          Effect.sync(() => {
+            if (seen !== undefined && seen.at > at) return
+            seen = {
+              at,
+              members: runners
+                .filter(([runner, healthy]) => healthy && runner.groups.includes(group))
+                .map(([{ address: { host, port } }]) => ({ host, port }))
+                .toSorted((a, b) => nameOf(a) < nameOf(b) ? -1 : 1),
+              strangers: runners.flatMap(([runner]) => runner.groups.includes(group) ? [] : runner.groups)
+            }
+          }))
+      }),
+      acquire: (address, shards) => asked(shards, (wanted) => storage.acquire(address, wanted), false),
+      refresh: (address, shards) => asked(shards, (wanted) => storage.refresh(address, wanted), true),
+      release: (address, shard) =>
+        Effect.suspend(() => {
+          held.delete(String(shard))
+          return storage.release(address, shard)
+        }),
+      releaseAll: (address) =>
+        Effect.suspend(() => {
+          held.clear()
+          return storage.releaseAll(address)
+        })
+    }
+  }
+}
+
+export const nameOf = ({ host, port }: ClusterMember): string => `${host}:${port}`

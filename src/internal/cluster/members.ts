@@ -1,0 +1,91 @@
+/**
+ * Which nodes there are, as the engine's own reading of the store tells it.
+ */
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Schedule from "effect/Schedule"
+import type * as Scope from "effect/Scope"
+import type { ClusterMember, Service } from "../../ClusterMembership.ts"
+import { ClusterUnavailable } from "../../SessionClusterError.ts"
+import type { Fence } from "./fence.ts"
+import type { Settings } from "./settings.ts"
+
+/** How long the store may take to answer who asks it himself. */
+const patience = 3_000
+
+const isFresh = ({ now, seen }: Fence, interval: number): boolean => {
+  const last = seen()
+  return last !== undefined && now() - last.at <= 2 * interval
+}
+
+export const make = (
+  { address, assignmentsInterval, terminationTimeout }: Settings,
+  fence: Fence
+): Effect.Effect<Service, never, Scope.Scope> =>
+  Effect.map(Effect.scope, (scope) => {
+    let isDraining = false
+    let drained: Deferred.Deferred<void> | undefined
+    let reading: Deferred.Deferred<ReadonlyArray<ClusterMember>, ClusterUnavailable> | undefined
+
+    const read = Effect.suspend(() => {
+      const since = fence.now()
+      const silent = () =>
+        new ClusterUnavailable({ method: "members", reason: "store", waited: Duration.millis(fence.now() - since) })
+      return fence.storage.getRunners.pipe(
+        Effect.mapError(silent),
+        Effect.timeoutOrElse({ duration: patience, orElse: () => Effect.fail(silent()) }),
+        Effect.map(() => fence.seen()!.members)
+      )
+    })
+
+    // In a fiber of its own: whoever asked first may leave
+    const membersNow = Effect.suspend(() => {
+      if (reading !== undefined) return Deferred.await(reading)
+      const answer = Deferred.makeUnsafe<ReadonlyArray<ClusterMember>, ClusterUnavailable>()
+      reading = answer
+      const ended = Effect.onExit(read, (exit) =>
+        Effect.suspend(() => {
+          reading = undefined
+          return Deferred.done(answer, exit)
+        }))
+      return Effect.andThen(Effect.forkIn(Effect.ignore(ended), scope), Deferred.await(answer))
+    })
+
+    const members = Effect.suspend(() =>
+      isFresh(fence, assignmentsInterval) ? Effect.succeed(fence.seen()!.members) : membersNow
+    )
+
+    const isSelf = ({ host, port }: ClusterMember) => host === address?.host && port === address.port
+
+    const handOff = Effect.gen(function*() {
+      const others = yield* Effect.map(members, (all) => all.filter((member) => !isSelf(member)))
+      if (address === undefined || others.length === 0) return
+      yield* Effect.retry(Effect.timeout(fence.storage.setRunnerHealth(address, false), patience), { times: 2 })
+      yield* Effect.suspend(() => fence.size() > 0 ? Effect.fail("not yet") : Effect.void).pipe(
+        Effect.retry({ schedule: Schedule.spaced(100) }),
+        Effect.timeoutOption(terminationTimeout + 5_000)
+      )
+    })
+
+    return {
+      self: address && { host: address.host, port: address.port },
+      members,
+      membersNow,
+      isReady: Effect.sync(() =>
+        !isDraining && isFresh(fence, assignmentsInterval) && fence.seen()!.members.some(isSelf)
+      ),
+      isDraining: Effect.sync(() => isDraining),
+      drain: Effect.suspend(() => {
+        if (drained !== undefined) return Deferred.await(drained)
+        const done = Deferred.makeUnsafe<void>()
+        drained = done
+        isDraining = true
+        fence.drain()
+        return Effect.andThen(
+          Effect.forkIn(Effect.ensuring(Effect.ignore(handOff), Deferred.succeed(done, undefined)), scope),
+          Deferred.await(done)
+        )
+      })
+    }
+  })

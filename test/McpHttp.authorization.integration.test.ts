@@ -1,0 +1,444 @@
+/**
+ * An endpoint as a protected resource of OAuth: what a client is told by whom it can get a token, and what becomes of
+ * tokens that are not for it. With an authorization server, over loopback.
+ */
+import { assert, describe, it } from "@effect/vitest"
+import {
+  discoverOAuthProtectedResourceMetadata,
+  extractWWWAuthenticateParams,
+  selectResourceURL
+} from "@modelcontextprotocol/sdk/client/auth.js"
+import { AccessDenied } from "effect-mcp-sessions/Identity"
+import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
+import * as McpHttp from "effect-mcp-sessions/McpHttp"
+import type { JwtOptions } from "effect-mcp-sessions/TokenOptions"
+import * as Cause from "effect/Cause"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as HttpRouter from "effect/http/HttpRouter"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as Stream from "effect/Stream"
+import * as TestClock from "effect/testing/TestClock"
+import * as Tracer from "effect/Tracer"
+import { inspect } from "node:util"
+import { eventually, messagesOf, textOf } from "./support/answers.ts"
+import * as AuthorizationServer from "./support/authorizationServer.ts"
+import { openGuarded } from "./support/guarded.ts"
+import { many } from "./support/load.ts"
+import { type Endpoint, makeLog, makeServer, socket } from "./support/mcpHttp.ts"
+import { begin, beginAndUse, call, initialize, post, request } from "./support/requests.ts"
+
+const herd = many(200, 1_000)
+
+/** What clients call the endpoint, wherever it is. */
+const resource = "https://mcp.example.com/mcp"
+
+type Options = Omit<McpHttp.EndpointOptions, "authorization"> & {
+  readonly authorization: Partial<McpHttp.AuthorizationOptions>
+}
+
+interface Opened extends Endpoint {
+  /** How many calls have reached a tool. */
+  readonly calls: () => number
+}
+
+type Kind = (
+  options: McpHttp.EndpointOptions,
+  resolver: Layer.Layer<IdentityResolver>
+) => Effect.Effect<Opened, never, Effect.Services<ReturnType<typeof socket>>>
+
+const kinds: ReadonlyArray<readonly [name: string, open: Kind]> = [
+  ["layer", (options, resolver) =>
+    Effect.suspend(() => {
+      const log = makeLog()
+      const app = McpHttp.layer({ server: makeServer(log), maxConcurrentRequests: 2_000, ...options })
+      return Effect.map(socket(app, resolver), (endpoint) => ({ ...endpoint, calls: () => log.called.length }))
+    })],
+  ["guard", (options, resolver) =>
+    Effect.map(
+      openGuarded(socket, options, resolver),
+      (endpoint) => ({ ...endpoint, calls: () => endpoint.log.called })
+    )]
+]
+
+const jwt = (server: AuthorizationServer.AuthorizationServer, options: Partial<JwtOptions> = {}) =>
+  Layer.orDie(IdentityResolver.layerJwt({ issuer: server.issuer, audience: resource, ...options }))
+
+/** An authorization server, and an endpoint that its tokens are for. */
+const start = Effect.fnUntraced(
+  function*(open: Kind, { authorization, ...options }: Options, token: Partial<JwtOptions> = {}) {
+    const server = yield* AuthorizationServer.make()
+    const endpoint = yield* open(
+      { ...options, authorization: { servers: [server.issuer], ...authorization } },
+      jwt(server, token)
+    )
+    const sign: AuthorizationServer.AuthorizationServer["sign"] = (claims, how) =>
+      server.sign({ aud: resource, ...claims }, how)
+    return { server, endpoint, sign }
+  }
+)
+
+/** What a call of one tool needs. */
+const required: McpHttp.AuthorizationOptions["required"] = ({ method, params }) =>
+  method === "tools/call" && params["name"] === "echo" ? ["files:read", "files:write"] : []
+
+const challengeOf = (response: Response) => response.headers.get("www-authenticate") ?? ""
+
+const headers = { "mcp-protocol-version": "2025-11-25" }
+
+const get = (endpoint: Endpoint, path: string, init?: RequestInit) =>
+  Effect.promise(() => endpoint.fetch(new URL(path, endpoint.url), init))
+
+const json = (response: Response) => Effect.map(textOf(response), (text): Record<string, unknown> => JSON.parse(text))
+
+const discovered = (url: string, metadata?: URL) =>
+  Effect.promise(() =>
+    discoverOAuthProtectedResourceMetadata(url, metadata === undefined ? {} : { resourceMetadataUrl: metadata })
+  )
+
+/** Writes down what is said of spans. */
+const recordingTracer = (said: Array<string>) =>
+  Tracer.make({
+    span: (options) => {
+      const span = new Tracer.NativeSpan(options)
+      const end = span.end.bind(span)
+      span.end = (time, exit) => {
+        end(time, exit)
+        said.push(`span ${span.name} ${inspect([[...span.attributes], span.events, exit], { depth: 9 })}`)
+      }
+      return span
+    }
+  })
+
+const live = (condition: () => boolean) => TestClock.withLive(eventually(condition))
+
+describe.each(kinds)("McpHttp.%s with authorization", (_, open) => {
+  it.effect("tells a client of the SDK where to get a token, and for what", () =>
+    Effect.gen(function*() {
+      const { endpoint, server } = yield* start(open, { authorization: { scopes: ["mcp:use", "mcp:list"] } })
+      const { origin } = new URL(endpoint.url)
+      const refused = yield* post(endpoint, initialize)
+      assert.strictEqual(refused.status, 401)
+      const challenge = extractWWWAuthenticateParams(refused)
+      assert.strictEqual(challenge.resourceMetadataUrl?.href, `${origin}/.well-known/oauth-protected-resource/mcp`)
+      assert.strictEqual(challenge.scope, "mcp:use mcp:list")
+      // RFC 6750 section 3.1: without any token there is no error code
+      assert.isUndefined(challenge.error)
+      const expected = {
+        resource: endpoint.url,
+        authorization_servers: [server.issuer],
+        scopes_supported: ["mcp:use", "mcp:list"],
+        bearer_methods_supported: ["header"]
+      }
+      assert.deepEqual(yield* discovered(endpoint.url, challenge.resourceMetadataUrl), expected)
+      assert.deepEqual(yield* discovered(endpoint.url), expected)
+      assert.deepEqual(yield* json(yield* get(endpoint, "/.well-known/oauth-protected-resource")), expected)
+      const provider = {} as Parameters<typeof selectResourceURL>[1]
+      const selected = yield* Effect.promise(() => selectResourceURL(endpoint.url, provider, expected))
+      assert.strictEqual(selected?.href, endpoint.url)
+    }))
+
+  it.effect("lets everybody read the metadata: without credentials, from any origin, and under no other name", () =>
+    Effect.gen(function*() {
+      const { endpoint } = yield* start(open, { authorization: {} })
+      const path = "/.well-known/oauth-protected-resource"
+      for (const place of [path, `${path}/`, `${path}/mcp`, `${path}/mcp/`, `${path}/mcp?a=b`]) {
+        const found = yield* get(endpoint, place, { headers: { origin: "https://evil.example" } })
+        assert.strictEqual(found.status, 200, place)
+        assert.strictEqual(found.headers.get("access-control-allow-origin"), "*")
+        assert.match(found.headers.get("content-type") ?? "", /^application\/json/)
+        assert.strictEqual((yield* json(found))["resource"], endpoint.url)
+      }
+      const preflight = yield* get(endpoint, path, {
+        method: "OPTIONS",
+        headers: {
+          origin: "https://app.example",
+          "access-control-request-method": "GET",
+          "access-control-request-headers": "mcp-protocol-version"
+        }
+      })
+      assert.strictEqual(preflight.status, 204)
+      assert.strictEqual(preflight.headers.get("access-control-allow-origin"), "*")
+      assert.include(preflight.headers.get("access-control-allow-headers")?.toLowerCase(), "mcp-protocol-version")
+      assert.strictEqual((yield* get(endpoint, path, { method: "HEAD" })).status, 200)
+      const posted = yield* get(endpoint, path, { method: "POST", body: "{}" })
+      assert.deepStrictEqual([posted.status, posted.headers.get("allow")], [405, "GET, HEAD"])
+      for (const other of [`${path}/other`, `${path}/mcp/other`, `${path}mcp`, "/.well-known/oauth"]) {
+        assert.strictEqual((yield* get(endpoint, other)).status, 404, other)
+      }
+    }))
+
+  it.effect("behind a proxy it is called what `resource` says, whatever a request says", () =>
+    Effect.gen(function*() {
+      const { endpoint, server } = yield* start(open, {
+        allowedHosts: "*",
+        authorization: { resource: "HTTPS://API.Example.com/weather/mcp/" }
+      })
+      const metadata = "https://api.example.com/.well-known/oauth-protected-resource/weather/mcp"
+      const refused = yield* post(endpoint, initialize, { headers: { "x-forwarded-host": "evil.example" } })
+      assert.strictEqual(challengeOf(refused), `Bearer realm="mcp", resource_metadata="${metadata}"`)
+      for (const place of ["", "/mcp", "/weather/mcp"]) {
+        const found = yield* json(yield* get(endpoint, `/.well-known/oauth-protected-resource${place}`))
+        assert.deepEqual(found, {
+          resource: "https://api.example.com/weather/mcp",
+          authorization_servers: [server.issuer],
+          bearer_methods_supported: ["header"]
+        })
+      }
+    }))
+
+  it.effect("bob gets a 401 by alice's expired token, and by one of another audience, issuer, algorithm or key", () =>
+    Effect.gen(function*() {
+      const { endpoint, server, sign } = yield* start(open, { authorization: { resource, scopes: ["mcp:use"] } })
+      const alice = yield* sign({ exp: 20 })
+      const session = yield* begin(endpoint, alice)
+      const echo = (as: string) => post(endpoint, call("echo", { message: "hi" }), { as, session, headers })
+      assert.strictEqual((yield* echo(alice)).status, 200)
+      const rotated = yield* sign({})
+      assert.strictEqual((yield* echo(rotated)).status, 200)
+      server.keys = [yield* AuthorizationServer.makeKey("second")]
+      yield* TestClock.adjust("20 seconds")
+      assert.strictEqual((yield* echo(yield* sign({}))).status, 200)
+      const calls = endpoint.calls()
+      const [header, payload] = (yield* sign({})).split(".") as [string, string]
+      const none = Buffer.from(JSON.stringify({ alg: "none" })).toString("base64url")
+      const stranger = yield* AuthorizationServer.make()
+      const tokens: ReadonlyArray<readonly [description: string, token: string]> = [
+        ["the token has expired", alice],
+        ["the token is for another audience", yield* sign({ aud: "https://other.example.com/mcp" })],
+        ["the token is of another issuer", yield* stranger.sign({ aud: resource })],
+        ["the token is not signed in a way that is accepted", `${none}.${payload}.`],
+        ["the token is signed with a key that its issuer does not have", rotated],
+        ["the signature of the token is not valid", `${header}.${payload}.${"A".repeat(86)}`]
+      ]
+      const metadata = "https://mcp.example.com/.well-known/oauth-protected-resource/mcp"
+      for (const [description, token] of tokens) {
+        for (const response of [yield* echo(token), yield* post(endpoint, initialize, { as: token, headers })]) {
+          assert.strictEqual(response.status, 401, description)
+          assert.strictEqual(
+            challengeOf(response),
+            `Bearer realm="mcp", error="invalid_token", error_description="${description}", scope="mcp:use", ` +
+              `resource_metadata="${metadata}"`
+          )
+          const body = yield* textOf(response)
+          for (const part of token.split(".").filter((one) => one !== "")) assert.notInclude(body, part)
+        }
+      }
+      assert.strictEqual(endpoint.calls(), calls)
+      // None of it has touched alice's session
+      const whole = yield* request(endpoint, "DELETE", { as: yield* sign({}), session, headers })
+      assert.strictEqual(whole.status, 204)
+    }))
+
+  it.effect("a token for another resource of the same issuer is refused, unless the issuer calls this one so", () =>
+    Effect.gen(function*() {
+      const { endpoint, server, sign } = yield* start(open, { authorization: { resource } }, {
+        audience: [resource, "https://mcp.example.com/other", "client-1"]
+      })
+      const status = (as: string) => Effect.map(post(endpoint, initialize, { as }), (response) => response.status)
+      for (const aud of [resource, `${resource}/`, "HTTPS://MCP.EXAMPLE.COM:443/mcp", ["client-1", resource]]) {
+        const token = yield* server.sign({ aud })
+        // What the resolver does not take is nobody's
+        const taken = [aud].flat().includes(resource)
+        assert.strictEqual(yield* status(token), taken ? 200 : 401, String(aud))
+      }
+      for (const aud of ["https://mcp.example.com/other", "client-1"]) {
+        const refused = yield* post(endpoint, initialize, { as: yield* sign({ aud }) })
+        assert.strictEqual(refused.status, 401)
+        assert.include(challengeOf(refused), "the token is for another audience")
+      }
+      const mapped = yield* start(open, { authorization: { resource, audience: ["client-1", resource] } }, {
+        audience: ["client-1", "client-2"]
+      })
+      const by = (aud: string) =>
+        Effect.flatMap(mapped.sign({ aud }), (as) => post(mapped.endpoint, initialize, { as }))
+      assert.strictEqual((yield* by("client-1")).status, 200)
+      assert.strictEqual((yield* by("client-2")).status, 401)
+    }))
+
+  it.effect("403 says which scopes a token needs: those of the resolver", () =>
+    Effect.gen(function*() {
+      const { endpoint, sign } = yield* start(open, { authorization: { resource, scopes: ["mcp:use"] } }, {
+        scopes: ["mcp:use", "mcp:more"]
+      })
+      const refused = yield* post(endpoint, initialize, { as: yield* sign({ scope: "mcp:use" }) })
+      assert.strictEqual(refused.status, 403)
+      assert.deepInclude(extractWWWAuthenticateParams(refused), {
+        error: "insufficient_scope",
+        scope: "mcp:use mcp:more",
+        resourceMetadataUrl: new URL("https://mcp.example.com/.well-known/oauth-protected-resource/mcp")
+      })
+    }))
+
+  it.effect("403 says which scopes a token needs: those of an AccessDenied of your own, and none if it has none", () =>
+    Effect.gen(function*() {
+      for (const scope of ["files:read files:write", undefined]) {
+        const endpoint = yield* open(
+          { authorization: { servers: ["https://login.example.com"], scopes: ["mcp:use"], resource } },
+          IdentityResolver.layerIdentify(() => Effect.fail(new AccessDenied(scope === undefined ? {} : { scope })))
+        )
+        const refused = yield* post(endpoint, initialize)
+        assert.strictEqual(refused.status, 403)
+        assert.strictEqual(extractWWWAuthenticateParams(refused).scope, scope)
+        assert.include(challengeOf(refused), ", resource_metadata=\"https://mcp.example.com/.well-known/")
+      }
+    }))
+
+  it.effect("403 says which scopes a call needs, and those the caller has: a token that covers them gets through", () =>
+    Effect.gen(function*() {
+      const { endpoint, sign } = yield* start(open, { authorization: { resource, required } })
+      const weak = yield* sign({ scope: "mcp:use files:read" })
+      const session = yield* begin(endpoint, weak)
+      const echo = call("echo", { message: "hi" })
+      const denied = yield* post(endpoint, echo, { as: weak, session, headers })
+      assert.strictEqual(denied.status, 403)
+      assert.deepInclude(extractWWWAuthenticateParams(denied), {
+        error: "insufficient_scope",
+        scope: "mcp:use files:read files:write"
+      })
+      const ping = { jsonrpc: "2.0", id: 7, method: "ping" }
+      assert.strictEqual((yield* post(endpoint, ping, { as: weak, session, headers })).status, 200)
+      assert.strictEqual((yield* post(endpoint, [ping, echo], { as: weak, session, headers })).status, 403)
+      assert.strictEqual(endpoint.calls(), 0)
+      const strong = yield* sign({ scope: "mcp:use files:read files:write" })
+      const allowed = yield* post(endpoint, echo, { as: strong, session, headers })
+      assert.deepInclude((yield* messagesOf(allowed))[0], { id: 1 })
+      assert.strictEqual(endpoint.calls(), 1)
+    }))
+
+  it.effect(`${herd} requests with a key that is new wait for one fetch of 2 seconds, and all get through`, () =>
+    Effect.gen(function*() {
+      const { endpoint, server, sign } = yield* start(open, { authorization: { resource } })
+      const session = yield* beginAndUse(endpoint, yield* sign({}))
+      server.keys = [yield* AuthorizationServer.makeKey("second")]
+      const keys = server.answers.get("/keys")!
+      const gate = Deferred.makeUnsafe<void>()
+      server.answers.set(
+        "/keys",
+        (asked, body) => Effect.runPromise(Deferred.await(gate)).then(() => keys(asked, body)!)
+      )
+      yield* TestClock.adjust("1 minute")
+      const as = yield* sign({})
+      const before = server.fetches()
+      let arrived = 0
+      const waiting = yield* Effect.forkChild(Effect.forEach(
+        Array.from({ length: herd }, (__, id) => id),
+        (id) => {
+          arrived++
+          return Effect.flatMap(
+            post(endpoint, { jsonrpc: "2.0", id, method: "ping" }, { as, session, headers }),
+            (response) => Effect.as(textOf(response), response.status)
+          )
+        },
+        { concurrency: "unbounded" }
+      ))
+      yield* live(() => arrived === herd && server.fetches() > before)
+      yield* TestClock.adjust("2 seconds")
+      Deferred.doneUnsafe(gate, Exit.void)
+      assert.deepStrictEqual([...new Set(yield* Fiber.join(waiting))], [200])
+      assert.strictEqual(server.fetches(), before + 1)
+    }))
+
+  it.effect("the key server down: 503 for keys that are unknown, and known ones go on", () =>
+    Effect.gen(function*() {
+      const { endpoint, server, sign } = yield* start(open, { idleTimeToLive: "1 day", authorization: { resource } })
+      const exp = 100_000
+      const known = yield* sign({ exp })
+      const session = yield* beginAndUse(endpoint, known)
+      server.answers.set("/keys", () => undefined)
+      const unknown = yield* sign({ exp }, { key: yield* AuthorizationServer.makeKey("second") })
+      for (const hours of [1, 2, 12]) {
+        yield* TestClock.adjust(`${hours} hours`)
+        const refused = yield* post(endpoint, initialize, { as: unknown })
+        assert.deepStrictEqual([refused.status, refused.headers.get("retry-after")], [503, "10"])
+        assert.isNull(refused.headers.get("www-authenticate"))
+        const ping = { jsonrpc: "2.0", id: hours, method: "ping" }
+        const answered = yield* post(endpoint, ping, { as: known, session, headers })
+        assert.deepInclude((yield* messagesOf(answered))[0], { id: hours, result: {} })
+      }
+    }))
+
+  it.effect("no part of a token is in a log, a span, an event or an answer, whatever becomes of its request", () =>
+    Effect.gen(function*() {
+      const said: Array<string> = []
+      const logger = Logger.make(({ cause, message }) => void said.push(inspect(message), Cause.pretty(cause)))
+      const tracer = recordingTracer(said)
+      const { server, endpoint, sign } = yield* start(open, { authorization: { resource, required } }).pipe(
+        Effect.provide(Logger.layer([logger])),
+        Effect.provideService(Tracer.Tracer, tracer)
+      )
+      const events = yield* Effect.forkChild(Stream.runForEach(
+        endpoint.registry.events,
+        (event) => Effect.sync(() => void said.push(inspect(event, { depth: 9 })))
+      ))
+      yield* live(() => true)
+      const good = yield* sign({})
+      const tokens = [good]
+      const session = yield* beginAndUse(endpoint, yield* sign({ scope: "files:read files:write" }))
+      const echo = (as: string) => post(endpoint, call("echo", { message: "hi" }), { as, session, headers })
+      const ask = Effect.fnUntraced(function*(as: string) {
+        tokens.push(as)
+        for (const response of [yield* echo(as), yield* post(endpoint, initialize, { as })]) {
+          said.push(JSON.stringify([...response.headers]), yield* textOf(response))
+        }
+      })
+      for (
+        const claims of [{}, { exp: -1 }, { aud: "other" }, { iss: "https://evil.example" }, { sub: "" }, { nbf: 9 }]
+      ) {
+        yield* ask(yield* sign(claims))
+      }
+      yield* ask(`${good.slice(0, -9)}AAAAAAAAA`)
+      yield* ask("opaque-token-of-alice")
+      server.answers.set("/keys", () => undefined)
+      yield* TestClock.adjust("1 minute")
+      yield* ask(yield* sign({}, { key: yield* AuthorizationServer.makeKey("other") }))
+      server.answers.set("/keys", () => ({ body: "<html>" }))
+      yield* TestClock.adjust("1 minute")
+      yield* ask(yield* sign({}, { key: yield* AuthorizationServer.makeKey("other") }))
+      yield* Fiber.interrupt(events)
+      const text = said.join("\n")
+      // They were listened to
+      for (const each of ["keys of the issuer could not be fetched", "span McpHttp", "Created"]) {
+        assert.include(text, each)
+      }
+      for (const token of tokens) {
+        for (const part of token.split(".").filter((one) => one.length > 8)) {
+          assert.isFalse(text.includes(part), part)
+        }
+      }
+    }))
+})
+
+describe("McpHttp.layer with authorization in a router with a prefix", () => {
+  it.effect("is called by its whole path, with parameters as they are in the request", () =>
+    Effect.gen(function*() {
+      const server = yield* AuthorizationServer.make()
+      for (
+        const [path, sent] of [
+          ["/mcp", "/api/mcp"],
+          ["/:tenant/mcp", "/api/acme%22x/mcp"]
+        ] as const
+      ) {
+        const app = Layer.unwrap(Effect.map(HttpRouter.HttpRouter, (router) =>
+          Layer.provide(
+            McpHttp.layer({ path, server: makeServer(makeLog()), authorization: { servers: [server.issuer] } }),
+            Layer.succeed(HttpRouter.HttpRouter, router.prefixed("/api"))
+          )))
+        const endpoint = yield* socket(app, jwt(server))
+        const { origin } = new URL(endpoint.url)
+        const refused = yield* get(endpoint, sent, { method: "POST" })
+        assert.strictEqual(refused.status, 401)
+        const { resourceMetadataUrl } = extractWWWAuthenticateParams(refused)
+        assert.strictEqual(resourceMetadataUrl?.href, `${origin}/.well-known/oauth-protected-resource${sent}`)
+        const found = yield* get(endpoint, resourceMetadataUrl!.pathname)
+        assert.strictEqual((yield* json(found))["resource"], origin + sent)
+        assert.strictEqual(
+          (yield* get(endpoint, "/.well-known/oauth-protected-resource")).status,
+          path === "/mcp" ? 200 : 404
+        )
+      }
+    }))
+})
