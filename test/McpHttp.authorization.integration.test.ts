@@ -6,8 +6,11 @@ import { assert, describe, it } from "@effect/vitest"
 import {
   discoverOAuthProtectedResourceMetadata,
   extractWWWAuthenticateParams,
+  type OAuthClientProvider,
   selectResourceURL
 } from "@modelcontextprotocol/sdk/client/auth.js"
+import { Client } from "@modelcontextprotocol/sdk/client/index.js"
+import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js"
 import { AccessDenied } from "effect-mcp-sessions/Identity"
 import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
@@ -85,6 +88,28 @@ const start = Effect.fnUntraced(
 const required: McpHttp.AuthorizationOptions["required"] = ({ method, params }) =>
   method === "tools/call" && params["name"] === "echo" ? ["files:read", "files:write"] : []
 
+/** Alice, who agrees to whatever her client is asked for. */
+class Consenting implements OAuthClientProvider {
+  readonly #onAsked: (asked: URLSearchParams) => void
+  #tokens: ReturnType<OAuthClientProvider["tokens"]>
+  #verifier = ""
+  readonly redirectUrl = "http://localhost:5173/callback"
+  readonly clientMetadata = { redirect_uris: [this.redirectUrl] }
+  constructor(onAsked: (asked: URLSearchParams) => void) {
+    this.#onAsked = onAsked
+  }
+  clientInformation = () => ({ client_id: "test" })
+  tokens = () => this.#tokens
+  saveTokens: OAuthClientProvider["saveTokens"] = (tokens) => {
+    this.#tokens = tokens
+  }
+  redirectToAuthorization: OAuthClientProvider["redirectToAuthorization"] = (url) => this.#onAsked(url.searchParams)
+  saveCodeVerifier = (verifier: string) => {
+    this.#verifier = verifier
+  }
+  codeVerifier = () => this.#verifier
+}
+
 const challengeOf = (response: Response) => response.headers.get("www-authenticate") ?? ""
 
 const headers = { "mcp-protocol-version": "2025-11-25" }
@@ -139,6 +164,58 @@ describe.each(kinds)("McpHttp.%s with authorization", (_, open) => {
       const provider = {} as Parameters<typeof selectResourceURL>[1]
       const selected = yield* Effect.promise(() => selectResourceURL(endpoint.url, provider, expected))
       assert.strictEqual(selected?.href, endpoint.url)
+    }))
+
+  it.effect("a client of the SDK gets in by itself, and asks for more when a call needs more", () =>
+    Effect.gen(function*() {
+      const { endpoint, server } = yield* start(
+        open,
+        { authorization: { scopes: ["mcp:use"], required } },
+        // By which port it will be called nobody knows yet
+        { audience: "mcp" }
+      )
+      const { issuer } = server
+      server.answers.set("/.well-known/oauth-authorization-server", () => ({
+        body: {
+          issuer,
+          jwks_uri: server.jwksUri,
+          authorization_endpoint: `${issuer}/authorize`,
+          token_endpoint: `${issuer}/token`,
+          response_types_supported: ["code"],
+          code_challenge_methods_supported: ["S256"],
+          token_endpoint_auth_methods_supported: ["none"]
+        }
+      }))
+      const consented: Array<URLSearchParams> = []
+      server.answers.set("/token", (_request, body) => {
+        const asked = consented[Number(new URLSearchParams(body).get("code"))]!
+        return Effect.runPromise(Effect.map(
+          server.sign({ aud: ["mcp", asked.get("resource")!], scope: asked.get("scope")! }),
+          (token) => ({ body: { access_token: token, token_type: "Bearer" } })
+        ))
+      })
+      const authProvider = new Consenting((asked) => void consented.push(asked))
+      const transport = () => new StreamableHTTPClientTransport(new URL(endpoint.url), { authProvider })
+      const client = new Client({ name: "test", version: "0" })
+      const connect = (over: StreamableHTTPClientTransport) =>
+        Effect.tryPromise(() => client.connect(over as Parameters<typeof client.connect>[0]))
+      const first = transport()
+      yield* Effect.flip(connect(first))
+      yield* Effect.promise(() => first.finishAuth("0"))
+      const second = transport()
+      yield* connect(second)
+      const echo = Effect.tryPromise(() => client.callTool({ name: "echo", arguments: { message: "hi" } }))
+      yield* Effect.flip(echo)
+      assert.strictEqual(endpoint.calls(), 0)
+      yield* Effect.promise(() => second.finishAuth("1"))
+      assert.include(JSON.stringify((yield* echo).content), "hi")
+      assert.deepStrictEqual(
+        consented.map((asked) => [asked.get("resource"), asked.get("scope")]),
+        [[endpoint.url, "mcp:use"], [endpoint.url, "mcp:use files:read files:write"]]
+      )
+      // It is the session of before
+      assert.strictEqual(yield* endpoint.registry.size, 1)
+      yield* Effect.promise(() => client.close())
     }))
 
   it.effect("lets everybody read the metadata: without credentials, from any origin, and under no other name", () =>
