@@ -42,6 +42,8 @@ import { makeWall } from "./support/wall.ts"
 const alice = Identity.fromKey("alice")
 const bob = Identity.fromKey("bob")
 
+const withToken = (token: string) => Identity.fromKey("alice", { credentials: Credentials.bearer(token) })
+
 const who = (session: RemoteSession) => answer(session, "who")
 
 const tick = Effect.promise(() => new Promise<void>((resolve) => setImmediate(resolve)))
@@ -423,7 +425,6 @@ describe("SessionCluster", () => {
             }).pipe(Layer.provideMerge(ClusterNode.layerMemory({ memory, name, keySecret })))
           ))
         yield* TestClock.adjust("12 seconds")
-        const withToken = (token: string) => Identity.fromKey("alice", { credentials: Credentials.bearer(token) })
         const newest = Effect.suspend(() => handles.get("alice")!.credentials).pipe(
           Effect.map((found) => Redacted.value(Option.getOrThrow(found).token))
         )
@@ -515,6 +516,46 @@ describe("SessionCluster", () => {
       assert.strictEqual(upstream.runs.size, 0)
       for (const { cluster } of [other, owner]) yield* passing(cluster.withSession(alice, who), 100)
       assert.strictEqual(upstream.overlaps(), 1)
+    }))
+
+  it.effect("gives an exclusive session to one caller at a time, of whichever node", () =>
+    Effect.gen(function*() {
+      const { memory, nodes, upstream } = yield* startNodes(["a", "b"], { sessions: { leases: "exclusive" } })
+      const client = yield* startNode("client", clientLayer(memory, "client", { leases: "exclusive" }))
+      yield* TestClock.adjust("2 seconds")
+      let using = 0
+      let most = 0
+      const use = (session: RemoteSession) =>
+        Effect.gen(function*() {
+          most = Math.max(most, ++using)
+          yield* session.ping()
+          yield* Effect.sleep(10)
+          using--
+        })
+      const all = [...nodes, client]
+      yield* passing(Effect.forEach([...all, ...all], ({ cluster }) => cluster.withSession(alice, use), {
+        concurrency: "unbounded"
+      }))
+      assert.strictEqual(most, 1)
+      assert.strictEqual(upstream.opened.length, 1)
+    }))
+
+  it.effect("runs f again on a session that is there when its own has ended unasked", () =>
+    Effect.gen(function*() {
+      const { nodes, upstream } = yield* startNodes(["a", "b"])
+      const first = yield* passing(nodes[0]!.cluster.withSession(alice, who))
+      const { other, owner } = rolesOf(upstream, nodes, "alice")
+      yield* passing(other.cluster.withSession(alice, who))
+      // The lease that is kept does not know of it yet
+      const gone = yield* fork(owner.close)
+      let runs = 0
+      const again = yield* passing(other.cluster.withSession(alice, (session) => {
+        runs++
+        return who(session)
+      }))
+      assert.notStrictEqual(again, first)
+      assert.isAtMost(runs, 2)
+      yield* passing(Fiber.join(gone))
     }))
 
   it.effect("fails with ClusterUnavailable when nobody answers for locateTimeout", () =>

@@ -6,7 +6,12 @@ import { Identity, McpConnector } from "effect-mcp-sessions"
 import { ClusterMembership } from "effect-mcp-sessions/ClusterMembership"
 import { ClusterNode, type MemoryCluster, type MemoryOptions } from "effect-mcp-sessions/ClusterNode"
 import type { Connector } from "effect-mcp-sessions/Connector"
-import { type RemoteSession, SessionCluster, type SessionClusterOptions } from "effect-mcp-sessions/SessionCluster"
+import {
+  type ClientOptions,
+  type RemoteSession,
+  SessionCluster,
+  type SessionClusterOptions
+} from "effect-mcp-sessions/SessionCluster"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -109,8 +114,8 @@ export const nodeLayer = (memory: MemoryCluster, upstream: Upstream, name: strin
     Layer.provideMerge(ClusterNode.layerMemory({ memory, name, keySecret, ...options.node }))
   )
 
-export const clientLayer = (memory: MemoryCluster, name: string) =>
-  SessionCluster.layerClient().pipe(
+export const clientLayer = (memory: MemoryCluster, name: string, options?: ClientOptions) =>
+  SessionCluster.layerClient(options).pipe(
     Layer.provideMerge(ClusterNode.layerMemoryClient({ memory, name, keySecret }))
   )
 
