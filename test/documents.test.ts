@@ -21,22 +21,26 @@ import { Clock, Config, Console, Context, Data, Duration, Effect, Layer, Managed
 import { McpProtocol, McpServer } from "effect/ai"
 import { HttpRouter, HttpServerRequest } from "effect/http"
 import { PrometheusMetrics } from "effect/observability"
-import { CircuitBreaker, RateLimiter } from "effect/persistence"
+import { CircuitBreaker, KeyValueStore, RateLimiter } from "effect/persistence"
 import { TestClock } from "effect/testing"
 import { createServer } from "node:http"
 import { assert, it } from "@effect/vitest"
+import { ClientCredentialsProvider } from "@modelcontextprotocol/sdk/client/auth-extensions.js"
 import { Client } from "@modelcontextprotocol/sdk/client/index.js"
 import { Server } from "@modelcontextprotocol/sdk/server/index.js"
 import type { Transport } from "@modelcontextprotocol/sdk/shared/transport.js"
 import { ${Object.keys(Sessions).join(", ")}, type SessionHandle, type SessionInfo } from "effect-mcp-sessions"
 import { ClusterMembership } from "effect-mcp-sessions/ClusterMembership"
+import { ClusterNode } from "effect-mcp-sessions/ClusterNode"
 import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
+import { SessionCluster } from "effect-mcp-sessions/SessionCluster"
 
 interface Connection { readonly query: (sql: string) => Effect.Effect<ReadonlyArray<object>> }
 interface User { readonly id: string; readonly scopes: ReadonlyArray<string> }
 declare const dial: (key: string) => Effect.Effect<Connection & { readonly close: Effect.Effect<void> }, SqlError>
 declare class SqlError { readonly _tag: "SqlError" }
 declare const identity: Identity
+declare const keySecret: Redacted.Redacted
 declare const request: { readonly headers: Record<string, string> }
 declare const session: McpSession
 declare const call: Effect.Effect<string, McpSessionError>
@@ -58,6 +62,12 @@ declare const testPool: Layer.Layer<SessionPool>
 declare const closed: Array<string>
 declare const protocols: readonly [typeof McpProtocol.v2025_11_25]
 declare const name: string
+declare const clientId: string
+declare const clientSecret: Redacted.Redacted
+declare const issuer: string
+declare const redirectUrl: string
+declare const fromVault: (identity: Identity) => Effect.Effect<Redacted.Redacted>
+declare const provider: ClientCredentialsProvider
 declare const url: string
 declare const token: string
 declare const headers: Record<string, string>

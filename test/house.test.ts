@@ -15,11 +15,13 @@ import * as Compiler from "./support/compiler.ts"
 /** From the top down: a module imports modules of its own row and of rows below it. */
 const rows: ReadonlyArray<ReadonlyArray<string>> = [
   ["index"],
-  ["McpHttp", "McpServers", "McpServersV2"],
+  ["McpHttp", "McpServers", "McpServersV2", "SessionCluster"],
   ["ClusterNode", "McpHttpOptions"],
   ["McpConnector", "McpConnectorV2", "McpSession", "SessionPool", "SessionRegistry"],
   ["ClusterMembership", "Connector", "IdentityResolver", "Session", "SessionClusterError"],
   [
+    "Authorization",
+    "Consent",
     "Identity",
     "InvalidOptions",
     "McpServersError",
@@ -27,7 +29,8 @@ const rows: ReadonlyArray<ReadonlyArray<string>> = [
     "Metrics",
     "SessionPoolError",
     "SessionRegistryError",
-    "TokenOptions"
+    "TokenOptions",
+    "TokenStore"
   ]
 ]
 
@@ -37,7 +40,7 @@ const rooms: Readonly<Record<string, ReadonlyArray<string>>> = {
   client: ["McpConnector", "McpConnectorV2", "McpServers", "McpServersV2", "McpSession"],
   host: ["McpHttp"],
   tokens: ["IdentityResolver"],
-  cluster: ["ClusterNode"]
+  cluster: ["ClusterNode", "SessionCluster"]
 }
 
 /** What some may not know, whatever their row. */
