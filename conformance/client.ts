@@ -1,7 +1,7 @@
 /**
- * The client that the official suite runs: `node --import tsx conformance/client.ts v1|v2 URL`, with the scenario's name
- * in `MCP_CONFORMANCE_SCENARIO` and what it knows of a client in `MCP_CONFORMANCE_CONTEXT`. It opens a session with
- * the connector of that generation, as a program would that has the tokens of its users in mind: its only user agrees
+ * The client that the official suite runs: `node --import tsx conformance/client.ts v1|v2 URL`, with the scenario's
+ * name in `MCP_CONFORMANCE_SCENARIO` and what it knows of a client in `MCP_CONFORMANCE_CONTEXT`. It opens a session
+ * with the connector of that generation, as a program would that has the tokens of its users in mind: its only user agrees
  * to whatever the authorization server asks.
  */
 import { discoverOAuthServerInfo } from "@modelcontextprotocol/sdk/client/auth.js"
@@ -52,9 +52,9 @@ const authorization = async (): Promise<Authorization> => {
 }
 
 /** A browser, and somebody in front of it who agrees. */
-const agree = ({ url }: Consent.ConsentRequest) =>
+const agree = ({ url: address }: Consent.ConsentRequest) =>
   Effect.promise(async () => {
-    const { body, headers } = await fetch(Redacted.value(url), { redirect: "manual" })
+    const { body, headers } = await fetch(Redacted.value(address), { redirect: "manual" })
     await body?.cancel()
     return headers.get("location") ?? ""
   }).pipe(
