@@ -263,7 +263,9 @@ export class IdentityResolver extends Context.Service<IdentityResolver, {
    *
    * What it answers is good for `timeToLive`, and never for longer than the token: the newest 1,024 answers are kept,
    * and nothing is of a token that is refused. One request serves all who wait for it, for at most 5 seconds. When more
-   * than 64 are under way, or the endpoint can't be asked, it fails with `IdentityUnavailable` (503).
+   * than 64 are under way, or the endpoint can't be asked, it fails with `IdentityUnavailable` (503); tokens that were
+   * active before have as many places of their own. What the endpoint says is no access token of a bearer, by
+   * `token_type`, `token_use` or `typ`, is refused.
    *
    * The identity, its key and the other errors are those of {@link IdentityResolver.layerJwt}: with the same `issuer`
    * and `keySecret`, a subject has the same key here and there.

@@ -222,3 +222,19 @@ export interface McpSession<out C = SdkClient> {
    */
   readonly notifications: Stream.Stream<ServerNotification>
 }
+
+/**
+ * A session that may be another process': everything of an {@link McpSession} but what only its own process can have,
+ * the SDK's client and what is done with it. `SessionCluster` has these.
+ *
+ * A call that was in flight when its node was lost, or when the session had to move, fails with `SessionClosed`, whose
+ * `requestSent` says whether it may have run. It never runs twice.
+ *
+ * @category models
+ */
+export interface RemoteSession
+  extends Omit<McpSession, "client" | "request" | "pid" | "~effect-mcp-sessions/McpSession">
+{
+  /** The node that has it, as `host:port`. */
+  readonly runner: string
+}

@@ -134,6 +134,7 @@ export interface SessionPoolOptions<Session, E, R, RC = R, RP = RC> {
    * all of the upstream that have none. An identity without an upstream is its own.
    *
    * At most `capacity` failures are remembered. Opens that have begun when the first of them fails run to their end.
+   * Whoever comes later is told the failure at once; the callers of that open, when what it had acquired is free.
    */
   readonly failureBackoff?: Schedule.Schedule<unknown> | undefined
   /**
@@ -781,15 +782,19 @@ const hooks = <Session, E>(
     Waiting.opened(waiting)
     observed.events.emit({ _tag: "Opened", key: keyOf(slot) })
   },
+  // Whoever comes while it is freed is told, and does not try as well. What was invalidated while it opened says
+  // nothing of what a new open would meet.
+  onFreeing: (slot, cause) => {
+    const { engine, failures } = pool()
+    if (slot.retired === undefined && !Leased.isShutDown(engine)) failures.failed(slot, cause)
+  },
   onOpenFailed: (slot, cause) => {
-    const { engine, failures, observed, waiting } = pool()
+    const { engine, observed, waiting } = pool()
     Waiting.failed(waiting, slot, cause)
     if (Leased.isShutDown(engine)) return
     observed.counts.failures++
     const timeout = Option.exists(Cause.findErrorOption(cause), (error) => error instanceof ConnectTimeout)
     observed.events.emit({ _tag: "OpenFailed", key: keyOf(slot), reason: timeout ? "timeout" : "failed" })
-    // What was invalidated while it opened says nothing of what a new open would meet.
-    if (slot.retired === undefined) failures.failed(slot, cause)
   },
   onRetired: (slot, reason) => {
     const { observed: { counts, events }, waiting } = pool()

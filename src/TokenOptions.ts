@@ -73,7 +73,10 @@ export interface IntrospectionOptions extends TokenOptions {
   readonly clientId: string
   /** With which secret. */
   readonly clientSecret: Redacted.Redacted
-  /** Who issues the tokens. An answer with another `iss` is refused. The default is the endpoint, and no check. */
+  /**
+   * Who issues the tokens. An answer with another `iss` is refused. The default is the `iss` of each answer, or the
+   * endpoint where it has none, and no check.
+   */
   readonly issuer?: string | undefined
   /**
    * Whom the tokens are for: one of these must be among the `aud` of the answer. By default every token that the

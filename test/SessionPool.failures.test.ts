@@ -174,6 +174,30 @@ describe("failureBackoff", () => {
       assert.strictEqual(stats.failures, 1)
     }))
 
+  it.effect("answers as soon as it is there, also while what it had acquired is freed", () =>
+    Effect.gen(function*() {
+      const [first, ...others] = users(5).map((identity) => identity.at("crashing"))
+      const dialled: Array<string> = []
+      const { context } = yield* build(Pool.layer({
+        failureBackoff: Schedule.spaced("1 hour"),
+        connect: ({ key }) =>
+          Effect.andThen(
+            Effect.addFinalizer(() =>
+              Effect.sync(() => dialled.push(key)).pipe(Effect.andThen(Effect.sleep("5 seconds")))
+            ),
+            Effect.fail(crashed)
+          )
+      }))
+      const visit = (identity: Identity) => Effect.scoped(Context.get(context, Pool).get(identity))
+      const waiting = yield* fork(visit(first!))
+      for (const other of others) assert.strictEqual((yield* Effect.flip(visit(other)))._tag, crashed._tag)
+      assert.strictEqual((yield* Effect.flip(visit(first!)))._tag, crashed._tag)
+      assert.deepStrictEqual(dialled, [first!.key])
+      assert.strictEqual(outcome(waiting), "waiting", "its own callers are told when all of it is freed")
+      yield* TestClock.adjust("5 seconds")
+      assert.strictEqual(outcome(waiting), crashed._tag)
+    }))
+
   it.effect("lets another try when the one that did was interrupted", () =>
     Effect.gen(function*() {
       const { probe, visit } = yield* open(

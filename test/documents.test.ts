@@ -30,13 +30,16 @@ import { Server } from "@modelcontextprotocol/sdk/server/index.js"
 import type { Transport } from "@modelcontextprotocol/sdk/shared/transport.js"
 import { ${Object.keys(Sessions).join(", ")}, type SessionHandle, type SessionInfo } from "effect-mcp-sessions"
 import { ClusterMembership } from "effect-mcp-sessions/ClusterMembership"
+import { ClusterNode } from "effect-mcp-sessions/ClusterNode"
 import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
+import { SessionCluster } from "effect-mcp-sessions/SessionCluster"
 
 interface Connection { readonly query: (sql: string) => Effect.Effect<ReadonlyArray<object>> }
 interface User { readonly id: string; readonly scopes: ReadonlyArray<string> }
 declare const dial: (key: string) => Effect.Effect<Connection & { readonly close: Effect.Effect<void> }, SqlError>
 declare class SqlError { readonly _tag: "SqlError" }
 declare const identity: Identity
+declare const keySecret: Redacted.Redacted
 declare const request: { readonly headers: Record<string, string> }
 declare const session: McpSession
 declare const call: Effect.Effect<string, McpSessionError>

@@ -15,7 +15,7 @@ import * as Compiler from "./support/compiler.ts"
 /** From the top down: a module imports modules of its own row and of rows below it. */
 const rows: ReadonlyArray<ReadonlyArray<string>> = [
   ["index"],
-  ["McpHttp", "McpServers", "McpServersV2"],
+  ["McpHttp", "McpServers", "McpServersV2", "SessionCluster"],
   ["ClusterNode", "McpHttpOptions"],
   ["McpConnector", "McpConnectorV2", "McpSession", "SessionPool", "SessionRegistry"],
   ["ClusterMembership", "Connector", "IdentityResolver", "Session", "SessionClusterError"],
@@ -37,7 +37,7 @@ const rooms: Readonly<Record<string, ReadonlyArray<string>>> = {
   client: ["McpConnector", "McpConnectorV2", "McpServers", "McpServersV2", "McpSession"],
   host: ["McpHttp"],
   tokens: ["IdentityResolver"],
-  cluster: ["ClusterNode"]
+  cluster: ["ClusterNode", "SessionCluster"]
 }
 
 /** What some may not know, whatever their row. */

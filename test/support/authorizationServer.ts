@@ -17,6 +17,8 @@ export interface Answer {
   readonly status?: number
   readonly headers?: Readonly<Record<string, string>>
   readonly body?: unknown
+  /** Says the body itself, and how it ends. */
+  readonly write?: (response: Http.ServerResponse) => void
 }
 
 export const makeKey = (kid: string | undefined, alg = "ES256"): Effect.Effect<Key> =>
@@ -61,6 +63,7 @@ export const make = Effect.fnUntraced(function*({ path = "" }: { readonly path?:
           return
         }
         response.writeHead(found.status ?? 200, { "content-type": "application/json", ...found.headers })
+        if (found.write !== undefined) return found.write(response)
         response.end(typeof found.body === "string" ? found.body : JSON.stringify(found.body ?? {}))
       })
     })

@@ -230,6 +230,11 @@ class Simulation extends Simulator.Simulation<Action> {
     )
   }
 
+  /** Whether a failed open answers those who come after it. */
+  get remembers(): boolean {
+    return this.options.failureTimeToLive > 0 || this.backsOff
+  }
+
   askedAt(key: string): number | undefined {
     if (this.nested.includes(key)) return undefined
     const first = this.callers.find((caller) =>
@@ -437,13 +442,15 @@ class Simulation extends Simulator.Simulation<Action> {
     if (error instanceof ConnectFailed) {
       const { session } = error
       this.expect(session.key === caller.key, `10: caller ${caller.id} is told of the failure of another`)
+      // Remembered, it answers at once whoever comes after it: it is not their open that is being freed.
+      const cameAfter = this.remembers && caller.startedAt >= (session.leftAt ?? Infinity)
       this.expect(
-        this.isFree(session),
+        cameAfter || this.isFree(session),
         `4: caller ${caller.id} hears of failed session ${session.id} before it is free`
       )
     } else if (error instanceof SessionPool.ConnectTimeout) {
       // Where failures are remembered, a timeout is its upstream's.
-      const isItsOwn = error.key === caller.key || ((this.options.failureTimeToLive > 0 || this.backsOff) &&
+      const isItsOwn = error.key === caller.key || (this.remembers &&
         caller.upstream !== undefined && error.key.startsWith(`~${caller.upstream}/`))
       this.expect(isItsOwn, `10: caller ${caller.id} is told of the timeout of another`)
     } else if (error instanceof SessionPool.PoolClosed) {

@@ -61,6 +61,9 @@ export interface Hooks<I, A, E> {
   /** It takes a place, and its open begins after this step. */
   readonly onAdmitted?: ((slot: Slot<I, A, E>) => void) | undefined
   readonly onOpened: (slot: Slot<I, A, E>) => void
+  /** Its open has failed. What it had acquired is freed from now on, which may take as long as a close. */
+  readonly onFreeing?: ((slot: Slot<I, A, E>, cause: Cause.Cause<E>) => void) | undefined
+  /** That is over, and its callers are told the failure. */
   readonly onOpenFailed: (slot: Slot<I, A, E>, cause: Cause.Cause<E>) => void
   readonly onRetired: (slot: Slot<I, A, E>, reason: Reason) => void
   /** It takes no place any more: it is closing, or it is gone without ever having been open. */
@@ -599,8 +602,10 @@ const settle = Effect.fnUntraced(function*<I, A, E>(
   slot.phase = "freeing"
   leaveCurrent(self, slot)
   const { opening } = slot
+  const hasFailed = !Cause.hasInterrupts(cause)
+  if (hasFailed) self.options.onFreeing?.(slot, cause)
   if (!(yield* dispose(self, slot, free(self, slot, get)))) yield* freeUnder(opening!)
-  if (!Cause.hasInterrupts(cause)) self.options.onOpenFailed(slot, cause)
+  if (hasFailed) self.options.onOpenFailed(slot, cause)
   leavePlace(self, slot)
   gone(self, slot)
   Deferred.doneUnsafe(settled, Exit.failCause(cause))

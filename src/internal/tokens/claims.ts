@@ -59,15 +59,15 @@ export const scopesOf = (claims: Claims): ReadonlyArray<string> => {
 }
 
 /**
- * Makes identities of the issuer's claims. The key is the digest of the issuer and the principal, so a token that was
+ * Makes identities of an issuer's claims. The key is the digest of the issuer and the principal, so a token that was
  * refreshed has the key of the one before it.
  */
-export const identities = (issuer: string, settings: Settings) => {
+export const identities = (settings: Settings) => {
   const digest = digestUnder(settings.keySecret)
   const required = settings.scopes ?? []
   const principalOf = settings.principal ?? ((claims: Claims) => claims.sub)
 
-  return Effect.fnUntraced(function*(claims: Claims, credentials: Credentials) {
+  return Effect.fnUntraced(function*(issuer: string, claims: Claims, credentials: Credentials) {
     // RFC 7800 section 3.1, RFC 8705 section 3, RFC 9449 section 6: whoever has stolen it must not be able to use it
     if (claims.cnf !== undefined) return yield* refuse("bound")
     const principal = yield* attempt(() => principalOf(claims))

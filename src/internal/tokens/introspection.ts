@@ -11,17 +11,21 @@ import * as Redacted from "effect/Redacted"
 import * as Semaphore from "effect/Semaphore"
 import { Credentials, type Identity, type IdentityError, type InvalidToken } from "../../Identity.ts"
 import type { Introspection } from "../../TokenOptions.ts"
+import { makeMemo } from "../authorization.ts"
 import { identities, millisOf, presented, refuse, tokenIn } from "./claims.ts"
 import * as Server from "./server.ts"
 
 const capacity = 1024
 
-// Whoever makes up tokens has each of them asked for: no more than these at once
+// Whoever makes up tokens has each of them asked for: no more than these at once. Nor are more of those that were
+// active before, which have as many places of their own: a flood keeps nobody out who was in.
 const maxConcurrent = 64
 
 export const make = Effect.fnUntraced(function*(settings: Introspection) {
-  const toIdentity = identities(settings.issuer ?? settings.endpoint.href, settings)
-  const semaphore = yield* Semaphore.make(maxConcurrent)
+  const toIdentity = identities(settings)
+  const ofStrangers = yield* Semaphore.make(maxConcurrent)
+  const ofKnown = yield* Semaphore.make(maxConcurrent)
+  const known = makeMemo<true>()
   const question = HttpClientRequest.post(settings.endpoint).pipe(
     HttpClientRequest.acceptJson,
     // RFC 6749 section 2.3.1: encoded as in a form before they are joined
@@ -50,14 +54,17 @@ export const make = Effect.fnUntraced(function*(settings: Introspection) {
     const { active: _, ...claims } = answer
     const wrong = issueOf(claims, settings, yield* Clock.currentTimeMillis)
     if (wrong !== undefined) return yield* refuse(wrong)
-    return yield* toIdentity(claims, Credentials.bearer(token, { expiresAt: millisOf(claims.exp) }))
+    // One endpoint may answer for several issuers, and each has an alice
+    const issuer = settings.issuer ?? (typeof claims.iss === "string" ? claims.iss : settings.endpoint.href)
+    known.set(token, true)
+    return yield* toIdentity(issuer, claims, Credentials.bearer(token, { expiresAt: millisOf(claims.exp) }))
   })
 
   // One request for all who come with the token while it is under way; nothing is kept of a failure
   const answers = yield* Cache.makeWith(
     (token: string) =>
       Effect.flatMap(
-        semaphore.withPermitsIfAvailable(1)(lookup(token)),
+        (known.get(token) === true ? ofKnown : ofStrangers).withPermitsIfAvailable(1)(lookup(token)),
         (identity) =>
           identity._tag === "Some"
             ? Effect.succeed(identity.value)
@@ -78,6 +85,17 @@ export const make = Effect.fnUntraced(function*(settings: Introspection) {
 
 const encode = (text: string): string => new URLSearchParams([["", text]]).toString().slice(1)
 
+/** RFC 9449 section 6.2: not to be used without a proof, which nobody here asks for. */
+const bound: ReadonlySet<unknown> = new Set(["dpop", "pop", "mac"])
+
+/**
+ * What an endpoint may call active, too, though it is no access token: by `token_type` (RFC 8693 section 2.2.1), by
+ * `token_use`, or by `typ`, as it is called here and there.
+ */
+const others: ReadonlySet<unknown> = new Set(["n_a", "refresh", "refresh_token", "offline", "id", "id_token"])
+
+const wordOf = (kind: unknown): unknown => typeof kind === "string" ? kind.toLowerCase() : undefined
+
 /** RFC 7662 section 4: what the endpoint says of `exp`, `nbf`, `iss` and `aud` is looked at here, too. */
 const issueOf = (
   claims: Readonly<Record<string, unknown>>,
@@ -91,6 +109,8 @@ const issueOf = (
   if (until !== undefined && until <= now) return "expired"
   if (from !== undefined && from > now) return "early"
   if (issuer !== undefined && iss !== undefined && iss !== issuer) return "issuer"
+  if (bound.has(wordOf(claims.token_type))) return "bound"
+  if ([claims.token_type, claims.token_use, claims.typ].some((kind) => others.has(wordOf(kind)))) return "malformed"
   const all: ReadonlyArray<unknown> = Array.isArray(aud) ? aud : [aud]
   return audience === undefined || audience.some((one) => all.includes(one)) ? undefined : "audience"
 }

@@ -30,6 +30,8 @@ import * as Server from "./server.ts"
 interface Keys {
   readonly find: LocalJWKSet
   readonly memo: ReturnType<typeof makeMemo<Identity>>
+  /** Whether the log has been told of one that can't be used. Callers choose how often it is. */
+  hasWarned: boolean
 }
 
 /** The keys that there are can't have signed it. */
@@ -40,7 +42,7 @@ const maxKeys = 64
 
 export const make = Effect.fnUntraced(function*(jose: Jose, settings: Jwt, method: string) {
   const keySet = yield* keySetOf(jose, settings, method)
-  const toIdentity = identities(settings.issuer, settings)
+  const toIdentity = identities(settings)
   const tolerance = settings.clockTolerance
 
   const verify = (token: string, key: JWTVerifyGetKey): Effect.Effect<Claims, Fault> =>
@@ -72,7 +74,7 @@ export const make = Effect.fnUntraced(function*(jose: Jose, settings: Jwt, metho
     verify(token, keys.find).pipe(
       Effect.catch((fault) => fault.among === undefined ? Effect.fail(fault) : verifyWithAny(token, fault.among)),
       Effect.catch((fault): Effect.Effect<never, KeyUnknown | InvalidToken | IdentityUnavailable> => {
-        if (fault.reason === undefined) return broken(fault.error)
+        if (fault.reason === undefined) return broken(keys, fault.error)
         return fault.reason === "key" || (fault.reason === "signature" && kid === undefined)
           ? Effect.fail(new KeyUnknown({ reason: fault.reason }))
           : refuse(fault.reason)
@@ -105,7 +107,11 @@ export const make = Effect.fnUntraced(function*(jose: Jose, settings: Jwt, metho
     )
     const exp = millisOf(claims.exp)
     if (exp === undefined) return yield* refuse("claims")
-    const identity = yield* toIdentity(claims, makeCredentials("bearer", token, value, "authorization", exp))
+    const identity = yield* toIdentity(
+      settings.issuer,
+      claims,
+      makeCredentials("bearer", token, value, "authorization", exp)
+    )
     keys.memo.set(value, identity)
     return identity
   })
@@ -127,7 +133,7 @@ const keySetOf = Effect.fnUntraced(function*(jose: Jose, { issuer, jwks }: Jwt, 
     return keys.length > maxKeys
       ? Result.fail(`has more than ${maxKeys} keys`)
       : Result.mapError(
-        Result.try(() => ({ find: jose.createLocalJWKSet({ keys }), memo: makeMemo<Identity>() })),
+        Result.try(() => ({ find: jose.createLocalJWKSet({ keys }), memo: makeMemo<Identity>(), hasWarned: false })),
         () => "is no key set (RFC 7517 section 5)"
       )
   }
@@ -242,8 +248,11 @@ const reasonOf = (error: unknown): InvalidToken["reason"] => {
   return claim === "iss" ? "issuer" : claim === "aud" ? "audience" : claim === "nbf" ? "early" : "claims"
 }
 
-const broken = (error: unknown): Effect.Effect<never, IdentityUnavailable> =>
-  Effect.andThen(
-    Effect.logWarning("IdentityResolver: a key of the issuer can't be used: is it a public one of at least 2048 bits?"),
-    Effect.fail(Server.unavailable(error))
-  )
+const broken = (keys: Keys, error: unknown): Effect.Effect<never, IdentityUnavailable> =>
+  Effect.suspend(() => {
+    const warned = keys.hasWarned ? Effect.void : Effect.logWarning(
+      "IdentityResolver: a key of the issuer can't be used: is it a public one of at least 2048 bits?"
+    )
+    keys.hasWarned = true
+    return Effect.andThen(warned, Effect.fail(Server.unavailable(error)))
+  })

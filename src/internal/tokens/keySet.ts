@@ -67,16 +67,19 @@ export const make = Effect.fnUntraced(function*<Keys>(fetch: Effect.Effect<Keys,
   }
 
   /** The fetch that is under way, or one that begins. It goes on when whoever began it does not. */
-  const start = Effect.suspend(() => {
+  const start = Clock.clockWith((clock) => {
     if (pending !== undefined) return Effect.succeed(pending)
     const begun = pending = Deferred.makeUnsafe<void>()
     return fetch.pipe(
       Effect.tapError(({ issue }) =>
         Effect.logWarning(`IdentityResolver: the keys of the issuer could not be fetched: ${issue}`)
       ),
-      Effect.onExit((exit) => Effect.map(Clock.currentTimeMillis, (now) => settle(exit, now))),
       Effect.forkIn(scope, { startImmediately: true }),
-      Effect.as(begun)
+      Effect.map((fiber) => {
+        // Not by an effect of the fiber: one that is begun in a scope that has ended runs none of them
+        fiber.addObserver((exit) => settle(exit, clock.currentTimeMillisUnsafe()))
+        return begun
+      })
     )
   }).pipe(Effect.uninterruptible)
 

@@ -1,0 +1,390 @@
+/**
+ * The sessions of a cluster, as a node uses them that may not have them.
+ *
+ * The leases of a node are a pool of their own: all callers of a key share one, which is kept for `leaseTimeToLive`
+ * after the last of them. To open one is to find the owner, through the engine; a call then goes to that node alone,
+ * and is never sent again. Whatever ends a lease, a link or a node fails what is in flight, and says whether it may
+ * have run.
+ */
+import type { Progress, ServerNotification } from "@modelcontextprotocol/sdk/types.js"
+import * as Cause from "effect/Cause"
+import * as Sharding from "effect/cluster/Sharding"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
+import * as Queue from "effect/Queue"
+import * as Redacted from "effect/Redacted"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import * as Tracer from "effect/Tracer"
+import type { ClusterMember } from "../../ClusterMembership.ts"
+import type { SessionHandle } from "../../Connector.ts"
+import type { Identity } from "../../Identity.ts"
+import { McpSessionError, SessionClosed, type SessionExpired } from "../../McpSessionError.ts"
+import type { ListOptions, ProgressOptions, RemoteSession } from "../../Session.ts"
+import { ClusterUnavailable } from "../../SessionClusterError.ts"
+import type { SessionPoolError } from "../../SessionPoolError.ts"
+import * as Codec from "./codec.ts"
+import { nameOf } from "./fence.ts"
+import type { Node, Peer } from "./node.ts"
+import type { Owner } from "./owner.ts"
+import * as Wire from "./wire.ts"
+
+export type LeaseError = McpSessionError | SessionPoolError | ClusterUnavailable
+
+/** A lease, as the node knows it that has taken it. */
+export interface Lease {
+  readonly id: string
+  readonly member: ClusterMember
+  readonly facts: Codec.Facts
+  readonly handle: SessionHandle
+  /** Undefined where the owner is this node. */
+  readonly peer: Peer | undefined
+  /** The last of its calls. */
+  seq: number
+  /** The owner's word is that it knows these. */
+  presented: Identity
+  isOver: boolean
+}
+
+export interface Caller {
+  readonly lease: (identity: Identity, handle: SessionHandle) => Effect.Effect<Lease, LeaseError, Scope.Scope>
+  readonly session: (lease: Lease, identity: Identity, account: Account) => RemoteSession
+  readonly invalidate: (identity: Identity) => Effect.Effect<boolean, ClusterUnavailable>
+}
+
+/** What was asked within one lease of one caller. */
+export interface Account {
+  inFlight: number
+  /** Whether anything of it may have run. */
+  hasRun: boolean
+  /** The errors that say that this very call was not run. */
+  readonly unrun: WeakSet<object>
+}
+
+export const makeAccount = (): Account => ({ inFlight: 0, hasRun: false, unrun: new WeakSet() })
+
+/** Whether whoever failed with this may be run again, from the start, on another lease. */
+export const isRepeatable = ({ hasRun, inFlight, unrun }: Account, error: unknown): boolean =>
+  !hasRun && inFlight === 0 && typeof error === "object" && error !== null && unrun.has(error)
+
+export const make = Effect.fnUntraced(function*(options: {
+  readonly node: Node
+  readonly owner: Owner | undefined
+  /** In milliseconds. */
+  readonly locateTimeout: number
+}) {
+  const { locateTimeout, node, owner } = options
+  const scope = yield* Effect.scope
+  const runFork = Effect.runForkWith(yield* Effect.context<never>())
+  const client = yield* Wire.makeEntity(node.settings.group).client.pipe(
+    Effect.provideService(Sharding.Sharding, node.sharding)
+  )
+  const { self } = node.membership
+
+  // Whoever waits may leave at once: to tell a node that is dead takes longer
+  const detached = <A, E>(effect: Effect.Effect<A, E>): Effect.Effect<A, E> =>
+    Effect.withFiber((caller) =>
+      Effect.callback<A, E>((resume) => {
+        const fiber = Fiber.runIn(Effect.runForkWith(caller.context)(effect), scope)
+        fiber.addObserver(resume)
+        return Effect.sync(() => fiber.interruptUnsafe())
+      })
+    )
+
+  // ---------------------------------------------------------------------------
+  // Leases
+  // ---------------------------------------------------------------------------
+
+  const unavailable = (method: ClusterUnavailable["method"], reason: ClusterUnavailable["reason"], since: number) =>
+    new ClusterUnavailable({ method, reason, waited: Duration.millis(Math.round(node.fence.now() - since)) })
+
+  const attempt = Effect.fnUntraced(function*(identity: Identity, handle: SessionHandle, patience: number) {
+    const located = Deferred.makeUnsafe<ClusterMember | undefined>()
+    const granted = Deferred.makeUnsafe<typeof Wire.Granted.Type, LeaseError | "lost">()
+    let lease: Lease | undefined
+    const over = Effect.suspend(() => {
+      Deferred.doneUnsafe(located, Exit.succeed(undefined))
+      Deferred.doneUnsafe(granted, Exit.fail("lost"))
+      if (lease === undefined || lease.isOver) return Effect.void
+      lease.isOver = true
+      return handle.retire("died")
+    })
+    const onEvent = (event: Wire.LeaseEvent): Effect.Effect<void, "again"> =>
+      Effect.suspend(() => {
+        switch (event._tag) {
+          case "Located":
+            // The engine has sent it again: whoever had granted it may have nothing of it any more
+            return Deferred.doneUnsafe(located, Exit.succeed({ host: event.host, port: event.port }))
+              ? Effect.void
+              : Effect.fail("again" as const)
+          case "Granted":
+            return Deferred.doneUnsafe(granted, Exit.succeed(event)) ? Effect.void : Effect.fail("again" as const)
+          case "Failed":
+            return Effect.sync(() => void Deferred.doneUnsafe(granted, Exit.fail(Codec.crossed(event.error))))
+          case "Died":
+            return Effect.sync(() => void Deferred.doneUnsafe(granted, Exit.die(new Error(event.message))))
+          case "Retired":
+            return handle.retire("died")
+        }
+      })
+    const listening = Fiber.runIn(
+      runFork(Effect.onExit(
+        Stream.runForEach(client(identity.key).Lease({ identity }), onEvent),
+        () => over
+      )),
+      scope
+    )
+    yield* Effect.addFinalizer(() =>
+      Effect.sync(() => {
+        if (lease !== undefined) lease.isOver = true
+        listening.interruptUnsafe()
+      })
+    )
+    const member = yield* Effect.timeoutOption(Deferred.await(located), patience)
+    if (Option.isNone(member)) return yield* Effect.fail("silent" as const)
+    if (member.value === undefined) return yield* Effect.fail("lost" as const)
+    const peer = nameOf(member.value) === (self && nameOf(self)) ? undefined : yield* node.peer(member.value)
+    const { facts, lease: id } = yield* Deferred.await(granted)
+    lease = {
+      id,
+      member: member.value,
+      facts: Codec.parseFacts(facts),
+      handle,
+      peer,
+      seq: 0,
+      presented: identity,
+      isOver: listening.pollUnsafe() !== undefined
+    }
+    return lease
+  })
+
+  const lease: Caller["lease"] = (identity, handle) =>
+    Effect.suspend(() => {
+      const since = node.fence.now()
+      const left = () => locateTimeout - (node.fence.now() - since)
+      const loop: Effect.Effect<Lease, LeaseError, Scope.Scope> = Effect.suspend(() =>
+        Effect.catch(attempt(identity, handle, Math.max(0, left())), (error): typeof loop => {
+          if (error === "silent") return Effect.fail(unavailable("get", "owner", since))
+          if (error !== "lost") return Effect.fail(error)
+          return left() <= 0
+            ? Effect.fail(unavailable("get", "lost", since))
+            : Effect.andThen(Effect.sleep(100), loop)
+        })
+      )
+      return loop
+    })
+
+  // ---------------------------------------------------------------------------
+  // Calls
+  // ---------------------------------------------------------------------------
+
+  const session: Caller["session"] = (on, identity, account) => {
+    const server = on.facts.serverInfo.name
+    const closed = (method: string, requestSent: boolean) =>
+      new McpSessionError({ reason: new SessionClosed({ requestSent }), method, server })
+
+    // What the failure of a link or of the owner means to whoever has called
+    const failureOf = (method: string, cause: Cause.Cause<unknown>): Effect.Effect<never, McpSessionError> => {
+      const found = Cause.findErrorOption(cause)
+      const error = Option.isSome(found) ? Codec.crossed(found.value) : undefined
+      if (error instanceof McpSessionError) {
+        const { reason } = error
+        if (reason._tag === "SessionExpired" && isRefused(reason)) account.unrun.add(error)
+        const isLost = reason._tag === "SessionClosed" || reason._tag === "SessionExpired" ||
+          reason._tag === "Unreachable"
+        return Effect.andThen(isLost ? on.handle.retire("died") : Effect.void, Effect.fail(error))
+      }
+      // A handler of the caller's own
+      if (error === undefined && Cause.hasDies(cause)) return Effect.failCause(cause as Cause.Cause<never>)
+      const isUnrun = error instanceof Wire.Refused ? !error.seen : isUnsent(error)
+      const failed = closed(method, !isUnrun)
+      if (isUnrun) account.unrun.add(failed)
+      return Effect.andThen(on.handle.retire("died"), Effect.fail(failed))
+    }
+
+    const counted = <A>(
+      method: string,
+      run: Effect.Effect<A, McpSessionError>
+    ): Effect.Effect<A, McpSessionError> =>
+      Effect.suspend(() => {
+        if (on.isOver) {
+          const failed = closed(method, false)
+          account.unrun.add(failed)
+          return Effect.fail(failed)
+        }
+        account.inFlight++
+        return Effect.onExitPrimitive(run, (exit) => {
+          account.inFlight--
+          const error = Exit.findErrorOption(exit)
+          if (!(Option.isSome(error) && account.unrun.has(error.value))) account.hasRun = true
+          return undefined
+        })
+      })
+
+    const request = (operation: Wire.Operation, given: ProgressOptions & ListOptions): Wire.Call => {
+      const isNew = !isSame(on.presented, identity)
+      if (isNew) on.presented = identity
+      return {
+        lease: on.id,
+        seq: ++on.seq,
+        operation,
+        ...millis("timeout", given.timeout),
+        ...millis("maxTotalTimeout", given.maxTotalTimeout),
+        ...(given.resetTimeoutOnProgress === undefined
+          ? {}
+          : { resetTimeoutOnProgress: given.resetTimeoutOnProgress }),
+        ...(given.fresh === undefined ? {} : { fresh: given.fresh }),
+        ...(isNew ? { identity } : {})
+      }
+    }
+
+    const call = (operation: Wire.Operation, params: unknown, given: ProgressOptions & ListOptions = {}) =>
+      counted(
+        operation,
+        Effect.suspend(() => {
+          const made = request(operation, given)
+          const ran = on.peer === undefined
+            ? owner === undefined ? Effect.fail(new Wire.Refused({ seen: false })) : owner.callHere(
+              made,
+              params,
+              given.onProgress
+            )
+            : Effect.withFiber((fiber) => {
+              const sent = { ...made, ...json(params), ...traceOf(fiber) }
+              const { onProgress } = given
+              return onProgress === undefined
+                ? Effect.map(detached(on.peer!["Session.Call"](sent)), Codec.parse)
+                : reported(on.peer!, sent, onProgress, made.timeout)
+            })
+          return Effect.catchCause(ran, (cause) =>
+            // The caller's own interruption, or that of the other side
+            Cause.hasInterruptsOnly(cause)
+              ? Effect.andThen(Effect.yieldNow, failureOf(operation, cause))
+              : failureOf(operation, cause))
+        })
+      ) as Effect.Effect<never, McpSessionError>
+
+    const list = (operation: "listTools" | "listResources" | "listResourceTemplates" | "listPrompts") =>
+    (
+      given?: ListOptions
+    ) => call(operation, undefined, given)
+
+    return {
+      identity,
+      ...on.facts,
+      runner: nameOf(on.member),
+      callTool: (params, given) => call("callTool", params, given),
+      listTools: list("listTools"),
+      listResources: list("listResources"),
+      listResourceTemplates: list("listResourceTemplates"),
+      listPrompts: list("listPrompts"),
+      readResource: (params, given) => call("readResource", params, given),
+      getPrompt: (params, given) => call("getPrompt", params, given),
+      complete: (params, given) => call("complete", params, given),
+      setLoggingLevel: (level, given) => Effect.asVoid(call("setLoggingLevel", level, given)),
+      subscribeResource: (params, given) => Effect.asVoid(call("subscribeResource", params, given)),
+      unsubscribeResource: (params, given) => Effect.asVoid(call("unsubscribeResource", params, given)),
+      ping: (given) => Effect.asVoid(call("ping", undefined, given)),
+      notifications: notificationsOf(on, owner)
+    }
+  }
+
+  // The answer waits for the progress that came before it, but no longer than the call may take.
+  const reported = (
+    peer: Peer,
+    call: Wire.Call,
+    onProgress: (progress: Progress) => Effect.Effect<void>,
+    timeout = 60_000
+  ) =>
+    Effect.gen(function*() {
+      const since = node.fence.now()
+      const reports = yield* Queue.sliding<Progress, Cause.Done>(256)
+      const handling = yield* Effect.forkChild(
+        Stream.runForEach(Stream.fromQueue(reports), onProgress),
+        { startImmediately: true }
+      )
+      const answer = yield* detached(Stream.runFold(
+        peer["Session.CallReported"](call),
+        (): string | undefined => undefined,
+        (last, report) => {
+          if (report._tag === "Answer") return report.json
+          Queue.offerUnsafe(reports, Codec.parse(report.json) as Progress)
+          return last
+        }
+      ))
+      Queue.endUnsafe(reports)
+      const left = Math.max(0, call.maxTotalTimeout ?? timeout - (node.fence.now() - since))
+      const handled = yield* Effect.timeoutOption(Fiber.await(handling), left)
+      if (Option.isSome(handled) && Exit.isFailure(handled.value)) return yield* handled.value
+      yield* Fiber.interrupt(handling)
+      return Codec.parse(answer)
+    })
+
+  const caller: Caller = {
+    lease,
+    session,
+    invalidate: (identity) =>
+      Effect.suspend(() => {
+        const since = node.fence.now()
+        return detached(client(identity.key).Invalidate({ identity })).pipe(
+          Effect.timeoutOrElse({
+            duration: locateTimeout,
+            orElse: () => Effect.fail(unavailable("invalidate", "owner", since))
+          }),
+          Effect.mapError((error) =>
+            error instanceof ClusterUnavailable ? error : unavailable("invalidate", "lost", since)
+          )
+        )
+      })
+  }
+  return caller
+})
+
+// -----------------------------------------------------------------------------
+// Internals
+// -----------------------------------------------------------------------------
+
+const isRefused = (reason: SessionExpired): boolean => reason.refused
+
+// A connection that was never made has carried nothing
+const isUnsent = (error: unknown): boolean =>
+  typeof error === "object" && error !== null && "_tag" in error && error._tag === "RpcClientError" &&
+  "reason" in error && typeof error.reason === "object" && error.reason !== null && "_tag" in error.reason &&
+  error.reason._tag === "SocketOpenError"
+
+const isSame = (one: Identity, other: Identity): boolean => {
+  if (one === other || Option.isNone(other.credentials)) return true
+  return Option.isSome(one.credentials) &&
+    Redacted.value(one.credentials.value.header) === Redacted.value(other.credentials.value.header)
+}
+
+const json = (params: unknown) => params === undefined ? {} : { params: Codec.stringify(params) }
+
+const millis = <K extends string>(key: K, input: Duration.Input | undefined) => {
+  if (input === undefined) return {}
+  const value = Duration.toMillis(input)
+  return Number.isFinite(value) ? { [key]: value } as { readonly [_ in K]: number } : {}
+}
+
+// Ends when the session does, and when the way to it breaks.
+const notificationsOf = (
+  { id, peer }: Lease,
+  owner: Owner | undefined
+): RemoteSession["notifications"] => {
+  const told: Stream.Stream<unknown, unknown> = peer === undefined
+    ? owner?.notificationsHere(id) ?? Stream.empty
+    : Stream.map(peer["Session.Listen"]({ lease: id }), Codec.parse)
+  return Stream.catchCause(told, () => Stream.empty) as Stream.Stream<ServerNotification>
+}
+
+const traceOf = (fiber: Fiber.Fiber<unknown, unknown>) => {
+  const span = Option.getOrUndefined(Context.getOption(fiber.context, Tracer.ParentSpan))
+  return span === undefined
+    ? {}
+    : { trace: { traceId: span.traceId, spanId: span.spanId, sampled: span.sampled } }
+}

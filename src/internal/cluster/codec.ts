@@ -1,0 +1,165 @@
+/**
+ * What crosses from one node to another, and how. Results are JSON as the SDK has parsed them: their schemas would drop
+ * what they don't know.
+ */
+import type { Progress } from "@modelcontextprotocol/sdk/types.js"
+import type * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
+import * as Schema from "effect/Schema"
+import { SessionKey } from "../../Identity.ts"
+import { McpSessionError, PreparationFailed, ProtocolFailure } from "../../McpSessionError.ts"
+import type { McpSession } from "../../Session.ts"
+import type { SessionPoolEntry, SessionPoolEvent, SessionPoolStats } from "../../SessionPool.ts"
+import type { Call } from "./wire.ts"
+
+export const stringify = (value: unknown): string => JSON.stringify(value) ?? "null"
+
+export const parse = (json: string | undefined): unknown => json === undefined ? undefined : JSON.parse(json)
+
+// -----------------------------------------------------------------------------
+// Sessions
+// -----------------------------------------------------------------------------
+
+export type Facts = Pick<McpSession, "serverInfo" | "capabilities" | "instructions" | "protocolVersion">
+
+export const factsOf = ({ capabilities, instructions, protocolVersion, serverInfo }: Facts): string =>
+  stringify({ serverInfo, capabilities, instructions, protocolVersion })
+
+export const parseFacts = (json: string): Facts => {
+  const facts = parse(json) as Facts
+  return { ...facts, instructions: facts.instructions }
+}
+
+/** Asks a session what a call says. */
+export const ask = (
+  session: McpSession,
+  call: Call,
+  params: unknown,
+  onProgress: ((progress: Progress) => Effect.Effect<void>) | undefined
+): Effect.Effect<unknown, McpSessionError> => {
+  const { fresh, maxTotalTimeout, operation, resetTimeoutOnProgress, timeout } = call
+  switch (operation) {
+    case "listTools":
+    case "listResources":
+    case "listResourceTemplates":
+    case "listPrompts":
+      return session[operation]({ timeout, fresh })
+    case "ping":
+      return session.ping({ timeout })
+    default: {
+      // Whatever the caller's compiler has let through, the SDK of the owner looks at
+      const asked: (params: never, options: object) => Effect.Effect<unknown, McpSessionError> = session[operation]
+      return asked(params as never, { timeout, onProgress, resetTimeoutOnProgress, maxTotalTimeout })
+    }
+  }
+}
+
+// -----------------------------------------------------------------------------
+// Errors
+// -----------------------------------------------------------------------------
+
+/** The error as it can travel: without what only its own process can hold. */
+export const crossing = <E>(error: E | McpSessionError): E | McpSessionError => {
+  if (!(error instanceof McpSessionError)) return error
+  const { method, reason, server } = error
+  if (reason instanceof ProtocolFailure && reason.data === undefined) {
+    return new McpSessionError({ reason: new ProtocolFailure({ ...reason, data: null }), method, server })
+  }
+  if (reason instanceof PreparationFailed) {
+    const cause = Redacted.make("it stays at the node where it failed")
+    return new McpSessionError({ reason: new PreparationFailed({ ...reason, cause }), method, server })
+  }
+  return error
+}
+
+/** And back. A server that has sent no `data` is more likely than one that has sent null: JSON can't tell. */
+export const crossed = <E>(error: E | McpSessionError): E | McpSessionError => {
+  if (!(error instanceof McpSessionError)) return error
+  const { method, reason, server } = error
+  return reason instanceof ProtocolFailure && reason.data === null
+    ? new McpSessionError({ reason: new ProtocolFailure({ ...reason, data: undefined }), method, server })
+    : error
+}
+
+// -----------------------------------------------------------------------------
+// The pool
+// -----------------------------------------------------------------------------
+
+const textOf = <S extends Schema.Codec<unknown, unknown>>(schema: S) => {
+  const json = Schema.fromJsonString(Schema.toCodecJson(schema))
+  return {
+    encode: Schema.encodeSync(json) as (value: S["Type"]) => string,
+    decode: Schema.decodeSync(json) as (text: string) => S["Type"]
+  }
+}
+
+const upstream = Schema.Struct({
+  upstream: Schema.String,
+  capacity: Schema.Number,
+  sessions: Schema.Number,
+  idle: Schema.Number,
+  waiting: Schema.Number
+})
+
+const Stats = Schema.Struct({
+  size: Schema.Number,
+  capacity: Schema.Number,
+  idleTimeToLive: Schema.Duration,
+  leased: Schema.Number,
+  idle: Schema.Number,
+  opening: Schema.Number,
+  draining: Schema.Number,
+  closing: Schema.Number,
+  waiting: Schema.Number,
+  standby: Schema.Number,
+  hits: Schema.Number,
+  misses: Schema.Number,
+  evictions: Schema.Number,
+  expirations: Schema.Number,
+  retirements: Schema.Number,
+  failures: Schema.Number,
+  closeFailures: Schema.Number,
+  eventsLost: Schema.Number,
+  keys: Schema.Array(SessionKey),
+  upstreams: Schema.Array(upstream)
+})
+
+const Entry = Schema.Struct({
+  key: SessionKey,
+  shared: Schema.Boolean,
+  state: Schema.Literals(["leased", "idle"]),
+  leases: Schema.Number,
+  uses: Schema.Number,
+  openedAt: Schema.Number,
+  lastUsedAt: Schema.Number,
+  idleTimeToLive: Schema.Duration
+})
+
+const reason = Schema.Literals([
+  "evicted",
+  "expired",
+  "lifetime",
+  "invalidated",
+  "died",
+  "unhealthy",
+  "shutdown"
+])
+const failure = Schema.Literals(["failed", "timeout"])
+
+const Event = Schema.Union([
+  Schema.TaggedStruct("Opened", { key: SessionKey }),
+  Schema.TaggedStruct("OpenFailed", { key: SessionKey, reason: failure }),
+  Schema.TaggedStruct("Retired", { key: SessionKey, reason }),
+  Schema.TaggedStruct("Closed", { key: SessionKey, reason, lived: Schema.Duration, uses: Schema.Number }),
+  Schema.TaggedStruct("CloseFailed", { key: SessionKey, reason: failure }),
+  Schema.TaggedStruct("Exhausted", { key: SessionKey, waited: Schema.Duration })
+])
+
+interface Text<A> {
+  readonly encode: (value: A) => string
+  readonly decode: (text: string) => A
+}
+
+export const stats: Text<SessionPoolStats> = textOf(Stats)
+export const entries: Text<ReadonlyArray<SessionPoolEntry>> = textOf(Schema.Array(Entry))
+export const events: Text<SessionPoolEvent> = textOf(Event)

@@ -1,0 +1,381 @@
+/**
+ * The node's own sessions, as its peers use them.
+ *
+ *   Lease ──▶ located ──▶ opening ──▶ granted ──▶ leaving ──▶ over
+ *                │           │ failed     │ retired: goes on, for those who have it
+ *                └───────────┴────────────┴──▶ the caller leaves, or the session has to move
+ *
+ * A lease holds the session in its pool for as long as the handler of the engine runs that granted it. When that ends,
+ * for whatever reason, the lease takes no more calls and waits for those that run: for `terminationTimeout`, but no
+ * longer than the shard is certainly this node's. Then the session is let go, and the entity's finalizer closes it
+ * before the shard's lock is released.
+ *
+ * A call names its lease, and has a number there: it runs if both are known here and the number is new.
+ */
+import type { Progress } from "@modelcontextprotocol/sdk/types.js"
+import * as Cause from "effect/Cause"
+import * as Entity from "effect/cluster/Entity"
+import * as Sharding from "effect/cluster/Sharding"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Queue from "effect/Queue"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import * as Tracer from "effect/Tracer"
+import * as Crypto from "node:crypto"
+import type { SessionHandle } from "../../Connector.ts"
+import type { Identity } from "../../Identity.ts"
+import { McpSessionError, SessionClosed } from "../../McpSessionError.ts"
+import type { McpSession } from "../../Session.ts"
+import type * as SessionPool from "../../SessionPool.ts"
+import { namesAndPlaces } from "../places.ts"
+import * as Codec from "./codec.ts"
+import type { Handlers, Node } from "./node.ts"
+import * as Seen from "./seen.ts"
+import * as Wire from "./wire.ts"
+
+type Pool = SessionPool.Service<McpSession, McpSessionError>
+
+/** A lease, as the node knows it that granted it. */
+interface Lease {
+  readonly id: string
+  readonly shard: string
+  readonly identity: Identity
+  readonly session: McpSession
+  readonly seen: Seen.Seen
+  readonly events: Queue.Queue<Wire.LeaseEvent, Cause.Done>
+  /** Completed when nothing runs any more, once it is leaving. */
+  readonly idle: Deferred.Deferred<void>
+  inFlight: number
+  isLeaving: boolean
+}
+
+export interface Owner {
+  readonly handlers: Handlers
+  /** The same call without leaving the process: nothing becomes JSON. */
+  readonly callHere: (
+    call: Wire.Call,
+    params: unknown,
+    onProgress: ((progress: Progress) => Effect.Effect<void>) | undefined
+  ) => Effect.Effect<unknown, Wire.Failure>
+  readonly notificationsHere: (lease: string) => Stream.Stream<unknown, Wire.Refused>
+}
+
+/** A connect whose sessions are known until they are closed. */
+export interface Live {
+  readonly connect: <R>(
+    connect: (identity: Identity, handle: SessionHandle) => Effect.Effect<McpSession, McpSessionError, R>
+  ) => (identity: Identity, handle: SessionHandle) => Effect.Effect<McpSession, McpSessionError, R | Scope.Scope>
+  /** The keys that have a session here, opening, open or closing. */
+  readonly keys: () => ReadonlyArray<string>
+  /** Waits until all of the key are closed. */
+  readonly awaitClosed: (key: string) => Effect.Effect<void>
+}
+
+export const makeLive = (isOurs: (key: string) => boolean): Live => {
+  const live = new Map<string, Set<Deferred.Deferred<void>>>()
+  return {
+    connect: (connect) =>
+      // What a connector keeps ahead it says as a property of its own
+      Object.assign((identity: Identity, handle: SessionHandle) =>
+        Effect.suspend(() => {
+          if (!isOurs(identity.key)) return Effect.fail(lost("connect"))
+          const closed = Deferred.makeUnsafe<void>()
+          const incarnations = live.get(identity.key) ?? new Set()
+          live.set(identity.key, incarnations.add(closed))
+          // Runs after those of the session
+          const gone = Effect.suspend(() => {
+            incarnations.delete(closed)
+            if (incarnations.size === 0 && live.get(identity.key) === incarnations) live.delete(identity.key)
+            return Deferred.succeed(closed, undefined)
+          })
+          return Effect.andThen(Effect.addFinalizer(() => gone), connect(identity, handle))
+        }), connect),
+    keys: () => Array.from(live.keys()),
+    awaitClosed: (key) =>
+      Effect.suspend(() =>
+        Effect.forEach(Array.from(live.get(key) ?? []), (closed) => Deferred.await(closed), { discard: true })
+      )
+  }
+}
+
+const lost = (method: string) =>
+  new McpSessionError({ reason: new SessionClosed({ requestSent: false }), method, server: "cluster" })
+
+export const make = Effect.fnUntraced(function*(options: {
+  readonly node: Node
+  readonly pool: Pool
+  readonly live: Live
+  readonly closeTimeout: number
+  /** How long an entity is kept that nobody asks anything of: longer than its session may be idle. */
+  readonly maxIdleTime: number
+}) {
+  const { closeTimeout, live, node, pool } = options
+  const { fence, settings } = node
+  const leases = new Map<string, Lease>()
+  const byKey = new Map<string, Set<Lease>>()
+  const shardOf = (key: string) => shardName(node, key)
+  // No lease may outlast the lock: what is closed in the last third of it is closed in time
+  const margin = settings.lockTimeToLive * 0.3
+
+  // ---------------------------------------------------------------------------
+  // Leases
+  // ---------------------------------------------------------------------------
+
+  const forget = (lease: Lease): void => {
+    leases.delete(lease.id)
+    const others = byKey.get(lease.identity.key)
+    if (others?.delete(lease) === true && others.size === 0) byKey.delete(lease.identity.key)
+  }
+
+  const beginToLeave = (lease: Lease): void => {
+    if (lease.isLeaving) return
+    lease.isLeaving = true
+    if (lease.inFlight === 0) Deferred.doneUnsafe(lease.idle, Exit.void)
+  }
+
+  // Until the lock is about to run out: while it is refreshed it never does.
+  const nearlyLost = (shard: string): Effect.Effect<void> =>
+    Effect.suspend(() => {
+      const left = fence.remaining(shard) - margin
+      return left <= 0 ? Effect.void : Effect.flatMap(Effect.sleep(Math.max(50, left)), () => nearlyLost(shard))
+    })
+
+  const leave = (lease: Lease): Effect.Effect<void> =>
+    Effect.suspend(() => {
+      beginToLeave(lease)
+      const calls = Deferred.await(lease.idle).pipe(
+        Effect.raceFirst(nearlyLost(lease.shard)),
+        Effect.timeoutOption(settings.terminationTimeout)
+      )
+      // In a fiber of its own: this one is interrupted already
+      return Effect.ensuring(Effect.flatMap(Effect.forkDetach(calls), Fiber.await), Effect.sync(() => forget(lease)))
+    })
+
+  // When somebody waits for room, those make it who only keep what they may need again.
+  const makeRoom = Effect.gen(function*() {
+    yield* Effect.sleep(20)
+    const { waiting } = yield* pool.stats
+    if (waiting === 0) return
+    for (const lease of leases.values()) if (lease.inFlight === 0) Queue.offerUnsafe(lease.events, retired)
+  })
+
+  const grant = Effect.fnUntraced(function*(
+    shard: string,
+    identity: Identity,
+    events: Queue.Queue<Wire.LeaseEvent, Cause.Done>
+  ) {
+    const hurry = yield* Effect.forkScoped(Effect.forever(makeRoom))
+    const session = yield* pool.get(identity)
+    hurry.interruptUnsafe()
+    const lease: Lease = {
+      id: Crypto.randomUUID(),
+      shard,
+      identity,
+      session,
+      seen: Seen.make(),
+      events,
+      idle: Deferred.makeUnsafe<void>(),
+      inFlight: 0,
+      isLeaving: false
+    }
+    // The session ends after its lease: finalizers run in reverse
+    yield* Effect.addFinalizer(() => leave(lease))
+    leases.set(lease.id, lease)
+    const others = byKey.get(identity.key) ?? new Set()
+    byKey.set(identity.key, others.add(lease))
+    Queue.offerUnsafe(events, Wire.Granted.make({ lease: lease.id, facts: Codec.factsOf(session) }))
+  })
+
+  const lease = Effect.fnUntraced(function*(shard: string, identity: Identity) {
+    const events = yield* Queue.make<Wire.LeaseEvent, Cause.Done>()
+    // Not ours any more, whatever the engine thinks: the caller looks for the owner again
+    if (!fence.holds(shard)) {
+      Queue.endUnsafe(events)
+      return events
+    }
+    Queue.offerUnsafe(events, { _tag: "Located", host: node.membership.self!.host, port: node.membership.self!.port })
+    yield* Effect.forkScoped(
+      Effect.catchCause(grant(shard, identity, events), (cause) =>
+        Effect.sync(() => {
+          const failed = failedOf(cause)
+          if (failed !== undefined && fence.holds(shard)) Queue.offerUnsafe(events, failed)
+          Queue.endUnsafe(events)
+        })),
+      { startImmediately: true }
+    )
+    return events
+  })
+
+  // ---------------------------------------------------------------------------
+  // Calls
+  // ---------------------------------------------------------------------------
+
+  const enter = (call: Wire.Call): Lease | Wire.Refused => {
+    const found = leases.get(call.lease)
+    if (found === undefined || found.isLeaving || !fence.holds(found.shard)) return new Wire.Refused({ seen: false })
+    if (!Seen.accept(found.seen, call.seq)) return new Wire.Refused({ seen: true })
+    found.inFlight++
+    return found
+  }
+
+  const exit = (found: Lease) => (): void => {
+    found.inFlight--
+    if (found.isLeaving && found.inFlight === 0) Deferred.doneUnsafe(found.idle, Exit.void)
+  }
+
+  const within = <A>(
+    call: Wire.Call,
+    f: (session: McpSession) => Effect.Effect<A, McpSessionError>
+  ): Effect.Effect<A, Wire.Failure> =>
+    Effect.suspend((): Effect.Effect<A, Wire.Failure> => {
+      const found = enter(call)
+      if (found instanceof Wire.Refused) return Effect.fail(found)
+      const { identity } = call
+      const run = identity === undefined
+        ? f(found.session)
+        // Only to present the newest credentials: the session is there
+        : Effect.andThen(Effect.ignore(Effect.scoped(pool.get(identity))), f(found.session))
+      return Effect.ensuring(run, Effect.sync(exit(found)))
+    })
+
+  const callHere: Owner["callHere"] = (call, params, onProgress) =>
+    within(call, (session) => Codec.ask(session, call, params, onProgress))
+
+  const handlers: Handlers = {
+    call: (call) =>
+      underTrace(
+        call,
+        Effect.mapBoth(callHere(call, Codec.parse(call.params), undefined), {
+          onSuccess: Codec.stringify,
+          onFailure: Codec.crossing
+        })
+      ),
+    callReported: (call) =>
+      Stream.callback<Wire.Reported, Wire.Failure>((queue) =>
+        underTrace(
+          call,
+          callHere(call, Codec.parse(call.params), (progress) =>
+            // The caller loses the oldest, as it would here
+            Effect.sync(() => void Queue.offerUnsafe(queue, { _tag: "Progress", json: Codec.stringify(progress) })))
+        ).pipe(
+          Effect.mapError(Codec.crossing),
+          Effect.flatMap((answer) => Queue.offer(queue, { _tag: "Answer", json: Codec.stringify(answer) })),
+          Effect.andThen(Queue.end(queue)),
+          Effect.catch((error) => Queue.fail(queue, error))
+        ), { bufferSize: 257, strategy: "sliding" }),
+    listen: (id) => Stream.map(notificationsHere(id), Codec.stringify),
+    inspect: (what) =>
+      what === "stats" ? Effect.map(pool.stats, Codec.stats.encode) : Effect.map(pool.entries, Codec.entries.encode),
+    watch: Stream.map(pool.events, Codec.events.encode)
+  }
+
+  const notificationsHere = (id: string): Stream.Stream<unknown, Wire.Refused> =>
+    Stream.suspend(() => {
+      const found = leases.get(id)
+      return found === undefined
+        ? Stream.fail(new Wire.Refused({ seen: false }))
+        : found.session.notifications
+    })
+
+  // ---------------------------------------------------------------------------
+  // The end of sessions
+  // ---------------------------------------------------------------------------
+
+  const closeAll = (key: string, identity: Identity | undefined) =>
+    Effect.gen(function*() {
+      if (identity !== undefined) yield* pool.invalidate(identity)
+      yield* Effect.timeoutOption(live.awaitClosed(key), closeTimeout + 1_000)
+    })
+
+  // The shard is somebody else's, or may be so soon: whatever it had ends now. What runs fails, as its session closes.
+  const evict = (shard: string) =>
+    Effect.suspend(() => {
+      for (const found of Array.from(leases.values())) {
+        if (found.shard !== shard) continue
+        beginToLeave(found)
+        Deferred.doneUnsafe(found.idle, Exit.void)
+        Queue.endUnsafe(found.events)
+      }
+      return Effect.asVoid(pool.invalidateWhere((identity) => shardOf(identity.key) === shard))
+    })
+
+  const context = yield* Effect.context<never>()
+  const runFork = Effect.runForkWith(context)
+  const onLost = (shard: string) => void runFork(evict(shard))
+  yield* Effect.acquireRelease(
+    Effect.sync(() => fence.onLost.add(onLost)),
+    () => Effect.sync(() => fence.onLost.delete(onLost))
+  )
+  yield* Effect.forkScoped(Effect.forever(Effect.gen(function*() {
+    yield* Effect.sleep(500)
+    const shards = new Set(live.keys().map(shardOf))
+    for (const shard of shards) if (fence.remaining(shard) <= margin) yield* evict(shard)
+  })))
+
+  yield* Effect.forkScoped(
+    Stream.runForEach(pool.events, (event) =>
+      Effect.sync(() => {
+        if (event._tag !== "Retired") return
+        for (const found of byKey.get(event.key) ?? []) Queue.offerUnsafe(found.events, retired)
+      })),
+    { startImmediately: true }
+  )
+
+  // ---------------------------------------------------------------------------
+  // The entity
+  // ---------------------------------------------------------------------------
+
+  const entity = Wire.makeEntity(settings.group)
+  const activated = Effect.gen(function*() {
+    const { entityId: key, shardId } = yield* Entity.CurrentAddress
+    let latest: Identity | undefined
+    yield* Effect.addFinalizer(() => closeAll(key, latest))
+    return entity.of({
+      Lease: ({ payload: { identity } }) => {
+        latest = identity
+        return lease(String(shardId), identity)
+      },
+      Invalidate: ({ payload: { identity } }) => pool.invalidate(identity)
+    })
+  })
+  yield* Layer.build(
+    entity.toLayer(activated, {
+      concurrency: "unbounded",
+      disableFatalDefects: true,
+      mailboxCapacity: "unbounded",
+      maxIdleTime: options.maxIdleTime
+    }).pipe(Layer.provide(Layer.succeed(Sharding.Sharding, node.sharding)))
+  )
+  yield* Effect.acquireRelease(
+    Effect.sync(() => {
+      node.directory.handlers = handlers
+    }),
+    () =>
+      Effect.sync(() => {
+        node.directory.handlers = undefined
+      })
+  )
+  const owner: Owner = { handlers, callHere, notificationsHere }
+  return owner
+})
+
+const underTrace = <A, E>({ trace }: Wire.Call, effect: Effect.Effect<A, E>): Effect.Effect<A, E> =>
+  trace === undefined ? effect : Effect.withParentSpan(effect, Tracer.externalSpan(trace))
+
+const retired: Wire.LeaseEvent = { _tag: "Retired" }
+
+/** What the caller is told of a lease that could not be had. Nothing where it was only interrupted. */
+const failedOf = (cause: Cause.Cause<Effect.Error<ReturnType<Pool["get"]>>>): Wire.LeaseEvent | undefined => {
+  const error = Cause.findErrorOption(cause)
+  if (Option.isSome(error)) return { _tag: "Failed", error: Codec.crossing(error.value) }
+  return Cause.hasDies(cause) ? { _tag: "Died", message: namesAndPlaces(cause) } : undefined
+}
+
+/** The shard of a key, as the engine names it. */
+export const shardName = ({ settings: { group }, sharding }: Node, key: string): string =>
+  String(sharding.getShardId(key as never, group))

@@ -1,0 +1,417 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Identity, McpConnector, McpSessionError, PoolExhausted } from "effect-mcp-sessions"
+import { ClusterNode } from "effect-mcp-sessions/ClusterNode"
+import { type RemoteSession, SessionCluster } from "effect-mcp-sessions/SessionCluster"
+import * as ClusterSchema from "effect/cluster/ClusterSchema"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import * as TestClock from "effect/testing/TestClock"
+import * as Wire from "../src/internal/cluster/wire.ts"
+import {
+  answer,
+  clientLayer,
+  identities,
+  inside,
+  keySecret,
+  makeUpstream,
+  passing,
+  rolesOf,
+  startNode,
+  startNodes
+} from "./support/cluster.ts"
+import { fork, refused } from "./support/fibers.ts"
+
+const alice = Identity.fromKey("alice")
+const bob = Identity.fromKey("bob")
+
+const who = (session: RemoteSession) => answer(session, "who")
+
+const tick = Effect.promise(() => new Promise<void>((resolve) => setImmediate(resolve)))
+
+/** Runs until it is so, without time. */
+const until = (isSo: () => boolean) =>
+  Effect.gen(function*() {
+    for (let turns = 0; !isSo(); turns++) {
+      if (turns > 1_000) assert.fail("it never was so")
+      yield* tick
+    }
+  })
+
+describe("SessionCluster", () => {
+  it.effect("has one session for each identity, whichever node is asked, and its shares at all of them", () =>
+    Effect.gen(function*() {
+      const { memory, nodes, upstream } = yield* startNodes(["a", "b", "c"])
+      const client = yield* startNode("client", clientLayer(memory, "client"))
+      yield* TestClock.adjust("2 seconds")
+      const users = identities(24)
+      const answers = yield* passing(
+        Effect.forEach(
+          [...nodes, client],
+          ({ cluster }) =>
+            Effect.forEach(users, (user) => cluster.withSession(user, (session) => who(session)), {
+              concurrency: "unbounded"
+            }),
+          { concurrency: "unbounded" }
+        )
+      )
+      for (const other of answers) assert.deepStrictEqual(other, answers[0])
+      assert.strictEqual(upstream.opened.length, 24)
+      assert.strictEqual(new Set(upstream.opened.map((name) => name.split(/[@#]/)[1])).size, 3)
+    }))
+
+  it.effect("runs the same program on a pool, on a cluster, and at a node that owns nothing", () =>
+    Effect.gen(function*() {
+      const program = Effect.gen(function*() {
+        const said = yield* SessionCluster.withSession(alice, (session) => answer(session, "echo", { message: "hi" }))
+        const session = yield* SessionCluster.get(alice)
+        const { tools } = yield* session.listTools()
+        assert.notProperty(session, "client")
+        assert.notProperty(session, "pid")
+        return {
+          said,
+          tools: tools.length,
+          server: session.serverInfo,
+          instructions: session.instructions,
+          capabilities: session.capabilities,
+          invalidated: yield* SessionCluster.invalidate(alice),
+          again: yield* SessionCluster.invalidate(bob)
+        }
+      }).pipe(Effect.scoped)
+
+      const { memory, nodes } = yield* startNodes(["a", "b"])
+      const client = yield* startNode("client", clientLayer(memory, "client"))
+      yield* TestClock.adjust("2 seconds")
+      const expected = yield* passing(
+        Effect.provide(program, SessionCluster.layerPool({ connect: makeUpstream().connectAt("pool") }))
+      )
+      assert.strictEqual(expected.said, "hi")
+      assert.isTrue(expected.invalidated)
+      assert.isFalse(expected.again)
+      for (const { cluster } of [...nodes, client]) {
+        assert.deepStrictEqual(yield* passing(Effect.provideService(program, SessionCluster, cluster)), expected)
+      }
+    }))
+
+  it.effect("lets two calls of one identity overlap, from one node and from two", () =>
+    Effect.gen(function*() {
+      const { nodes, upstream } = yield* startNodes(["a", "b"])
+      let meeting = 0
+      let most = 0
+      upstream.tools.meet = {
+        run: async () => {
+          most = Math.max(most, ++meeting)
+          await new Promise((resolve) => setTimeout(resolve, 20))
+          meeting--
+          return { content: [] }
+        }
+      }
+      yield* passing(Effect.forEach([...nodes, ...nodes], ({ cluster }) =>
+        cluster.withSession(alice, (session) =>
+          session.callTool({ name: "meet" })), { concurrency: "unbounded" }))
+      assert.strictEqual(most, 4)
+    }))
+
+  it.effect("lets a defect of one caller's handler be that of its call alone", () =>
+    Effect.gen(function*() {
+      const { nodes, upstream } = yield* startNodes(["a", "b"])
+      yield* passing(nodes[0]!.cluster.withSession(alice, who))
+      for (const { cluster } of nodes) {
+        const exits = yield* passing(Effect.forEach([true, false, false], (isBad) =>
+          Effect.exit(cluster.withSession(alice, (session) =>
+            session.callTool({ name: "slow", arguments: { ms: 50 } }, {
+              onProgress: () =>
+                isBad ? Effect.die(new Error("a bug of the caller's")) : Effect.void
+            }))), { concurrency: "unbounded" }))
+        assert.deepStrictEqual(
+          exits.map(({ _tag }) =>
+            _tag
+          ),
+          ["Failure", "Success", "Success"]
+        )
+      }
+      assert.strictEqual(upstream.calls.started, 6)
+      assert.strictEqual(upstream.opened.length, 1)
+    }))
+
+  it.effect("carries progress in order, notifications, and what the server asks the client", () =>
+    Effect.gen(function*() {
+      const upstream = makeUpstream()
+      const memory = ClusterNode.memory()
+      const nodes = yield* Effect.forEach(["a", "b"], (name) =>
+        startNode(
+          name,
+          SessionCluster.layer<never, never>({
+            connect: McpConnector.inProcess(upstream.serverAt(name), {
+              roots: ({ key }) => Effect.succeed([{ uri: `file:///${key}@${name}` }])
+            })
+          }).pipe(Layer.provideMerge(ClusterNode.layerMemory({ memory, name, keySecret })))
+        ))
+      yield* TestClock.adjust("12 seconds")
+      yield* passing(nodes[0]!.cluster.withSession(alice, who))
+      const { other, owner } = rolesOf(upstream, nodes, "alice")
+      const seen: Array<number> = []
+      const told = yield* passing(other.cluster.withSession(alice, (session) =>
+        Effect.gen(function*() {
+          assert.strictEqual(session.runner, `${owner.name}:1`)
+          const notified = yield* Effect.forkChild(
+            Stream.runHead(session.notifications),
+            { startImmediately: true }
+          )
+          yield* session.ping()
+          yield* session.callTool({ name: "slow", arguments: { ms: 50 } }, {
+            onProgress: ({ progress }) => Effect.sync(() => seen.push(progress))
+          })
+          const roots = yield* answer(session, "roots")
+          yield* answer(session, "grow", { name: "more" })
+          const { tools } = yield* session.listTools()
+          return { roots, notified: yield* Fiber.join(notified), grown: tools.some(({ name }) => name === "more") }
+        })))
+      assert.deepStrictEqual(seen, [1, 2, 3, 4, 5, 6, 7, 8, 9])
+      assert.strictEqual(told.roots, `file:///alice@${owner.name}`)
+      assert.isTrue(told.grown)
+      assert.deepInclude(told.notified, { _tag: "Some" })
+    }))
+
+  it.effect("fails a call whose node is lost at once, for it may have run, and serves the identity elsewhere", () =>
+    Effect.gen(function*() {
+      const { memory, nodes, upstream } = yield* startNodes(["a", "b", "c"])
+      upstream.tools.hang = { run: () => new Promise(() => {}) }
+      yield* passing(nodes[0]!.cluster.withSession(alice, who))
+      const { other, owner } = rolesOf(upstream, nodes, "alice")
+      const calling = yield* fork(
+        other.cluster.withSession(alice, (session) => session.callTool({ name: "hang" }))
+      )
+      yield* passing(Effect.sleep(200))
+      assert.isUndefined(calling.pollUnsafe())
+      yield* inside(memory).cutOff(`${owner.name}:1`)
+      yield* until(() => calling.pollUnsafe() !== undefined)
+      const error = yield* Effect.flip(Fiber.join(calling))
+      assert.instanceOf(error, McpSessionError)
+      assert.deepInclude((error as McpSessionError).reason, { _tag: "SessionClosed", requestSent: true })
+      const next = yield* passing(Effect.timeout(other.cluster.withSession(alice, who), "12 seconds"))
+      assert.notInclude(next, `@${owner.name}#`)
+      // Whoever was cut off has closed its own before the next was opened
+      assert.strictEqual(upstream.overlaps(), 1)
+    }))
+
+  it.effect("keeps the session when only the link to its node breaks, and repeats nothing", () =>
+    Effect.gen(function*() {
+      const { memory, nodes, upstream } = yield* startNodes(["a", "b"])
+      const first = yield* passing(nodes[0]!.cluster.withSession(alice, who))
+      const { other } = rolesOf(upstream, nodes, "alice")
+      const calling = yield* fork(
+        other.cluster.withSession(alice, (session) => session.callTool({ name: "slow", arguments: { ms: 30 } }))
+      )
+      yield* until(() => upstream.calls.started === 1)
+      yield* inside(memory).breakLinks("a:1", "b:1")
+      const error = yield* Effect.flip(passing(Fiber.join(calling)))
+      assert.deepInclude((error as McpSessionError).reason, { _tag: "SessionClosed", requestSent: true })
+      assert.strictEqual(yield* passing(other.cluster.withSession(alice, who)), first)
+      yield* passing(Effect.sleep("20 seconds"), 200)
+      assert.strictEqual(upstream.calls.started, 1)
+      assert.strictEqual(upstream.opened.length, 1)
+    }))
+
+  it.effect("finishes what runs when a node stops, and begins elsewhere", () =>
+    Effect.gen(function*() {
+      const { nodes, upstream } = yield* startNodes(["a", "b"])
+      yield* passing(nodes[0]!.cluster.withSession(alice, who))
+      const { other, owner } = rolesOf(upstream, nodes, "alice")
+      const calling = yield* fork(other.cluster.withSession(alice, (session) =>
+        Effect.as(session.callTool({ name: "slow", arguments: { ms: 100 } }), "done")))
+      yield* until(() =>
+        upstream.calls.started === 1
+      )
+      const closing = yield* fork(owner.close)
+      const next = yield* fork(other.cluster.withSession(alice, who))
+      assert.strictEqual(yield* passing(Fiber.join(calling), 1), "done")
+      yield* passing(Fiber.join(closing))
+      assert.include(yield* passing(Fiber.join(next)), `@${other.name}#`)
+      assert.strictEqual(upstream.overlaps(), 1)
+    }))
+
+  it.effect("lets a call go on for terminationTimeout when a node stops, and fails it then, typed", () =>
+    Effect.gen(function*() {
+      const { nodes, upstream } = yield* startNodes(["a", "b"])
+      upstream.tools.hang = { run: () => new Promise(() => {}) }
+      yield* passing(nodes[0]!.cluster.withSession(alice, who))
+      const { other, owner } = rolesOf(upstream, nodes, "alice")
+      const calling = yield* fork(
+        other.cluster.withSession(alice, (session) => Effect.exit(session.callTool({ name: "hang" })))
+      )
+      yield* passing(Effect.sleep(100))
+      const closing = yield* fork(owner.close)
+      yield* passing(Effect.sleep("14 seconds"), 100)
+      assert.isUndefined(calling.pollUnsafe())
+      yield* passing(Fiber.join(closing), 100)
+      const exit = yield* passing(Fiber.join(calling))
+      const error = Option.getOrThrow(Exit.findErrorOption(exit))
+      assert.deepInclude(error.reason, { _tag: "SessionClosed", requestSent: true })
+    }))
+
+  it.effect("lets an interrupted caller go at once, and tells the server", () =>
+    Effect.gen(function*() {
+      const { memory, nodes, upstream } = yield* startNodes(["a", "b"])
+      yield* passing(nodes[0]!.cluster.withSession(alice, who))
+      const { other, owner } = rolesOf(upstream, nodes, "alice")
+      for (const node of [other, owner]) {
+        const before = upstream.calls.started
+        const calling = yield* fork(
+          node.cluster.withSession(alice, (session) => session.callTool({ name: "slow", arguments: { ms: 60_000 } }))
+        )
+        yield* until(() => upstream.calls.started === before + 1)
+        yield* Fiber.interrupt(calling)
+        yield* until(() => upstream.calls.cancelled === before + 1)
+      }
+      // Also when nobody is there to be told
+      const calling = yield* fork(other.cluster.withSession(bob, (session) => who(session)))
+      yield* inside(memory).cutOff(`${owner.name}:1`)
+      const waiting = yield* fork(other.cluster.withSession(alice, who))
+      yield* tick
+      yield* Fiber.interruptAll([calling, waiting])
+    }))
+
+  it.effect("carries the errors of pool and session unchanged", () =>
+    Effect.gen(function*() {
+      const { nodes, upstream } = yield* startNodes(["a", "b"], {
+        sessions: { capacity: 1, acquireTimeout: "2 seconds" }
+      })
+      const [a] = nodes
+      yield* passing(a!.cluster.withSession(alice, who))
+      const { other, owner } = rolesOf(upstream, nodes, "alice")
+      const failed = yield* passing(
+        Effect.flip(other.cluster.withSession(alice, (session) => session.callTool({ name: "nobody" })))
+      )
+      const here = yield* passing(
+        Effect.flip(owner.cluster.withSession(alice, (session) => session.callTool({ name: "nobody" })))
+      )
+      assert.instanceOf(failed, McpSessionError)
+      assert.deepStrictEqual(failed, here)
+      assert.strictEqual((failed as McpSessionError).reason._tag, "ProtocolFailure")
+      const result = yield* passing(other.cluster.withSession(alice, (session) => session.callTool({ name: "fail" })))
+      assert.isTrue(result.isError)
+
+      // A full pool at the owner
+      const scope = yield* Scope.make()
+      yield* passing(Scope.provide(other.cluster.get(alice), scope))
+      const users = identities(20)
+      const exits = yield* passing(
+        Effect.forEach(users, (user) => Effect.exit(other.cluster.withSession(user, who))),
+        50
+      )
+      const errors = exits.flatMap((exit) => Exit.isFailure(exit) ? [Exit.findErrorOption(exit)] : [])
+      assert.isAbove(errors.length, 0)
+      for (const error of errors) {
+        assert.strictEqual(error._tag, "Some")
+        if (error._tag === "Some") {
+          assert.instanceOf(error.value, PoolExhausted)
+          assert.include((error.value as PoolExhausted).message, "All 1 sessions of the pool were in use for 2s")
+        }
+      }
+      yield* Scope.close(scope, Exit.void)
+    }))
+
+  it.effect("invalidates wherever the session is, and tells numbers, entries and events of all nodes", () =>
+    Effect.gen(function*() {
+      const { nodes, upstream } = yield* startNodes(["a", "b"])
+      const events: Array<string> = []
+      yield* Effect.forkScoped(
+        Stream.runForEach(
+          nodes[0]!.cluster.events,
+          ({ event, runner }) => Effect.sync(() => events.push(`${runner} ${event._tag} ${event.key}`))
+        ),
+        { startImmediately: true }
+      )
+      yield* TestClock.adjust("1 second")
+      const first = yield* passing(nodes[0]!.cluster.withSession(alice, who))
+      yield* passing(nodes[0]!.cluster.withSession(bob, who))
+      const { other, owner } = rolesOf(upstream, nodes, "alice")
+      const stats = yield* passing(other.cluster.stats)
+      assert.deepStrictEqual(stats.nodes.map(({ runner }) => runner), ["a:1", "b:1"])
+      assert.strictEqual(stats.nodes.reduce((sum, { stats: { size } }) => sum + size, 0), 2)
+      const { entries, unreachable } = yield* passing(other.cluster.entries)
+      assert.deepStrictEqual(entries.map(({ key }) => String(key)).toSorted(), ["alice", "bob"])
+      assert.strictEqual(entries.find(({ key }) => key === "alice")?.runner, `${owner.name}:1`)
+      assert.deepStrictEqual(unreachable, [])
+      assert.isTrue(yield* passing(other.cluster.invalidate(alice)))
+      const next = yield* passing(other.cluster.withSession(alice, who))
+      assert.notStrictEqual(next, first)
+      yield* passing(Effect.sleep("2 seconds"))
+      assert.includeMembers(events, [
+        `${owner.name}:1 Opened alice`,
+        `${owner.name}:1 Retired alice`,
+        `${owner.name}:1 Closed alice`
+      ])
+    }))
+
+  it.effect("closes an idle session once, on time, also when its shard has moved meanwhile", () =>
+    Effect.gen(function*() {
+      const { memory, nodes, upstream } = yield* startNodes(["a"], { sessions: { idleTimeToLive: "1 minute" } })
+      const users = identities(12)
+      const [a] = nodes
+      // More than ten would evict one another
+      yield* passing(Effect.forEach(users.slice(0, 10), (user) => a!.cluster.withSession(user, who)))
+      yield* TestClock.adjust("30 seconds")
+      assert.strictEqual(upstream.closed.length, 0)
+      const joined = yield* startNode(
+        "b",
+        SessionCluster.layer<never, never>({ connect: upstream.connectAt("b"), idleTimeToLive: "1 minute" }).pipe(
+          Layer.provideMerge(ClusterNode.layerMemory({ memory, name: "b", keySecret }))
+        )
+      )
+      yield* passing(Effect.sleep("5 seconds"), 100)
+      const moved = upstream.closed.length
+      assert.isAbove(moved, 0)
+      assert.isBelow(moved, 10)
+      yield* passing(joined.cluster.withSession(users[0]!, who))
+      yield* passing(Effect.sleep("2 minutes"), 500)
+      assert.strictEqual(upstream.closed.length, upstream.opened.length)
+      assert.strictEqual(new Set(upstream.closed).size, upstream.closed.length)
+      assert.strictEqual(upstream.overlaps(), 1)
+    }))
+
+  it.effect("fails with ClusterUnavailable when nobody answers for locateTimeout", () =>
+    Effect.gen(function*() {
+      const memory = ClusterNode.memory()
+      const client = yield* startNode("client", clientLayer(memory, "client"))
+      const asked = yield* fork(client.cluster.withSession(alice, who))
+      yield* TestClock.adjust("19 seconds")
+      assert.isUndefined(asked.pollUnsafe())
+      yield* TestClock.adjust("2 seconds")
+      const error = yield* Effect.flip(Fiber.join(asked))
+      assert.deepInclude({ ...error }, { _tag: "ClusterUnavailable", method: "withSession", reason: "owner" })
+    }))
+
+  it.effect.each(
+    [
+      ["an option of another kind", { locateTimeout: -1 }, "locateTimeout"],
+      ["an option of the pool of another kind", { capacity: 0 }, "capacity"],
+      ["an unknown option", { ttl: 1 }, "ttl"],
+      ["prewarm, which knows no nodes", { prewarm: Effect.void }, "prewarm"]
+    ] as const
+  )("refuses $0", ([, options, option]) =>
+    Effect.gen(function*() {
+      const given = { connect: makeUpstream().connectAt("a"), ...options }
+      const error = yield* refused(
+        SessionCluster.layer<never, never>(given).pipe(
+          Layer.provide(ClusterNode.layerMemory({ memory: ClusterNode.memory(), name: "a", keySecret }))
+        )
+      )
+      assert.deepInclude({ ...(error as object) }, { _tag: "InvalidOptions", option })
+    }))
+
+  it("has no RPC that is ever stored", () => {
+    const rpcs = [
+      ...Wire.makeEntity("group").protocol.requests.values(),
+      ...Wire.Rpcs.requests.values()
+    ]
+    assert.isAbove(rpcs.length, 6)
+    for (const rpc of rpcs) assert.isFalse(Context.get(rpc.annotations, ClusterSchema.Persisted), rpc._tag)
+  })
+})
