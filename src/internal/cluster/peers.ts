@@ -1,6 +1,6 @@
 /**
- * Packages that only some clusters need. Each is loaded by the layer that asks for it, so that nobody else has to install
- * it.
+ * Packages that only some clusters need. Each is loaded by the layer that asks for it, so that nobody else has to
+ * install it.
  */
 import * as Effect from "effect/Effect"
 
@@ -9,5 +9,7 @@ export const load = <A>(what: string, install: string, module: () => Promise<A>)
   Effect.catch(
     Effect.tryPromise(module),
     (error) =>
-      Effect.die(new Error(`ClusterNode ${what}, which can't be loaded: npm install ${install}`, { cause: error.cause }))
+      Effect.die(
+        new Error(`ClusterNode ${what}, which can't be loaded: npm install ${install}`, { cause: error.cause })
+      )
   )

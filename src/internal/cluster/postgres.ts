@@ -2,7 +2,7 @@
  * A store in Postgres, as Effect has it.
  *
  * A lock is a row that says when it was last asked for, by the clock of the server. It is not one of the server's
- * advisory locks: those end with their connection, whoever has cut it, while the node still believes that it holds them.
+ * advisory locks: those end with their connection, whoever has cut it, while the node still believes that it has them.
  */
 import { PersistenceError } from "effect/cluster/ClusterError"
 import type * as RunnerStorage from "effect/cluster/RunnerStorage"

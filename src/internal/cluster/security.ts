@@ -1,7 +1,8 @@
 /**
  * Who may talk to a node: whoever knows the secret, whoever has a certificate, or whoever is on this machine.
  */
-import { createHmac, hkdfSync, X509Certificate } from "node:crypto"
+import { createHmac, createPrivateKey, hkdfSync, X509Certificate } from "node:crypto"
+import { readFileSync } from "node:fs"
 import { isIP } from "node:net"
 import type { ConnectionOptions, TlsOptions } from "node:tls"
 
@@ -63,16 +64,23 @@ export const nameOf = (security: Security): string => {
 export const digest = (secret: string, purpose: string): string =>
   createHmac("sha256", secret).update(purpose).digest("hex").slice(0, 4)
 
+/** PEM, given as it is or as the path of a file. */
+export const read = (pem: string): string => /^-----BEGIN /m.test(pem) ? pem : readFileSync(pem, "utf8")
+
 /** What is wrong with a certificate and its key, worded to follow the option's name. */
-export const issueOf = (pem: { readonly cert: string; readonly ca: string }): string | undefined => {
-  for (const [name, text] of Object.entries(pem)) {
-    try {
-      void new X509Certificate(text)
-    } catch {
-      return `has no certificate in its "${name}"`
-    }
+export const issueOf = ({ ca, cert, key }: { readonly ca: string; readonly cert: string; readonly key: string }) => {
+  try {
+    void new X509Certificate(ca)
+  } catch {
+    return "has no certificate in its \"ca\""
   }
-  return undefined
+  try {
+    return new X509Certificate(cert).checkPrivateKey(createPrivateKey(key))
+      ? undefined
+      : "has a \"key\" that is not that of its \"cert\""
+  } catch {
+    return "has no certificate in its \"cert\", or no private key in its \"key\""
+  }
 }
 
 /** Whether only this machine can reach it. */

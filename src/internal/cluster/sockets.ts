@@ -144,8 +144,9 @@ const connect = (
         link.isLost = true
         Deferred.doneUnsafe(link.opened, Effect.fail(error))
         requests.clear()
-        return Effect.forEach(Array.from(clients), (client) =>
-          write(client, { _tag: "ClientProtocolError", error }), { discard: true })
+        return Effect.forEach(Array.from(clients), (client) => write(client, { _tag: "ClientProtocolError", error }), {
+          discard: true
+        })
       }).pipe(Effect.ensuring(Effect.sync(() => {
         if (current === link) current = undefined
         Deferred.doneUnsafe(link.ended, Effect.void)

@@ -3,9 +3,9 @@
  *
  * Whatever is written says until when it holds, by the clock of the machine, which is the same for all of them.
  */
+import * as Clock from "effect/Clock"
 import { PersistenceError } from "effect/cluster/ClusterError"
 import * as RunnerStorage from "effect/cluster/RunnerStorage"
-import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
@@ -77,8 +77,7 @@ export const make = Effect.fnUntraced(function*(
   const freeAll = db.prepare("DELETE FROM mcp_cluster_locks WHERE address = ?")
 
   // The others see all of it or nothing
-  const write = <A>(f: () => A): Effect.Effect<A, PersistenceError> =>
-    attempt(() => db.transaction(f).immediate())
+  const write = <A>(f: () => A): Effect.Effect<A, PersistenceError> => attempt(() => db.transaction(f).immediate())
 
   return RunnerStorage.makeEncoded({
     register: (address, runner, healthy) =>
