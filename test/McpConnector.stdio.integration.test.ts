@@ -18,6 +18,7 @@ import { existsSync, readFileSync } from "node:fs"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
 import { inspect } from "node:util"
+import { bundle } from "./support/bundle.ts"
 import { type Generation, generations } from "./support/generations.ts"
 import { interruptCalls, interruptedCalls } from "./support/interrupts.ts"
 import { underLoad } from "./support/load.ts"
@@ -218,6 +219,8 @@ for (const [sdk, connector] of generations) {
           )
           assert.strictEqual((yield* Fiber.join(flooded)).reason._tag, "RequestTimeout")
           assert.strictEqual(yield* call(other.session, "echo", { message: "hi" }), "hi")
+          // It would go on until it is told to end for the second time
+          process.kill(session.pid!, "SIGKILL")
         }))
 
       it.live("reads what its child said last, however much that is", () =>
@@ -508,8 +511,9 @@ describe("stdio", () => {
   it.live("leaves nothing behind when this process exits without closing its sessions", () =>
     Effect.gen(function*() {
       const exits = fileURLToPath(new URL("./support/exits.ts", import.meta.url))
+      const [bundled] = yield* Effect.promise(() => bundle(inject("bundles"), [exits]))
       const output = yield* Effect.callback<string>((resume) => {
-        const parent = spawn(process.execPath, ["--import", "tsx", exits], { stdio: ["ignore", "pipe", "inherit"] })
+        const parent = spawn(process.execPath, [bundled, script], { stdio: ["ignore", "pipe", "inherit"] })
         let text = ""
         parent.stdout.on("data", (chunk) => {
           text += chunk
