@@ -65,7 +65,7 @@ export interface ClusterOptions {
   readonly terminationTimeout?: Duration.Input | undefined
 }
 
-const secret = (length: number) =>
+const secretOf = (length: number) =>
   Options.schema(
     Schema.Redacted(Schema.String.check(Schema.isMinLength(length))),
     `a Redacted string of at least ${length} characters`,
@@ -73,7 +73,7 @@ const secret = (length: number) =>
   )
 
 const common = {
-  keySecret: Options.required(secret(16), { aliases: ["MCP_AUTH_KEY_SECRET", "MCP_KEY_SECRET"] }),
+  keySecret: Options.required(secretOf(16), { aliases: ["MCP_AUTH_KEY_SECRET", "MCP_KEY_SECRET"] }),
   shards: Options.withDefault(Options.count, 100),
   lockTimeToLive: Options.withDefault(Options.timeout, "10 seconds"),
   refreshInterval: Options.withDefault(Options.timeout, "3 seconds"),
@@ -114,9 +114,9 @@ const text = Options.schema(Schema.NonEmptyString, "PEM, or the path of a file")
 export const declaredSecurity = Options.declare<ClusterSecurity>()(
   { module: "ClusterNode", variables: "MCP_CLUSTER_SECURITY" },
   {
-    secret: Options.optional(secret(32)),
+    secret: Options.optional(secretOf(32)),
     cert: Options.optional(text),
-    key: Options.optional(secret(1)),
+    key: Options.optional(secretOf(1)),
     ca: Options.optional(text),
     plain: Options.optional(Options.custom<true, true>({
       rule: "true, or left out",
@@ -160,7 +160,7 @@ export interface ClientOptions extends ClusterOptions {
   readonly security: ClusterSecurity
 }
 
-const host = Options.schema(
+const reachable = Options.schema(
   Schema.String.check(Schema.isPattern(/^[\w.:-]{1,253}$/)),
   "a name or an address without a port"
 )
@@ -192,11 +192,11 @@ export const declaredClient = Options.declare<ClientOptions>()(
  * @internal
  */
 export const declared = Options.declare<NodeOptions>()({ module: "ClusterNode", variables: "MCP_CLUSTER" }, {
-  host: Options.required(host),
+  host: Options.required(reachable),
   port: Options.required(
     Options.schema(Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: 65_535 })), "an integer from 1 to 65,535")
   ),
-  listenHost: Options.optional(host, { shown: "host" }),
+  listenHost: Options.optional(reachable, { shown: "host" }),
   ...clientDeclaration
 })
 
@@ -295,7 +295,7 @@ const refuseStrangers = (
   if (strangers[0] === undefined) return Effect.void
   const [, ...theirs] = strangers[0].split("-")
   const [, ...ours] = group.split("-")
-  const i = agreed.findIndex((_, i) => ours[i] !== theirs[i])
+  const i = agreed.findIndex((_, at) => ours[at] !== theirs[at])
   const option = agreed[i]
   switch (option) {
     case "shards":

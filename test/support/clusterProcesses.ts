@@ -7,9 +7,8 @@ import type * as Scope from "effect/Scope"
 import { build, stop } from "esbuild"
 import { type ChildProcess, fork } from "node:child_process"
 import { mkdtempSync, rmSync } from "node:fs"
-import { connect, createServer, type Socket } from "node:net"
+import { type AddressInfo, connect, createServer, type Socket } from "node:net"
 import { join } from "node:path"
-import { setTimeout as sleep } from "node:timers/promises"
 import { fileURLToPath } from "node:url"
 import { afterAll, beforeAll, inject } from "vitest"
 import { resolve } from "../../vitest.config.ts"
@@ -66,8 +65,8 @@ export const bundleNode = () => {
 
 const names = ["", "/ClusterMembership", "/ClusterNode", "/McpConnector", "/SessionCluster"].map((name) => {
   const full = `effect-mcp-sessions${name}`
-  const { find, replacement } = resolve.alias.find(({ find }) => find.test(full))!
-  return [full, full.replace(find, replacement)] as const
+  const alias = resolve.alias.find(({ find }) => find.test(full))!
+  return [full, full.replace(alias.find, alias.replacement)] as const
 }).toReversed()
 
 export const secret = "what all nodes know, and nobody else"
@@ -77,11 +76,8 @@ export const keySecret = "sixteen characters and more"
 export const freePorts = (n: number): Effect.Effect<ReadonlyArray<number>> =>
   Effect.promise(async () => {
     const servers = Array.from({ length: n }, () => createServer())
-    const ports: Array<number> = []
-    for (const server of servers) {
-      await new Promise<void>((done) => server.listen(0, "127.0.0.1", done))
-      ports.push((server.address() as { readonly port: number }).port)
-    }
+    await Promise.all(servers.map((server) => new Promise<void>((done) => server.listen(0, "127.0.0.1", done))))
+    const ports = servers.map((server) => (server.address() as AddressInfo).port)
     await Promise.all(servers.map((server) => new Promise((done) => server.close(done))))
     return ports
   })
@@ -163,11 +159,11 @@ export const startProcess = (
 
 /** Asks again and again, until it is so: for 20 seconds. Gives how many milliseconds it took. */
 export const until = (what: string, isSo: () => Promise<boolean>): Effect.Effect<number> =>
-  Effect.promise(async () => {
+  Effect.gen(function*() {
     const since = performance.now()
-    while (!await isSo()) {
-      if (performance.now() - since > 20_000) throw new Error(`it never was so: ${what}`)
-      await sleep(20)
+    while (!(yield* Effect.promise(isSo))) {
+      if (performance.now() - since > 20_000) return yield* Effect.die(new Error(`it never was so: ${what}`))
+      yield* Effect.sleep(20)
     }
     return performance.now() - since
   })

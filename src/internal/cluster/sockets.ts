@@ -60,7 +60,7 @@ export const make = (options: SocketOptions): Effect.Effect<Transport<SocketServ
     return {
       codecFor: serialization.codecFor,
       connect: (member) => connect(dial(sockets, member, ends), options),
-      listen: listen(sockets, options, ends)
+      listen: accept(sockets, options, ends)
     }
   })
 
@@ -188,28 +188,16 @@ const connect = (
       // What counts is questions and not time: in a process that was frozen none were asked
       const patience = Math.max(2, Math.floor(pingTimeout / pingInterval))
       const ping = Effect.gen(function*() {
-        while (isDelivering || unanswered < patience) {
-          yield* Effect.sleep(pingInterval)
-          unanswered++
-          yield* send({ _tag: "Ping" })
-        }
-        return yield* Effect.fail(
-          new RpcClientError({ reason: new Socket.SocketReadError({ cause: new Error("the peer does not answer") }) })
-        )
+        yield* Effect.sleep(pingInterval)
+        if (unanswered >= patience && !isDelivering) return yield* Effect.fail(silent)
+        unanswered++
+        yield* send({ _tag: "Ping" })
       })
       return yield* Effect.raceFirst(
         Effect.mapError(read, ({ reason }) => new RpcClientError({ reason })),
-        ping
+        Effect.forever(ping)
       )
     }, Effect.scoped)
-
-    const errorOf = (cause: Cause.Cause<RpcClientError | Socket.SocketError>): RpcClientError => {
-      const [failure] = cause.reasons
-      if (failure?._tag === "Fail") return new RpcClientError({ reason: failure.error.reason })
-      return new RpcClientError({
-        reason: new RpcClientDefect({ message: "The link has broken", cause: Cause.squash(cause) })
-      })
-    }
 
     const open = Effect.suspend(() => {
       const link: Link = {
@@ -253,13 +241,26 @@ const connect = (
     }
   }))
 
+const errorOf = (cause: Cause.Cause<RpcClientError | Socket.SocketError>): RpcClientError => {
+  const [failure] = cause.reasons
+  return new RpcClientError({
+    reason: failure?._tag === "Fail"
+      ? failure.error.reason
+      : new RpcClientDefect({ message: "The link has broken", cause: Cause.squash(cause) })
+  })
+}
+
+const silent = new RpcClientError({
+  reason: new Socket.SocketReadError({ cause: new Error("the peer does not answer") })
+})
+
 const lost = new Socket.SocketError({ reason: new Socket.SocketCloseError({ code: 1006 }) })
 
 // -----------------------------------------------------------------------------
 // The end that answers
 // -----------------------------------------------------------------------------
 
-const listen = (
+const accept = (
   { client, server }: Sockets,
   { listen }: SocketOptions,
   ends: Security.Ends | undefined
