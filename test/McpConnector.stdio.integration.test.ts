@@ -229,7 +229,7 @@ for (const [sdk, connector] of generations) {
         Effect.gen(function*() {
           const { session } = yield* connected(fixture().options)
           const last = session.notifications.pipe(
-            Stream.filter(({ params }) => params?.["data"] === 199),
+            Stream.filter(({ method, params }) => method === "notifications/message" && params.data === 199),
             Stream.runHead
           )
           const listening = yield* Effect.forkChild(last, { startImmediately: true })

@@ -168,7 +168,11 @@ const fromChild = (
     isReading = false
     child.stdout!.resume()
   }
-  child.stdout!.on("data", read)
+  let chunks = 0
+  child.stdout!.on("data", (chunk: Buffer) => {
+    chunks++
+    read(chunk)
+  })
   // It can't answer any more. Most are about to exit, and with what says more than this
   child.stdout!.once("close", () => {
     setTimeout(() => closeBecause("the server has closed its stdout"), lastWords).unref()
@@ -177,16 +181,21 @@ const fromChild = (
   child.on("error", report)
   stdin.on("error", report)
   child.stdout!.on("error", report)
-  // The pipe may hold the child's last words: two turns of the loop read what is there, however long its other holders
-  // live. "close" would wait for them.
+  // The pipes may hold the child's last words: what is there is read in two turns of the loop, and in two more after
+  // each piece of it, however long their other holders live. "close" would wait for them.
   const onExit = () => {
     stderr.flush()
     close()
   }
-  const onceRead = () => isReading || stderr.isReading() ? void setImmediate(onceRead) : onExit()
+  const onceRead = (turns: number, known: number) => {
+    const pieces = chunks + stderr.chunks()
+    if (isReading || stderr.isReading() || pieces > known) return void setImmediate(onceRead, 0, pieces)
+    if (turns < 2) return void setImmediate(onceRead, turns + 1, pieces)
+    onExit()
+  }
   child.once("exit", () => {
     setTimeout(onExit, lastLines).unref()
-    setImmediate(() => setImmediate(onceRead))
+    setImmediate(onceRead, 1, chunks + stderr.chunks())
   })
   return transport
 }
@@ -197,7 +206,7 @@ const fromChild = (
 const lines = (
   child: ChildProcess,
   onLine: (line: string) => void
-): { readonly isReading: () => boolean; readonly flush: () => void } => {
+): { readonly isReading: () => boolean; readonly chunks: () => number; readonly flush: () => void } => {
   const stderr = child.stderr!
   let line = ""
   let isReading = false
@@ -224,10 +233,14 @@ const lines = (
     isReading = false
     stderr.resume()
   }
+  let chunks = 0
   stderr.setEncoding("utf8")
-  stderr.on("data", read)
+  stderr.on("data", (text: string) => {
+    chunks++
+    read(text)
+  })
   stderr.on("error", () => {})
   // Not "end": that never comes when the pipe is let go of while somebody still holds its other end
   stderr.once("close", flush)
-  return { isReading: () => isReading, flush }
+  return { isReading: () => isReading, chunks: () => chunks, flush }
 }
