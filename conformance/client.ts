@@ -1,8 +1,8 @@
 /**
  * The client that the official suite runs: `node --import tsx conformance/client.ts v1|v2 URL`, with the scenario's
  * name in `MCP_CONFORMANCE_SCENARIO` and what it knows of a client in `MCP_CONFORMANCE_CONTEXT`. It opens a session
- * with the connector of that generation, as a program would that has the tokens of its users in mind: its only user agrees
- * to whatever the authorization server asks.
+ * with the connector of that generation, as a program would that has users: its only one agrees to whatever the
+ * authorization server asks.
  */
 import { discoverOAuthServerInfo } from "@modelcontextprotocol/sdk/client/auth.js"
 import { Effect, Redacted } from "effect"
