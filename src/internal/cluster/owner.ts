@@ -314,7 +314,7 @@ export const make = Effect.fnUntraced(function*(options: {
     () => Effect.sync(() => fence.onLost.delete(onLost))
   )
   yield* Effect.forkScoped(Effect.forever(Effect.gen(function*() {
-    yield* Effect.sleep(500)
+    yield* Effect.sleep(settings.lockTimeToLive / 20)
     const shards = new Set(live.keys().map(shardOf))
     for (const shard of shards) if (fence.remaining(shard) <= margin) yield* evict(shard)
   })))
