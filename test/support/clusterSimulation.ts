@@ -282,7 +282,6 @@ class Simulation extends Simulator.Simulation<Action> {
   }
 
   sessionOf(session: Session, identity: Identity): McpSession {
-    const fail = (reason: McpSessionError["reason"]) => new McpSessionError({ reason, method: "callTool", server: "s" })
     const callTool: McpSession["callTool"] = ({ name }) =>
       Effect.suspend((): Effect.Effect<CallToolResult, McpSessionError> => {
         if (session.phase !== "open") return Effect.fail(fail(new SessionClosed({ requestSent: false })))
@@ -527,7 +526,9 @@ class Simulation extends Simulator.Simulation<Action> {
         const again = luck.chance(this.weather)
           ? Effect.forkDetach(Effect.ignoreCause(Effect.delay(run, luck.pick([0, 1, 20]))))
           : Effect.void
-        const answered = Effect.andThen(delay, Effect.andThen(again, run)).pipe(
+        // Which of the two is answered nobody knows
+        const answers = luck.chance(0.5) ? Effect.delay(run, 2) : run
+        const answered = Effect.andThen(delay, Effect.andThen(again, answers)).pipe(
           Effect.flatMap((answer) =>
             luck.chance(this.weather / 2) ? Effect.fail(gone) : Effect.as(Effect.sleep(luck.pick([0, 1, 20])), answer)
           )
@@ -670,6 +671,8 @@ class Simulation extends Simulator.Simulation<Action> {
     // Callers may hold what has been closed under them
   }
 }
+
+const fail = (reason: McpSessionError["reason"]) => new McpSessionError({ reason, method: "callTool", server: "s" })
 
 const shardIdOf = (key: string): ShardId.ShardId => ShardId.make("g", Number(key.slice(-1)) + 1)
 
