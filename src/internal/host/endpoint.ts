@@ -50,7 +50,7 @@ export const make = Effect.fnUntraced(function*<A, R>(
   open: SessionRegistryOptions<A, Answers.Refused, R>["open"]
 ) {
   const resolver = yield* IdentityResolver
-  const exposure = yield* Exposure.make(resolver, method)
+  const exposure = yield* Exposure.make(resolver, { method, isProtected: protects !== undefined })
   const scope = yield* Scope.fork(yield* Effect.scope)
   const registry = yield* Scope.provide(makeRegistry({ ...registryOptions(options), open }, "layer"), scope)
   const listening = yield* Listener.make(Scope.close(scope, Exit.void))
