@@ -16,7 +16,7 @@ export default defineConfig({
   resolve,
   test: {
     include: ["test/**/*.test.ts"],
-    globalSetup: ["test/support/servers/bundle.ts"],
+    globalSetup: ["test/support/setup.ts"],
     setupFiles: ["test/support/leaks.ts"],
     testTimeout: 30_000,
     // To load Effect and the SDKs takes a second, and most files take less: a worker runs one after the other.

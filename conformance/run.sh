@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
-# Runs the official conformance suite: every server scenario of the revisions with sessions against McpHttp.layer, those
-# of the session's life against McpHttp.guard. Prints a line for each, and at last "N scenarios passed, M failed".
+# Runs the official conformance suite: every server scenario of the revisions with sessions against McpHttp.layer, also
+# where that is a protected resource, and those of the session's life against McpHttp.guard. Prints a line for each, and
+# at last "N scenarios passed, M failed".
+#
+# The suite asks no server for what its authorization section demands: see README.md here.
 #
 # Needs npm, which installs the suite into a temporary directory, and Node 22 or newer, on which the suite runs. What it
 # starts listens on this machine, talks to nobody else, and is stopped at the end.
@@ -103,6 +106,9 @@ for revision in $revisions; do
   start server.ts "$revision"
   check McpHttp.layer "$release" "$revision"
   check McpHttp.layer "$newest" "$revision"
+  stop
+  start protected.ts "$revision"
+  check "McpHttp.layer with authorization" "$newest" "$revision"
   stop
 done
 

@@ -6,6 +6,7 @@ import type {
   CreateMessageResult,
   CreateMessageResultWithTools,
   ElicitRequestFormParams,
+  ElicitRequestURLParams,
   ElicitResult,
   Implementation,
   Root
@@ -14,6 +15,7 @@ import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import type * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
+import type { Authorization } from "./Authorization.ts"
 import type { Credentials, Identity } from "./Identity.ts"
 import type { McpSessionError } from "./McpSessionError.ts"
 import type { McpSession, SdkClient } from "./Session.ts"
@@ -119,9 +121,19 @@ export interface Options<out R = never> {
       identity: Identity
     ) => Effect.Effect<CreateMessageResult | CreateMessageResultWithTools, unknown, R>)
     | undefined
-  /** The same for `elicitation/create`, in form mode. */
+  /** The same for `elicitation/create` in form mode: the server asks the caller for data. */
   readonly elicitation?:
     | ((params: ElicitRequestFormParams, identity: Identity) => Effect.Effect<ElicitResult, unknown, R>)
+    | undefined
+  /**
+   * The same for `elicitation/create` in URL mode (MCP 2025-11-25, client/elicitation): the server asks the caller to
+   * open an address, for what is not to pass through a client. Answer `accept` when the caller has agreed to open it.
+   * Show the whole address first, open it in the caller's own browser, and never fetch it: what the caller does there
+   * stays there. That it is done comes as `notifications/elicitation/complete` on the session's `notifications`; a
+   * server may also refuse a call with the code -32042, whose `data` has what to open.
+   */
+  readonly urlElicitation?:
+    | ((params: ElicitRequestURLParams, identity: Identity) => Effect.Effect<ElicitResult, unknown, R>)
     | undefined
   /** The same for `roots/list`. */
   readonly roots?: ((identity: Identity) => Effect.Effect<ReadonlyArray<Root>, unknown, R>) | undefined
@@ -198,8 +210,21 @@ export interface HttpOptions<out R = never> extends Options<R> {
    */
   readonly headers?: PerIdentity<R> | undefined
   /**
+   * Gets tokens for a server that asks for OAuth, and others when they are refused: the SDK's `OAuthClientProvider` of
+   * an identity, `{ clientCredentials }`, `{ tokenExchange }`, `{ authorizationCode }`, or `{ token, refresh }`. See
+   * `Authorization`. A token goes to the origin of `url` alone, as `Authorization: Bearer`, in place of a header of
+   * that name. With `forwardCredentials` it is `InvalidOptions`. Default: none.
+   */
+  readonly authorization?: Authorization<R> | undefined
+  /**
    * Sends the identity's credentials on, in the header they came in and as they came: the newest that were presented
    * for this identity, on each request. The session stays the same. Default: false.
+   *
+   * Only to a server that is meant to get them. MCP 2025-11-25, basic/security_best_practices, token passthrough: "MCP
+   * servers MUST NOT accept any tokens that were not explicitly issued for the MCP server"; basic/authorization, access
+   * token privilege restriction: a server that makes requests to upstream APIs "MUST NOT pass through the token it
+   * received from the MCP client". Where the upstream is another resource than the one that the token was issued for,
+   * exchange it: `authorization: { tokenExchange }`.
    */
   readonly forwardCredentials?: boolean | undefined
   /** Sends the requests. Default: the global `fetch`, as it is at the time of each. */
@@ -212,7 +237,9 @@ export interface HttpOptions<out R = never> extends Options<R> {
  *
  * @category models
  */
-export type Services<O> = ServicesOf<O[keyof O]>
+export type Services<O> =
+  | ServicesOf<O[keyof O]>
+  | (O extends { readonly authorization: infer A } ? ServicesOf<A[keyof A]> : never)
 
 type ServicesOf<F> = F extends (...args: never) => infer A
   ? A extends Effect.Effect<infer _A, unknown, infer R> ? R : never

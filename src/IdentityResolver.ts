@@ -12,8 +12,10 @@
 import * as Cause from "effect/Cause"
 import type * as Config from "effect/Config"
 import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import type * as Headers from "effect/http/Headers"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
@@ -30,6 +32,7 @@ import {
   IdentifyFailed,
   Identity,
   IdentityError,
+  IdentityUnavailable,
   InvalidIdentity,
   MalformedCredentials,
   MissingCredentials,
@@ -104,6 +107,16 @@ export interface IdentityResolverOptions {
    * process; give one for keys that stay the same across restarts and machines.
    */
   readonly keySecret?: Redacted.Redacted | undefined
+}
+
+/**
+ * How long {@link IdentityResolver.layerIdentify} waits.
+ *
+ * @category models
+ */
+export interface IdentifyOptions {
+  /** For the function's answer, more than 0 and finite, else `IdentityUnavailable` (503). Default: 30 seconds. */
+  readonly timeout?: Duration.Input | undefined
 }
 
 /**
@@ -311,7 +324,10 @@ export class IdentityResolver extends Context.Service<IdentityResolver, {
    * what has no answer the names and places are logged, and no message: it may quote a token.
    *
    * Fails with `InvalidIdentity` when it answers anything but {@link Identified}, and when the key has the token in it:
-   * keys are logged. A token of fewer than 8 characters is not looked for.
+   * keys are logged. A token of fewer than 8 characters is not looked for. Fails with `IdentityUnavailable` when there
+   * is no answer for `timeout`, 30 seconds: then the function is interrupted, and nobody waits for it.
+   *
+   * A wrong option throws `InvalidOptions`.
    *
    * ```ts
    * IdentityResolver.layerIdentify((request) =>
@@ -320,18 +336,20 @@ export class IdentityResolver extends Context.Service<IdentityResolver, {
    * ```
    */
   static readonly layerIdentify = <R = never, E = never>(
-    identify: (request: IdentityRequest) => Effect.Effect<Identified, E, R>
-  ): Layer.Layer<IdentityResolver, never, R> =>
-    Layer.effect(
+    identify: (request: IdentityRequest) => Effect.Effect<Identified, E, R>,
+    options: IdentifyOptions = {}
+  ): Layer.Layer<IdentityResolver, never, R> => {
+    const { timeout } = Result.getOrThrow(declaredIdentify.parse(options, "layerIdentify"))
+    return Layer.effect(
       IdentityResolver,
       // The span of the layer has ended when a request comes: the function runs in the request's
       Effect.contextWith((services: Context.Context<R>) => {
         const context = Context.omit(Tracer.ParentSpan)(services) as Context.Context<R>
         const run = (request: IdentityRequest | IdentityHeaders) =>
-          Effect.suspend((): Effect.Effect<Identity, E | InvalidIdentity> => {
+          Effect.suspend((): Effect.Effect<Identity, E | InvalidIdentity | IdentityUnavailable> => {
             const identified = identify(isIdentityHeaders(request) ? { headers: request } : request)
             return Effect.isEffect(identified)
-              ? Effect.flatMap(Effect.provideContext(identified, context), toIdentity)
+              ? Effect.flatMap(inTime(Effect.provideContext(identified, context), timeout), toIdentity)
               : refuse("it returned no Effect (wrap a value in Effect.succeed, a promise in Effect.promise)")
           })
         return Effect.succeed(IdentityResolver.of({
@@ -340,6 +358,7 @@ export class IdentityResolver extends Context.Service<IdentityResolver, {
         }))
       })
     )
+  }
 }
 
 // -----------------------------------------------------------------------------
@@ -384,6 +403,10 @@ export const declared = Options.declare<IdentityResolverOptions>()(
 )
 
 type Settings = Options.Parsed<typeof declared.declaration>
+
+const declaredIdentify = Options.declare<IdentifyOptions>()({ module: "IdentityResolver" }, {
+  timeout: Options.withDefault(Options.timeout, "30 seconds")
+})
 
 // -----------------------------------------------------------------------------
 // The resolver of headers
@@ -477,6 +500,23 @@ const isIdentityHeaders = (request: IdentityRequest | IdentityHeaders): request 
   RequestHeaders.isHeaders(request)
 
 const refuse = (issue: string): Effect.Effect<never, InvalidIdentity> => Effect.fail(new InvalidIdentity({ issue }))
+
+// In a fiber of its own, unless it has its answer at once: one that ignores its interruption holds up nobody
+const inTime = <A, E>(identified: Effect.Effect<A, E>, timeout: number): Effect.Effect<A, E | IdentityUnavailable> =>
+  Effect.flatMap(Effect.forkDetach(identified, { startImmediately: true }), (asking) =>
+    asking.pollUnsafe() ??
+      Effect.ensuring(
+        Effect.timeoutOrElse(Fiber.join(asking), { duration: timeout, orElse: () => tooLate(timeout) }),
+        Effect.sync(() => asking.interruptUnsafe())
+      ))
+
+const tooLate = (timeout: number): Effect.Effect<never, IdentityUnavailable> =>
+  Effect.andThen(
+    Effect.logWarning(
+      `IdentityResolver: identify took longer than ${Duration.format(Duration.millis(timeout))} and was interrupted`
+    ),
+    Effect.fail(new IdentityUnavailable({}))
+  )
 
 const toError = (cause: Cause.Cause<unknown>): Effect.Effect<never, IdentityError> => {
   const failure = Cause.findErrorOption(cause)

@@ -4,6 +4,8 @@
  * A connector is what `SessionPool.layer({ connect })` takes: a function of an identity that opens one session for it
  * and closes it with the scope. What it runs (handlers, headers) runs with the services of the pool.
  */
+import { createPrivateKeyJwtAuth } from "@modelcontextprotocol/sdk/client/auth-extensions.js"
+import { auth } from "@modelcontextprotocol/sdk/client/auth.js"
 import { Client } from "@modelcontextprotocol/sdk/client/index.js"
 import { SSEClientTransport } from "@modelcontextprotocol/sdk/client/sse.js"
 import { getDefaultEnvironment } from "@modelcontextprotocol/sdk/client/stdio.js"
@@ -13,7 +15,6 @@ import { ReadBuffer, serializeMessage } from "@modelcontextprotocol/sdk/shared/s
 import type { Transport } from "@modelcontextprotocol/sdk/shared/transport.js"
 import {
   CreateMessageRequestSchema,
-  type ElicitRequestFormParams,
   ElicitRequestSchema,
   ListRootsRequestSchema
 } from "@modelcontextprotocol/sdk/types.js"
@@ -51,6 +52,7 @@ const connectors = Connecting.make<SdkClient, Transport>({
     serialize: serializeMessage,
     environment: getDefaultEnvironment
   },
+  oauth: { auth, privateKeyJwt: createPrivateKeyJwtAuth },
   http: (url, init) => new StreamableHTTPClientTransport(url, init),
   sse: (url, init) => new SSEClientTransport(url, init),
   pair: () => {
@@ -72,8 +74,7 @@ const connectors = Connecting.make<SdkClient, Transport>({
         if (elicitation !== undefined) {
           client.setRequestHandler(
             ElicitRequestSchema,
-            // The SDK refuses any other mode before it comes here: this client declares none
-            ({ params }, { signal }) => elicitation(params as ElicitRequestFormParams, signal)
+            ({ params }, { signal }) => elicitation(params as Parameters<typeof elicitation>[0], signal)
           )
         }
         if (roots !== undefined) {

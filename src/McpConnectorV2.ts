@@ -15,7 +15,9 @@
  * ```
  */
 import {
+  auth,
   Client,
+  createPrivateKeyJwtAuth,
   type DiscoverResult,
   type Implementation,
   InMemoryTransport,
@@ -125,6 +127,7 @@ const connectors = Connecting.make<Client, Transport, Negotiation>({
     serialize: serializeMessage,
     environment: getDefaultEnvironment
   },
+  oauth: { auth, privateKeyJwt: createPrivateKeyJwtAuth },
   http: (url, init) => new StreamableHTTPClientTransport(url, init),
   sse: (url, init) => new SSEClientTransport(url, init),
   pair: () => {

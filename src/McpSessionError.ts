@@ -1,8 +1,8 @@
 /**
  * Why something that was asked of an MCP session did not happen.
  *
- * One error, ten reasons. `Effect.catchReason("McpSessionError", "Unauthorized", …)` handles one of them. A tool that
- * answers with `isError` has answered: that is a value, never one of these.
+ * One error, eleven reasons. `Effect.catchReason("McpSessionError", "Unauthorized", …)` handles one of them. A tool
+ * that answers with `isError` has answered: that is a value, never one of these.
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -163,15 +163,19 @@ export class Unreachable extends Schema.TaggedClass<Unreachable>()("Unreachable"
 }) {}
 
 /**
- * The connector's own `headers`, `env`, server or transport could not be made for this identity, so nothing was sent.
- * The session, if there is one already, lives on.
+ * The connector's own `headers`, `env`, server or transport could not be made for this identity, or `authorization` got
+ * no token for it, so nothing was sent, or what was sent was refused with 401 or 403 and not sent again. The session,
+ * if there is one already, lives on.
  *
  * @category errors
  */
 export class PreparationFailed extends Schema.TaggedClass<PreparationFailed>()("PreparationFailed", {
   /** The option whose Effect failed. */
-  option: Schema.Literals(["headers", "env", "server", "transport"]),
-  /** What it failed, died or threw with. Redacted, because it may quote what it was about: `Redacted.value(cause)`. */
+  option: Schema.Literals(["headers", "env", "server", "transport", "authorization"]),
+  /**
+   * What it failed, died or threw with; of `authorization` an `AuthorizationFailed`. Redacted, because it may quote
+   * what it was about: `Redacted.value(cause)`.
+   */
   cause: Schema.Redacted(Schema.Unknown),
   /** Whether the request may have reached the server. */
   requestSent: Schema.Boolean
@@ -191,7 +195,25 @@ export class TooManyPages extends Schema.TaggedClass<TooManyPages>()("TooManyPag
 }) {}
 
 /**
- * The schema of the ten reasons.
+ * The server wants a token that only the caller's consent can give: somebody has to open `url` in a browser. The
+ * request was refused, and not sent again; the session, if there is one already, lives on. `Consent.withConsent` asks
+ * the caller and goes on when the callback has come.
+ *
+ * @category errors
+ */
+export class ConsentRequired extends Schema.TaggedClass<ConsentRequired>()("ConsentRequired", {
+  /** What the consent is known by, here and in an elicitation: of no use to anybody else. */
+  id: Schema.String,
+  /**
+   * Where to go. Redacted, because whoever has it can answer in the caller's place: show it to nobody but the caller.
+   */
+  url: Schema.Redacted(Schema.String),
+  /** Whether the request may have reached the server. */
+  requestSent: Schema.Boolean
+}) {}
+
+/**
+ * The schema of the eleven reasons.
  *
  * @category errors
  */
@@ -205,11 +227,12 @@ export const McpSessionErrorReason = Schema.Union([
   HttpFailure,
   Unreachable,
   PreparationFailed,
-  TooManyPages
+  TooManyPages,
+  ConsentRequired
 ])
 
 /**
- * One of the ten reasons, told apart by its `_tag`.
+ * One of the eleven reasons, told apart by its `_tag`.
  *
  * @category errors
  */
@@ -218,9 +241,9 @@ export type McpSessionErrorReason = typeof McpSessionErrorReason.Type
 /**
  * The error of every operation of a session, and of opening one.
  *
- * Answers 401 or 403 with a challenge if the server refused credentials of the caller's own, which were forwarded; 504
- * for a timeout, 503 when the server can't be reached or says that it is busy, 502 for everything else: what goes wrong
- * upstream is not the caller's to repair, and is not told in detail.
+ * Answers 401 or 403 with a challenge if the server refused credentials of the caller's own, which were forwarded; 403
+ * if the caller's consent is missing; 504 for a timeout, 503 when the server can't be reached or says that it is busy,
+ * 502 for everything else: what goes wrong upstream is not the caller's to repair, and is not told in detail.
  *
  * @category errors
  */
@@ -261,7 +284,8 @@ const references = {
   HttpFailure: "http-failure",
   Unreachable: "unreachable",
   PreparationFailed: "preparation-failed",
-  TooManyPages: "too-many-pages"
+  TooManyPages: "too-many-pages",
+  ConsentRequired: "consent-required"
 } as const
 
 const describe = (reason: McpSessionErrorReason, repeat: string): string => {
@@ -298,6 +322,9 @@ const describe = (reason: McpSessionErrorReason, repeat: string): string => {
       }`
     case "TooManyPages":
       return `the list has more than ${reason.limit} pages. Look at the server, or read them yourself with \`request\`.`
+    case "ConsentRequired":
+      return "the server wants the caller's consent. Have the caller open `reason.url`, or wrap the call in " +
+        `\`Consent.withConsent\`; ${repeat}.`
     case "PreparationFailed":
       return `the connector's \`${reason.option}\` failed, so nothing was sent. See \`reason.cause\`; ${repeat}.`
   }
@@ -325,6 +352,8 @@ const statusOf = (reason: McpSessionErrorReason): Parameters<typeof respond>[1] 
         title: "The MCP server does not allow this",
         headers: { "www-authenticate": `${challenge(reason.forwarded)}, error="insufficient_scope"` }
       }
+    case "ConsentRequired":
+      return { status: 403, title: "The MCP server wants your consent" }
     case "RequestTimeout":
       return { status: 504, title: "The MCP server did not answer in time" }
     case "Unreachable":

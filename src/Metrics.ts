@@ -271,7 +271,8 @@ export interface Options {
   readonly enabled?: boolean | undefined
   /**
    * How many upstreams of a pool have series of their own, and how many servers, methods and errors, the first that
-   * come: by default 100. The rest are `other`, so that made-up names do not fill the memory of whoever reads them.
+   * come: by default 100. The rest are `other`, so that made-up names do not fill the memory of whoever reads them. A
+   * method that a client calls, which the protocol does not have and no server has answered, is `other` at once.
    */
   readonly maxNames?: number | undefined
 }

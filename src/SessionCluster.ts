@@ -27,7 +27,7 @@ import type { Node } from "./internal/cluster/node.ts"
 import * as Owner from "./internal/cluster/owner.ts"
 import * as Options from "./internal/options.ts"
 import { type Configurable, InvalidOptions } from "./InvalidOptions.ts"
-import { McpSessionError } from "./McpSessionError.ts"
+import type { McpSessionError } from "./McpSessionError.ts"
 import type { McpSession, RemoteSession } from "./Session.ts"
 import { ClusterUnavailable } from "./SessionClusterError.ts"
 import * as SessionPool from "./SessionPool.ts"
@@ -45,7 +45,9 @@ export * from "./SessionClusterError.ts"
  * @category models
  */
 export interface SessionClusterOptions<R, RC = R>
-  extends ClientOptions, Omit<SessionPool.SessionPoolOptions<McpSession, McpSessionError, R, RC>, "prewarm">
+  extends
+    Omit<ClientOptions, "leases">,
+    Omit<SessionPool.SessionPoolOptions<McpSession, McpSessionError, R, RC>, "prewarm">
 {}
 
 /**
@@ -64,6 +66,11 @@ export interface ClientOptions {
    * second. Meanwhile it counts as leased at its owner, unless somebody waits there for room.
    */
   readonly leaseTimeToLive?: Duration.Input | undefined
+  /**
+   * Whether callers of one identity share its session, as the owners have it: by default `"shared"`. Where they are
+   * `"exclusive"`, a client has to say so, too; then nothing is kept for `leaseTimeToLive`.
+   */
+  readonly leases?: "shared" | "exclusive" | undefined
 }
 
 /**
@@ -71,7 +78,8 @@ export interface ClientOptions {
  */
 export const declared = Options.declare<ClientOptions>()({ module: "SessionCluster", variables: "MCP_CLUSTER" }, {
   locateTimeout: Options.withDefault(Options.patience, "20 seconds"),
-  leaseTimeToLive: Options.withDefault(Options.timeout, "1 second")
+  leaseTimeToLive: Options.withDefault(Options.timeout, "1 second"),
+  leases: SessionPool.declared.declaration.leases
 })
 
 /**
@@ -244,7 +252,7 @@ export class SessionCluster extends Context.Service<SessionCluster, Service>()("
    * with `InvalidOptions`.
    */
   static readonly layerPool = <R = never, RC = never>(
-    options: Omit<SessionClusterOptions<R, RC>, keyof ClientOptions>
+    options: Omit<SessionClusterOptions<R, RC>, "leaseTimeToLive" | "locateTimeout">
   ): Layer.Layer<SessionCluster, InvalidOptions, Exclude<R | RC, Scope.Scope>> =>
     Layer.effect(SessionCluster, Effect.map(Owned, fromPool)).pipe(Layer.provide(Owned.layer<R, RC>(options)))
 }
@@ -259,7 +267,7 @@ const parseOwn = (options: ClientOptions, method: string) => Effect.fromResult(d
 
 const makeOwner = Effect.fnUntraced(function*<R, RC>(options: SessionClusterOptions<R, RC>, method: string) {
   const { leaseTimeToLive, locateTimeout, ...rest } = options
-  const own = yield* parseOwn({ leaseTimeToLive, locateTimeout }, method)
+  const own = yield* parseOwn({ leaseTimeToLive, locateTimeout, leases: rest.leases }, method)
   const { "~node": node } = yield* ClusterNode
   const invalid = (option: string, issue: string) =>
     Effect.fail(new InvalidOptions({ module: "SessionCluster", method, option, issue }))
@@ -275,6 +283,7 @@ const makeOwner = Effect.fnUntraced(function*<R, RC>(options: SessionClusterOpti
     pool: Context.get(pools, Owned),
     live,
     closeTimeout: parsed.closeTimeout,
+    isExclusive: parsed.leases === "exclusive",
     maxIdleTime: typeof parsed.idleTimeToLive === "number" ? parsed.idleTimeToLive + 30_000 : 3_600_000
   })
   return yield* make(node, owner, own, parsed.drainTimeout)
@@ -283,14 +292,16 @@ const makeOwner = Effect.fnUntraced(function*<R, RC>(options: SessionClusterOpti
 const make = Effect.fnUntraced(function*(
   node: Node,
   owner: Owner.Owner | undefined,
-  { leaseTimeToLive, locateTimeout }: Own,
+  { leaseTimeToLive, leases: sharing, locateTimeout }: Own,
   drainTimeout: number
 ) {
   const caller = yield* Caller.make({ node, owner, locateTimeout })
   const pools = yield* Layer.build(Leases.layer({
     connect: caller.lease,
     capacity: Number.MAX_SAFE_INTEGER,
-    idleTimeToLive: leaseTimeToLive,
+    leases: sharing,
+    // Whoever keeps an exclusive session that nobody uses keeps it from the other nodes
+    idleTimeToLive: sharing === "exclusive" ? 1 : leaseTimeToLive,
     // Whoever opens the session has a deadline for it, and whoever is lost meanwhile is noticed
     connectTimeout: "10 minutes",
     drainTimeout
@@ -303,17 +314,21 @@ const make = Effect.fnUntraced(function*(
     identity: Identity,
     f: (session: RemoteSession) => Effect.Effect<A, E2, R2>
   ) => {
-    const run = (since: number, isFirst: boolean): Effect.Effect<A, SessionClusterError | E2, R2> => {
-      const account = Caller.makeAccount()
-      return Effect.catchIf(
-        leases.withSession(identity, (lease) => f(caller.session(lease, identity, account))),
-        (error) =>
-          Caller.isRepeatable(account, error) &&
-          // Forgotten at once, it would be forgotten again; a node that has just left is replaced
-          (isFirst || (!isExpired(error) && node.fence.now() - since < locateTimeout)),
-        () => Effect.andThen(isFirst ? Effect.void : Effect.sleep(50), run(since, false))
+    const run = (since: number, isFirst: boolean): Effect.Effect<A, SessionClusterError | E2, R2> =>
+      Effect.catch(
+        leases.withSession(identity, (lease) => Caller.use(lease, f(caller.session(lease, identity)))),
+        (failed) => {
+          if (!("unrun" in failed)) return Effect.fail(failed)
+          const { error, unrun } = failed
+          // What has ended at once would end again; a node that has left is replaced, in time
+          const isRepeatable = unrun === "moved"
+            ? node.fence.now() - since < locateTimeout
+            : unrun === "ended" && isFirst
+          return isRepeatable
+            ? Effect.andThen(isFirst ? Effect.void : Effect.sleep(50), run(since, false))
+            : Effect.fail(error)
+        }
       )
-    }
     return Effect.mapError(Effect.suspend(() => run(node.fence.now(), true)), asMethod("withSession"))
   }
 
@@ -347,8 +362,7 @@ const make = Effect.fnUntraced(function*(
       : Stream.unwrap(Effect.map(node.peer(member), (peer) => peer["Session.Watch"]()))
 
   const service: Service = {
-    get: (identity) =>
-      Effect.map(leases.get(identity), (lease) => caller.session(lease, identity, Caller.makeAccount())),
+    get: (identity) => Effect.map(leases.get(identity), (lease) => caller.session(lease, identity)),
     withSession,
     invalidate: (identity) => Effect.tap(caller.invalidate(identity), () => leases.invalidate(identity)),
     stats: Effect.map(inspect("stats", Codec.stats.decode), ({ answers, unreachable }) => ({
@@ -412,9 +426,6 @@ const seenFrom = (runner: string) => (session: McpSession): RemoteSession => {
   views.set(session, view)
   return view
 }
-
-const isExpired = (error: unknown): boolean =>
-  error instanceof McpSessionError && error.reason._tag === "SessionExpired"
 
 const asMethod = (method: ClusterUnavailable["method"]) => <E>(error: E): E | ClusterUnavailable =>
   error instanceof ClusterUnavailable && error.method !== method

@@ -1,3 +1,5 @@
+export { type Authorization, AuthorizationFailed } from "./Authorization.ts"
+export * as Consent from "./Consent.ts"
 export * from "./Identity.ts"
 export * from "./IdentityResolver.ts"
 export * from "./InvalidOptions.ts"
@@ -39,3 +41,4 @@ export {
   type SessionRegistryStats
 } from "./SessionRegistry.ts"
 export { type IntrospectionOptions, JwtAlgorithm, type JwtOptions, type TokenOptions } from "./TokenOptions.ts"
+export * from "./TokenStore.ts"

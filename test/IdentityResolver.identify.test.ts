@@ -7,11 +7,13 @@ import {
   AccessDenied,
   type Identified,
   IdentifyFailed,
+  type IdentifyOptions,
   IdentityError,
   type IdentityRequest,
   IdentityResolver,
   IdentityUnavailable,
   InvalidIdentity,
+  InvalidOptions,
   McpHttp,
   MissingCredentials
 } from "effect-mcp-sessions"
@@ -25,6 +27,7 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
+import * as TestClock from "effect/testing/TestClock"
 import { inspect } from "node:util"
 import { textOf } from "./support/answers.ts"
 import { makeLog, makeServer, web } from "./support/mcpHttp.ts"
@@ -34,14 +37,17 @@ import { initialize, post } from "./support/requests.ts"
 const secret = "sk-SECRET"
 
 /** The error of a request that `identify` is asked about, and all that is logged meanwhile. */
-const resolveWith = <E>(identify: (request: IdentityRequest) => Effect.Effect<Identified, E>) => {
+const resolveWith = <E>(
+  identify: (request: IdentityRequest) => Effect.Effect<Identified, E>,
+  options?: IdentifyOptions
+) => {
   const lines: Array<string> = []
   const logger = Logger.make(({ cause, logLevel, message }) => {
     const parts = [message].flat().map((part) => typeof part === "string" ? part : inspect(part))
     lines.push([logLevel, ...parts, Cause.pretty(cause)].join(" "))
   })
   return IdentityResolver.resolve({ headers: {} }).pipe(
-    Effect.provide(IdentityResolver.layerIdentify(identify)),
+    Effect.provide(IdentityResolver.layerIdentify(identify, options)),
     Effect.flip,
     Effect.map((error) => ({ error, log: lines.join("\n") })),
     Effect.provide(Logger.layer([logger]))
@@ -234,6 +240,31 @@ describe("IdentityResolver.layerIdentify, when identify", () => {
         assert.notInclude(text, "SECRET")
       }
     }))
+
+  for (
+    const [how, identify] of [["hangs", Effect.never], ["ignores it", Effect.uninterruptible(Effect.never)]] as const
+  ) {
+    it.effect(`gives no answer in time and ${how}, is interrupted and answered with 503`, () =>
+      Effect.gen(function*() {
+        for (
+          const [options, timeout] of [[undefined, "30 seconds"], [{ timeout: "2 seconds" }, "2 seconds"]] as const
+        ) {
+          const asked = yield* Effect.forkChild(resolveWith(() => identify, options), { startImmediately: true })
+          yield* TestClock.adjust(Duration.subtract(Duration.fromInputUnsafe(timeout), Duration.millis(1)))
+          assert.isUndefined(asked.pollUnsafe())
+          yield* TestClock.adjust(1)
+          const { error, log } = yield* Fiber.join(asked)
+          assert.instanceOf(error, IdentityUnavailable)
+          assert.strictEqual((yield* toldBy(error)).response.status, 503)
+          assert.include(log, "identify took longer than")
+        }
+      }))
+  }
+
+  it("is given a time that is none, is refused when the layer is made", () => {
+    assert.throws(() => IdentityResolver.layerIdentify(() => Effect.never, { timeout: 0 }), InvalidOptions)
+    assert.throws(() => IdentityResolver.layerIdentify(() => Effect.never, { timeOut: 1 } as never), InvalidOptions)
+  })
 
   it.effect("is interrupted with its request, ends as that does", () =>
     Effect.gen(function*() {

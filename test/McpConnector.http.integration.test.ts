@@ -10,6 +10,7 @@ import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
 import { spawn } from "node:child_process"
 import { once } from "node:events"
@@ -304,6 +305,37 @@ for (const [sdk, connector] of generations) {
         yield* eventually(() => server.open.includes("GET"))
         assert.strictEqual(yield* call(session, "roots"), "file:///home/alice")
         assert.include(yield* call(session, "elicit", { message: "who?" }), "who?")
+      }))
+
+    it.live("has the caller open what the server asks for, and hears when that is done", () =>
+      Effect.gen(function*() {
+        const server = yield* HttpServer.start()
+        const opened: Array<string> = []
+        const { session } = yield* open(connector.http({
+          url: server.url,
+          urlElicitation: ({ elicitationId, url }, { key }) =>
+            Effect.sync(() => {
+              opened.push(`${key} ${elicitationId} ${url}`)
+              return { action: "accept" }
+            })
+        }))
+        yield* eventually(() => server.open.includes("GET"))
+        const completed = yield* Effect.forkChild(
+          Stream.runHead(
+            Stream.filter(session.notifications, ({ method }) => method === "notifications/elicitation/complete")
+          ),
+          { startImmediately: true }
+        )
+        assert.strictEqual(
+          yield* call(session, "consent", { url: "https://upstream.test/pay?for=this" }),
+          "{\"action\":\"accept\"}"
+        )
+        assert.deepStrictEqual(opened, ["alice 1 https://upstream.test/pay?for=this"])
+        assert.deepInclude(Option.getOrThrow(yield* Fiber.join(completed)).params, { elicitationId: "1" })
+
+        // It was not said that there is a form
+        const { reason } = yield* Effect.flip(call(session, "elicit", { message: "who?" }))
+        assert.strictEqual(reason._tag, "ProtocolFailure")
       }))
 
     describe("credentials", () => {

@@ -1,4 +1,4 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, inject, it } from "@effect/vitest"
 import type { StdioOptions } from "effect-mcp-sessions/Connector"
 import { Credentials, Identity } from "effect-mcp-sessions/Identity"
 import { InvalidOptions } from "effect-mcp-sessions/InvalidOptions"
@@ -14,7 +14,6 @@ import * as References from "effect/References"
 import * as Scope from "effect/Scope"
 import { existsSync, readFileSync } from "node:fs"
 import { join } from "node:path"
-import { fileURLToPath } from "node:url"
 import { type AnyConnector, type AnySession, generations } from "./support/generations.ts"
 import { isAlive, survivors } from "./support/processes.ts"
 import { makeHandle } from "./support/sessions.ts"
@@ -23,8 +22,6 @@ import { call } from "./support/tools.ts"
 
 class Pool extends Tag<Pool, AnySession, McpSessionError>()("test/Pool") {}
 
-const script = fileURLToPath(new URL("./support/servers/stdio.mjs", import.meta.url))
-
 const user = (name: string) => Identity.fromKey(name, { credentials: Credentials.bearer(`s3cret-token-of-${name}`) })
 const [alice, bob] = [user("alice"), user("bob")]
 
@@ -32,7 +29,7 @@ const [alice, bob] = [user("alice"), user("bob")]
 const fixture = (...behaviours: ReadonlyArray<string>) => {
   const pidFile = join(temporaryDirectory("mcp-standby-"), "pids")
   return {
-    options: { command: process.execPath, args: [script, ...behaviours], env: { PID_FILE: pidFile } },
+    options: { command: process.execPath, args: [inject("stdioServer"), ...behaviours], env: { PID_FILE: pidFile } },
     pids: () => existsSync(pidFile) ? readFileSync(pidFile, "utf8").trim().split("\n").map(Number) : []
   }
 }

@@ -74,6 +74,7 @@ const wrong: Readonly<
     requestTimeout: [0, "-1 seconds", Infinity, "soon", null],
     sampling: [5, {}, null],
     elicitation: [true],
+    urlElicitation: [{}],
     roots: [[]],
     timeout: ["1 second"]
   },
@@ -88,6 +89,26 @@ const wrong: Readonly<
     url: [undefined, "", "upstream", `ftp://${secret}@host`, `http://${secret}:x:y/`, 5, null],
     headers: ["a: b", { a: 5 }, { "": secret }, { "a b": secret }, { a: `${secret}\nx` }, null],
     forwardCredentials: ["yes", 1, null],
+    authorization: [
+      secret,
+      5,
+      null,
+      {},
+      { clientCredentials: { clientId: "a", clientSecret: Redacted.make(secret) } },
+      { clientCredentials: { clientId: "a", clientSecret: secret, issuer: "https://a" } },
+      { clientCredentials: { clientId: "a", issuer: "http://elsewhere.test" } },
+      {
+        clientCredentials: { clientId: "a", issuer: "https://a" },
+        tokenExchange: { clientId: "a", issuer: "https://a" }
+      },
+      { tokenExchange: { clientId: "a", issuer: "https://a", subject: secret } },
+      { authorizationCode: {} },
+      { authorizationCode: { redirectUrl: "http://localhost/callback", clientId: "a" } },
+      { authorizationCode: { redirectUrl: "http://localhost/callback", clientSecret: Redacted.make(secret) } },
+      { authorizationCode: { redirectUrl: "http://localhost/callback", timeout: 0 } },
+      { token: secret },
+      { token: () => Effect.never, refresh: secret }
+    ],
     fetch: [{}, "fetch", null],
     command: ["server"]
   },

@@ -2,36 +2,53 @@
  * An endpoint as a protected resource of OAuth: what a client is told by whom it can get a token, and what becomes of
  * tokens that are not for it. With an authorization server, over loopback.
  */
+import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
 import { assert, describe, it } from "@effect/vitest"
 import {
   discoverOAuthProtectedResourceMetadata,
   extractWWWAuthenticateParams,
+  type OAuthClientProvider,
   selectResourceURL
 } from "@modelcontextprotocol/sdk/client/auth.js"
+import { Client } from "@modelcontextprotocol/sdk/client/index.js"
+import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js"
 import { AccessDenied } from "effect-mcp-sessions/Identity"
 import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
+import * as McpConnector from "effect-mcp-sessions/McpConnector"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
+import { SessionPool } from "effect-mcp-sessions/SessionPool"
+import * as SessionRegistry from "effect-mcp-sessions/SessionRegistry"
 import type { JwtOptions } from "effect-mcp-sessions/TokenOptions"
 import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as HttpRouter from "effect/http/HttpRouter"
+import * as HttpServer from "effect/http/HttpServer"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
 import * as Tracer from "effect/Tracer"
+import type { IncomingMessage } from "node:http"
+import * as Https from "node:https"
+import { fileURLToPath } from "node:url"
 import { inspect } from "node:util"
+import * as Gateway from "../examples/gateway.ts"
 import { eventually, messagesOf, textOf } from "./support/answers.ts"
 import * as AuthorizationServer from "./support/authorizationServer.ts"
+import { selfSigned } from "./support/certificates.ts"
 import { openGuarded } from "./support/guarded.ts"
 import { many } from "./support/load.ts"
 import { type Endpoint, makeLog, makeServer, socket } from "./support/mcpHttp.ts"
 import { begin, beginAndUse, call, initialize, post, request } from "./support/requests.ts"
 
-const herd = many(200, 1_000)
+const herd = many(100, 1_000)
+const calls = many(100, 1_000)
+
+const stdio = new URL("support/servers/stdio.mjs", import.meta.url)
 
 /** What clients call the endpoint, wherever it is. */
 const resource = "https://mcp.example.com/mcp"
@@ -84,6 +101,28 @@ const start = Effect.fnUntraced(
 /** What a call of one tool needs. */
 const required: McpHttp.AuthorizationOptions["required"] = ({ method, params }) =>
   method === "tools/call" && params["name"] === "echo" ? ["files:read", "files:write"] : []
+
+/** Alice, who agrees to whatever her client is asked for. */
+class Consenting implements OAuthClientProvider {
+  readonly #onAsked: (asked: URLSearchParams) => void
+  #tokens: ReturnType<OAuthClientProvider["tokens"]>
+  #verifier = ""
+  readonly redirectUrl = "http://localhost:5173/callback"
+  readonly clientMetadata = { redirect_uris: [this.redirectUrl] }
+  constructor(onAsked: (asked: URLSearchParams) => void) {
+    this.#onAsked = onAsked
+  }
+  clientInformation = () => ({ client_id: "test" })
+  tokens = () => this.#tokens
+  saveTokens: OAuthClientProvider["saveTokens"] = (tokens) => {
+    this.#tokens = tokens
+  }
+  redirectToAuthorization: OAuthClientProvider["redirectToAuthorization"] = (url) => this.#onAsked(url.searchParams)
+  saveCodeVerifier = (verifier: string) => {
+    this.#verifier = verifier
+  }
+  codeVerifier = () => this.#verifier
+}
 
 const challengeOf = (response: Response) => response.headers.get("www-authenticate") ?? ""
 
@@ -139,6 +178,58 @@ describe.each(kinds)("McpHttp.%s with authorization", (_, open) => {
       const provider = {} as Parameters<typeof selectResourceURL>[1]
       const selected = yield* Effect.promise(() => selectResourceURL(endpoint.url, provider, expected))
       assert.strictEqual(selected?.href, endpoint.url)
+    }))
+
+  it.effect("a client of the SDK gets in by itself, and asks for more when a call needs more", () =>
+    Effect.gen(function*() {
+      const { endpoint, server } = yield* start(
+        open,
+        { authorization: { scopes: ["mcp:use"], required } },
+        // By which port it will be called nobody knows yet
+        { audience: "mcp" }
+      )
+      const { issuer } = server
+      server.answers.set("/.well-known/oauth-authorization-server", () => ({
+        body: {
+          issuer,
+          jwks_uri: server.jwksUri,
+          authorization_endpoint: `${issuer}/authorize`,
+          token_endpoint: `${issuer}/token`,
+          response_types_supported: ["code"],
+          code_challenge_methods_supported: ["S256"],
+          token_endpoint_auth_methods_supported: ["none"]
+        }
+      }))
+      const consented: Array<URLSearchParams> = []
+      server.answers.set("/token", (_request, body) => {
+        const asked = consented[Number(new URLSearchParams(body).get("code"))]!
+        return Effect.runPromise(Effect.map(
+          server.sign({ aud: ["mcp", asked.get("resource")!], scope: asked.get("scope")! }),
+          (token) => ({ body: { access_token: token, token_type: "Bearer" } })
+        ))
+      })
+      const authProvider = new Consenting((asked) => void consented.push(asked))
+      const transport = () => new StreamableHTTPClientTransport(new URL(endpoint.url), { authProvider })
+      const client = new Client({ name: "test", version: "0" })
+      const connect = (over: StreamableHTTPClientTransport) =>
+        Effect.tryPromise(() => client.connect(over as Parameters<typeof client.connect>[0]))
+      const first = transport()
+      yield* Effect.flip(connect(first))
+      yield* Effect.promise(() => first.finishAuth("0"))
+      const second = transport()
+      yield* connect(second)
+      const echo = Effect.tryPromise(() => client.callTool({ name: "echo", arguments: { message: "hi" } }))
+      yield* Effect.flip(echo)
+      assert.strictEqual(endpoint.calls(), 0)
+      yield* Effect.promise(() => second.finishAuth("1"))
+      assert.include(JSON.stringify((yield* echo).content), "hi")
+      assert.deepStrictEqual(
+        consented.map((asked) => [asked.get("resource"), asked.get("scope")]),
+        [[endpoint.url, "mcp:use"], [endpoint.url, "mcp:use files:read files:write"]]
+      )
+      // It is the session of before
+      assert.strictEqual(yield* endpoint.registry.size, 1)
+      yield* Effect.promise(() => client.close())
     }))
 
   it.effect("lets everybody read the metadata: without credentials, from any origin, and under no other name", () =>
@@ -202,7 +293,7 @@ describe.each(kinds)("McpHttp.%s with authorization", (_, open) => {
       server.keys = [yield* AuthorizationServer.makeKey("second")]
       yield* TestClock.adjust("20 seconds")
       assert.strictEqual((yield* echo(yield* sign({}))).status, 200)
-      const calls = endpoint.calls()
+      const before = endpoint.calls()
       const [header, payload] = (yield* sign({})).split(".") as [string, string]
       const none = Buffer.from(JSON.stringify({ alg: "none" })).toString("base64url")
       const stranger = yield* AuthorizationServer.make()
@@ -227,7 +318,7 @@ describe.each(kinds)("McpHttp.%s with authorization", (_, open) => {
           for (const part of token.split(".").filter((one) => one !== "")) assert.notInclude(body, part)
         }
       }
-      assert.strictEqual(endpoint.calls(), calls)
+      assert.strictEqual(endpoint.calls(), before)
       // None of it has touched alice's session
       const whole = yield* request(endpoint, "DELETE", { as: yield* sign({}), session, headers })
       assert.strictEqual(whole.status, 204)
@@ -412,6 +503,31 @@ describe.each(kinds)("McpHttp.%s with authorization", (_, open) => {
     }))
 })
 
+const issuedBy = (name: string) => ({ servers: [`https://${name}.example.com`] })
+
+describe("two McpHttp.layers with authorization in one router", () => {
+  it.effect("are two resources: each has its own metadata, and the first that of the root", () =>
+    Effect.gen(function*() {
+      class Second extends SessionRegistry.Operator<Second>()("test/Second") {}
+      const options = { server: makeServer(makeLog()) }
+      const app = Layer.merge(
+        McpHttp.layer({ ...options, path: "/one", authorization: issuedBy("one") }),
+        McpHttp.layer({ ...options, path: "/two", authorization: issuedBy("two"), sessions: Second })
+      )
+      const endpoint = yield* socket(app, IdentityResolver.layer({ mode: "required" }))
+      const { origin } = new URL(endpoint.url)
+      for (const [place, name] of [["/one", "one"], ["/two", "two"], ["", "one"]] as const) {
+        const found = yield* json(yield* get(endpoint, `/.well-known/oauth-protected-resource${place}`))
+        assert.deepInclude(found, {
+          resource: `${origin}/${name}`,
+          authorization_servers: [`https://${name}.example.com`]
+        })
+      }
+      const refused = yield* get(endpoint, "/two", { method: "POST" })
+      assert.include(challengeOf(refused), `resource_metadata="${origin}/.well-known/oauth-protected-resource/two"`)
+    }))
+})
+
 describe("McpHttp.layer with authorization in a router with a prefix", () => {
   it.effect("is called by its whole path, with parameters as they are in the request", () =>
     Effect.gen(function*() {
@@ -440,5 +556,91 @@ describe("McpHttp.layer with authorization in a router with a prefix", () => {
           path === "/mcp" ? 200 : 404
         )
       }
+    }))
+})
+
+describe("McpHttp.layer with authorization, before a pool of children,", () => {
+  it.effect(`alice's token is refreshed 20 times in ${calls} calls: one session here, one above, one child`, () =>
+    Effect.gen(function*() {
+      const server = yield* AuthorizationServer.make()
+      const command = { command: process.execPath, args: [fileURLToPath(stdio)] }
+      const pool = yield* Layer.build(SessionPool.layer({ connect: McpConnector.stdio(command) }))
+      const app = McpHttp.layer({
+        server: Gateway.byIdentity,
+        response: "json",
+        authorization: { servers: [server.issuer], resource }
+      })
+      const endpoint = yield* socket(Layer.provide(app, Layer.succeedContext(pool)), jwt(server))
+      let exp = 240
+      let as = yield* server.sign({ aud: resource, exp })
+      const session = yield* begin(endpoint, as)
+      const pids = new Set<string>()
+      for (let refresh = 0; refresh < 20; refresh++) {
+        for (let i = 0; i < calls / 20; i++) {
+          const answer = yield* post(endpoint, call("pid"), { as, session, headers })
+          assert.strictEqual(answer.status, 200)
+          pids.add(yield* textOf(answer))
+        }
+        yield* TestClock.adjust("4 minutes")
+        assert.strictEqual((yield* post(endpoint, call("pid"), { as, session, headers })).status, 401)
+        exp += 240
+        as = yield* server.sign({ aud: resource, exp, jti: `${refresh}` })
+      }
+      assert.lengthOf(pids, 1)
+      assert.strictEqual(yield* endpoint.registry.size, 1)
+      const { misses, size } = yield* Context.get(pool, SessionPool).stats
+      assert.deepStrictEqual({ misses, size }, { misses: 1, size: 1 })
+    }))
+})
+
+describe("McpHttp.layer with authorization over TLS", () => {
+  it.effect("is called https, and by no name that its callers make up", () =>
+    Effect.gen(function*() {
+      const certificate = selfSigned()
+      const app = McpHttp.layer({
+        server: makeServer(makeLog()),
+        allowedHosts: "*",
+        authorization: { servers: ["https://login.example.com"] }
+      })
+      const served = HttpRouter.serve(Layer.provide(app, IdentityResolver.layer({ mode: "required" })), {
+        disableLogger: true,
+        disableListenLog: true
+      })
+      const context = yield* Layer.build(Layer.provideMerge(
+        served,
+        NodeHttpServer.layer(() => Https.createServer(certificate), { port: 0, host: "127.0.0.1" })
+      ))
+      const { address } = Context.get(context, HttpServer.HttpServer)
+      const port = "port" in address ? address.port : 0
+      const ask = (host: string) =>
+        Effect.callback<IncomingMessage>((resume) => {
+          const sent = Https.request({
+            host: "127.0.0.1",
+            port,
+            path: "/mcp",
+            method: "POST",
+            headers: { host },
+            ca: certificate.cert,
+            // Of 127.0.0.1, whatever it is called
+            checkServerIdentity: () => undefined
+          }, (answer) => resume(Effect.succeed(answer.resume())))
+          sent.on("error", (error) => resume(Effect.die(error)))
+          sent.end()
+        })
+      for (
+        const [host, called] of [
+          [`127.0.0.1:${port}`, `https://127.0.0.1:${port}`],
+          ["MCP.example.com", "https://mcp.example.com"],
+          ["mcp.example.com:99999", "https://localhost"]
+        ] as const
+      ) {
+        const answer = yield* ask(host)
+        assert.strictEqual(answer.statusCode, 401, host)
+        assert.strictEqual(
+          answer.headers["www-authenticate"],
+          `Bearer realm="mcp", resource_metadata="${called}/.well-known/oauth-protected-resource/mcp"`
+        )
+      }
+      for (const host of ["mcp.example.com/evil", "a\"b", "a b"]) assert.strictEqual((yield* ask(host)).statusCode, 400)
     }))
 })

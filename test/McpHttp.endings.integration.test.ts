@@ -12,6 +12,7 @@ import type { McpSessionError } from "effect-mcp-sessions/McpSession"
 import { SessionPool } from "effect-mcp-sessions/SessionPool"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import { once } from "node:events"
@@ -161,6 +162,24 @@ const becomesFree = (endpoint: Endpoint) =>
   )
 
 const upgrade = ["Connection: Upgrade", "Upgrade: websocket"]
+
+describe.each(["json", "sse"] as const)(
+  "an answer by %s that ends after the server has stopped listening",
+  (response) => {
+    it.live("is complete, and does not hold up the server's end", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open({ response })
+        const session = yield* begin(endpoint)
+        const answered = send(endpoint, "POST", { session }, call("wait")).then((answer) => answer.text())
+        yield* eventually(() => endpoint.log.called.length === 1)
+        const closing = yield* Effect.forkChild(endpoint.close, { startImmediately: true })
+        endpoint.log.release()
+        assert.include(yield* Effect.promise(() => answered), "waited")
+        // Its connection would be kept for 3 seconds, for a request that can't come
+        yield* Fiber.join(closing).pipe(Effect.timeout("2 seconds"))
+      }))
+  }
+)
 
 describe("a peer that asks for another protocol", () => {
   it.live.each(["GET", "POST", "DELETE"])(

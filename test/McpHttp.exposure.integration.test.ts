@@ -20,19 +20,28 @@ import { makeLog, makeServer } from "./support/mcpHttp.ts"
 import { initialize } from "./support/requests.ts"
 
 const apps = [
-  ["layer", () => McpHttp.layer({ server: makeServer(makeLog()) })],
-  ["guard", () => Layer.merge(McpHttp.guard(), inside(makeInsideLog()))]
+  ["layer", (options: McpHttp.EndpointOptions) => McpHttp.layer({ server: makeServer(makeLog()), ...options })],
+  ["guard", (options: McpHttp.EndpointOptions) => Layer.merge(McpHttp.guard(options), inside(makeInsideLog()))]
 ] as const
 
 const isAdvice = (line: string) => line.includes("nobody verifies")
 
+const authorization = { servers: ["https://login.example.com"] }
+
 describe.each(apps)("McpHttp.%s", (name, app) => {
   /** What the log says when it listens there, and after two requests. */
-  const warnings = (host: string, resolver: Layer.Layer<IdentityResolver>) =>
+  const warnings = (
+    host: string,
+    resolver: Layer.Layer<IdentityResolver>,
+    options: McpHttp.EndpointOptions = {}
+  ) =>
     Effect.gen(function*() {
       const lines: Array<string> = []
       const logger = Logger.make(({ logLevel, message }) => void lines.push(`${logLevel} ${String(message)}`))
-      const served = HttpRouter.serve(Layer.provide(app(), resolver), { disableLogger: true, disableListenLog: true })
+      const served = HttpRouter.serve(Layer.provide(app(options), resolver), {
+        disableLogger: true,
+        disableListenLog: true
+      })
       const context = yield* Layer.build(
         Layer.orDie(Layer.provideMerge(served, NodeHttpServer.layer(() => createServer(), { port: 0, host })))
       ).pipe(Effect.provide(Logger.layer([logger])))
@@ -73,6 +82,18 @@ describe.each(apps)("McpHttp.%s", (name, app) => {
       assert.lengthOf(lines, 1)
     }))
 
+  it.live("warns wherever it is, if it tells clients to get tokens that nobody verifies", () =>
+    Effect.gen(function*() {
+      const required = Layer.orDie(IdentityResolver.layer({ mode: "required" }))
+      const started = yield* warnings("127.0.0.1", required, { authorization })
+      assert.strictEqual(started.atStart, 1)
+      assert.lengthOf(started.lines, 1)
+      assert.match(started.lines[0]!, new RegExp(`^Warn McpHttp\\.${name}: with "authorization" clients are told`))
+      const identify = IdentityResolver.layerIdentify(() => Effect.succeed("user:alice"))
+      const { atStart, lines } = yield* warnings("127.0.0.1", identify, { authorization })
+      assert.deepStrictEqual([atStart, lines.length], [0, 1])
+    }))
+
   it.live("says nothing on loopback, or where somebody verifies callers", () =>
     Effect.gen(function*() {
       const server = yield* AuthorizationServer.make()
@@ -90,5 +111,6 @@ describe.each(apps)("McpHttp.%s", (name, app) => {
       ) {
         assert.deepStrictEqual((yield* warnings(host, resolver)).lines, [])
       }
+      assert.deepStrictEqual((yield* warnings("0.0.0.0", Layer.orDie(jwt), { authorization })).lines, [])
     }))
 })

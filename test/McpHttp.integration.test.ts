@@ -1,4 +1,4 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, inject, it } from "@effect/vitest"
 import * as V2 from "@modelcontextprotocol/client"
 import { Client } from "@modelcontextprotocol/sdk/client/index.js"
 import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js"
@@ -16,6 +16,7 @@ import { spawn } from "node:child_process"
 import { once } from "node:events"
 import { fileURLToPath } from "node:url"
 import { eventually } from "./support/answers.ts"
+import { bundle } from "./support/bundle.ts"
 import { knowsIdsToTheByte, knowsOneIdOnly } from "./support/endpoints.ts"
 import { openGuarded } from "./support/guarded.ts"
 import { type Endpoint, makeLog, makeServer, socket } from "./support/mcpHttp.ts"
@@ -311,8 +312,9 @@ describe("whoever writes to the socket", () => {
 
 /** Runs one to its end, and reads what it said. */
 const run = Effect.fnUntraced(function*(name: string) {
-  const script = fileURLToPath(new URL(`./support/${name}`, import.meta.url))
-  const child = spawn(process.execPath, ["--import", "tsx", script], { stdio: ["ignore", "pipe", "inherit"] })
+  const file = fileURLToPath(new URL(`./support/${name}`, import.meta.url))
+  const [script] = yield* Effect.promise(() => bundle(inject("bundles"), [file]))
+  const child = spawn(process.execPath, [script], { stdio: ["ignore", "pipe", "inherit"] })
   let said = ""
   child.stdout.on("data", (data) => said += String(data))
   const [code] = yield* Effect.promise(() => once(child, "close")).pipe(

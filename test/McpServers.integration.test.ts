@@ -8,9 +8,8 @@ import * as Effect from "effect/Effect"
 import type * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs"
+import { mkdirSync, writeFileSync } from "node:fs"
 import { createRequire } from "node:module"
-import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { Credentials, Identity } from "../src/Identity.ts"
 import { McpServers } from "../src/McpServers.ts"
@@ -18,23 +17,19 @@ import { McpServersV2 } from "../src/McpServersV2.ts"
 import type { McpSession } from "../src/McpSession.ts"
 import { descendants, survivors } from "./support/processes.ts"
 import * as HttpServer from "./support/servers/http.ts"
+import { temporaryDirectory } from "./support/temporary.ts"
 
 const everything = createRequire(import.meta.url).resolve("@modelcontextprotocol/server-everything/dist/index.js")
 
 const writeServers = (config: unknown) =>
-  Effect.map(
-    Effect.acquireRelease(
-      Effect.sync(() => mkdtempSync(join(tmpdir(), "mcp-servers-"))),
-      (directory) => Effect.sync(() => rmSync(directory, { recursive: true }))
-    ),
-    (directory) => {
-      const file = join(directory, ".vscode", "mcp.json")
-      mkdirSync(join(directory, ".vscode"))
-      writeFileSync(file, JSON.stringify(config))
-      writeFileSync(join(directory, ".env"), "GREETED=from a file")
-      return file
-    }
-  )
+  Effect.sync(() => {
+    const directory = temporaryDirectory("mcp-servers-")
+    const file = join(directory, ".vscode", "mcp.json")
+    mkdirSync(join(directory, ".vscode"))
+    writeFileSync(file, JSON.stringify(config))
+    writeFileSync(join(directory, ".env"), "GREETED=from a file")
+    return file
+  })
 
 const handle = (identity: Identity) => ({
   retire: () => Effect.void,

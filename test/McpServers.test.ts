@@ -513,6 +513,7 @@ describe("McpServers", () => {
       requestTimeout: ["soon", 0, -1, NaN, Infinity, {}],
       sampling: [{}, true],
       elicitation: [{}, true],
+      urlElicitation: [{}, true],
       roots: [[], "/"],
       workspaceFolder: ["", 5, null],
       // The name of each server is in the configuration
@@ -562,6 +563,7 @@ describe("McpServers", () => {
           requestTimeout: undefined,
           sampling: undefined,
           elicitation: undefined,
+          urlElicitation: undefined,
           roots: undefined,
           workspaceFolder: undefined
         }

@@ -10,6 +10,7 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import { type AnySession, type Generation, generations } from "./support/generations.ts"
+import { many, underLoad } from "./support/load.ts"
 import * as Scripted from "./support/servers/scripted.ts"
 import { makeHandle } from "./support/sessions.ts"
 
@@ -244,7 +245,7 @@ for (const [sdk, connector, era] of speakers) {
         const changed = Scripted.event({ method: "notifications/tools/list_changed" })
         server.on("tool", (to, message) => {
           const stream = Scripted.stream(to)
-          stream.write(changed.repeat(20_000))
+          stream.write(changed.repeat(many(4_000, 20_000)))
           stream.end(Scripted.event({ id: message.id!, result: Scripted.resultOf(message) }))
         })
         yield* session.listTools()
@@ -252,6 +253,6 @@ for (const [sdk, connector, era] of speakers) {
         yield* session.listTools()
         assert.strictEqual(server.received.filter((name) => name === "tools/list").length, 2)
         assert.deepStrictEqual(handle.retired, [])
-      }))
+      }), underLoad)
   })
 }

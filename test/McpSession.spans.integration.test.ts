@@ -1,20 +1,17 @@
 /**
  * The client spans of sessions and their `traceparent`, by OpenTelemetry's conventions for MCP.
  */
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, inject, it } from "@effect/vitest"
 import type { CallToolResult } from "@modelcontextprotocol/sdk/types.js"
 import { Credentials, Identity } from "effect-mcp-sessions/Identity"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as HttpClient from "effect/http/HttpClient"
-import { fileURLToPath } from "node:url"
 import { type AnyConnector, generations } from "./support/generations.ts"
 import * as HttpServer from "./support/servers/http.ts"
 import { makeHandle } from "./support/sessions.ts"
 import { attributesOf, isFailed, makeRecorder, parentOf, traceparentOf } from "./support/spans.ts"
 import { textOf } from "./support/tools.ts"
-
-const script = fileURLToPath(new URL("./support/servers/stdio.mjs", import.meta.url))
 
 const identity = Identity.fromKey("alice", { credentials: Credentials.bearer("sk-live-SECRET") })
 
@@ -24,7 +21,7 @@ const open = (connect: AnyConnector) => connect(identity, makeHandle())
 const seen = (result: CallToolResult): { readonly meta?: string; readonly header?: string } =>
   JSON.parse(textOf(result) || "{}")
 
-const child = { command: process.execPath, args: [script] }
+const child = { command: process.execPath, args: [inject("stdioServer")] }
 
 for (const [sdk, connector] of generations) {
   describe(`spans of a session with ${sdk}`, { concurrent: true }, () => {

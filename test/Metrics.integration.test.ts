@@ -1,7 +1,7 @@
 /**
  * What an operator is shown by exporters, and what none of it shows.
  */
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, inject, it } from "@effect/vitest"
 import {
   Credentials,
   Identity,
@@ -24,8 +24,10 @@ import { spawn } from "node:child_process"
 import { once } from "node:events"
 import { createServer } from "node:http"
 import { createRequire } from "node:module"
+import { join } from "node:path"
 import { fileURLToPath } from "node:url"
 import { inspect } from "node:util"
+import { bundle } from "./support/bundle.ts"
 import { makeLog, makeServer, socket } from "./support/mcpHttp.ts"
 import * as HttpServer from "./support/servers/http.ts"
 import { makeRecorder } from "./support/spans.ts"
@@ -104,7 +106,9 @@ const root = fileURLToPath(new URL("..", import.meta.url))
 
 const example = (endpoint: string) =>
   Effect.promise(async () => {
-    const child = spawn(process.execPath, ["--import", "tsx", "examples/metrics.ts"], {
+    const file = join(root, "examples/metrics.ts")
+    const [bundled] = await bundle(inject("bundles"), [file], ["@modelcontextprotocol/*"])
+    const child = spawn(process.execPath, [bundled], {
       cwd: root,
       env: { ...process.env, OTEL_EXPORTER_OTLP_ENDPOINT: endpoint }
     })

@@ -2,7 +2,7 @@
  * What a pool tells in numbers. Each test has a registry of metrics of its own.
  */
 import { assert, describe, it } from "@effect/vitest"
-import { Identity, Metrics, SessionPool, SessionRegistry } from "effect-mcp-sessions"
+import { Identity, McpHttp, Metrics, SessionPool, SessionRegistry } from "effect-mcp-sessions"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Metric from "effect/Metric"
@@ -10,7 +10,10 @@ import * as PrometheusMetrics from "effect/observability/PrometheusMetrics"
 import type * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
 import { readFileSync } from "node:fs"
+import { textOf } from "./support/answers.ts"
 import { fork, settle } from "./support/fibers.ts"
+import { makeLog, makeServer, web } from "./support/mcpHttp.ts"
+import { begin, post } from "./support/requests.ts"
 
 class Refused extends Error {
   override readonly name = "Refused"
@@ -66,6 +69,41 @@ const states = (upstream: string, counts: Readonly<Record<string, number>>) =>
   Object.fromEntries(
     ["opening", "leased", "idle", "draining", "closing"].map((state) => [`${upstream} ${state}`, counts[state] ?? 0])
   )
+
+describe("metrics of a server", () => {
+  it.effect("take no names of strangers, nor keep what those have made up", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* web(McpHttp.layer({
+        server: (info) =>
+          Effect.tap(makeServer(makeLog())(info), (server) =>
+            Effect.sync(() => {
+              server.fallbackRequestHandler = ({ method }) =>
+                method === "acme/own" ? Promise.resolve({}) : Promise.reject(new Error("Method not found"))
+            }))
+      }))
+      const session = yield* begin(endpoint)
+      const ask = (method: string, id?: number) =>
+        Effect.flatMap(
+          post(endpoint, { jsonrpc: "2.0", method, ...(id === undefined ? {} : { id }) }, { session }),
+          textOf
+        )
+      for (let i = 0; i < 150; i++) {
+        yield* ask(`made-up/${i}`, i)
+      }
+      for (let i = 0; i < 150; i++) {
+        yield* ask(`notifications/made-up/${i}`)
+      }
+      yield* ask(`made-up/${"x".repeat(100_000)}`, 1_000)
+      yield* ask("tools/list", 1_001)
+      yield* ask("acme/own", 1_002)
+      const series = (yield* Metric.snapshot).filter(({ id }) => id === Metrics.all.serverOperationDuration.name)
+      const methods = new Set(
+        series.map(({ attributes }) => (attributes as Record<string, string>)["mcp.method.name"]!)
+      )
+      assert.deepStrictEqual(Array.from(methods).filter((method) => method.includes("made-up")), [])
+      assert.includeMembers(Array.from(methods), ["tools/list", "acme/own", "other"])
+    }))
+})
 
 describe("metrics of a pool", () => {
   it.effect("show its sessions by upstream and state, as they are when they are read", () =>

@@ -1,5 +1,12 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Identity, McpConnector, McpSessionError, PoolExhausted } from "effect-mcp-sessions"
+import {
+  Credentials,
+  Identity,
+  McpConnector,
+  McpSessionError,
+  PoolExhausted,
+  type SessionHandle
+} from "effect-mcp-sessions"
 import { ClusterNode } from "effect-mcp-sessions/ClusterNode"
 import { type RemoteSession, SessionCluster } from "effect-mcp-sessions/SessionCluster"
 import * as ClusterSchema from "effect/cluster/ClusterSchema"
@@ -8,10 +15,14 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
+import * as References from "effect/References"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
+import * as Tracer from "effect/Tracer"
 import * as Wire from "../src/internal/cluster/wire.ts"
 import {
   answer,
@@ -26,9 +37,12 @@ import {
   startNodes
 } from "./support/cluster.ts"
 import { fork, refused } from "./support/fibers.ts"
+import { makeWall } from "./support/wall.ts"
 
 const alice = Identity.fromKey("alice")
 const bob = Identity.fromKey("bob")
+
+const withToken = (token: string) => Identity.fromKey("alice", { credentials: Credentials.bearer(token) })
 
 const who = (session: RemoteSession) => answer(session, "who")
 
@@ -49,7 +63,7 @@ describe("SessionCluster", () => {
       const { memory, nodes, upstream } = yield* startNodes(["a", "b", "c"])
       const client = yield* startNode("client", clientLayer(memory, "client"))
       yield* TestClock.adjust("2 seconds")
-      const users = identities(24)
+      const users = identities(12)
       const answers = yield* passing(
         Effect.forEach(
           [...nodes, client],
@@ -61,7 +75,7 @@ describe("SessionCluster", () => {
         )
       )
       for (const other of answers) assert.deepStrictEqual(other, answers[0])
-      assert.strictEqual(upstream.opened.length, 24)
+      assert.strictEqual(upstream.opened.length, 12)
       assert.strictEqual(new Set(upstream.opened.map((name) => name.split(/[@#]/)[1])).size, 3)
     }))
 
@@ -300,7 +314,7 @@ describe("SessionCluster", () => {
       // A full pool at the owner
       const scope = yield* Scope.make()
       yield* passing(Scope.provide(other.cluster.get(alice), scope))
-      const users = identities(20)
+      const users = identities(6)
       const exits = yield* passing(
         Effect.forEach(users, (user) => Effect.exit(other.cluster.withSession(user, who))),
         50
@@ -374,6 +388,174 @@ describe("SessionCluster", () => {
       assert.strictEqual(upstream.closed.length, upstream.opened.length)
       assert.strictEqual(new Set(upstream.closed).size, upstream.closed.length)
       assert.strictEqual(upstream.overlaps(), 1)
+    }))
+
+  it.effect("sends the newest credentials to the session, and shows them to nobody", () =>
+    Effect.gen(function*() {
+      const secret = "sk-live-SECRET"
+      const spans: Array<Tracer.NativeSpan> = []
+      const logs: Array<string> = []
+      const tracer = Tracer.make({
+        span: (options) => {
+          const span = new Tracer.NativeSpan(options)
+          spans.push(span)
+          return span
+        }
+      })
+      const watched = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+        effect.pipe(
+          Effect.provideService(Tracer.Tracer, tracer),
+          Effect.provide(Logger.layer([
+            Logger.make((options) => void logs.push(JSON.stringify([options.message, String(options.cause)])))
+          ])),
+          Effect.provideService(References.MinimumLogLevel, "All")
+        )
+      yield* watched(Effect.gen(function*() {
+        const memory = ClusterNode.memory()
+        const upstream = makeUpstream()
+        const handles = new Map<string, SessionHandle>()
+        const nodes = yield* Effect.forEach(["a", "b"], (name) =>
+          startNode(
+            name,
+            SessionCluster.layer<Scope.Scope, never>({
+              connect: (identity, handle) => {
+                handles.set(identity.key, handle)
+                return upstream.connectAt(name)(identity, handle)
+              }
+            }).pipe(Layer.provideMerge(ClusterNode.layerMemory({ memory, name, keySecret })))
+          ))
+        yield* TestClock.adjust("12 seconds")
+        const newest = Effect.suspend(() => handles.get("alice")!.credentials).pipe(
+          Effect.map((found) => Redacted.value(Option.getOrThrow(found).token))
+        )
+        yield* passing(nodes[0]!.cluster.withSession(withToken(`${secret}-1`), who))
+        const { other, owner } = rolesOf(upstream, nodes, "alice")
+        assert.strictEqual(yield* newest, `${secret}-1`)
+        for (const [i, { cluster }] of [other, owner, other].entries()) {
+          yield* passing(cluster.withSession(withToken(`${secret}-${i + 2}`), who))
+          assert.strictEqual(yield* newest, `${secret}-${i + 2}`)
+        }
+        yield* inside(memory).cutOff(`${owner.name}:1`)
+        const failed = yield* passing(Effect.exit(other.cluster.withSession(withToken(`${secret}-9`), (session) =>
+          session.callTool({ name: "nobody" }))))
+        assert.strictEqual(failed._tag, "Failure")
+        assert.notInclude(String(failed), secret)
+        assert.notInclude(JSON.stringify(yield* passing(other.cluster.entries)), secret)
+        assert.notInclude(JSON.stringify(yield* passing(other.cluster.stats)), secret)
+      }))
+      assert.isAbove(spans.length, 5)
+      assert.isAbove(logs.length, 5)
+      const told = spans.map((span) =>
+        JSON.stringify([span.name, ...span.attributes, ...span.events])
+      )
+      for (const text of [...logs, ...told]) assert.notInclude(text, secret)
+    }))
+
+  it.effect("makes the trace of a call go on at its owner", () =>
+    Effect.gen(function*() {
+      const { nodes, upstream } = yield* startNodes(["a", "b"])
+      yield* passing(nodes[0]!.cluster.withSession(alice, who))
+      const { other } = rolesOf(upstream, nodes, "alice")
+      const traced = yield* passing(Effect.useSpan("caller", (span) =>
+        Effect.map(
+          Effect.withParentSpan(other.cluster.withSession(alice, (session) => answer(session, "trace")), span),
+          (said) => [said, span.traceId] as const
+        )))
+      assert.include(traced[0], traced[1])
+    }))
+
+  it.effect("opens another session when the owner's has lived for maxLifetime, for those of other nodes, too", () =>
+    Effect.gen(function*() {
+      const { nodes, upstream } = yield* startNodes(["a", "b"], { sessions: { maxLifetime: "10 seconds" } })
+      yield* passing(nodes[0]!.cluster.withSession(alice, who))
+      const { other } = rolesOf(upstream, nodes, "alice")
+      // Always in use, so that no lease ends by itself
+      for (let i = 0; i < 40; i++) {
+        yield* passing(other.cluster.withSession(alice, who))
+        yield* passing(Effect.sleep(500), 100)
+      }
+      assert.isAtLeast(upstream.opened.length, 2)
+      assert.isAtMost(upstream.opened.length, 3)
+    }))
+
+  it.effect("ends what it has before its locks can have run out, while the store is silent, and begins again", () =>
+    Effect.gen(function*() {
+      const { memory, nodes, upstream } = yield* startNodes(["a", "b"])
+      upstream.tools.hang = { run: () => new Promise(() => {}) }
+      yield* passing(nodes[0]!.cluster.withSession(alice, who))
+      const { other, owner } = rolesOf(upstream, nodes, "alice")
+      const calls = yield* Effect.forEach(
+        [other, owner],
+        ({ cluster }) => fork(cluster.withSession(alice, (session) => session.callTool({ name: "hang" })))
+      )
+      inside(memory).isStoreDown = true
+      yield* passing(Effect.sleep("10 seconds"), 100)
+      for (const calling of calls) {
+        const error = yield* Effect.flip(passing(Fiber.join(calling)))
+        assert.deepInclude((error as McpSessionError).reason, { _tag: "SessionClosed", requestSent: true })
+      }
+      assert.deepStrictEqual(upstream.closed, upstream.opened)
+      const refusal = yield* passing(Effect.flip(other.cluster.withSession(alice, who)), 500)
+      assert.strictEqual(refusal._tag, "ClusterUnavailable")
+      inside(memory).isStoreDown = false
+      yield* passing(other.cluster.withSession(alice, who), 100)
+      assert.strictEqual(upstream.overlaps(), 1)
+    }))
+
+  it.effect("serves nothing from a lock that may have run out, as after a freeze, and runs the call elsewhere", () =>
+    Effect.gen(function*() {
+      const wall = yield* makeWall
+      const { nodes, upstream } = yield* startNodes(["a", "b"], { on: wall.on })
+      yield* passing(nodes[0]!.cluster.withSession(alice, who))
+      const { other, owner } = rolesOf(upstream, nodes, "alice")
+      const session = yield* passing(other.cluster.get(alice))
+      yield* passing(session.ping())
+      yield* wall.jump(60_000)
+      const failed = yield* passing(Effect.flip(answer(session, "once", { id: 1 })), 1)
+      assert.deepInclude(failed.reason, { _tag: "SessionClosed", requestSent: false })
+      assert.strictEqual(upstream.runs.size, 0)
+      for (const { cluster } of [other, owner]) yield* passing(cluster.withSession(alice, who), 100)
+      assert.strictEqual(upstream.overlaps(), 1)
+    }))
+
+  it.effect("gives an exclusive session to one caller at a time, of whichever node", () =>
+    Effect.gen(function*() {
+      const { memory, nodes, upstream } = yield* startNodes(["a", "b"], { sessions: { leases: "exclusive" } })
+      const client = yield* startNode("client", clientLayer(memory, "client", { leases: "exclusive" }))
+      yield* TestClock.adjust("2 seconds")
+      let using = 0
+      let most = 0
+      const use = (session: RemoteSession) =>
+        Effect.gen(function*() {
+          most = Math.max(most, ++using)
+          yield* session.ping()
+          yield* Effect.sleep(10)
+          using--
+        })
+      const all = [...nodes, client]
+      yield* passing(Effect.forEach([...all, ...all], ({ cluster }) => cluster.withSession(alice, use), {
+        concurrency: "unbounded"
+      }))
+      assert.strictEqual(most, 1)
+      assert.strictEqual(upstream.opened.length, 1)
+    }))
+
+  it.effect("runs f again on a session that is there when its own has ended unasked", () =>
+    Effect.gen(function*() {
+      const { nodes, upstream } = yield* startNodes(["a", "b"])
+      const first = yield* passing(nodes[0]!.cluster.withSession(alice, who))
+      const { other, owner } = rolesOf(upstream, nodes, "alice")
+      yield* passing(other.cluster.withSession(alice, who))
+      // The lease that is kept does not know of it yet
+      const gone = yield* fork(owner.close)
+      let runs = 0
+      const again = yield* passing(other.cluster.withSession(alice, (session) => {
+        runs++
+        return who(session)
+      }))
+      assert.notStrictEqual(again, first)
+      assert.isAtMost(runs, 2)
+      yield* passing(Fiber.join(gone))
     }))
 
   it.effect("fails with ClusterUnavailable when nobody answers for locateTimeout", () =>

@@ -1,15 +1,23 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Credentials, Identity } from "effect-mcp-sessions/Identity"
-import { McpSessionError, SessionClosed, Unauthorized, Unreachable } from "effect-mcp-sessions/McpSession"
+import {
+  ConsentRequired,
+  McpSessionError,
+  SessionClosed,
+  Unauthorized,
+  Unreachable
+} from "effect-mcp-sessions/McpSession"
 import { type SessionPoolOptions, Tag } from "effect-mcp-sessions/SessionPool"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import * as TestClock from "effect/testing/TestClock"
 import { build, fork, outcome, settle } from "./support/fibers.ts"
+import { many, underLoad } from "./support/load.ts"
 import { Refused } from "./support/upstream.ts"
 
 type Failed = McpSessionError | Refused
@@ -62,6 +70,20 @@ const doubling = Schedule.exponential(100)
 describe("a failed connect", () => {
   for (const options of [{ failureTimeToLive: "1 hour" }, { failureBackoff: Schedule.spaced("1 hour") }] as const) {
     describe(`with ${Object.keys(options)[0]!}`, () => {
+      it.effect("for want of consent answers nobody: it may have been given by now", () =>
+        Effect.gen(function*() {
+          const wanted = mcp(
+            new ConsentRequired({ id: "1", url: Redacted.make("https://as.test"), requestSent: false })
+          )
+          const { dialled, told, visit } = yield* open(
+            (_, n) => n === 1 ? Effect.fail(wanted) : Effect.void,
+            options
+          )
+          assert.strictEqual(yield* told(user("alice")), wanted)
+          yield* visit(user("alice"))
+          assert.deepStrictEqual(dialled, ["alice", "alice"])
+        }))
+
       it.effect("of an expired token does not answer the fresh one", () =>
         Effect.gen(function*() {
           for (const error of [unauthorized, new Refused({ why: "expired" }), unreachable]) {
@@ -393,45 +415,49 @@ describe("failureBackoff", () => {
       assert.strictEqual((yield* pool.stats).failures, 6)
     }))
 
-  it.effect("keeps 300 identities of three upstreams apart, of which one hangs and one crashes at start", () =>
-    Effect.gen(function*() {
-      const starts: Array<number> = []
-      let now = 0
-      const { pool, visit } = yield* open(({ upstream }) => {
-        const name = Option.getOrThrow(upstream)
-        if (name === "hung") return Effect.never
-        if (name === "good") return Effect.sleep(5)
-        starts.push(now)
-        return Effect.andThen(Effect.sleep(5), Effect.fail(crashed))
-      }, {
-        capacity: 30,
-        capacityPerUpstream: 10,
-        failureBackoff: Schedule.exponential("1 second")
-      })
-      const everybody = users(100)
-      for (; now < 20_000; now += 1_000) {
-        yield* Effect.forEach(
-          ["hung", "crashing"],
-          (name) => Effect.forEach(everybody, (identity) => fork(Effect.exit(visit(identity.at(name)))))
+  it.effect(
+    "keeps the many identities of three upstreams apart, of which one hangs and one crashes at start",
+    () =>
+      Effect.gen(function*() {
+        const starts: Array<number> = []
+        let now = 0
+        const { pool, visit } = yield* open(({ upstream }) => {
+          const name = Option.getOrThrow(upstream)
+          if (name === "hung") return Effect.never
+          if (name === "good") return Effect.sleep(5)
+          starts.push(now)
+          return Effect.andThen(Effect.sleep(5), Effect.fail(crashed))
+        }, {
+          capacity: 30,
+          capacityPerUpstream: 10,
+          failureBackoff: Schedule.exponential("1 second")
+        })
+        const everybody = users(many(30, 100))
+        for (; now < 20_000; now += 1_000) {
+          yield* Effect.forEach(
+            ["hung", "crashing"],
+            (name) => Effect.forEach(everybody, (identity) => fork(Effect.exit(visit(identity.at(name)))))
+          )
+          // Many of ten places: each has its session when its turn has come, as if there were no others
+          const good = yield* Effect.forEach(everybody, (identity) => fork(visit(identity.at("good"))))
+          yield* TestClock.adjust(50)
+          assert.deepStrictEqual(new Set(good.map(outcome)), new Set(["success"]))
+          yield* TestClock.adjust(950)
+        }
+        const { upstreams } = yield* pool.stats
+        assert.deepStrictEqual(
+          upstreams.map(({ sessions, upstream }) => [upstream, sessions]).toSorted(),
+          [["good", 10], ["hung", 10]]
         )
-        // A hundred of ten places: each has its session when its turn has come, as if there were no others
-        const good = yield* Effect.forEach(everybody, (identity) => fork(visit(identity.at("good"))))
-        yield* TestClock.adjust(50)
-        assert.deepStrictEqual(new Set(good.map(outcome)), new Set(["success"]))
-        yield* TestClock.adjust(950)
-      }
-      const { upstreams } = yield* pool.stats
-      assert.deepStrictEqual(
-        upstreams.map(({ sessions, upstream }) => [upstream, sessions]).toSorted(),
-        [["good", 10], ["hung", 10]]
-      )
-      // Ten had begun when the first of them failed, and then it is 1, 2, 4 and 8 seconds
-      assert.deepStrictEqual(starts.map((start) => start / 1_000), [
-        ...Array.from({ length: 10 }, () => 0),
-        2,
-        5,
-        10,
-        19
-      ])
-    }))
+        // Ten had begun when the first of them failed, and then it is 1, 2, 4 and 8 seconds
+        assert.deepStrictEqual(starts.map((start) => start / 1_000), [
+          ...Array.from({ length: 10 }, () => 0),
+          2,
+          5,
+          10,
+          19
+        ])
+      }),
+    underLoad
+  )
 })

@@ -16,6 +16,7 @@ import * as Schema from "effect/Schema"
 import * as TestClock from "effect/testing/TestClock"
 import { fork, outcome, settle } from "./support/fibers.ts"
 import { a, b, c, d, identities } from "./support/identities.ts"
+import { many, underLoad } from "./support/load.ts"
 import { call, lease, openPool, openWith, type Pool, type PoolOptions, record, start, visit } from "./support/pool.ts"
 import { makeUpstream, Refused, refuseFirst, type TestSession } from "./support/upstream.ts"
 import { makeWall } from "./support/wall.ts"
@@ -385,10 +386,15 @@ describe("SessionPool invariants", () => {
 
     it.effect("what a connect had acquired that never ends nor can be interrupted, before its callers hear of it", () =>
       Effect.gen(function*() {
-        const upstream = makeUpstream({ handshake: () => Effect.uninterruptible(Effect.never) })
+        const upstream = makeUpstream({
+          handshake: () => Effect.uninterruptible(Effect.never),
+          hangUp: () => Effect.sleep(40)
+        })
         const pool = yield* openPool({ connect: upstream.connect, connectTimeout: 100, closeTimeout: 100 })
         const late = yield* fork(visit(pool, a))
-        yield* TestClock.adjust(200)
+        yield* TestClock.adjust(199)
+        assert.strictEqual(outcome(late), "waiting", "its place is taken until then")
+        yield* TestClock.adjust(1)
         assert.strictEqual(outcome(late), "ConnectTimeout")
         assert.deepStrictEqual(upstream.gone, ["a1"])
         yield* fork(visit(pool, b))
@@ -1051,66 +1057,81 @@ describe("SessionPool invariants", () => {
     })
   }
 
-  it.effect("hold for ten thousand that wait, though every open is synchronous: the stack stays flat", () =>
-    Effect.gen(function*() {
-      const { pool, upstream } = yield* start({ capacity: 1, acquireTimeout: "1 hour" })
-      const held = yield* lease(pool, a)
-      const callers = yield* Effect.forEach(
-        identities(10_000),
-        (identity) => fork(pool.withSession(identity, ({ name }) => Effect.succeed(name)))
-      )
-      assert.strictEqual((yield* pool.stats).waiting, 10_000)
-      yield* held.release
-      for (const caller of callers) assert.isTrue(Exit.isSuccess(yield* Fiber.await(caller)))
-      assert.strictEqual(upstream.peak, 1)
-      assert.strictEqual(upstream.opened.length, 10_001)
-    }))
+  // One that wakes the next from its own stack has none left after some 1,200
+  const thousands = many(3_000, 10_000)
 
-  it.effect("hold for ten thousand sessions that are retired in one step", () =>
+  it.effect(
+    "hold for thousands that wait, though every open is synchronous: the stack stays flat",
+    () =>
+      Effect.gen(function*() {
+        const { pool, upstream } = yield* start({ capacity: 1, acquireTimeout: "1 hour" })
+        const held = yield* lease(pool, a)
+        const callers = yield* Effect.forEach(
+          identities(thousands),
+          (identity) => fork(pool.withSession(identity, ({ name }) => Effect.succeed(name)))
+        )
+        assert.strictEqual((yield* pool.stats).waiting, thousands)
+        yield* held.release
+        for (const caller of callers) assert.isTrue(Exit.isSuccess(yield* Fiber.await(caller)))
+        assert.strictEqual(upstream.peak, 1)
+        assert.strictEqual(upstream.opened.length, thousands + 1)
+      }),
+    underLoad
+  )
+
+  it.effect("hold for thousands sessions that are retired in one step", () =>
     Effect.gen(function*() {
-      const { pool, upstream } = yield* start({ capacity: 10_000, idleTimeToLive: Duration.infinity })
-      for (const identity of identities(10_000)) yield* visit(pool, identity)
-      assert.strictEqual(yield* pool.invalidateWhere(() => true), 10_000)
+      const { pool, upstream } = yield* start({ capacity: thousands, idleTimeToLive: Duration.infinity })
+      for (const identity of identities(thousands)) yield* visit(pool, identity)
+      assert.strictEqual(yield* pool.invalidateWhere(() => true), thousands)
       yield* settle
-      assert.strictEqual(upstream.gone.length, 10_000)
+      assert.strictEqual(upstream.gone.length, thousands)
       assert.deepInclude(yield* pool.stats, { size: 0, closing: 0, draining: 0 })
-    }))
+    }), underLoad)
 
-  it.effect("hold for ten thousand that wait for opens that all fail at once: the stack stays flat", () =>
-    Effect.gen(function*() {
-      const { pool, upstream } = yield* openWith(() => ({
-        dial: ({ identity }) => identity.key === "a" ? Effect.void : Effect.fail(new Refused({ why: "no" }))
-      }), { capacity: 1, acquireTimeout: "1 hour" })
-      const held = yield* lease(pool, a)
-      const callers = yield* Effect.forEach(identities(10_000), (identity) => fork(visit(pool, identity)))
-      yield* held.release
-      yield* settle
-      assert.deepStrictEqual(new Set(callers.map(outcome)), new Set(["Refused"]))
-      assert.strictEqual(upstream.connects, 10_001)
-    }))
+  it.effect(
+    "hold for thousands that wait for opens that all fail at once: the stack stays flat",
+    () =>
+      Effect.gen(function*() {
+        const { pool, upstream } = yield* openWith(() => ({
+          dial: ({ identity }) => identity.key === "a" ? Effect.void : Effect.fail(new Refused({ why: "no" }))
+        }), { capacity: 1, acquireTimeout: "1 hour" })
+        const held = yield* lease(pool, a)
+        const callers = yield* Effect.forEach(identities(thousands), (identity) => fork(visit(pool, identity)))
+        yield* held.release
+        yield* settle
+        assert.deepStrictEqual(new Set(callers.map(outcome)), new Set(["Refused"]))
+        assert.strictEqual(upstream.connects, thousands + 1)
+      }),
+    underLoad
+  )
 
-  it.effect("hold for ten thousand waiting for opens that end in their callers' own leases: the stack stays flat", () =>
-    Effect.gen(function*() {
-      const { pool } = yield* openWith(() => ({}), { capacity: 1, acquireTimeout: "1 hour" })
-      const held = yield* lease(pool, a)
-      const callers = yield* Effect.forEach(
-        identities(10_000),
-        (identity) => fork(pool.withSession(identity, ({ handle }) => handle.retire("died")))
-      )
-      yield* held.release
-      yield* settle
-      assert.deepStrictEqual(new Set(callers.map(outcome)), new Set(["success"]))
-    }))
+  it.effect(
+    "hold for thousands waiting for opens that end in their callers' own leases: the stack stays flat",
+    () =>
+      Effect.gen(function*() {
+        const { pool } = yield* openWith(() => ({}), { capacity: 1, acquireTimeout: "1 hour" })
+        const held = yield* lease(pool, a)
+        const callers = yield* Effect.forEach(
+          identities(thousands),
+          (identity) => fork(pool.withSession(identity, ({ handle }) => handle.retire("died")))
+        )
+        yield* held.release
+        yield* settle
+        assert.deepStrictEqual(new Set(callers.map(outcome)), new Set(["success"]))
+      }),
+    underLoad
+  )
 
-  it.effect("hold for ten thousand that join one open: the stack stays flat", () =>
+  it.effect("hold for thousands that join one open: the stack stays flat", () =>
     Effect.gen(function*() {
       const { pool, upstream } = yield* openWith(() => ({ dial: () => Effect.sleep(1) }))
       const callers = yield* Effect.forEach(
-        Array.from({ length: 10_000 }),
+        Array.from({ length: thousands }),
         () => fork(pool.withSession(a, () => Effect.void))
       )
       yield* TestClock.adjust(1)
       assert.deepStrictEqual(new Set(callers.map(outcome)), new Set(["success"]))
       assert.strictEqual(upstream.connects, 1)
-    }))
+    }), underLoad)
 })

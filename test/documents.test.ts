@@ -21,10 +21,11 @@ import { Clock, Config, Console, Context, Data, Duration, Effect, Layer, Managed
 import { McpProtocol, McpServer } from "effect/ai"
 import { HttpRouter, HttpServerRequest } from "effect/http"
 import { PrometheusMetrics } from "effect/observability"
-import { CircuitBreaker, RateLimiter } from "effect/persistence"
+import { CircuitBreaker, KeyValueStore, RateLimiter } from "effect/persistence"
 import { TestClock } from "effect/testing"
 import { createServer } from "node:http"
 import { assert, it } from "@effect/vitest"
+import { ClientCredentialsProvider } from "@modelcontextprotocol/sdk/client/auth-extensions.js"
 import { Client } from "@modelcontextprotocol/sdk/client/index.js"
 import { Server } from "@modelcontextprotocol/sdk/server/index.js"
 import type { Transport } from "@modelcontextprotocol/sdk/shared/transport.js"
@@ -61,6 +62,12 @@ declare const testPool: Layer.Layer<SessionPool>
 declare const closed: Array<string>
 declare const protocols: readonly [typeof McpProtocol.v2025_11_25]
 declare const name: string
+declare const clientId: string
+declare const clientSecret: Redacted.Redacted
+declare const issuer: string
+declare const redirectUrl: string
+declare const fromVault: (identity: Identity) => Effect.Effect<Redacted.Redacted>
+declare const provider: ClientCredentialsProvider
 declare const url: string
 declare const token: string
 declare const headers: Record<string, string>

@@ -20,6 +20,8 @@ const rows: ReadonlyArray<ReadonlyArray<string>> = [
   ["McpConnector", "McpConnectorV2", "McpSession", "SessionPool", "SessionRegistry"],
   ["ClusterMembership", "Connector", "IdentityResolver", "Session", "SessionClusterError"],
   [
+    "Authorization",
+    "Consent",
     "Identity",
     "InvalidOptions",
     "McpServersError",
@@ -27,7 +29,8 @@ const rows: ReadonlyArray<ReadonlyArray<string>> = [
     "Metrics",
     "SessionPoolError",
     "SessionRegistryError",
-    "TokenOptions"
+    "TokenOptions",
+    "TokenStore"
   ]
 ]
 

@@ -10,23 +10,13 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { execFile } from "node:child_process"
-import {
-  cpSync,
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  symlinkSync,
-  writeFileSync
-} from "node:fs"
-import { tmpdir } from "node:os"
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs"
 import { basename, dirname, join } from "node:path"
 import { fileURLToPath } from "node:url"
 import packageJson from "../package.json" with { type: "json" }
 import * as Compiler from "./support/compiler.ts"
 import { underLoad } from "./support/load.ts"
+import { temporaryDirectory } from "./support/temporary.ts"
 
 const root = fileURLToPath(new URL("..", import.meta.url))
 
@@ -48,11 +38,6 @@ const run = (directory: string, command: string, ...args: ReadonlyArray<string>)
     return Effect.sync(() => child.kill("SIGKILL"))
   })
 
-const temporaryDirectory = Effect.acquireRelease(
-  Effect.sync(() => mkdtempSync(join(tmpdir(), "package-"))),
-  (directory) => Effect.sync(() => rmSync(directory, { recursive: true }))
-)
-
 const filesOf = (directory: string): ReadonlyArray<string> =>
   readdirSync(directory, { withFileTypes: true, recursive: true })
     .filter((entry) => entry.isFile())
@@ -63,7 +48,7 @@ class Unpacked extends Context.Service<Unpacked, { readonly directory: string }>
   static readonly layer = Layer.effect(
     Unpacked,
     Effect.gen(function*() {
-      const directory = yield* temporaryDirectory
+      const directory = temporaryDirectory("package-")
       const copy = join(directory, "copy")
       const absent = new Set(["node_modules", "dist", "build", "docs", ".git"].map((name) => join(root, name)))
       cpSync(root, copy, { recursive: true, filter: (source) => !absent.has(source) })
@@ -131,7 +116,7 @@ interface Module {
 
 /** What each module of the package declares. */
 const declarations = Effect.gen(function*() {
-  const directory = yield* temporaryDirectory
+  const directory = temporaryDirectory("package-")
   yield* install(directory, [...allPeers, "@types/node"])
   const compilerOptions = { module: "NodeNext", strict: true, types: ["node"] }
   const dist = join(directory, "node_modules", packageJson.name, "dist")
@@ -186,7 +171,7 @@ const compilers = [
  * peers, in `all` what needs the optional ones too.
  */
 const compiled = Effect.fnUntraced(function*(compiler: typeof compilers[number]) {
-  const directory = yield* temporaryDirectory
+  const directory = temporaryDirectory("package-")
   const [required, all] = [join(directory, "required"), join(directory, "all")]
   yield* install(required, [...requiredPeers, ...snippetNeeds])
   yield* install(all, [...allPeers, "@types/node"])
@@ -195,7 +180,7 @@ const compiled = Effect.fnUntraced(function*(compiler: typeof compilers[number])
   write(all, { "package.json": { type: "module" }, "subpaths.ts": subpaths, "library.ts": library })
   // Of the projects alone: above them are no packages
   const typeRoots = ["./all/node_modules/@types"]
-  const options = { ...compiler, target: "ES2022", types: ["node"], typeRoots, strict: true }
+  const options = { ...compiler, target: "ES2022", types: ["node"], typeRoots, strict: true, checkers: 1 }
   // The libraries are checked once, below, with what uses them
   const compilerOptions = { ...options, declaration: true, skipLibCheck: true }
   write(directory, { "tsconfig.json": { compilerOptions, include: ["*/*.ts"] } })
@@ -276,7 +261,7 @@ layer(Declared.layer.pipe(Layer.provideMerge(Unpacked.layer)), { excludeTestServ
           const [, file] = /^Save it as `([\w.]+)` in an empty folder/m.exec(readme)!
           const [, commands] = /^npm init -y\n(.*?)^```$/ms.exec(readme)!
           const [installs, runs] = commands!.trim().split("\n").map((command) => command.split(" "))
-          const directory = yield* temporaryDirectory
+          const directory = temporaryDirectory("package-")
           assert.deepStrictEqual(installs!.slice(0, 3), ["npm", "i", packageJson.name])
           yield* install(directory, installs!.slice(3))
           // What npm links the commands of packages as

@@ -7,10 +7,10 @@ import type { Client } from "@modelcontextprotocol/client"
 import { Identity, McpConnector, type McpSession, type McpSessionError, SessionPool } from "effect-mcp-sessions"
 import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
 import * as Effect from "effect/Effect"
-import { mkdtemp, readFile, realpath, rm } from "node:fs/promises"
-import { tmpdir } from "node:os"
+import { readFile, realpath } from "node:fs/promises"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
+import { temporaryDirectory } from "./support/temporary.ts"
 import { call } from "./support/tools.ts"
 
 class PoolV2 extends SessionPool.Tag<PoolV2, McpSession<Client>, McpSessionError>()("test/PoolV2") {}
@@ -18,10 +18,7 @@ class PoolV2 extends SessionPool.Tag<PoolV2, McpSession<Client>, McpSessionError
 const script = (name: string) =>
   fileURLToPath(new URL(`../node_modules/@modelcontextprotocol/server-${name}/dist/index.js`, import.meta.url))
 
-const directory = Effect.acquireRelease(
-  Effect.promise(async () => realpath(await mkdtemp(join(tmpdir(), "reference-servers-")))),
-  (path) => Effect.promise(() => rm(path, { recursive: true }))
-)
+const directory = Effect.promise(() => realpath(temporaryDirectory("reference-servers-")))
 
 const alice = Identity.fromKey("alice")
 const bob = Identity.fromKey("bob")

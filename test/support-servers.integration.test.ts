@@ -13,11 +13,11 @@ import {
   ToolListChangedNotificationSchema
 } from "@modelcontextprotocol/sdk/types.js"
 import * as Effect from "effect/Effect"
-import { mkdtempSync, readFileSync, rmSync } from "node:fs"
-import { tmpdir } from "node:os"
+import { readFileSync } from "node:fs"
 import { join } from "node:path"
 import { descendants, inGroup, isAlive, survivors } from "./support/processes.ts"
 import * as HttpServer from "./support/servers/http.ts"
+import { temporaryDirectory } from "./support/temporary.ts"
 import { textOf } from "./support/tools.ts"
 
 const script = inject("stdioServer")
@@ -33,8 +33,7 @@ const rejection = (promise: Promise<unknown>) =>
 /** A child that is killed when the test ends, however stubborn. */
 const stdio = (...behaviours: ReadonlyArray<string>) =>
   Effect.gen(function*() {
-    const directory = mkdtempSync(join(tmpdir(), "mcp-fixture-"))
-    const pidFile = join(directory, "pids")
+    const pidFile = join(temporaryDirectory("mcp-fixture-"), "pids")
     const transport = new StdioClientTransport({
       command: process.execPath,
       args: [script, ...behaviours],
@@ -48,7 +47,6 @@ const stdio = (...behaviours: ReadonlyArray<string>) =>
         const alive = pids().filter(isAlive)
         for (const pid of alive) process.kill(pid, "SIGKILL")
         assert.deepStrictEqual(yield* survivors(alive), [])
-        rmSync(directory, { recursive: true })
       })
     )
     return { transport, client, pids, connect: (options = {}) => client.connect(transport, options) }

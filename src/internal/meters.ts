@@ -52,6 +52,9 @@ export interface Meter {
 /** What is called everything that is beyond the bound of names. */
 export const other = "other"
 
+// What is longer is no name, and would be kept for ever
+const maxLength = 256
+
 /** The meter of the registry in the context; none if metrics are off. */
 export const make = (context: Context.Context<never>): Meter | undefined => {
   const settings = Context.get(context, Settings)
@@ -102,7 +105,7 @@ const makeMeter = (context: Context.Context<never>, series: Map<string, unknown>
       if (label === undefined) {
         const names = find("names", { name: kind }, {}, () => new Set<string>())
         label = (name) => {
-          if (names.size < maxNames) names.add(name)
+          if (names.size < maxNames && name.length <= maxLength) names.add(name)
           return names.has(name) ? name : other
         }
         bounds.set(kind, label)

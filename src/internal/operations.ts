@@ -7,6 +7,38 @@ import * as Meters from "./meters.ts"
 
 type AnyFiber = Fiber.Fiber<unknown, unknown>
 
+const methods: ReadonlySet<string> = new Set([
+  "completion/complete",
+  "elicitation/create",
+  "initialize",
+  "logging/setLevel",
+  "notifications/cancelled",
+  "notifications/initialized",
+  "notifications/progress",
+  "notifications/roots/list_changed",
+  "ping",
+  "prompts/get",
+  "prompts/list",
+  "resources/list",
+  "resources/read",
+  "resources/subscribe",
+  "resources/templates/list",
+  "resources/unsubscribe",
+  "roots/list",
+  "sampling/createMessage",
+  "server/discover",
+  "subscriptions/listen",
+  "tasks/cancel",
+  "tasks/get",
+  "tasks/list",
+  "tasks/result",
+  "tools/call",
+  "tools/list"
+])
+
+/** Whether the protocol has a method of this name: it takes no place among names that somebody may have made up. */
+export const isMethod = (name: string): boolean => methods.has(name)
+
 /** A moment of the fiber's monotonic clock, in seconds. */
 export const now = (fiber: AnyFiber): number => Number(fiber.getRef(Clock.Clock).monotonicTimeNanosUnsafe()) / 1e9
 
@@ -28,9 +60,11 @@ export const record = (
     known = new Map()
     histograms.set(meter, known)
   }
-  const method = meter.bound("method")(operation.method)
+  const method = isMethod(operation.method) ? operation.method : meter.bound("method")(operation.method)
   const server = operation.server && meter.bound("server")(operation.server)
-  const error = operation.error === undefined ? "" : meter.bound("error")(operation.error)
+  // A code is chosen by the other side, and takes no name from what is called by a word
+  const kind = /^-?\d+$/.test(operation.error ?? "") ? "code" : "error"
+  const error = operation.error === undefined ? "" : meter.bound(kind)(operation.error)
   const key = `${instrument.name} ${method} ${error} ${server}`
   let histogram = known.get(key)
   if (histogram === undefined) {

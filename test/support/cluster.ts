@@ -6,16 +6,23 @@ import { Identity, McpConnector } from "effect-mcp-sessions"
 import { ClusterMembership } from "effect-mcp-sessions/ClusterMembership"
 import { ClusterNode, type MemoryCluster, type MemoryOptions } from "effect-mcp-sessions/ClusterNode"
 import type { Connector } from "effect-mcp-sessions/Connector"
-import { type RemoteSession, SessionCluster, type SessionClusterOptions } from "effect-mcp-sessions/SessionCluster"
+import {
+  type ClientOptions,
+  type RemoteSession,
+  SessionCluster,
+  type SessionClusterOptions
+} from "effect-mcp-sessions/SessionCluster"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import { identity } from "effect/Function"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
 import { type Calls, makeCalls, makeServer, text, type Tool } from "./servers/tools.mjs"
+import type { Wall } from "./wall.ts"
 
 export const keySecret = Redacted.make("sixteen characters and more")
 
@@ -86,6 +93,8 @@ export const makeUpstream = (): Upstream => {
 export interface NodeOptions {
   readonly node?: Partial<MemoryOptions>
   readonly sessions?: Partial<SessionClusterOptions<never>>
+  /** Runs what builds a node, and with it all that the node does, on a clock of its own. */
+  readonly on?: Wall["on"]
 }
 
 export const inside = (memory: MemoryCluster) => memory["~effect-mcp-sessions/MemoryCluster"]
@@ -105,8 +114,8 @@ export const nodeLayer = (memory: MemoryCluster, upstream: Upstream, name: strin
     Layer.provideMerge(ClusterNode.layerMemory({ memory, name, keySecret, ...options.node }))
   )
 
-export const clientLayer = (memory: MemoryCluster, name: string) =>
-  SessionCluster.layerClient().pipe(
+export const clientLayer = (memory: MemoryCluster, name: string, options?: ClientOptions) =>
+  SessionCluster.layerClient(options).pipe(
     Layer.provideMerge(ClusterNode.layerMemoryClient({ memory, name, keySecret }))
   )
 
@@ -134,13 +143,14 @@ export interface Started {
 /** A node with a scope of its own, which is closed at the end of the test if it is not before. */
 export const startNode = (
   name: string,
-  layer: Layer.Layer<SessionCluster | ClusterMembership, unknown>
+  layer: Layer.Layer<SessionCluster | ClusterMembership, unknown>,
+  on: Wall["on"] = identity
 ): Effect.Effect<Started, unknown, Scope.Scope> =>
   Effect.gen(function*() {
     const scope = yield* Scope.make()
-    const context = yield* Layer.buildWithScope(layer, scope)
+    const context = yield* on(Layer.buildWithScope(layer, scope))
     const close = Scope.close(scope, Exit.void)
-    yield* Effect.addFinalizer(() => passing(close, 100))
+    yield* Effect.addFinalizer(() => passing(close, 1_000))
     return {
       name,
       close,
@@ -153,7 +163,10 @@ export const startNode = (
 export const startNodes = Effect.fnUntraced(function*(names: ReadonlyArray<string>, options: NodeOptions = {}) {
   const memory = ClusterNode.memory()
   const upstream = makeUpstream()
-  const nodes = yield* Effect.forEach(names, (name) => startNode(name, nodeLayer(memory, upstream, name, options)))
+  const nodes = yield* Effect.forEach(
+    names,
+    (name) => startNode(name, nodeLayer(memory, upstream, name, options), options.on)
+  )
   yield* TestClock.adjust("12 seconds")
   return { memory, upstream, nodes }
 })

@@ -157,7 +157,7 @@ export const check = Effect.fnUntraced(function*<Name extends string>(
     "effect-mcp-sessions": [join(root, "src/index.ts")],
     "effect-mcp-sessions/*": [join(root, "src/*.ts")]
   }
-  const compilerOptions = { lib, paths, noUnusedLocals: false, noUnusedParameters: false }
+  const compilerOptions = { lib, paths, noUnusedLocals: false, noUnusedParameters: false, checkers: 1 }
   write("tsconfig.json", JSON.stringify({ extends: join(root, "tsconfig.json"), compilerOptions, include: ["*.ts"] }))
   for (const [name, content] of Record.toEntries<Name, string>(files)) write(name, content)
   const { program } = yield* open(join(directory, "tsconfig.json"))

@@ -16,6 +16,7 @@ import * as HttpServer from "effect/http/HttpServer"
 import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import { createServer } from "node:http"
+import type { Socket } from "node:net"
 
 export interface Endpoint {
   /** Where the endpoint is, for clients of their own. */
@@ -56,6 +57,25 @@ export const web = (
     return { url: "http://localhost/mcp", fetch, registry: registry!, close }
   })
 
+/**
+ * A server whose end waits for no connection that nobody has used: to Node these are not idle. Undici has one to spare
+ * when a request was aborted, and keeps it for 3 seconds.
+ */
+const makeHttpServer = () => {
+  const server = createServer()
+  const unused = new Set<Socket>()
+  server.on("connection", (connection) => {
+    unused.add(connection)
+    connection.once("data", () => unused.delete(connection)).once("close", () => unused.delete(connection))
+  })
+  const close = server.close.bind(server)
+  server.close = (whenClosed) => {
+    for (const connection of unused) connection.destroy()
+    return close(whenClosed)
+  }
+  return server
+}
+
 export const socket = (
   app: App,
   resolver: Layer.Layer<IdentityResolver, InvalidOptions> = identities
@@ -63,7 +83,7 @@ export const socket = (
   Effect.gen(function*() {
     const scope = yield* Scope.fork(yield* Effect.scope)
     const served = HttpRouter.serve(Layer.provide(app, resolver), { disableLogger: true, disableListenLog: true }).pipe(
-      Layer.provideMerge(NodeHttpServer.layer(() => createServer(), { port: 0, host: "127.0.0.1" }))
+      Layer.provideMerge(NodeHttpServer.layer(makeHttpServer, { port: 0, host: "127.0.0.1" }))
     )
     const context = yield* Effect.orDie(Layer.buildWithScope(served, scope))
     const { address } = Context.get(context, HttpServer.HttpServer)

@@ -9,6 +9,7 @@ import type {
   CreateMessageResult,
   CreateMessageResultWithTools,
   ElicitRequestFormParams,
+  ElicitRequestURLParams,
   ElicitResult,
   Root
 } from "@modelcontextprotocol/sdk/types.js"
@@ -42,12 +43,14 @@ import * as Secrets from "../secrets.ts"
 import { version } from "../version.ts"
 import * as Fetch from "./fetch.ts"
 import { KnownSecrets } from "./knownSecrets.ts"
+import * as Oauth from "./oauth.ts"
 import * as ConnectorOptions from "./options.ts"
 import * as Refusals from "./refusals.ts"
 import { type ClientLike, mayBeDeaf, type MessageLike, type TransportLike } from "./sdk.ts"
 import type { OpenOptions, OpenTransport } from "./session.ts"
 import * as Standby from "./standby.ts"
 import * as Stdio from "./stdio.ts"
+import type * as Tokens from "./tokens.ts"
 
 /**
  * A generation of the SDK, with clients `C`, server transports `T` and options of its own `N`.
@@ -62,6 +65,7 @@ export interface Sdk<C extends ClientLike, T, N> {
     readonly environment: () => Readonly<Record<string, string>>
   }
   readonly http: MakeTransport
+  readonly oauth: Tokens.Sdk
   readonly sse: MakeTransport
   readonly pair: () => readonly [TransportLike, T]
   /** Whether a server may be one that has `initialize`. */
@@ -121,15 +125,17 @@ export const make = <C extends ClientLike, T, N = unknown>(sdk: Sdk<C, T, N>) =>
     options: Only<O, HttpOptions & N>
   ): Connector<Services<O>, C> => {
     ConnectorOptions.check(sdk.options.http, "http", options)
+    ConnectorOptions.checkAuthorization(sdk.module, "http", options)
     const read = options as HttpOptions<Services<O>>
-    const older = { plan: http(read, true, sdk.sse), open: sdk.opener("sse", options, undefined) }
+    const older = { plan: http(read, true, sdk.sse, sdk.oauth), open: sdk.opener("sse", options, undefined) }
     const fallback = sdk.mayBeOlder(options) ? older : undefined
-    return connector(read, http(read, false, sdk.http), sdk.opener("http", options, options), fallback)
+    return connector(read, http(read, false, sdk.http, sdk.oauth), sdk.opener("http", options, options), fallback)
   },
   sse: <O extends HttpOptions<unknown>>(options: Only<O, HttpOptions>): Connector<Services<O>, C> => {
     ConnectorOptions.check(sdk.options.sse, "sse", options)
+    ConnectorOptions.checkAuthorization(sdk.module, "sse", options)
     const read = options as HttpOptions<Services<O>>
-    return connector(read, http(read, true, sdk.sse), sdk.opener("sse", options, undefined))
+    return connector(read, http(read, true, sdk.sse, sdk.oauth), sdk.opener("sse", options, undefined))
   },
   inProcess: <R = never, O extends Options<unknown> = Options>(
     server: (identity: Identity) => Effect.Effect<ServerLike<T>, unknown, R | Scope.Scope>,
@@ -175,13 +181,18 @@ const openAs = <RT, R, C>(options: Options<R>, plan: Plan<RT>, open: Opener<C>) 
     return Effect.flatMap(handlers(options, plan), (handlers) => open(plan, handlers))
   })
 
-// Once, however often a generation has tried. The message has no secrets in it.
+// Once, however often a generation has tried. The message has no secrets in it. That somebody has to be asked is no
+// fault.
 const logged =
   ({ identity, server }: Pick<Plan<never>, "identity" | "server">) =>
   <A, R>(open: Effect.Effect<A, McpSessionError, R>): Effect.Effect<A, McpSessionError, R> =>
     Effect.tapError(
       open,
-      (error) => Effect.annotateLogs(Effect.logWarning(error.message), { server, session: identity.key })
+      (error) =>
+        Effect.annotateLogs(
+          error.reason._tag === "ConsentRequired" ? Effect.logDebug(error.message) : Effect.logWarning(error.message),
+          { server, session: identity.key }
+        )
     )
 
 /**
@@ -407,11 +418,13 @@ const lastLineLimit = 500
 const http = <R>(
   options: HttpOptions<R>,
   isStreamSession: boolean,
-  transportTo: MakeTransport
+  transportTo: MakeTransport,
+  oauth: Tokens.Sdk
 ) => {
   const url = new URL(options.url)
   const secrets = [
     ...Secrets.ofUrl(url),
+    ...ConnectorOptions.secretsOf(options.authorization),
     ...(typeof options.headers === "object" ? Secrets.ofRecord(options.headers) : [])
   ]
   return (identity: Identity, handle: SessionHandle): Plan<R> =>
@@ -422,8 +435,20 @@ const http = <R>(
         const context = yield* Effect.context<never>()
         const runPromise = Effect.runPromiseWith(context)
         const clock = yield* Clock.Clock
+        const own = holding(options.fetch ?? globalFetch, scrub)
+        const { authorization } = options
         const refusals = Refusals.make({
-          fetch: holding(options.fetch ?? globalFetch, scrub),
+          fetch: authorization === undefined ? own : yield* Oauth.make({
+            authorization,
+            sdk: oauth,
+            url,
+            fetch: own,
+            identity,
+            handle,
+            server: name,
+            scrub,
+            prepare: (effect) => prepared("authorization", name, effect)
+          }),
           now: () => clock.currentTimeMillisUnsafe(),
           whenLate: (f) => {
             const fiber = Effect.runForkWith(context)(Effect.andThen(Effect.sleep("2 seconds"), Effect.sync(f)))
@@ -528,18 +553,18 @@ const made = <A, R>(
 export interface Handlers {
   readonly capabilities: {
     readonly sampling?: Record<string, never>
-    readonly elicitation?: Record<string, never>
+    readonly elicitation?: { readonly form?: Record<string, never>; readonly url?: Record<string, never> }
     readonly roots?: Record<string, never>
   }
   readonly sampling: Handler<CreateMessageRequestParams, CreateMessageResult | CreateMessageResultWithTools> | undefined
-  readonly elicitation: Handler<ElicitRequestFormParams, ElicitResult> | undefined
+  readonly elicitation: Handler<ElicitRequestFormParams | ElicitRequestURLParams, ElicitResult> | undefined
   readonly roots: Handler<unknown, { roots: Array<Root> }> | undefined
 }
 
 type Handler<P, A> = (params: P, signal: AbortSignal) => Promise<A>
 
 const handlers = <R>(
-  { elicitation, roots, sampling }: Options<R>,
+  { elicitation, roots, sampling, urlElicitation }: Options<R>,
   { owner, scrub, server }: Pick<Plan<never>, "owner" | "scrub" | "server">
 ): Effect.Effect<Handlers, never, R> =>
   Effect.map(Effect.context<R>(), (context) => {
@@ -557,17 +582,27 @@ const handlers = <R>(
     return {
       capabilities: {
         ...(sampling === undefined ? {} : { sampling: {} }),
-        ...(elicitation === undefined ? {} : { elicitation: {} }),
+        ...(elicitation === undefined && urlElicitation === undefined
+          ? {}
+          : { elicitation: modes(elicitation, urlElicitation) }),
         ...(roots === undefined ? {} : { roots: {} })
       },
       sampling: sampling &&
         handler("sampling/createMessage", (params) => Effect.flatMap(owner, (identity) => sampling(params, identity))),
-      elicitation: elicitation &&
-        handler("elicitation/create", (params) => Effect.flatMap(owner, (identity) => elicitation(params, identity))),
+      elicitation: (elicitation ?? urlElicitation) &&
+        handler("elicitation/create", (params) =>
+          Effect.flatMap(owner, (identity) =>
+            // The SDK refuses a mode that this client does not declare before it comes here
+            params.mode === "url" ? urlElicitation!(params, identity) : elicitation!(params, identity))),
       roots: roots &&
         handler("roots/list", () => Effect.map(Effect.flatMap(owner, roots), (found) => ({ roots: [...found] })))
     }
   })
+
+// 2025-11-25, client/elicitation#capabilities: an empty object is form mode alone, as servers of older revisions know
+// it
+const modes = (form: unknown, url: unknown) =>
+  url === undefined ? {} : { ...(form === undefined ? {} : { form: {} }), url: {} }
 
 // What the server is told: the reason stays here
 const unanswered = new Error("The client could not answer this request")

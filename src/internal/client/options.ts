@@ -4,9 +4,19 @@
  */
 import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
+import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
+import type {
+  Authorization,
+  AuthorizationCode,
+  ClientAuthentication,
+  ClientCredentials,
+  TokenExchange,
+  TokenSource
+} from "../../Authorization.ts"
 import type { HttpOptions, Options, PerIdentity, Standby, StdioOptions } from "../../Connector.ts"
 import { InvalidOptions } from "../../InvalidOptions.ts"
+import { isTrusted } from "../../TokenOptions.ts"
 import * as Declare from "../options.ts"
 
 /**
@@ -143,6 +153,126 @@ export const checkStandby = (module: string, { env, roots, standby }: StdioOptio
 }
 
 // -----------------------------------------------------------------------------
+// Authorization
+// -----------------------------------------------------------------------------
+
+const redacted = Declare.custom<Redacted.Redacted, Redacted.Redacted>({
+  rule: "a Redacted text that is not empty",
+  read: Option.liftPredicate((value): value is Redacted.Redacted =>
+    Redacted.isRedacted(value) && typeof Redacted.value(value) === "string" && Redacted.value(value) !== ""
+  ),
+  isSecret: true
+})
+
+const signingKey = Declare.custom<NonNullable<ClientAuthentication["privateKey"]>, unknown>({
+  rule: "a key that is a Redacted text, and its algorithm",
+  read: Option.liftPredicate((value) =>
+    Predicate.isReadonlyObject(value) && typeof value["algorithm"] === "string" &&
+    Option.isSome(redacted.read(value["key"]))
+  ),
+  isSecret: true
+})
+
+const trusted = Declare.custom<string | URL, string | URL>({
+  rule: "an https URL, or http on loopback, without a user",
+  read: Option.liftPredicate((value): value is string | URL =>
+    (typeof value === "string" || value instanceof URL) && URL.canParse(String(value)) && isTrusted(new URL(value))
+  )
+})
+
+const client = {
+  clientId: Declare.required(text),
+  clientSecret: Declare.optional(redacted),
+  privateKey: Declare.optional(signingKey),
+  issuer: Declare.required(trusted),
+  scope: Declare.optional(text)
+}
+
+const metadata = Declare.custom<object, unknown>({
+  rule: "an object",
+  read: Option.liftPredicate(Predicate.isReadonlyObject)
+})
+
+/** By the property that says which it is. */
+const authorizations: Readonly<Record<string, (given: unknown) => Result.Result<unknown, InvalidOptions>>> = {
+  clientCredentials: Declare.declare<ClientCredentials>()({ module: "Authorization" }, client).parse,
+  tokenExchange: Declare.declare<TokenExchange>()({ module: "Authorization" }, {
+    ...client,
+    audience: Declare.optional(text),
+    subjectTokenType: Declare.optional(text)
+  }).parse,
+  authorizationCode: Declare.declare<AuthorizationCode>()({ module: "Authorization" }, {
+    ...client,
+    clientId: Declare.optional(text),
+    issuer: Declare.optional(trusted),
+    redirectUrl: Declare.required(url),
+    clientMetadataUrl: Declare.optional(text),
+    clientMetadata: Declare.optional(metadata),
+    timeout: Declare.withDefault(Declare.timeout, "10 minutes")
+  }).parse
+}
+
+const tokenSource = Declare.declare<TokenSource>()({ module: "Authorization" }, {
+  token: Declare.required(Declare.fn),
+  refresh: Declare.optional(Declare.fn)
+})
+
+/** What is wrong with it, worded to follow the option's name. */
+const issueOfAuthorization = (given: unknown): string | undefined => {
+  if (typeof given === "function") return undefined
+  const ways = "a function of an identity, or one of clientCredentials, tokenExchange, authorizationCode and token"
+  if (!Predicate.isReadonlyObject(given)) return `must be ${ways}`
+  const [way, ...others] = Object.keys(given)
+  const parse = authorizations[way ?? ""]
+  if ("token" in given) return issueIn("", tokenSource.parse(given))
+  if (way === undefined || parse === undefined || others.length > 0) return `must be ${ways}`
+  const issue = issueIn(`${way}.`, parse(given[way]))
+  if (issue !== undefined || way !== "authorizationCode") return issue
+  const { clientId, clientSecret, issuer, privateKey: key } = given[way] as AuthorizationCode
+  if (clientId !== undefined && issuer === undefined) return "must have authorizationCode.issuer, who knows the client"
+  return clientId === undefined && (clientSecret !== undefined || key !== undefined)
+    ? "must have authorizationCode.clientId, whose secret it is"
+    : undefined
+}
+
+const issueIn = (path: string, parsed: Result.Result<unknown, InvalidOptions>): string | undefined =>
+  Result.isFailure(parsed)
+    // What it was is not said, as it may be a secret in the wrong place
+    ? `is not right: ${path}${parsed.failure.option} ${parsed.failure.issue.replace(/, got .*$/s, "")}`
+    : undefined
+
+const authorizationKind = Declare.custom<Authorization<unknown>, Authorization<unknown>>({
+  rule: "a way to tokens",
+  // What is wrong with it is said by `checkAuthorization`
+  read: (value) => Option.some(value as Authorization<unknown>),
+  isSecret: true
+})
+
+/**
+ * Throws what is wrong with the way to tokens.
+ */
+export const checkAuthorization = (
+  module: string,
+  method: string,
+  { authorization, forwardCredentials }: Pick<HttpOptions<unknown>, "authorization" | "forwardCredentials">
+): void => {
+  if (authorization === undefined) return
+  const issue = forwardCredentials === true
+    ? "can't be had with forwardCredentials: a request has one token, of the caller's own or for this server"
+    : issueOfAuthorization(authorization)
+  if (issue !== undefined) throw new InvalidOptions({ module, method, option: "authorization", issue })
+}
+
+/** What is secret in it from the start. */
+export const secretsOf = (authorization: Authorization<unknown> | undefined): ReadonlyArray<string> => {
+  if (typeof authorization !== "object" || "token" in authorization) return []
+  const [given] = Object.values<Partial<ClientAuthentication>>(authorization)
+  return [given?.clientSecret, given?.privateKey?.key].flatMap((secret) =>
+    secret === undefined ? [] : [Redacted.value(secret)]
+  )
+}
+
+// -----------------------------------------------------------------------------
 // Declarations
 // -----------------------------------------------------------------------------
 
@@ -154,6 +284,7 @@ const common = {
   listTimeToLive: Declare.withDefault(Declare.span, "1 minute"),
   sampling: Declare.optional(Declare.fn),
   elicitation: Declare.optional(Declare.fn),
+  urlElicitation: Declare.optional(Declare.fn),
   roots: Declare.optional(Declare.fn)
 } satisfies Declare.DeclarationOf<Options>
 
@@ -182,6 +313,7 @@ export const http = {
   ...common,
   url: Declare.required(url),
   headers: Declare.optional(perIdentity("a record of headers, or a function of an identity", issueOfHeaders)),
+  authorization: Declare.optional(authorizationKind),
   forwardCredentials: Declare.withDefault(Declare.boolean, false),
   fetch: Declare.optional(Declare.fn, { shown: "the global `fetch`" })
 } satisfies Declare.DeclarationOf<HttpOptions>

@@ -3,6 +3,7 @@
  */
 import type { CredentialScheme } from "../../Identity.ts"
 import {
+  ConsentRequired,
   Forbidden,
   HttpFailure,
   McpSessionError,
@@ -44,6 +45,11 @@ export const reasonOf = (
   const isSent = refusal?.isRedirected === true
   if (own !== undefined) {
     const { reason } = own
+    if (reason._tag === "ConsentRequired") {
+      return isSent
+        ? new ConsentRequired({ ...reason, requestSent: true })
+        : reason
+    }
     if (reason._tag !== "PreparationFailed") return own
     return isSent ? new PreparationFailed({ ...reason, requestSent: true }) : reason
   }

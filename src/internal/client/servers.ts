@@ -226,5 +226,6 @@ export const options = {
   listTimeToLive: Options.withDefault(Options.span, "1 minute"),
   sampling: Options.optional(Options.fn),
   elicitation: Options.optional(Options.fn),
+  urlElicitation: Options.optional(Options.fn),
   roots: Options.optional(Options.fn)
 }

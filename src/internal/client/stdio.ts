@@ -46,8 +46,8 @@ export const stderrLineLimit = 8192
 
 const newline = 10
 
-// What is read in one turn of the loop: a line that is no message costs the SDK half a millisecond, and a pipe holds
-// 20,000 of them. Everybody else's timers would wait for that.
+// What is read in one turn of the loop: a line that is no message costs the SDK half a millisecond, one of stderr its
+// search for secrets, and a pipe holds 30,000 of them. Everybody else's timers would wait for that.
 const linesATurn = 32
 
 // How long what an exited child has left in its pipe is read, in milliseconds: whoever holds the pipe may still write
@@ -168,49 +168,79 @@ const fromChild = (
     isReading = false
     child.stdout!.resume()
   }
-  child.stdout!.on("data", read)
+  let chunks = 0
+  child.stdout!.on("data", (chunk: Buffer) => {
+    chunks++
+    read(chunk)
+  })
   // It can't answer any more. Most are about to exit, and with what says more than this
   child.stdout!.once("close", () => {
     setTimeout(() => closeBecause("the server has closed its stdout"), lastWords).unref()
   })
-  const flushLines = lines(child, onStderr)
+  const stderr = lines(child, onStderr)
   child.on("error", report)
   stdin.on("error", report)
   child.stdout!.on("error", report)
-  // The pipe may hold the child's last words: two turns of the loop read what is there, however long its other holders
-  // live. "close" would wait for them.
+  // The pipes may hold the child's last words: what is there is read in two turns of the loop, and in two more after
+  // each piece of it, however long their other holders live. "close" would wait for them.
   const onExit = () => {
-    flushLines()
+    stderr.flush()
     close()
   }
-  const onceRead = () => isReading ? void setImmediate(onceRead) : onExit()
+  const onceRead = (turns: number, known: number) => {
+    const pieces = chunks + stderr.chunks()
+    if (isReading || stderr.isReading() || pieces > known) return void setImmediate(onceRead, 0, pieces)
+    if (turns < 2) return void setImmediate(onceRead, turns + 1, pieces)
+    onExit()
+  }
   child.once("exit", () => {
     setTimeout(onExit, lastLines).unref()
-    setImmediate(() => setImmediate(onceRead))
+    setImmediate(onceRead, 1, chunks + stderr.chunks())
   })
   return transport
 }
 
 /**
- * Calls `onLine` with each line of the child's stderr. The result does so with the one that has no end yet.
+ * Calls `onLine` with each line of the child's stderr. `flush` does so with the one that has no end yet.
  */
-const lines = (child: ChildProcess, onLine: (line: string) => void): () => void => {
+const lines = (
+  child: ChildProcess,
+  onLine: (line: string) => void
+): { readonly isReading: () => boolean; readonly chunks: () => number; readonly flush: () => void } => {
+  const stderr = child.stderr!
   let line = ""
+  let isReading = false
   const flush = () => {
     if (line !== "") onLine(line)
     line = ""
   }
-  child.stderr!.setEncoding("utf8")
-  child.stderr!.on("data", (chunk: string) => {
-    const [rest, ...more] = chunk.split("\n")
-    line = (line + rest).slice(0, stderrLineLimit)
-    for (const next of more) {
+  const read = (text: string): void => {
+    let start = 0
+    for (let count = 0;; count++) {
+      if (count === linesATurn) {
+        isReading = true
+        stderr.pause()
+        return void setImmediate(read, text.slice(start))
+      }
+      const end = text.indexOf("\n", start)
+      const piece = end === -1 ? text.slice(start) : text.slice(start, end)
+      line = (line + piece).slice(0, stderrLineLimit)
+      if (end === -1) break
       flush()
-      line = next.slice(0, stderrLineLimit)
+      start = end + 1
     }
+    if (!isReading) return
+    isReading = false
+    stderr.resume()
+  }
+  let chunks = 0
+  stderr.setEncoding("utf8")
+  stderr.on("data", (text: string) => {
+    chunks++
+    read(text)
   })
-  child.stderr!.on("error", () => {})
+  stderr.on("error", () => {})
   // Not "end": that never comes when the pipe is let go of while somebody still holds its other end
-  child.stderr!.once("close", flush)
-  return flush
+  stderr.once("close", flush)
+  return { isReading: () => isReading, chunks: () => chunks, flush }
 }

@@ -24,10 +24,11 @@ import * as Tracer from "effect/Tracer"
 import type { ClusterMember } from "../../ClusterMembership.ts"
 import type { SessionHandle } from "../../Connector.ts"
 import type { Identity } from "../../Identity.ts"
-import { McpSessionError, SessionClosed, type SessionExpired } from "../../McpSessionError.ts"
+import { McpSessionError, type McpSessionErrorReason, SessionClosed } from "../../McpSessionError.ts"
 import type { ListOptions, ProgressOptions, RemoteSession } from "../../Session.ts"
 import { ClusterUnavailable } from "../../SessionClusterError.ts"
 import type { SessionPoolError } from "../../SessionPoolError.ts"
+import * as Sent from "../sent.ts"
 import * as Codec from "./codec.ts"
 import { nameOf } from "./fence.ts"
 import type { Node, Peer } from "./node.ts"
@@ -44,6 +45,10 @@ export interface Lease {
   readonly handle: SessionHandle
   /** Undefined where the owner is this node. */
   readonly peer: Peer | undefined
+  /** What was sent on it, so that nothing is repeated that may have run. */
+  readonly sent: Sent.Sent
+  /** The errors that say of a call that it was not run. */
+  readonly unrun: WeakMap<object, Unrun>
   /** The last of its calls. */
   seq: number
   /** The owner's word is that it knows these. */
@@ -53,24 +58,30 @@ export interface Lease {
 
 export interface Caller {
   readonly lease: (identity: Identity, handle: SessionHandle) => Effect.Effect<Lease, LeaseError, Scope.Scope>
-  readonly session: (lease: Lease, identity: Identity, account: Account) => RemoteSession
+  readonly session: (lease: Lease, identity: Identity) => RemoteSession
   readonly invalidate: (identity: Identity) => Effect.Effect<boolean, ClusterUnavailable>
 }
 
-/** What was asked within one lease of one caller. */
-export interface Account {
-  inFlight: number
-  /** Whether anything of it may have run. */
-  hasRun: boolean
-  /** The errors that say that this very call was not run. */
-  readonly unrun: WeakSet<object>
-}
+/**
+ * Why whoever failed with an error of a lease may be run again, from the start, on another one: a call was not run,
+ * because the session has moved or because it has ended.
+ */
+export type Unrun = "moved" | "ended"
 
-export const makeAccount = (): Account => ({ inFlight: 0, hasRun: false, unrun: new WeakSet() })
-
-/** Whether whoever failed with this may be run again, from the start, on another lease. */
-export const isRepeatable = ({ hasRun, inFlight, unrun }: Account, error: unknown): boolean =>
-  !hasRun && inFlight === 0 && typeof error === "object" && error !== null && unrun.has(error)
+/** Runs `f` with the session, and tells of an error whether `f` may be run again. */
+export const use = <A, E, R>(
+  lease: Lease,
+  f: Effect.Effect<A, E, R>
+): Effect.Effect<A, { readonly error: E; readonly unrun: Unrun | undefined }, R> =>
+  Effect.withFiber((fiber) => {
+    const within = Sent.makeLease(lease.sent, Context.get(fiber.context, Sent.CurrentLease))
+    return Effect.mapError(Effect.provideService(f, Sent.CurrentLease, within), (error) => ({
+      error,
+      unrun: typeof error === "object" && error !== null && !Sent.mayHaveRun(within)
+        ? lease.unrun.get(error)
+        : undefined
+    }))
+  })
 
 export const make = Effect.fnUntraced(function*(options: {
   readonly node: Node
@@ -156,6 +167,8 @@ export const make = Effect.fnUntraced(function*(options: {
       facts: Codec.parseFacts(facts),
       handle,
       peer,
+      sent: Sent.make(true),
+      unrun: new WeakMap(),
       seq: 0,
       presented: identity,
       isOver: listening.pollUnsafe() !== undefined
@@ -183,7 +196,7 @@ export const make = Effect.fnUntraced(function*(options: {
   // Calls
   // ---------------------------------------------------------------------------
 
-  const session: Caller["session"] = (on, identity, account) => {
+  const session: Caller["session"] = (on, identity) => {
     const server = on.facts.serverInfo.name
     const closed = (method: string, requestSent: boolean) =>
       new McpSessionError({ reason: new SessionClosed({ requestSent }), method, server })
@@ -193,35 +206,34 @@ export const make = Effect.fnUntraced(function*(options: {
       const found = Cause.findErrorOption(cause)
       const error = Option.isSome(found) ? Codec.crossed(found.value) : undefined
       if (error instanceof McpSessionError) {
-        const { reason } = error
-        if (reason._tag === "SessionExpired" && isRefused(reason)) account.unrun.add(error)
-        const isLost = reason._tag === "SessionClosed" || reason._tag === "SessionExpired" ||
-          reason._tag === "Unreachable"
-        return Effect.andThen(isLost ? on.handle.retire("died") : Effect.void, Effect.fail(error))
+        if (!isLost(error.reason)) return Effect.fail(error)
+        if (isUnrunAtOwner(error.reason)) on.unrun.set(error, "ended")
+        return Effect.andThen(on.handle.retire("died"), Effect.fail(error))
       }
       // A handler of the caller's own
       if (error === undefined && Cause.hasDies(cause)) return Effect.failCause(cause as Cause.Cause<never>)
       const isUnrun = error instanceof Wire.Refused ? !error.seen : isUnsent(error)
       const failed = closed(method, !isUnrun)
-      if (isUnrun) account.unrun.add(failed)
+      if (isUnrun) on.unrun.set(failed, "moved")
       return Effect.andThen(on.handle.retire("died"), Effect.fail(failed))
     }
 
+    // Counted for the lease of whatever pool or cluster it is made within, as any call of any session is
     const counted = <A>(
       method: string,
       run: Effect.Effect<A, McpSessionError>
     ): Effect.Effect<A, McpSessionError> =>
-      Effect.suspend(() => {
+      Effect.withFiber((fiber) => {
         if (on.isOver) {
           const failed = closed(method, false)
-          account.unrun.add(failed)
+          on.unrun.set(failed, "moved")
           return Effect.fail(failed)
         }
-        account.inFlight++
+        const message = Sent.leave(on.sent, Sent.senderWithin(Context.get(fiber.context, Sent.CurrentLease)))
         return Effect.onExitPrimitive(run, (exit) => {
-          account.inFlight--
           const error = Exit.findErrorOption(exit)
-          if (!(Option.isSome(error) && account.unrun.has(error.value))) account.hasRun = true
+          if (Option.isSome(error) && on.unrun.has(error.value)) Sent.refused(on.sent, message)
+          else Sent.settled(on.sent, message)
           return undefined
         })
       })
@@ -349,7 +361,12 @@ export const make = Effect.fnUntraced(function*(options: {
 // Internals
 // -----------------------------------------------------------------------------
 
-const isRefused = (reason: SessionExpired): boolean => reason.refused
+// These end a session
+const isLost = ({ _tag }: McpSessionErrorReason): boolean =>
+  _tag === "SessionClosed" || _tag === "SessionExpired" || _tag === "Unreachable"
+
+const isUnrunAtOwner = (reason: McpSessionErrorReason): boolean =>
+  reason._tag === "SessionExpired" ? reason.refused : !reason.requestSent
 
 // A connection that was never made has carried nothing
 const isUnsent = (error: unknown): boolean =>

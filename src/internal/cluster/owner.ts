@@ -111,10 +111,11 @@ export const make = Effect.fnUntraced(function*(options: {
   readonly pool: Pool
   readonly live: Live
   readonly closeTimeout: number
+  readonly isExclusive: boolean
   /** How long an entity is kept that nobody asks anything of: longer than its session may be idle. */
   readonly maxIdleTime: number
 }) {
-  const { closeTimeout, live, node, pool } = options
+  const { closeTimeout, isExclusive, live, node, pool } = options
   const { fence, settings } = node
   const leases = new Map<string, Lease>()
   const byKey = new Map<string, Set<Lease>>()
@@ -236,9 +237,10 @@ export const make = Effect.fnUntraced(function*(options: {
       const found = enter(call)
       if (found instanceof Wire.Refused) return Effect.fail(found)
       const { identity } = call
-      const run = identity === undefined
+      const run = identity === undefined || isExclusive
         ? f(found.session)
-        // Only to present the newest credentials: the session is there
+        // Only to present the newest credentials: the session is there. An exclusive one could not be had twice, and
+        // is leased anew for the next caller.
         : Effect.andThen(Effect.ignore(Effect.scoped(pool.get(identity))), f(found.session))
       return Effect.ensuring(run, Effect.sync(exit(found)))
     })

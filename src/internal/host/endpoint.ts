@@ -51,7 +51,7 @@ export const make = Effect.fnUntraced(function*<A, R>(
   open: SessionRegistryOptions<A, Answers.Refused, R>["open"]
 ) {
   const resolver = yield* IdentityResolver
-  const exposure = yield* Exposure.make(resolver, method)
+  const exposure = yield* Exposure.make(resolver, { method, isProtected: protects !== undefined })
   const scope = yield* Scope.fork(yield* Effect.scope)
   const router = Option.getOrUndefined(yield* Effect.serviceOption(Routing.Routing))
   router?.join()

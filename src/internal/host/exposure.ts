@@ -1,5 +1,6 @@
 /**
- * Warns of a server that others can reach, and whose callers nobody has verified: whoever makes up a token is a caller.
+ * Warns of a server whose callers nobody verifies, if others can reach it or it tells them to get tokens: whoever makes
+ * up a token is a caller.
  *
  * Where the server is is known when the layer is built beside it, and else by the first request. Whether somebody
  * verifies callers is known of some resolvers, and else by the first identity.
@@ -14,22 +15,40 @@ import * as Result from "effect/Result"
 import type { Identity } from "../../Identity.ts"
 import type { IdentityResolver } from "../../IdentityResolver.ts"
 
-/** Makes a function that looks at each request, and warns once; none if there is nothing left to look for. */
-export const make = Effect.fnUntraced(function*(resolver: IdentityResolver["Service"], method: string) {
+/**
+ * Makes a function that looks at each request, and warns once; none if there is nothing left to look for. Whoever tells
+ * clients to get tokens is warned wherever the server is.
+ */
+export const make = Effect.fnUntraced(function*(
+  resolver: IdentityResolver["Service"],
+  { isProtected, method }: { readonly isProtected: boolean; readonly method: string }
+) {
   const server = yield* Effect.serviceOption(HttpServer.HttpServer)
   const known = Option.map(server, ({ address }) => NetAddress.isUnixPathAddress(address) ? undefined : address)
-  if (resolver.verifies === true || (Option.isSome(known) && !isExposed(known.value))) return undefined
 
-  const warn = (address: NetAddress.InetAddress): Effect.Effect<void> =>
+  /** Why it matters, if it does, as far as it is known where the server is. */
+  const matter = (address: NetAddress.InetAddress | undefined): string | undefined => {
+    if (isProtected) return "with \"authorization\" clients are told to get tokens, which nobody verifies"
+    return isExposed(address)
+      ? `this server listens on ${
+        NetAddress.formatInet(address)
+      }, where others can reach it, and nobody verifies who ` +
+        "they are"
+      : undefined
+  }
+
+  const warn = (matters: string): Effect.Effect<void> =>
     Effect.logWarning(
-      `McpHttp.${method}: this server listens on ${NetAddress.formatInet(address)}, where others can reach it, and ` +
-        "nobody verifies who they are. Verify tokens with IdentityResolver.layerJwt or layerIntrospection; or if " +
+      `McpHttp.${method}: ${matters}. Verify tokens with IdentityResolver.layerJwt or layerIntrospection; or if ` +
         "something in front of the server does, say so with IdentityResolver.layerIdentify and " +
-        "Identity.fromKey(key, { verified: true }); or listen on 127.0.0.1"
+        `Identity.fromKey(key, { verified: true })${isProtected ? "" : "; or listen on 127.0.0.1"}`
     )
 
-  if (resolver.verifies === false && Option.isSome(known) && isExposed(known.value)) {
-    yield* warn(known.value)
+  if (resolver.verifies === true) return undefined
+  const matters = matter(Option.getOrUndefined(known))
+  if (matters === undefined && Option.isSome(known)) return undefined
+  if (matters !== undefined && resolver.verifies === false) {
+    yield* warn(matters)
     return undefined
   }
 
@@ -38,8 +57,8 @@ export const make = Effect.fnUntraced(function*(resolver: IdentityResolver["Serv
     if (isDone || identity.verified) return Effect.void
     // Of a server that can't be asked now, the next request can't ask either
     isDone = true
-    const address = Option.getOrElse(known, () => addressOf(request))
-    return isExposed(address) ? warn(address) : Effect.void
+    const found = matter(Option.getOrElse(known, () => addressOf(request)))
+    return found === undefined ? Effect.void : warn(found)
   }
 })
 

@@ -2,8 +2,10 @@
  * Watches the HTTP servers that requests come from, and ends what is open when they stop listening.
  *
  * A server that closes waits for its connections (Effect's for 20 seconds), and the layers above it are closed only
- * then. A stream that is open until its session ends would make every shutdown take that long. Nothing tells a request
- * that its server is closing, so while there are requests their servers are asked, ten times a second.
+ * then. A stream that is open until its session ends would make every shutdown take that long, and so would a
+ * connection whose answer ends a moment after the server has closed those that were idle: it is kept for the next
+ * request, which nobody takes. Nothing tells a request that its server is closing, so while there are requests their
+ * servers are asked, ten times a second.
  */
 import * as Effect from "effect/Effect"
 import type { HttpServerRequest } from "effect/http/HttpServerRequest"
@@ -25,21 +27,29 @@ export const make = Effect.fnUntraced(function*(end: Effect.Effect<void>) {
   const requests = new Map<Listener, number>()
   const known = new Set<Listener>()
   const anyRequest = Latch.makeUnsafe(false)
+  let isEnding = false
+  let isQuiet = false
 
-  const haveClosed = (): boolean => requests.size > 0 && Array.from(known).every((listener) => !listener.listening)
+  const look = Effect.suspend(() => {
+    const closed = Array.from(known).filter((listener) => !listener.listening)
+    // The connections whose answers have ended are idle now. The server has closed only those that were so before.
+    for (const listener of closed) listener.closeIdleConnections?.()
+    if (requests.size > 0) {
+      isQuiet = false
+      if (isEnding || closed.length < known.size) return Effect.void
+      isEnding = true
+      return end
+    }
+    // Two more times after the last request: when it ends, its connection is not idle yet
+    if (isQuiet && !isEnding) anyRequest.closeUnsafe()
+    isQuiet = true
+    return Effect.void
+  })
 
-  const look = Effect.andThen(anyRequest.await, Effect.sleep(100))
-
-  yield* look.pipe(
-    Effect.repeat({ until: haveClosed }),
-    Effect.andThen(end),
-    // The connections whose streams have ended are idle now. The server has closed only those that were so before.
-    Effect.andThen(Effect.forever(Effect.andThen(
-      Effect.sync(() => {
-        for (const listener of known) listener.closeIdleConnections?.()
-      }),
-      Effect.sleep(100)
-    ))),
+  yield* anyRequest.await.pipe(
+    Effect.andThen(Effect.sleep(100)),
+    Effect.andThen(look),
+    Effect.forever,
     Effect.forkScoped
   )
 
@@ -50,6 +60,7 @@ export const make = Effect.fnUntraced(function*(end: Effect.Effect<void>) {
       Effect.sync(() => {
         known.add(listener)
         requests.set(listener, (requests.get(listener) ?? 0) + 1)
+        isQuiet = false
         anyRequest.openUnsafe()
       }),
       () =>
@@ -57,7 +68,6 @@ export const make = Effect.fnUntraced(function*(end: Effect.Effect<void>) {
           const others = requests.get(listener)! - 1
           if (others > 0) requests.set(listener, others)
           else requests.delete(listener)
-          if (requests.size === 0) anyRequest.closeUnsafe()
         })
     )
   }

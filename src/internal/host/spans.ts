@@ -19,6 +19,7 @@ import * as Redacted from "effect/Redacted"
 import * as Tracer from "effect/Tracer"
 import type { Identity } from "../../Identity.ts"
 import { all } from "../../Metrics.ts"
+import * as Meters from "../meters.ts"
 import * as Operations from "../operations.ts"
 import * as Spans from "../spans.ts"
 import * as Answers from "./answers.ts"
@@ -139,6 +140,10 @@ const targetOf = (method: string, params: unknown, text: (value: string) => stri
     : {}
 }
 
+// A client may call a method whatever it likes: it is known by the protocol, or by the server having answered it
+const named = ({ id, method }: Call, error: string | undefined): string =>
+  Operations.isMethod(method) || (id !== undefined && error === undefined) ? method : Meters.other
+
 type AnyFiber = Fiber.Fiber<unknown, unknown>
 
 const serve = (
@@ -158,7 +163,7 @@ const serve = (
       if (error !== undefined) ended.attribute("error.type", error)
       Spans.finish(fiber, ended, exit)
     }
-    Operations.record(fiber, all.serverOperationDuration, began, { method: messages[i]!.method, error })
+    Operations.record(fiber, all.serverOperationDuration, began, { method: named(messages[i]!, error), error })
   }
   const endAll = (error: string | undefined, exit: Exit.Exit<unknown, unknown>): void => {
     for (const i of messages.keys()) end(i, error, exit)

@@ -9,6 +9,7 @@ export const blameOf = (error: unknown): Blame => {
   if (error instanceof ConnectTimeout) return "upstream"
   const isOurs = Predicate.isTagged(error, "McpSessionError") && Predicate.hasProperty(error, "reason")
   const reason: unknown = isOurs ? error.reason : error
+  if (Predicate.isTagged(reason, "ConsentRequired")) return "nobody"
   if (callers.some((tag) => Predicate.isTagged(reason, tag))) return "caller"
   if (!isOurs) return "unknown"
   const isUpstreams = upstreams.some((tag) => Predicate.isTagged(reason, tag)) ||

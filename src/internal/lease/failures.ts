@@ -6,6 +6,7 @@
  *
  *   of the caller     its key, until it presents other credentials. So is every failure without an upstream
  *   of the upstream   all of its callers: a command that crashes does so for each of them
+ *   of nobody         nobody: somebody was asked for something, and may have given it by now
  *   unknown           the key that has presented credentials, as they may be why; else all who present none
  *
  * An upstream that has opened a session for somebody is not judged by one caller who fails there, however often: two
@@ -22,7 +23,7 @@ import * as Schedule from "effect/Schedule"
 import type { Identity } from "../../Identity.ts"
 import type * as Time from "./time.ts"
 
-export type Blame = "caller" | "upstream" | "unknown"
+export type Blame = "caller" | "upstream" | "unknown" | "nobody"
 
 export interface Failures<E> {
   /** The failure that answers this caller now. */
@@ -203,7 +204,9 @@ const remembering = <E>(options: Options): Failures<E> => {
     failed: (name, cause) => {
       const attempt = attempts.get(name)
       if (attempt === undefined) return
-      remember(...place(attempt.caller, blame(Cause.squash(cause))), attempt, cause)
+      const blamed = blame(Cause.squash(cause))
+      if (blamed === "nobody") return
+      remember(...place(attempt.caller, blamed), attempt, cause)
       onFailure()
     },
     ended,

@@ -601,10 +601,9 @@ const settle = Effect.fnUntraced(function*<I, A, E>(
   const cause = slot.phase === "opening" ? ownCause(exit.cause) : exit.cause
   slot.phase = "freeing"
   leaveCurrent(self, slot)
-  const { opening } = slot
   const hasFailed = !Cause.hasInterrupts(cause)
   if (hasFailed) self.options.onFreeing?.(slot, cause)
-  if (!(yield* dispose(self, slot, free(self, slot, get)))) yield* freeUnder(opening!)
+  yield* dispose(self, slot, free(self, slot, get))
   if (hasFailed) self.options.onOpenFailed(slot, cause)
   leavePlace(self, slot)
   gone(self, slot)
@@ -636,9 +635,14 @@ const free = Effect.fnUntraced(function*<I, A, E>(
   slot: Slot<I, A, E>,
   get: Fiber.Fiber<A, E>
 ) {
-  slot.opening!.fiber?.interruptUnsafe()
-  yield* Fiber.await(get)
-  const { fiber } = slot.opening!
+  const opening = slot.opening!
+  opening.fiber?.interruptUnsafe()
+  if (get.pollUnsafe() === undefined) {
+    const ended = yield* Effect.timeoutOption(Fiber.await(get), self.options.closeTimeout / 2)
+    if (Option.isNone(ended)) yield* freeUnder(opening)
+    yield* Fiber.await(get)
+  }
+  const { fiber } = opening
   if (fiber === undefined) return
   const exit = yield* Fiber.await(fiber)
   yield* ScopedCache.invalidate(self.cache, slot.id)
@@ -648,14 +652,10 @@ const free = Effect.fnUntraced(function*<I, A, E>(
   }
 })
 
-// Frees an open that was given up and may never end under it: what it has acquired, a child process say, must not
-// outlive it. What it goes on to acquire is freed at once, for its scope is closed.
+// Frees an open that may never end under it: what it has acquired, a child process say, must not outlive it, and has
+// the other half of `closeTimeout` for its end. What the open goes on to acquire is freed at once: its scope is closed.
 const freeUnder = <A, E>({ scope }: Opening<A, E>): Effect.Effect<void> =>
-  scope === undefined
-    ? Effect.void
-    : Effect.asVoid(
-      Effect.forkDetach(Effect.ignoreCause(Scope.close(scope, Exit.interrupt())), { startImmediately: true })
-    )
+  scope === undefined ? Effect.void : Effect.ignoreCause(Scope.close(scope, Exit.interrupt()))
 
 const opened = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>, exit: Exit.Success<A, E>): void => {
   if (self.current.get(slot.key) === slot) self.opening--

@@ -28,6 +28,10 @@ export interface Behaviour {
   lostSession: 404 | 400
   /** Every request whose `authorization` header is not this one is answered 401. */
   authorization: string | undefined
+  /** What a request is answered in place of all else: a status, and with which challenge. */
+  refuse: ((request: RecordedRequest) => readonly [status: 401 | 403, challenge: string] | undefined) | undefined
+  /** JSON documents that anybody may read, by their path. */
+  documents: Readonly<Record<string, unknown>>
   /** Every request is answered this status: 403, 429, 503. */
   status: number | undefined
   /** GET, the server's own stream. */
@@ -87,6 +91,8 @@ export const start = (options: Partial<Behaviour> = {}): Effect.Effect<HttpFixtu
       call: "answer",
       lostSession: 404,
       authorization: undefined,
+      refuse: undefined,
+      documents: {},
       status: undefined,
       get: "answer",
       delete: "answer",
@@ -201,6 +207,15 @@ export const start = (options: Partial<Behaviour> = {}): Effect.Effect<HttpFixtu
         if (response.headersSent) record.status = response.statusCode
       })
       if (behaviour.status !== undefined) return answer(response, behaviour.status, "Not now")
+      const document = behaviour.documents[pathname]
+      if (document !== undefined) {
+        return void response.writeHead(200, { "content-type": "application/json" }).end(JSON.stringify(document))
+      }
+      const refusal = behaviour.refuse?.(record)
+      if (refusal !== undefined) {
+        response.setHeader("www-authenticate", refusal[1])
+        return answer(response, refusal[0], "Refused")
+      }
       if (behaviour.authorization !== undefined && record.authorization !== behaviour.authorization) {
         response.setHeader("www-authenticate", "Bearer error=\"invalid_token\"")
         return answer(response, 401, "Unauthorized")

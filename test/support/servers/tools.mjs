@@ -87,6 +87,14 @@ const tools = (calls) => ({
       })
       return text(JSON.stringify(answer))
     }
+  },
+  consent: {
+    inputSchema: schema({ url: { type: "string" } }, ["url"]),
+    run: async ({ url }, { server }) => {
+      const answer = await server.elicitInput({ mode: "url", elicitationId: "1", message: "Open this", url })
+      await server.createElicitationCompletionNotifier("1")()
+      return text(JSON.stringify(answer))
+    }
   }
 })
 

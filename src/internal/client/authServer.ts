@@ -1,0 +1,177 @@
+/**
+ * The `fetch` with which the SDKs talk to authorization servers: an answer is read to its end, within bounds, before
+ * the SDK sees any of it, and what it may quote of the secrets that it was sent is taken out.
+ */
+import { AuthorizationFailed } from "../../Authorization.ts"
+import type { FetchLike } from "../../Connector.ts"
+import { isTrusted } from "../../TokenOptions.ts"
+import type { Scrub } from "../scrub.ts"
+
+/** What happened on the way to a token, as far as the SDK keeps it to itself. */
+export interface Attempt {
+  readonly fetch: FetchLike
+  /** Why the last request failed, where no OAuth error came back. */
+  failure: AuthorizationFailed | undefined
+  /**
+   * A refresh that the server has neither granted nor refused. The SDKs then begin anew and ask for somebody's consent:
+   * it is not them who can repair that.
+   */
+  failedRefresh: AuthorizationFailed | undefined
+}
+
+export interface Options {
+  readonly fetch: FetchLike
+  /** The upstream for which tokens are wanted. */
+  readonly upstream: URL
+  readonly scrub: Scrub
+  /** Ends all of it. */
+  readonly signal: AbortSignal
+}
+
+const maxBytes = 256 * 1024
+
+export const make = ({ fetch, scrub, signal, upstream }: Options): Attempt => {
+  // No TypeError: the SDKs take that for a browser's CORS, and try again without headers
+  const failed = (issue: string): AuthorizationFailed => {
+    const failure = attempt.failure = new AuthorizationFailed({ issue })
+    if (attempt.failedRefresh !== undefined) attempt.failedRefresh = failure
+    return failure
+  }
+
+  const attempt: Attempt = {
+    failure: undefined,
+    failedRefresh: undefined,
+    fetch: async (url, init) => {
+      attempt.failure = undefined
+      const target = new URL(url)
+      if (!isAllowed(target, init, upstream)) {
+        throw failed("what names the authorization server leads to an address that is not https")
+      }
+      const form = formOf(init)
+      const isRefresh = form.get("grant_type") === "refresh_token"
+      // Until it has said no
+      if (isRefresh) attempt.failedRefresh = failed("the authorization server gave no token")
+      for (const secret of secretsOf(init, form)) scrub.add(secret)
+      let response: Response
+      let text: string
+      try {
+        response = await fetch(url, { ...init, redirect: "manual", signal })
+        text = await read(response)
+      } catch (error) {
+        if (error === tooLong) throw failed(`the answer of the authorization server is longer than ${maxBytes} bytes`)
+        throw failed(
+          signal.aborted ? "the authorization server took too long" : "the authorization server can't be reached"
+        )
+      }
+      if (response.status >= 500) failed(`the authorization server answered ${response.status}`)
+      else if (response.status >= 400) attempt.failure = attempt.failedRefresh = undefined
+      else attempt.failure = undefined
+      const { headers, status, statusText } = response
+      const body = status === 204 || status === 304 ? null : response.ok ? text : scrub(text)
+      return Object.defineProperty(new Response(body, { headers, status, statusText }), "url", { value: target.href })
+    }
+  }
+  return attempt
+}
+
+/**
+ * MCP 2025-11-25, basic/authorization, communication security: all endpoints of an authorization server MUST be served
+ * over HTTPS. One on this machine may do without, for an upstream on this machine: nobody else sends us here.
+ */
+const isAllowed = (target: URL, init: RequestInit | undefined, upstream: URL): boolean => {
+  // What the upstream says of itself is as good as the upstream
+  if (target.origin === upstream.origin && (init?.method ?? "GET") === "GET") return true
+  const isLocal = upstream.protocol === "http:" && isTrusted(upstream)
+  return isTrusted(target) && (isLocal || target.protocol === "https:")
+}
+
+const tooLong = new Error("too long")
+
+const read = async ({ body }: Response): Promise<string> => {
+  if (body === null) return ""
+  const chunks: Array<Uint8Array> = []
+  const reader = body.getReader()
+  let size = 0
+  const readOn = async (): Promise<void> => {
+    const { done, value } = await reader.read()
+    if (done) return
+    chunks.push(value)
+    size += value.length
+    if (size <= maxBytes) return readOn()
+    void reader.cancel().catch(() => {})
+    throw tooLong
+  }
+  await readOn()
+  return Buffer.concat(chunks).toString()
+}
+
+const formOf = (init: RequestInit | undefined): URLSearchParams => {
+  const { body } = init ?? {}
+  return body instanceof URLSearchParams ? body : new URLSearchParams(typeof body === "string" ? body : "")
+}
+
+/** What of a request an answer must not say in an error. */
+const secretsOf = (init: RequestInit | undefined, form: URLSearchParams): ReadonlyArray<string> => {
+  const [, basic = ""] = /^Basic (.+)$/.exec(new Headers(init?.headers).get("authorization") ?? "") ?? []
+  const password = Buffer.from(basic, "base64").toString().replace(/^[^:]*:/, "")
+  return [basic, password, ...secretParameters.flatMap((name) => form.getAll(name))]
+}
+
+const secretParameters = [
+  "actor_token",
+  "assertion",
+  "client_assertion",
+  "client_secret",
+  "code",
+  "code_verifier",
+  "refresh_token",
+  "subject_token"
+]
+
+// -----------------------------------------------------------------------------
+// Attempts
+// -----------------------------------------------------------------------------
+
+/** One run of the SDK's code, which may ask several times. */
+export interface Attempts {
+  readonly begin: (options: Options) => FetchLike
+  readonly last: () => Attempt
+  /** What an error of the SDK means. */
+  readonly issueOf: (error: unknown) => AuthorizationFailed
+}
+
+const none: Attempt = { fetch: () => Promise.reject(new Error()), failure: undefined, failedRefresh: undefined }
+
+export const makeAttempts = (): Attempts => {
+  let last = none
+  let scrub: Scrub | undefined
+  return {
+    begin: (options) => {
+      scrub = options.scrub
+      last = make(options)
+      return last.fetch
+    },
+    last: () => last,
+    issueOf: (error) => {
+      if (error instanceof AuthorizationFailed) return error
+      if (last.failure !== undefined) return last.failure
+      const { code, message } = describe(error)
+      const said = (scrub ?? String)(message).slice(0, 300)
+      return code === undefined
+        ? new AuthorizationFailed({ issue: said === "" ? "the authorization server gave none" : said })
+        : new AuthorizationFailed({
+          issue: `the authorization server says ${code}${said === "" ? "" : `: ${said}`}`,
+          code
+        })
+    }
+  }
+}
+
+const describe = (error: unknown): { readonly code: string | undefined; readonly message: string } => {
+  if (!(error instanceof Error)) return { code: undefined, message: "" }
+  const { code, errorCode } = error as { readonly code?: unknown; readonly errorCode?: unknown }
+  // Of schemas that it does not match: thousands of characters of JSON
+  if ("issues" in error) return { code: undefined, message: "the authorization server's answer is not what OAuth says" }
+  const found = [errorCode, code].find((one) => typeof one === "string" && /^[\w-]{1,60}$/.test(one))
+  return { code: found as string | undefined, message: error.message }
+}

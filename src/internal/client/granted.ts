@@ -1,0 +1,270 @@
+/**
+ * Tokens that the library itself asks for, and keeps in the `TokenStore`.
+ */
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Predicate from "effect/Predicate"
+import * as Redacted from "effect/Redacted"
+import type * as Scope from "effect/Scope"
+import { createHash } from "node:crypto"
+import { type Authorization, AuthorizationFailed, type ProviderOf, type TokenSource } from "../../Authorization.ts"
+import type { SessionHandle } from "../../Connector.ts"
+import type { Identity } from "../../Identity.ts"
+import { ConsentRequired, McpSessionError } from "../../McpSessionError.ts"
+import { TokenStore, type TokenStoreShape } from "../../TokenStore.ts"
+import { type Answer, Consents } from "../consents.ts"
+import * as Scrub from "../scrub.ts"
+import * as AuthServer from "./authServer.ts"
+import * as Grants from "./grants.ts"
+import * as Tokens from "./tokens.ts"
+
+type Given = Exclude<Authorization, ProviderOf | TokenSource>
+
+export const make = (options: Tokens.Options, given: Given): Effect.Effect<Tokens.Tokens, unknown, Scope.Scope> =>
+  Effect.gen(function*() {
+    const { fetch, handle, identity, scrub, sdk, server, url } = options
+    const context = yield* Effect.context<never>()
+    const clock = yield* Clock.Clock
+    const consents = Context.get(context, Consents)
+    const { clientKey, grantKey } = keysOf(given, url, identity)
+    const owner = Context.get(context, TokenStore)
+    const store = storeOf(owner, server)
+    const cell = yield* Tokens.cellOf(owner, grantKey)
+    const hold = yield* Tokens.holder(scrub)
+
+    const known = () => {
+      if (cell.grant !== undefined) hold(Grants.secretsOf(cell.grant))
+      return cell.grant?.tokens.access_token
+    }
+    const remember = (grant: Grants.Grant | undefined) => {
+      cell.isRead = true
+      cell.grant = grant
+    }
+    const current = Effect.suspend(() =>
+      cell.isRead ? Effect.sync(known) : Effect.map(store.grant(grantKey), (grant) => {
+        if (!cell.isRead) remember(grant)
+        return known()
+      })
+    )
+
+    const granted = (draft: Grants.Draft) =>
+      Effect.suspend(() => {
+        const grant = { tokens: draft.granted!, client: draft.isRegistered ? draft.client : undefined }
+        remember(grant)
+        cell.scope = draft.scope ?? cell.scope
+        return store.write(grantKey, grant)
+      })
+
+    const ask = (draft: Grants.Draft, attempts: AuthServer.Attempts, more: Partial<Tokens.AuthOptions>) =>
+      Effect.tryPromise({
+        try: (signal) => {
+          const secrets = Scrub.make()
+          for (const secret of cell.grant === undefined ? [] : Grants.secretsOf(cell.grant)) secrets.add(secret)
+          const fetchFn = attempts.begin({ fetch, upstream: url, scrub: secrets, signal })
+          return sdk.auth(draft.provider, { serverUrl: url, fetchFn, ...more })
+        },
+        catch: attempts.issueOf
+      })
+
+    /** Gets what the caller's callback is good for. */
+    const redeem = (draft: Grants.Draft, more: Partial<Tokens.AuthOptions>) => ({ code, iss }: Answer) =>
+      checkIss(draft, iss).pipe(
+        Effect.andThen(
+          ask(draft, AuthServer.makeAttempts(), { ...more, authorizationCode: code, ...defined({ iss }) })
+        ),
+        Effect.andThen(granted(draft)),
+        Effect.timeoutOrElse({
+          duration: Tokens.patience,
+          orElse: () => Effect.fail(new AuthorizationFailed({ issue: "the authorization server took too long" }))
+        }),
+        Effect.tapError(({ message }) => Effect.logWarning(message)),
+        Effect.annotateLogs({ server, session: identity.key }),
+        Effect.provideContext(context)
+      )
+
+    const consented = Effect.fnUntraced(function*(
+      { grant, isStepUp, more, wanted }: Need,
+      authorizationCode: Extract<Given, { readonly authorizationCode: unknown }>["authorizationCode"]
+    ) {
+      const before = yield* consents.ofKey(grantKey)
+      if (before !== undefined && Grants.covers(before.scope, wanted)) return yield* required(before, server)
+      const attempts = AuthServer.makeAttempts()
+      const client = grant?.client ?? (yield* store.client(clientKey))
+      const draft = Grants.authorizationCode(authorizationCode, {
+        attempt: attempts.last,
+        privateKeyJwt: sdk.privateKeyJwt,
+        scope: wanted,
+        // RFC 6749 section 6: a refresh never widens a grant
+        tokens: isStepUp ? undefined : grant?.tokens,
+        client
+      })
+      const result = yield* Effect.ensuring(
+        ask(draft, attempts, more),
+        Effect.suspend(() =>
+          draft.isRegistered && draft.client !== client ? store.write(clientKey, draft.client) : Effect.void
+        )
+      )
+      if (result === "AUTHORIZED") return yield* granted(draft)
+      if (grant !== undefined && !isStepUp && draft.tokens === undefined) {
+        // The server says that they are worth nothing
+        remember(undefined)
+        yield* Effect.ignore(owner.remove(grantKey))
+      }
+      const timeout = Duration.toMillis(authorizationCode.timeout ?? Duration.minutes(10))
+      const consent = {
+        // Nobody can tell the one from the other
+        id: createHash("sha256").update(draft.state).digest("base64url").slice(0, 22),
+        state: draft.state,
+        key: grantKey,
+        identity,
+        url: Redacted.make(String(draft.url)),
+        scope: draft.scope,
+        until: clock.currentTimeMillisUnsafe() + timeout,
+        redeem: redeem(draft, more),
+        done: Deferred.makeUnsafe<boolean>()
+      }
+      yield* consents.add(consent)
+      return yield* required(consent, server)
+    })
+
+    const renew = Effect.fnUntraced(function*({ isStepUp, refused, resourceMetadataUrl, scope }: Tokens.Wanted) {
+      const stored = yield* store.grant(grantKey)
+      // Another process has been here
+      if (stored !== undefined && stored.tokens.access_token !== refused) return remember(stored)
+      // A store that forgets is no reason to ask anybody again
+      const grant = stored ?? cell.grant
+      const wanted = Grants.union(cell.scope, isStepUp ? grant?.tokens.scope : undefined, scope)
+      cell.resourceMetadataUrl = resourceMetadataUrl ?? cell.resourceMetadataUrl
+      const more = defined({
+        scope: wanted,
+        resourceMetadataUrl: cell.resourceMetadataUrl,
+        forceReauthorization: isStepUp ? true : undefined
+      })
+      if ("authorizationCode" in given) {
+        return yield* consented({ grant, isStepUp, more, wanted }, given.authorizationCode)
+      }
+      const attempts = AuthServer.makeAttempts()
+      const draftOptions = {
+        attempt: attempts.last,
+        privateKeyJwt: sdk.privateKeyJwt,
+        scope: wanted,
+        tokens: undefined,
+        client: undefined
+      }
+      const draft = "clientCredentials" in given
+        ? Grants.clientCredentials(given.clientCredentials, draftOptions)
+        : Grants.tokenExchange(given.tokenExchange, yield* subjectOf(handle, identity), draftOptions)
+      yield* ask(draft, attempts, more)
+      return yield* granted(draft)
+    })
+
+    return { current, known, renew, cell }
+  })
+
+/** What has to be asked for. */
+interface Need {
+  /** What there is. */
+  readonly grant: Grants.Grant | undefined
+  readonly isStepUp: boolean
+  readonly wanted: string | undefined
+  readonly more: Partial<Tokens.AuthOptions>
+}
+
+const required = ({ id, url }: { readonly id: string; readonly url: Redacted.Redacted }, server: string) =>
+  Effect.fail(
+    new McpSessionError({ reason: new ConsentRequired({ id, url, requestSent: false }), method: "connect", server })
+  )
+
+/** Without what is not there: the SDKs take no `undefined`. */
+const defined = <A extends object>(options: A) =>
+  Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as {
+    [K in keyof A]?: Exclude<A[K], undefined>
+  }
+
+/** The part of the store that has JSON in it. */
+const storeOf = (store: TokenStoreShape, server: string) => {
+  const read = (key: string): Effect.Effect<unknown, unknown> =>
+    Effect.map(store.get(key), (found) =>
+      Option.getOrUndefined(
+        Option.flatMap(found, Option.liftThrowable((text): unknown => JSON.parse(Redacted.value(text))))
+      ))
+  return {
+    grant: (key: string) =>
+      Effect.map(
+        read(key),
+        (found) =>
+          Predicate.hasProperty(found, "tokens") && Predicate.hasProperty(found.tokens, "access_token")
+            ? found as unknown as Grants.Grant
+            : undefined
+      ),
+    client: (key: string) =>
+      Effect.map(
+        read(key),
+        (found) =>
+          Predicate.hasProperty(found, "client_id")
+            ? found as unknown as NonNullable<Grants.Grant["client"]>
+            : undefined
+      ),
+    // What could not be written is still known here
+    write: (key: string, value: unknown) =>
+      Effect.catchCause(
+        store.set(key, Redacted.make(JSON.stringify(value))),
+        () =>
+          Effect.logWarning(
+            `What the authorization server of "${server}" has granted could not be written to the TokenStore, ` +
+              "and will be lost with this process"
+          )
+      )
+  }
+}
+
+const subjectOf = (handle: SessionHandle, identity: Identity) =>
+  Effect.flatMap(handle.credentials, (newest) => {
+    const credentials = Option.orElse(newest, () => identity.credentials)
+    return Option.isSome(credentials) && credentials.value.scheme === "bearer"
+      ? Effect.succeed(credentials.value.token)
+      : Effect.fail(new AuthorizationFailed({ issue: "the caller has presented no bearer token to exchange" }))
+  })
+
+/** RFC 9207 section 2.4: the second generation looks at it itself, the first does not. */
+const checkIss = ({ discovery }: Grants.Draft, iss: string | undefined): Effect.Effect<void, AuthorizationFailed> => {
+  const metadata = discovery?.authorizationServerMetadata as
+    | { readonly issuer?: string; readonly authorization_response_iss_parameter_supported?: boolean }
+    | undefined
+  const isRight = iss === undefined
+    ? metadata?.authorization_response_iss_parameter_supported !== true
+    : iss === (metadata?.issuer ?? discovery?.authorizationServerUrl)
+  return isRight
+    ? Effect.void
+    : Effect.fail(new AuthorizationFailed({ issue: "the answer comes from another authorization server" }))
+}
+
+/** Where a grant is kept: nothing of it can be read back, and it fits a file's name. */
+const keysOf = (given: Given, url: URL, identity: Identity) => {
+  const [kind, client] = clientOf(given)
+  const server = `${url.origin}${url.pathname}${url.search}`
+  const digest = (whose: string) =>
+    createHash("sha256").update(JSON.stringify([kind, server, client, whose])).digest("base64url")
+  return {
+    // One for all identities where it is the client's own
+    grantKey: `grant-${digest(kind === "clientCredentials" ? "" : identity.key)}`,
+    clientKey: `client-${digest("")}`
+  }
+}
+
+const clientOf = (given: Given): readonly [kind: string, client: ReadonlyArray<unknown>] => {
+  if ("clientCredentials" in given) {
+    const { clientId, issuer, scope } = given.clientCredentials
+    return ["clientCredentials", [issuer, clientId, scope]]
+  }
+  if ("tokenExchange" in given) {
+    const { audience, clientId, issuer, scope } = given.tokenExchange
+    return ["tokenExchange", [issuer, clientId, scope, audience]]
+  }
+  const { clientId, clientMetadataUrl, issuer, redirectUrl, scope } = given.authorizationCode
+  return ["authorizationCode", [issuer, clientId, scope, String(redirectUrl), clientMetadataUrl]]
+}

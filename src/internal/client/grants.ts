@@ -1,0 +1,225 @@
+/**
+ * What a connector is granted, and the SDK's `OAuthClientProvider` by which it is asked for: one for each try, made of
+ * what is known, which remembers what it was told.
+ */
+import type { AddClientAuthentication, OAuthClientProvider } from "@modelcontextprotocol/sdk/client/auth.js"
+import type { OAuthDiscoveryState } from "@modelcontextprotocol/sdk/client/auth.js"
+import type { OAuthClientInformationMixed, OAuthTokens } from "@modelcontextprotocol/sdk/shared/auth.js"
+import * as Redacted from "effect/Redacted"
+import { randomBytes } from "node:crypto"
+import {
+  type AuthorizationCode,
+  AuthorizationFailed,
+  type ClientAuthentication,
+  type ClientCredentials,
+  type TokenExchange
+} from "../../Authorization.ts"
+import type { Attempt } from "./authServer.ts"
+
+/** What the `TokenStore` has of an identity at an upstream, as JSON. */
+export interface Grant {
+  readonly tokens: OAuthTokens
+  /** The client that they were issued to, if it has registered itself. */
+  readonly client?: OAuthClientInformationMixed | undefined
+}
+
+/** What is signed with a private key, by either SDK. */
+export type PrivateKeyJwt = (options: {
+  readonly issuer: string
+  readonly subject: string
+  readonly privateKey: string
+  readonly alg: string
+}) => AddClientAuthentication
+
+export interface Draft {
+  readonly provider: OAuthClientProvider
+  /** What has come of it. */
+  granted: OAuthTokens | undefined
+  client: OAuthClientInformationMixed | undefined
+  /** The client has registered itself, or will. */
+  readonly isRegistered: boolean
+  /** What is known from before, until the server says that it is worth nothing. */
+  tokens: OAuthTokens | undefined
+  discovery: OAuthDiscoveryState | undefined
+  verifier: string | undefined
+  /** Where somebody has to go. */
+  url: URL | undefined
+  readonly state: string
+  /** The scopes that were asked for. */
+  scope: string | undefined
+}
+
+export interface DraftOptions {
+  readonly attempt: () => Attempt
+  readonly privateKeyJwt: PrivateKeyJwt
+  readonly tokens: OAuthTokens | undefined
+  readonly client: OAuthClientInformationMixed | undefined
+  /** The scopes that are needed, as far as that is known. */
+  readonly scope: string | undefined
+}
+
+/** The scopes of all, each once (RFC 6749 section 3.3). */
+export const union = (...scopes: ReadonlyArray<string | undefined>): string | undefined => {
+  const all = new Set(scopes.flatMap((scope) => scope?.split(" ") ?? []).filter((one) => one !== ""))
+  return all.size === 0 ? undefined : Array.from(all).join(" ")
+}
+
+/** Whether `scope` has all of `wanted`. */
+export const covers = (scope: string | undefined, wanted: string | undefined): boolean => {
+  const had = new Set(scope?.split(" "))
+  return (wanted ?? "").split(" ").every((one) => one === "" || had.has(one))
+}
+
+const makeDraft = (
+  { attempt, client, scope, tokens }: DraftOptions,
+  own: (draft: Draft) => Pick<OAuthClientProvider, "redirectUrl" | "clientMetadata"> & Partial<OAuthClientProvider>
+): Draft => {
+  const draft: Draft = {
+    provider: undefined as never,
+    granted: undefined,
+    client,
+    isRegistered: false,
+    tokens,
+    discovery: undefined,
+    verifier: undefined,
+    url: undefined,
+    state: randomBytes(32).toString("base64url"),
+    scope
+  }
+  const provider: OAuthClientProvider = {
+    clientInformation: () => draft.client,
+    tokens: () => draft.tokens,
+    saveTokens: (saved) => {
+      draft.granted = draft.tokens = saved
+    },
+    state: () => draft.state,
+    saveCodeVerifier: (verifier) => {
+      draft.verifier = verifier
+    },
+    codeVerifier: () => draft.verifier ?? "",
+    redirectToAuthorization: (url) => {
+      refuseAfterFailedRefresh(attempt())
+      draft.url = url
+      draft.scope = url.searchParams.get("scope") ?? draft.scope
+    },
+    discoveryState: () => draft.discovery,
+    saveDiscoveryState: (state) => {
+      checkIssuer(state)
+      draft.discovery = state
+    },
+    ...own(draft)
+  }
+  return Object.assign(draft, { provider })
+}
+
+export const refuseAfterFailedRefresh = ({ failedRefresh }: Attempt): void => {
+  if (failedRefresh !== undefined) throw failedRefresh
+}
+
+/** RFC 8414 section 3.3: metadata of another issuer than the one that was asked for MUST NOT be used. */
+const checkIssuer = ({ authorizationServerMetadata, authorizationServerUrl }: OAuthDiscoveryState): void => {
+  const issuer = authorizationServerMetadata?.issuer
+  if (issuer !== undefined && withoutSlash(issuer) !== withoutSlash(authorizationServerUrl)) {
+    throw new AuthorizationFailed({ issue: "the metadata of the authorization server is that of another issuer" })
+  }
+}
+
+const withoutSlash = (url: string): string => url.replace(/\/$/, "")
+
+/** The client as it is known from the start, bound to the server that knows it. */
+const clientOf = (
+  { clientId, clientSecret, issuer }: Partial<ClientAuthentication> & { readonly issuer?: string | undefined }
+): OAuthClientInformationMixed | undefined =>
+  clientId === undefined ? undefined : {
+    client_id: clientId,
+    ...(clientSecret === undefined ? {} : { client_secret: Redacted.value(clientSecret) }),
+    ...(issuer === undefined ? {} : { issuer })
+  }
+
+const authenticationOf = (
+  { clientId, privateKey }: Partial<ClientAuthentication>,
+  privateKeyJwt: PrivateKeyJwt
+): Pick<OAuthClientProvider, "addClientAuthentication"> =>
+  clientId === undefined || privateKey === undefined ? {} : {
+    addClientAuthentication: privateKeyJwt({
+      issuer: clientId,
+      subject: clientId,
+      privateKey: Redacted.value(privateKey.key),
+      alg: privateKey.algorithm
+    })
+  }
+
+/** A grant that nobody has to be asked for: `parameters` says which. */
+const machine = (
+  given: ClientCredentials,
+  options: DraftOptions,
+  parameters: Readonly<Record<string, string>>
+): Draft =>
+  makeDraft({ ...options, tokens: undefined, client: clientOf(given) }, (draft) => {
+    draft.discovery = { authorizationServerUrl: given.issuer }
+    return {
+      redirectUrl: undefined,
+      clientMetadata: {
+        redirect_uris: [],
+        grant_types: [parameters["grant_type"]!],
+        ...(given.scope === undefined ? {} : { scope: given.scope })
+      },
+      prepareTokenRequest: () => {
+        // The SDKs differ in the scope that they give
+        draft.scope = union(given.scope, options.scope) ??
+          union(...draft.discovery?.resourceMetadata?.scopes_supported ?? [])
+        return new URLSearchParams({ ...parameters, ...(draft.scope === undefined ? {} : { scope: draft.scope }) })
+      },
+      ...authenticationOf(given, options.privateKeyJwt)
+    }
+  })
+
+/** RFC 6749 section 4.4.2. */
+export const clientCredentials = (given: ClientCredentials, options: DraftOptions): Draft =>
+  machine(given, options, { grant_type: "client_credentials" })
+
+/** RFC 8693 section 2.1. */
+export const tokenExchange = (given: TokenExchange, subject: Redacted.Redacted, options: DraftOptions): Draft =>
+  machine(given, options, {
+    grant_type: "urn:ietf:params:oauth:grant-type:token-exchange",
+    subject_token: Redacted.value(subject),
+    subject_token_type: given.subjectTokenType ?? "urn:ietf:params:oauth:token-type:access_token",
+    requested_token_type: "urn:ietf:params:oauth:token-type:access_token",
+    ...(given.audience === undefined ? {} : { audience: given.audience })
+  })
+
+/** RFC 6749 section 4.1, with PKCE: the first tokens need somebody's consent, and later ones the refresh token. */
+export const authorizationCode = (given: AuthorizationCode, options: DraftOptions): Draft => {
+  const known = clientOf(given)
+  const redirectUrl = String(given.redirectUrl)
+  const made = makeDraft({ ...options, client: known ?? options.client }, (draft) => {
+    if (given.issuer !== undefined) draft.discovery = { authorizationServerUrl: given.issuer }
+    return {
+      redirectUrl,
+      clientMetadata: {
+        client_name: "effect-mcp-sessions",
+        grant_types: ["authorization_code", "refresh_token"],
+        response_types: ["code"],
+        ...given.clientMetadata,
+        redirect_uris: [redirectUrl],
+        ...(given.scope === undefined ? {} : { scope: given.scope })
+      },
+      ...(given.clientMetadataUrl === undefined ? {} : { clientMetadataUrl: given.clientMetadataUrl }),
+      ...(known !== undefined ? {} : {
+        saveClientInformation: (client: OAuthClientInformationMixed) => {
+          draft.client = client
+        }
+      }),
+      invalidateCredentials: (which) => {
+        if (which === "all" || which === "tokens") draft.tokens = undefined
+        if ((which === "all" || which === "client") && known === undefined) draft.client = undefined
+      },
+      ...authenticationOf(given, options.privateKeyJwt)
+    }
+  })
+  return Object.assign(made, { isRegistered: known === undefined })
+}
+
+/** All that is secret in it. */
+export const secretsOf = ({ client, tokens }: Grant): ReadonlyArray<string> =>
+  [tokens.access_token, tokens.refresh_token, tokens.id_token, client?.client_secret].filter((one) => one !== undefined)

@@ -1,0 +1,88 @@
+/**
+ * Tokens of a provider of the user's own.
+ */
+import type { OAuthClientProvider } from "@modelcontextprotocol/sdk/client/auth.js"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import { AuthorizationFailed, type ProviderOf } from "../../Authorization.ts"
+import * as Scrub from "../scrub.ts"
+import * as AuthServer from "./authServer.ts"
+import * as Grants from "./grants.ts"
+import * as Tokens from "./tokens.ts"
+
+export const make = <R>(
+  options: Tokens.Options,
+  providerOf: ProviderOf<R>
+): Effect.Effect<Tokens.Tokens, unknown, R | Scope.Scope> =>
+  Effect.gen(function*() {
+    const { fetch, identity, scrub, sdk, url } = options
+    const made = yield* Effect.suspend(() => {
+      const found = providerOf(identity)
+      return Effect.isEffect(found) ? found : Effect.succeed(found)
+    })
+    const cell = yield* Tokens.cellOf(providerOf, identity.key)
+    const hold = yield* Tokens.holder(scrub)
+
+    const tokens = Effect.tryPromise({
+      try: async () => made.tokens(),
+      catch: () => new AuthorizationFailed({ issue: "the provider's `tokens` failed" })
+    }).pipe(
+      Effect.timeoutOrElse({
+        duration: Tokens.patience,
+        orElse: () => Effect.fail(new AuthorizationFailed({ issue: "the provider's `tokens` took too long" }))
+      }),
+      Effect.tap((found) => Effect.sync(() => found && hold(Grants.secretsOf({ tokens: found }))))
+    )
+
+    const renew = ({ isStepUp, resourceMetadataUrl, scope }: Tokens.Wanted) =>
+      Effect.gen(function*() {
+        const before = yield* tokens
+        const attempts = AuthServer.makeAttempts()
+        const wanted = isStepUp ? Grants.union(cell.scope, before?.scope, scope) : scope
+        if (isStepUp) cell.scope = wanted
+        const own = Scrub.make()
+        if (before !== undefined) { for (const secret of Grants.secretsOf({ tokens: before })) own.add(secret) }
+        cell.resourceMetadataUrl = resourceMetadataUrl ?? cell.resourceMetadataUrl
+        yield* Effect.tryPromise({
+          try: (signal) =>
+            sdk.auth(watched(made, attempts, isStepUp), {
+              serverUrl: url,
+              fetchFn: attempts.begin({ fetch, upstream: url, scrub: own, signal }),
+              ...(wanted === undefined ? {} : { scope: wanted }),
+              ...(cell.resourceMetadataUrl === undefined ? {} : { resourceMetadataUrl: cell.resourceMetadataUrl }),
+              ...(isStepUp ? { forceReauthorization: true } : {})
+            }),
+          catch: attempts.issueOf
+        })
+      })
+
+    return { current: Effect.map(tokens, (found) => found?.access_token), known: () => undefined, renew, cell }
+  })
+
+/** The provider, but that it redirects nobody because a server is down, and refreshes nothing that is to be widened. */
+const watched = (
+  provider: OAuthClientProvider,
+  attempts: AuthServer.Attempts,
+  isStepUp: boolean
+): OAuthClientProvider =>
+  new Proxy(provider, {
+    get: (target, property) => {
+      const value: unknown = Reflect.get(target, property, target)
+      if (property === "redirectToAuthorization") {
+        return async (url: URL) => {
+          Grants.refuseAfterFailedRefresh(attempts.last())
+          await target.redirectToAuthorization(url)
+        }
+      }
+      if (property === "tokens" && isStepUp) {
+        return async () => {
+          const tokens = await target.tokens()
+          if (tokens === undefined) return undefined
+          const { refresh_token: _, ...rest } = tokens
+          return rest
+        }
+      }
+      // Private fields are the target's
+      return typeof value === "function" ? value.bind(target) as unknown : value
+    }
+  })

@@ -1,0 +1,66 @@
+/**
+ * Tokens of a function that has them: kept in memory, until they expire or are refused.
+ */
+import * as Clock from "effect/Clock"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
+import type * as Scope from "effect/Scope"
+import type { AccessToken, TokenSource } from "../../Authorization.ts"
+import { expiryOf } from "../jwt.ts"
+import * as Tokens from "./tokens.ts"
+
+export const make = <R>(
+  options: Tokens.Options,
+  source: TokenSource<R>
+): Effect.Effect<Tokens.Tokens, unknown, R | Scope.Scope> =>
+  Effect.gen(function*() {
+    const { identity, scrub } = options
+    const context = yield* Effect.context<R>()
+    const clock = yield* Clock.Clock
+    const cell = yield* Tokens.cellOf(source, identity.key)
+    const hold = yield* Tokens.holder(scrub)
+
+    const take = (found: Redacted.Redacted | AccessToken) => {
+      const { expiresIn, token } = Redacted.isRedacted(found) ? { token: found, expiresIn: undefined } : found
+      const text = Redacted.value(token)
+      const until = expiresIn === undefined
+        ? Option.getOrElse(expiryOf(text), () => Infinity)
+        : clock.currentTimeMillisUnsafe() + Duration.toMillis(expiresIn)
+      cell.source = { token: text, until }
+    }
+    const fetched = Effect.suspend(() => source.token(identity)).pipe(Effect.map(take), Effect.provideContext(context))
+    const refreshed = (token: string, scope: string | undefined) =>
+      Effect.suspend(() =>
+        source.refresh === undefined
+          ? source.token(identity)
+          : source.refresh(identity, { token: Redacted.make(token), scope })
+      ).pipe(Effect.map(take), Effect.provideContext(context))
+
+    const isGood = () => cell.source !== undefined && clock.currentTimeMillisUnsafe() < cell.source.until
+    const known = () => {
+      if (!isGood()) return undefined
+      const { token } = cell.source!
+      hold([token])
+      return token
+    }
+    const renewed = ({ refused, scope }: Pick<Tokens.Wanted, "refused" | "scope">) =>
+      refused === undefined ? fetched : refreshed(refused, scope)
+
+    const current: Tokens.Tokens["current"] = Effect.suspend(() => {
+      if (isGood()) return Effect.sync(known)
+      const { flight } = cell
+      if (flight !== undefined) return Effect.andThen(Deferred.await(flight), current)
+      const expired = cell.source?.token
+      return Effect.map(Tokens.fly(cell, renewed({ refused: expired, scope: undefined })), () => {
+        // One that has expired by its own words may be good by the upstream's clock
+        const { token } = cell.source!
+        hold([token])
+        return token
+      })
+    })
+
+    return { current, known, renew: renewed, cell }
+  })

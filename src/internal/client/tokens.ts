@@ -1,0 +1,168 @@
+/**
+ * What is known of the tokens of one identity at one upstream, for all of its sessions, and the one attempt at a time
+ * to get others.
+ */
+import type { OAuthClientProvider } from "@modelcontextprotocol/sdk/client/auth.js"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as Scope from "effect/Scope"
+import { AuthorizationFailed } from "../../Authorization.ts"
+import type { FetchLike, SessionHandle } from "../../Connector.ts"
+import type { Identity } from "../../Identity.ts"
+import type { McpSessionError } from "../../McpSessionError.ts"
+import type * as Scrub from "../scrub.ts"
+import type * as Grants from "./grants.ts"
+
+/** The OAuth code of a generation of the SDK. */
+export interface Sdk {
+  readonly auth: (provider: OAuthClientProvider, options: AuthOptions) => Promise<"AUTHORIZED" | "REDIRECT">
+  readonly privateKeyJwt: Grants.PrivateKeyJwt
+}
+
+export interface AuthOptions {
+  readonly serverUrl: URL
+  readonly fetchFn: FetchLike
+  readonly authorizationCode?: string
+  /** The first generation does not know it. */
+  readonly iss?: string
+  readonly scope?: string
+  readonly resourceMetadataUrl?: URL
+  /** The first generation does not know it, and is given no refresh token instead. */
+  readonly forceReauthorization?: boolean
+}
+
+/** Whose tokens, and what they are for. */
+export interface Options {
+  readonly sdk: Sdk
+  readonly url: URL
+  readonly fetch: FetchLike
+  readonly identity: Identity
+  readonly handle: SessionHandle
+  /** What errors call the server. */
+  readonly server: string
+  /** Of the session: knows each token for as long as it is used. */
+  readonly scrub: Scrub.Scrub
+  /** What a failure is to whoever has made the request. */
+  readonly prepare: <A, E2, R2>(effect: Effect.Effect<A, E2, R2>) => Effect.Effect<A, McpSessionError, R2>
+}
+
+/** What is known of the tokens of one identity at one upstream. */
+export interface Tokens {
+  /** The one to send, if there is one. Sends nothing unless it has to be asked for first. */
+  readonly current: Effect.Effect<string | undefined, unknown>
+  /** The same, if it is known without asking anybody. */
+  readonly known: () => string | undefined
+  /** Gets another one than this, or `current` stays as it is. */
+  readonly renew: (wanted: Wanted) => Effect.Effect<void, unknown>
+  /** One attempt at a time, of all sessions. */
+  readonly cell: Cell
+}
+
+export interface Wanted {
+  readonly refused: string | undefined
+  readonly scope: string | undefined
+  /** The token is good, but not good enough. */
+  readonly isStepUp: boolean
+  readonly resourceMetadataUrl: URL | undefined
+}
+
+export interface Cell {
+  users: number
+  flight: Deferred.Deferred<void, unknown> | undefined
+  /** How many attempts there have been. */
+  flown: number
+  /** What the last of them has failed with. It answers all who had sent their request by then. */
+  failed: Exit.Exit<void, unknown> | undefined
+  /** What it has brought, and nobody has accepted yet: since when. */
+  unproven: { readonly token: string; readonly since: number } | undefined
+  grant: Grants.Grant | undefined
+  isRead: boolean
+  /** The scopes that were asked for. */
+  scope: string | undefined
+  resourceMetadataUrl: URL | undefined
+  source: { readonly token: string; readonly until: number } | undefined
+}
+
+/** How long an authorization server has for all that it is asked for one token. */
+export const patience = Duration.seconds(10)
+
+/** By what the tokens are in, and whose they are: all sessions of an identity share one. */
+const cells = new WeakMap<object, Map<string, Cell>>()
+
+export const cellOf = (owner: object, key: string): Effect.Effect<Cell, never, Scope.Scope> =>
+  Effect.acquireRelease(
+    Effect.sync(() => {
+      const found = cells.get(owner) ?? new Map<string, Cell>()
+      cells.set(owner, found)
+      let cell = found.get(key)
+      if (cell === undefined) {
+        found.set(
+          key,
+          cell = {
+            users: 0,
+            flight: undefined,
+            flown: 0,
+            failed: undefined,
+            unproven: undefined,
+            grant: undefined,
+            isRead: false,
+            scope: undefined,
+            resourceMetadataUrl: undefined,
+            source: undefined
+          }
+        )
+      }
+      cell.users++
+      return cell
+    }),
+    (cell) =>
+      Effect.sync(() => {
+        cell.users--
+        if (cell.users === 0) cells.get(owner)?.delete(key)
+      })
+  )
+
+/**
+ * One attempt for all who wait. It goes on when they have gone: a refresh token that was used must not be lost with its
+ * answer. False if somebody else's was under way.
+ */
+export const fly = (cell: Cell, work: Effect.Effect<void, unknown>): Effect.Effect<boolean, unknown> =>
+  Effect.suspend(() => {
+    if (cell.flight !== undefined) return Effect.as(Deferred.await(cell.flight), false)
+    const flight = cell.flight = Deferred.makeUnsafe<void, unknown>()
+    const inTime = Effect.timeoutOrElse(work, {
+      duration: patience,
+      orElse: () => Effect.fail(new AuthorizationFailed({ issue: `it took longer than ${Duration.format(patience)}` }))
+    })
+    return Effect.andThen(
+      Effect.forkDetach(
+        Effect.onExit(inTime, (exit) =>
+          Effect.sync(() => {
+            cell.flight = undefined
+            cell.flown++
+            cell.failed = Exit.isFailure(exit) ? exit : undefined
+            Deferred.doneUnsafe(flight, exit)
+          })),
+        { startImmediately: true }
+      ),
+      Effect.as(Deferred.await(flight), true)
+    )
+  })
+
+/** Takes secrets out of the session's texts until others take their place, or the session has ended. */
+export const holder = (
+  scrub: Scrub.Scrub
+): Effect.Effect<(secrets: ReadonlyArray<string>) => void, never, Scope.Scope> => {
+  let held: ReadonlyArray<string> = []
+  let releases: ReadonlyArray<() => void> = []
+  const hold = (secrets: ReadonlyArray<string>) => {
+    if (secrets.length === held.length && secrets.every((secret, i) => secret === held[i])) return
+    const before = releases
+    held = secrets
+    releases = secrets.map(scrub.hold)
+    for (const release of before) release()
+  }
+  return Effect.acquireRelease(Effect.succeed(hold), () => Effect.sync(() => hold([])))
+}

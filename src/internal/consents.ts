@@ -1,0 +1,85 @@
+/**
+ * The consents that callers have been asked for and have not given yet, by the `state` that the authorization server
+ * will send back (RFC 6749 section 4.1.1), which is a secret, and by an id that is none.
+ */
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import type * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import type * as Redacted from "effect/Redacted"
+import type { Identity } from "../Identity.ts"
+
+/** What the authorization server sends back with somebody who has consented. */
+export interface Answer {
+  readonly code: string
+  /** RFC 9207: who sends it. */
+  readonly iss: string | undefined
+}
+
+export interface Pending {
+  readonly id: string
+  readonly state: string
+  /** Whose it is, at which upstream. */
+  readonly key: string
+  readonly identity: Identity
+  readonly url: Redacted.Redacted
+  /** The scopes that are asked for. */
+  readonly scope: string | undefined
+  /** When it is too late, in milliseconds since the epoch. */
+  readonly until: number
+  readonly redeem: (answer: Answer) => Effect.Effect<void, unknown>
+  /** Whether there are tokens now. */
+  readonly done: Deferred.Deferred<boolean>
+}
+
+export interface Consents {
+  readonly add: (pending: Pending) => Effect.Effect<void>
+  /** The one that is being waited for already. */
+  readonly ofKey: (key: string) => Effect.Effect<Pending | undefined>
+  readonly ofId: (id: string) => Effect.Effect<Pending | undefined>
+  readonly ofState: (state: string) => Effect.Effect<Pending | undefined>
+  readonly remove: (pending: Pending) => void
+}
+
+const maxPending = 10_000
+
+const make = (): Consents => {
+  const byId = new Map<string, Pending>()
+  const byState = new Map<string, Pending>()
+  const byKey = new Map<string, Pending>()
+
+  const remove = (pending: Pending) => {
+    byId.delete(pending.id)
+    byState.delete(pending.state)
+    if (byKey.get(pending.key) === pending) byKey.delete(pending.key)
+  }
+
+  const within = (map: ReadonlyMap<string, Pending>, key: string) =>
+    Effect.map(Clock.currentTimeMillis, (now) => {
+      const pending = map.get(key)
+      if (pending === undefined || now < pending.until) return pending
+      remove(pending)
+      return undefined
+    })
+
+  return {
+    add: (pending) =>
+      Effect.map(Clock.currentTimeMillis, (now) => {
+        // The oldest first
+        for (const other of byId.values()) {
+          if (other.until > now && byId.size < maxPending) break
+          remove(other)
+        }
+        byId.set(pending.id, pending)
+        byState.set(pending.state, pending)
+        byKey.set(pending.key, pending)
+      }),
+    ofKey: (key) => within(byKey, key),
+    ofId: (id) => within(byId, id),
+    ofState: (state) => within(byState, state),
+    remove
+  }
+}
+
+/** Those of this process. */
+export const Consents = Context.Reference<Consents>("effect-mcp-sessions/Consents", { defaultValue: make })
