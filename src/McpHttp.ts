@@ -36,7 +36,7 @@ import type * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import type * as Tracer from "effect/Tracer"
-import type { Identity } from "./Identity.ts"
+import type { AccessDenied, Identity } from "./Identity.ts"
 import type { IdentityResolver } from "./IdentityResolver.ts"
 import * as Callers from "./internal/host/callers.ts"
 import * as MemoryEventStore from "./internal/host/eventStore.ts"
@@ -237,3 +237,27 @@ export const identityOf = (extra: { readonly requestInfo?: object | undefined })
  */
 export const spanOf = (extra: { readonly requestInfo?: object | undefined }): Option.Option<Tracer.AnySpan> =>
   Callers.spanOf(extra)
+
+/**
+ * Lets the handler of an SDK server go on if the caller whose request it is answering has been granted these scopes
+ * (`Identity.scopes`), and else fails with `AccessDenied`. Needs {@link layer} with the option `authorization`.
+ *
+ * Asked before the handler has waited for anything, it has the request answered with 403 `insufficient_scope`, as the
+ * option `required` does, so that a client can get a token that covers it. Later, or in a batch, the stream of its
+ * answer has begun, and what the SDK makes of the error is the answer. Where `method` and `params` say which scopes are
+ * needed, `required` is better: it holds in every case, and for `guard` too. A handler that could do with less looks at
+ * `Identity.scopes` instead.
+ *
+ * **Example** (A tool that needs more than others)
+ *
+ * ```ts
+ * server.registerTool("weather", {}, (extra) =>
+ *   Effect.runPromise(Effect.andThen(McpHttp.requireScopes(extra, ["weather:read"]), forecast)))
+ * ```
+ *
+ * @category combinators
+ */
+export const requireScopes = (
+  extra: { readonly requestInfo?: object | undefined },
+  scopes: ReadonlyArray<string>
+): Effect.Effect<void, AccessDenied> => Callers.requireScopes(extra, scopes)

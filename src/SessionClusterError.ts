@@ -23,7 +23,7 @@ const causes = {
 export class ClusterUnavailable
   extends Schema.TaggedError<ClusterUnavailable>("effect-mcp-sessions/ClusterUnavailable")("ClusterUnavailable", {
     /** The operation that failed. */
-    method: Schema.Literals(["get", "withSession", "invalidate", "stats", "entries", "members"]).pipe(
+    method: Schema.Literals(["get", "withSession", "invalidate", "stats", "entries", "members", "layer"]).pipe(
       Schema.withConstructorDefault(Effect.succeed("get"))
     ),
     /** Why: the `store` is silent, no `owner` answered, it was `lost` meanwhile, or this node is `closed`. */

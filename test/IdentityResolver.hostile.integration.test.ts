@@ -19,11 +19,11 @@ import { inspect } from "node:util"
 import { gzipSync } from "node:zlib"
 import { eventually } from "./support/answers.ts"
 import * as AuthorizationServer from "./support/authorizationServer.ts"
-import { many } from "./support/load.ts"
+import { many, underLoad } from "./support/load.ts"
 import { refusal, resolve } from "./support/tokens.ts"
 
 /** How many keys are made up in a second. */
-const names = many(30, 3_000)
+const names = many(30, 300)
 
 type Server = AuthorizationServer.AuthorizationServer
 
@@ -169,30 +169,34 @@ describe("IdentityResolver.layerJwt, against a hostile world,", () => {
       }).pipe(Effect.provide(jwt(server)))
     }))
 
-  it.effect(`${names * 60} names of keys in a minute are 7 fetches at most, and the known key goes on`, () =>
-    Effect.gen(function*() {
-      const server = yield* AuthorizationServer.make()
-      yield* Effect.gen(function*() {
-        const good = yield* server.sign({})
-        const [, payload, signature] = good.split(".")
-        const forged = (kid: unknown) =>
-          `${Buffer.from(JSON.stringify({ alg: "ES256", kid })).toString("base64url")}.${payload}.${signature}`
-        for (let second = 0; second < 60; second++) {
-          const refused = yield* Effect.forEach(
-            Array.from({ length: names }, (_, i) => i),
-            (i) => refusal(forged(`${second}-${i}`)),
-            { concurrency: "unbounded" }
-          )
-          assert.deepStrictEqual([...new Set(refused)], ["key"])
-          assert.isUndefined(yield* refusal(good))
-          yield* TestClock.adjust("1 second")
-        }
-        for (const kid of [5, {}, ["first"], null, true, "first\u0000", "FIRST", "__proto__", "constructor"]) {
-          assert.include(["key", "signature", "malformed"], yield* refusal(forged(kid)), inspect(kid))
-        }
-      }).pipe(Effect.provide(jwt(server)))
-      assert.isAtMost(server.fetches(), 7)
-    }))
+  it.effect(
+    `${names * 60} names of keys in a minute are 7 fetches at most, and the known key goes on`,
+    () =>
+      Effect.gen(function*() {
+        const server = yield* AuthorizationServer.make()
+        yield* Effect.gen(function*() {
+          const good = yield* server.sign({})
+          const [, payload, signature] = good.split(".")
+          const forged = (kid: unknown) =>
+            `${Buffer.from(JSON.stringify({ alg: "ES256", kid })).toString("base64url")}.${payload}.${signature}`
+          for (let second = 0; second < 60; second++) {
+            const refused = yield* Effect.forEach(
+              Array.from({ length: names }, (_, i) => i),
+              (i) => refusal(forged(`${second}-${i}`)),
+              { concurrency: "unbounded" }
+            )
+            assert.deepStrictEqual([...new Set(refused)], ["key"])
+            assert.isUndefined(yield* refusal(good))
+            yield* TestClock.adjust("1 second")
+          }
+          for (const kid of [5, {}, ["first"], null, true, "first\u0000", "FIRST", "__proto__", "constructor"]) {
+            assert.include(["key", "signature", "malformed"], yield* refusal(forged(kid)), inspect(kid))
+          }
+        }).pipe(Effect.provide(jwt(server)))
+        assert.isAtMost(server.fetches(), 7)
+      }),
+    underLoad
+  )
 })
 
 const alice = { active: true, sub: "alice", scope: "a", aud: "mcp", exp: 1_000 }

@@ -2,10 +2,11 @@
  * Whatever shape a request has: a credential that is in it in any readable way is never taken for none.
  */
 import { assert, describe, it } from "@effect/vitest"
-import { type IdentityRequest, IdentityResolver } from "effect-mcp-sessions"
+import { type IdentityRequest, IdentityResolver, type IdentityResolverOptions } from "effect-mcp-sessions"
 import * as Arbitrary from "effect/Arbitrary"
 import * as Effect from "effect/Effect"
 import * as EffectHeaders from "effect/http/Headers"
+import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
@@ -16,17 +17,18 @@ type Field = readonly [name: string, value: unknown]
 type Fields = ReadonlyArray<Field>
 
 /**
- * `shared`, the token, or the tag of the error, in the mode "optional". The resolver knows the credential already: what
- * it answers at once for that reason must be what it would find by looking at all of the request.
+ * `shared`, the token, or the tag of the error, in the mode "optional" if no other is given. The resolver knows the
+ * credential already: what it answers at once for that reason must be what it would find by looking at all of the
+ * request.
  */
-const outcome = (request: unknown) =>
+const outcome = (request: unknown, options: IdentityResolverOptions = {}) =>
   IdentityResolver.resolve({ headers: { authorization: "Bearer abc" } }).pipe(
     Effect.andThen(IdentityResolver.resolve(request as IdentityRequest)),
     Effect.match({
       onSuccess: ({ credentials, shared }) => shared ? "shared" : Redacted.value(Option.getOrThrow(credentials).token),
       onFailure: (error) => error._tag
     }),
-    Effect.provide(IdentityResolver.layer())
+    Effect.provide(IdentityResolver.layer(options))
   )
 
 // --- Shapes that are read ---
@@ -114,6 +116,7 @@ const unreadable: Readonly<Record<string, (fields: Fields) => unknown>> = {
   "pairs that are objects": (fields) => fields.map(([name, value]) => ({ name, value })),
   "pairs that are like arrays": (fields) => fields.map(([name, value]) => ({ 0: name, 1: value, length: 2 })),
   "pairs that are Sets": (fields) => fields.map((field) => new Set(field)),
+  "pairs with a number for a name": (fields) => fields.map(([, value]) => [1, value]),
   "pairs with a symbol for a name": (fields) => fields.map(([name, value]) => [Symbol(name), value]),
   "lines": (fields) => fields.map(([name, value]) => `${name}: ${String(value)}`),
   "text": (fields) => fields.map(([name, value]) => `${name}: ${String(value)}`).join("\r\n"),
@@ -146,6 +149,7 @@ const unreadable: Readonly<Record<string, (fields: Fields) => unknown>> = {
     })
   }),
   "a promise": (fields) => Promise.resolve(record(fields)),
+  "a Date": () => new Date(),
   "a function": (fields) => () => record(fields),
   "a number": () => 5,
   "a symbol": () => Symbol("headers"),
@@ -157,6 +161,8 @@ const unreadable: Readonly<Record<string, (fields: Fields) => unknown>> = {
 
 const values: Readonly<Record<string, unknown>> = {
   "nothing of an array": [undefined],
+  "null of an array": [null],
+  "an array of an array": [[]],
   "a hole": Array.from({ length: 2 }),
   "nested arrays": [["Bearer abc"]],
   "two": ["Bearer abc", "Bearer abc"],
@@ -164,6 +170,7 @@ const values: Readonly<Record<string, unknown>> = {
   "zero": 0,
   "a bigint": 5n,
   "a boolean": false,
+  "another boolean": true,
   "null": null,
   "a symbol": Symbol("Bearer abc"),
   "a function": () => "Bearer abc",
@@ -176,6 +183,46 @@ const values: Readonly<Record<string, unknown>> = {
   "an Option": Option.some("Bearer abc"),
   "a promise": Promise.resolve("Bearer abc"),
   "something like an array": { 0: "Bearer abc", length: 1 }
+}
+
+// --- Requests without headers, and headers without the one ---
+
+const revoked = () => {
+  const { proxy, revoke } = Proxy.revocable({}, {})
+  revoke()
+  return proxy
+}
+
+const headless: Readonly<Record<string, unknown>> = {
+  "undefined": undefined,
+  "null": null,
+  "an empty object": {},
+  "a number": 5,
+  "a text": "authorization: Bearer abc",
+  "a function": () => ({}),
+  "an empty array": [],
+  "an empty Set": new Set(),
+  "the headers alone": { authorization: "Bearer abc" },
+  "a revoked proxy": revoked(),
+  "an object whose headers are behind a getter that throws": {
+    get headers() {
+      throw new Error("not now")
+    }
+  }
+}
+
+const without: Readonly<Record<string, unknown>> = {
+  "an object": { headers: {} },
+  "an object where it is undefined": { headers: { authorization: undefined } },
+  "an object where it is an empty array": { headers: { authorization: [] } },
+  "pairs": { headers: [] },
+  "Headers": { headers: new Headers() },
+  "Effect's headers": { headers: EffectHeaders.empty },
+  "a Map": { headers: new Map([["x-authorization", "Bearer abc"]]) },
+  "a Map in place of a request": new Map(),
+  "Headers in place of a request": new Headers(),
+  "a Request": new Request("http://localhost"),
+  "Effect's request": HttpServerRequest.fromWeb(new Request("http://localhost"))
 }
 
 const others: Fields = [["host", "localhost"], ["x-authorization", "Bearer no"], ["accept", "*/*"]]
@@ -229,11 +276,36 @@ describe("IdentityResolver, whatever the shape of the headers", () => {
       assert.strictEqual(yield* outcome({ headers }), "MalformedCredentials")
     }))
 
+  it.effect.each(Object.keys(unreadable))(
+    "refuses %s, also where credentials are required",
+    (shape) =>
+      Effect.gen(function*() {
+        const headers = unreadable[shape]!([...others, ["authorization", "Bearer abc"]])
+        assert.strictEqual(yield* outcome({ headers }, { mode: "required" }), "MalformedCredentials")
+      })
+  )
+
+  it.effect.each(Object.keys(headless))("refuses a request that is %s", (request) =>
+    Effect.gen(function*() {
+      assert.strictEqual(yield* outcome(headless[request]), "MalformedCredentials")
+      assert.strictEqual(yield* outcome(headless[request], { mode: "required" }), "MalformedCredentials")
+    }))
+
+  it.effect.each(Object.keys(without))(
+    "has no credentials of %s without the header",
+    (request) =>
+      Effect.gen(function*() {
+        assert.strictEqual(yield* outcome(without[request]), "shared")
+        assert.strictEqual(yield* outcome(without[request], { mode: "required" }), "MissingCredentials")
+      })
+  )
+
   it.effect.each(Object.keys(values))("refuses a value that is %s", (value) =>
     Effect.gen(function*() {
       for (const [shape, make] of Object.entries(readable)) {
-        const request = { headers: make([["authorization", values[value]]]) }
-        assert.strictEqual(yield* outcome(request), "MalformedCredentials", shape)
+        const request = () => ({ headers: make([["authorization", values[value]]]) })
+        assert.strictEqual(yield* outcome(request()), "MalformedCredentials", shape)
+        assert.strictEqual(yield* outcome(request(), { mode: "required" }), "MalformedCredentials", shape)
       }
     }))
 

@@ -12,6 +12,7 @@ import {
 } from "@modelcontextprotocol/sdk/client/auth.js"
 import { Client } from "@modelcontextprotocol/sdk/client/index.js"
 import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js"
+import { McpServer } from "@modelcontextprotocol/sdk/server/mcp.js"
 import { AccessDenied } from "effect-mcp-sessions/Identity"
 import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
 import * as McpConnector from "effect-mcp-sessions/McpConnector"
@@ -41,7 +42,7 @@ import { eventually, messagesOf, textOf } from "./support/answers.ts"
 import * as AuthorizationServer from "./support/authorizationServer.ts"
 import { selfSigned } from "./support/certificates.ts"
 import { openGuarded } from "./support/guarded.ts"
-import { many } from "./support/load.ts"
+import { many, underLoad } from "./support/load.ts"
 import { type Endpoint, makeLog, makeServer, socket } from "./support/mcpHttp.ts"
 import { begin, beginAndUse, call, initialize, post, request } from "./support/requests.ts"
 
@@ -400,38 +401,42 @@ describe.each(kinds)("McpHttp.%s with authorization", (_, open) => {
       assert.strictEqual(endpoint.calls(), 1)
     }))
 
-  it.effect(`${herd} requests with a key that is new wait for one fetch of 2 seconds, and all get through`, () =>
-    Effect.gen(function*() {
-      const { endpoint, server, sign } = yield* start(open, { authorization: { resource } })
-      const session = yield* beginAndUse(endpoint, yield* sign({}))
-      server.keys = [yield* AuthorizationServer.makeKey("second")]
-      const keys = server.answers.get("/keys")!
-      const gate = Deferred.makeUnsafe<void>()
-      server.answers.set(
-        "/keys",
-        (asked, body) => Effect.runPromise(Deferred.await(gate)).then(() => keys(asked, body)!)
-      )
-      yield* TestClock.adjust("1 minute")
-      const as = yield* sign({})
-      const before = server.fetches()
-      let arrived = 0
-      const waiting = yield* Effect.forkChild(Effect.forEach(
-        Array.from({ length: herd }, (__, id) => id),
-        (id) => {
-          arrived++
-          return Effect.flatMap(
-            post(endpoint, { jsonrpc: "2.0", id, method: "ping" }, { as, session, headers }),
-            (response) => Effect.as(textOf(response), response.status)
-          )
-        },
-        { concurrency: "unbounded" }
-      ))
-      yield* live(() => arrived === herd && server.fetches() > before)
-      yield* TestClock.adjust("2 seconds")
-      Deferred.doneUnsafe(gate, Exit.void)
-      assert.deepStrictEqual([...new Set(yield* Fiber.join(waiting))], [200])
-      assert.strictEqual(server.fetches(), before + 1)
-    }))
+  it.effect(
+    `${herd} requests with a key that is new wait for one fetch of 2 seconds, and all get through`,
+    () =>
+      Effect.gen(function*() {
+        const { endpoint, server, sign } = yield* start(open, { authorization: { resource } })
+        const session = yield* beginAndUse(endpoint, yield* sign({}))
+        server.keys = [yield* AuthorizationServer.makeKey("second")]
+        const keys = server.answers.get("/keys")!
+        const gate = Deferred.makeUnsafe<void>()
+        server.answers.set(
+          "/keys",
+          (asked, body) => Effect.runPromise(Deferred.await(gate)).then(() => keys(asked, body)!)
+        )
+        yield* TestClock.adjust("1 minute")
+        const as = yield* sign({})
+        const before = server.fetches()
+        let arrived = 0
+        const waiting = yield* Effect.forkChild(Effect.forEach(
+          Array.from({ length: herd }, (__, id) => id),
+          (id) => {
+            arrived++
+            return Effect.flatMap(
+              post(endpoint, { jsonrpc: "2.0", id, method: "ping" }, { as, session, headers }),
+              (response) => Effect.as(textOf(response), response.status)
+            )
+          },
+          { concurrency: "unbounded" }
+        ))
+        yield* live(() => arrived === herd && server.fetches() > before)
+        yield* TestClock.adjust("2 seconds")
+        Deferred.doneUnsafe(gate, Exit.void)
+        assert.deepStrictEqual([...new Set(yield* Fiber.join(waiting))], [200])
+        assert.strictEqual(server.fetches(), before + 1)
+      }),
+    underLoad
+  )
 
   it.effect("the key server down: 503 for keys that are unknown, and known ones go on", () =>
     Effect.gen(function*() {
@@ -503,6 +508,76 @@ describe.each(kinds)("McpHttp.%s with authorization", (_, open) => {
     }))
 })
 
+/** A server whose tools ask for a scope, one at once and one when it has begun. */
+const asking = Effect.sync(() => {
+  const server = new McpServer({ name: "test", version: "1.0.0" })
+  const done = { content: [{ type: "text" as const, text: "done" }] }
+  const ask = (extra: Parameters<typeof McpHttp.requireScopes>[0]) =>
+    Effect.as(McpHttp.requireScopes(extra, ["files:write"]), done)
+  server.registerTool("now", {}, (extra) => Effect.runPromise(ask(extra)))
+  server.registerTool("later", {}, (extra) => Effect.runPromise(Effect.delay(ask(extra), 50)))
+  return server
+})
+
+describe("McpHttp.requireScopes", () => {
+  it.effect("has a request answered 403 when a handler asks at once, and lets it fail when it asks later", () =>
+    Effect.gen(function*() {
+      const server = yield* AuthorizationServer.make()
+      for (const response of ["sse", "json"] as const) {
+        for (const eventStore of [undefined, McpHttp.memoryEventStore()]) {
+          const app = McpHttp.layer({
+            server: () => asking,
+            response,
+            eventStore,
+            authorization: { servers: [server.issuer], resource }
+          })
+          const endpoint = yield* socket(app, jwt(server))
+          const weak = yield* server.sign({ aud: resource, scope: "mcp:use" })
+          const strong = yield* server.sign({ aud: resource, scope: "mcp:use files:write" })
+          const session = yield* begin(endpoint, weak)
+          const tool = (name: string, as: string, id: number) =>
+            post(endpoint, call(name, {}, id), { as, session, headers })
+          for (let id = 1; id <= 3; id++) {
+            const denied = yield* tool("now", weak, id)
+            assert.strictEqual(denied.status, 403)
+            assert.deepInclude(extractWWWAuthenticateParams(denied), {
+              error: "insufficient_scope",
+              scope: "mcp:use files:write",
+              resourceMetadataUrl: new URL("https://mcp.example.com/.well-known/oauth-protected-resource/mcp")
+            })
+            assert.notInclude(yield* textOf(denied), "jsonrpc")
+          }
+          // Its id is free again
+          const allowed = yield* tool("now", strong, 1)
+          assert.deepInclude((yield* messagesOf(allowed)).at(-1), { id: 1 })
+          assert.strictEqual((yield* tool("later", strong, 1)).status, 200)
+          const late = yield* tool("later", weak, 2)
+          if (response === "json") {
+            assert.strictEqual(late.status, 403)
+          } else {
+            assert.strictEqual(late.status, 200)
+            assert.deepInclude((yield* messagesOf(late)).at(-1)?.result, { isError: true })
+          }
+          const both = [call("now", {}, 8), { jsonrpc: "2.0", id: 9, method: "ping" }]
+          const batch = yield* post(endpoint, both, {
+            as: weak,
+            session,
+            headers: { "mcp-protocol-version": "2025-03-26" }
+          })
+          assert.strictEqual(batch.status, 200)
+          yield* textOf(batch)
+        }
+      }
+    }))
+
+  it.effect("refuses a handler whose request came by nobody", () =>
+    Effect.gen(function*() {
+      const error = yield* Effect.flip(McpHttp.requireScopes({}, ["files:write"]))
+      assert.strictEqual(error.scope, "files:write")
+      yield* McpHttp.requireScopes({}, [])
+    }))
+})
+
 const issuedBy = (name: string) => ({ servers: [`https://${name}.example.com`] })
 
 describe("two McpHttp.layers with authorization in one router", () => {
@@ -560,37 +635,41 @@ describe("McpHttp.layer with authorization in a router with a prefix", () => {
 })
 
 describe("McpHttp.layer with authorization, before a pool of children,", () => {
-  it.effect(`alice's token is refreshed 20 times in ${calls} calls: one session here, one above, one child`, () =>
-    Effect.gen(function*() {
-      const server = yield* AuthorizationServer.make()
-      const command = { command: process.execPath, args: [fileURLToPath(stdio)] }
-      const pool = yield* Layer.build(SessionPool.layer({ connect: McpConnector.stdio(command) }))
-      const app = McpHttp.layer({
-        server: Gateway.byIdentity,
-        response: "json",
-        authorization: { servers: [server.issuer], resource }
-      })
-      const endpoint = yield* socket(Layer.provide(app, Layer.succeedContext(pool)), jwt(server))
-      let exp = 240
-      let as = yield* server.sign({ aud: resource, exp })
-      const session = yield* begin(endpoint, as)
-      const pids = new Set<string>()
-      for (let refresh = 0; refresh < 20; refresh++) {
-        for (let i = 0; i < calls / 20; i++) {
-          const answer = yield* post(endpoint, call("pid"), { as, session, headers })
-          assert.strictEqual(answer.status, 200)
-          pids.add(yield* textOf(answer))
+  it.effect(
+    `alice's token is refreshed 20 times in ${calls} calls: one session here, one above, one child`,
+    () =>
+      Effect.gen(function*() {
+        const server = yield* AuthorizationServer.make()
+        const command = { command: process.execPath, args: [fileURLToPath(stdio)] }
+        const pool = yield* Layer.build(SessionPool.layer({ connect: McpConnector.stdio(command) }))
+        const app = McpHttp.layer({
+          server: Gateway.byIdentity,
+          response: "json",
+          authorization: { servers: [server.issuer], resource }
+        })
+        const endpoint = yield* socket(Layer.provide(app, Layer.succeedContext(pool)), jwt(server))
+        let exp = 240
+        let as = yield* server.sign({ aud: resource, exp })
+        const session = yield* begin(endpoint, as)
+        const pids = new Set<string>()
+        for (let refresh = 0; refresh < 20; refresh++) {
+          for (let i = 0; i < calls / 20; i++) {
+            const answer = yield* post(endpoint, call("pid"), { as, session, headers })
+            assert.strictEqual(answer.status, 200)
+            pids.add(yield* textOf(answer))
+          }
+          yield* TestClock.adjust("4 minutes")
+          assert.strictEqual((yield* post(endpoint, call("pid"), { as, session, headers })).status, 401)
+          exp += 240
+          as = yield* server.sign({ aud: resource, exp, jti: `${refresh}` })
         }
-        yield* TestClock.adjust("4 minutes")
-        assert.strictEqual((yield* post(endpoint, call("pid"), { as, session, headers })).status, 401)
-        exp += 240
-        as = yield* server.sign({ aud: resource, exp, jti: `${refresh}` })
-      }
-      assert.lengthOf(pids, 1)
-      assert.strictEqual(yield* endpoint.registry.size, 1)
-      const { misses, size } = yield* Context.get(pool, SessionPool).stats
-      assert.deepStrictEqual({ misses, size }, { misses: 1, size: 1 })
-    }))
+        assert.lengthOf(pids, 1)
+        assert.strictEqual(yield* endpoint.registry.size, 1)
+        const { misses, size } = yield* Context.get(pool, SessionPool).stats
+        assert.deepStrictEqual({ misses, size }, { misses: 1, size: 1 })
+      }),
+    underLoad
+  )
 })
 
 describe("McpHttp.layer with authorization over TLS", () => {

@@ -1,4 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
+import * as ClusterNode from "effect-mcp-sessions/ClusterNode"
 import * as IdentityResolver from "effect-mcp-sessions/IdentityResolver"
 import * as McpHttpOptions from "effect-mcp-sessions/McpHttpOptions"
 import * as SessionPool from "effect-mcp-sessions/SessionPool"
@@ -62,7 +63,9 @@ describe("README", () => {
         !SessionRegistry.declared.rows.some((row) => row.option === option)
       )
     ],
-    ["in `authorization`", McpHttpOptions.authorization.rows]
+    ["in `authorization`", McpHttpOptions.authorization.rows],
+    ["`ClusterNode.layer`", ClusterNode.declared.rows],
+    ["in `security`", ClusterNode.declaredSecurity.rows]
   ] as const
 
   it.each(tables)("has a row for each option of %s, with its default and its variable", (heading, rows) => {

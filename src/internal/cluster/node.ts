@@ -127,7 +127,7 @@ const layerHandlers = (handlers: () => Handlers | undefined) => {
   })
 }
 
-const configOf = (settings: Settings): Partial<ShardingConfig.ShardingConfig["Service"]> => ({
+export const configOf = (settings: Settings): Partial<ShardingConfig.ShardingConfig["Service"]> => ({
   runnerAddress: Option.fromUndefinedOr(settings.address),
   availableShardGroups: [settings.group],
   assignedShardGroups: [settings.group],

@@ -58,6 +58,7 @@ export const make = Effect.fnUntraced(function*<E, R>(
           streamTimeToLive: settings.streamTimeToLive,
           maxConcurrentRequests: settings.maxConcurrentRequests,
           isShuttingDown: () => endpoint.isClosing(),
+          isProtected: settings.protects !== undefined,
           onClosed: () =>
             void Effect.runForkWith(services)(Effect.ignore(endpoint.registry.terminate(info.id, { key: info.owner })))
         }

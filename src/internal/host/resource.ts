@@ -10,14 +10,14 @@ import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import * as Predicate from "effect/Predicate"
 import * as Redacted from "effect/Redacted"
-import { AccessDenied, type Identity, InvalidToken } from "../../Identity.ts"
+import { type AccessDenied, type Identity, InvalidToken } from "../../Identity.ts"
 import type { Authorization, Call } from "../../McpHttpOptions.ts"
-import { isScope } from "../../TokenOptions.ts"
 import { isRecord } from "../options.ts"
 import type * as Problem from "../problem.ts"
 import * as Answers from "./answers.ts"
 import * as Cors from "./cors.ts"
 import * as Paths from "./paths.ts"
+import * as Scopes from "./scopes.ts"
 import * as Strays from "./strays.ts"
 
 type Request = HttpServerRequest.HttpServerRequest
@@ -116,12 +116,8 @@ export const make = (
 
   const permit: Resource["permit"] = (identity, body) =>
     required === undefined ? Effect.void : Effect.suspend(() => {
-      const granted = new Set(identity.scopes.filter(isScope))
-      const needed = callsOf(body).flatMap((call) => required(call))
-      // "Include both existing relevant scopes and newly required scopes"
-      return needed.every((scope) => granted.has(scope))
-        ? Effect.void
-        : Effect.fail(new AccessDenied({ scope: Array.from(new Set([...granted, ...needed])).join(" ") }))
+      const denied = Scopes.lacking(identity, callsOf(body).flatMap((call) => required(call)))
+      return denied === undefined ? Effect.void : Effect.fail(denied)
     })
 
   return {

@@ -24,11 +24,11 @@ import type * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as HttpServerRequest from "effect/http/HttpServerRequest"
+import type * as HttpServerRequest from "effect/http/HttpServerRequest"
+import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
-import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
-import type { Identity } from "../../Identity.ts"
+import type { AccessDenied, Identity } from "../../Identity.ts"
 import type { ServerLike } from "../../McpHttpOptions.ts"
 import * as Answers from "./answers.ts"
 import * as Callers from "./callers.ts"
@@ -36,6 +36,7 @@ import type { Lease } from "./endpoint.ts"
 import * as Outlet from "./outlet.ts"
 import * as Requests from "./requests.ts"
 import type * as Spans from "./spans.ts"
+import * as Web from "./web.ts"
 
 type Answer = HttpServerResponse.HttpServerResponse
 
@@ -49,6 +50,8 @@ export interface Options {
   readonly streamTimeToLive: number
   readonly maxConcurrentRequests: number
   readonly isShuttingDown: () => boolean
+  /** Whether a handler may refuse its request over HTTP, if it does so at once. */
+  readonly isProtected: boolean
   /** The server has closed its connection by itself. */
   readonly onClosed: () => void
 }
@@ -107,6 +110,8 @@ interface Exchange {
   readonly responses: Array<JSONRPCMessage>
   /** Whether the server has got any of its messages. */
   hasStarted: boolean
+  /** Its handler has refused it. */
+  denied: AccessDenied | undefined
   /** Answers it, until it is answered. */
   answer: ((answer: Effect.Effect<Response | Answer, Answers.Refused>) => void) | undefined
   outlet: Outlet.Outlet | undefined
@@ -127,6 +132,7 @@ const makeExchange = ({ body, identity, lease, request, served }: Arrival): Exch
     pending: new Set(ids),
     responses: [],
     hasStarted: false,
+    denied: undefined,
     answer: undefined,
     outlet: undefined,
     last: [],
@@ -296,7 +302,11 @@ const make = (scope: Scope.Scope, options: Options) => {
         // The transport may have waited for an event store in the meantime
         if (hasEnded || exchange === undefined) return
         exchange.hasStarted = true
-        wire.onmessage?.(message, Callers.introduce(exchange.identity, extra!, exchange.served.span))
+        // Of a batch the others may have run
+        const refuse = exchange.ids.length === 1
+          ? (error: AccessDenied) => void (exchange.denied = error)
+          : undefined
+        wire.onmessage?.(message, Callers.introduce(exchange.identity, extra!, exchange.served.span, refuse))
         if ("method" in message && message.method === "notifications/cancelled") {
           cancelled(message.params?.["requestId"])
         }
@@ -313,7 +323,7 @@ const make = (scope: Scope.Scope, options: Options) => {
     if (post === undefined) return
     if (post.ids.length === 1) {
       transport.closeSSEStream(id)
-      post.answer?.(Effect.succeed(emptyStream))
+      post.answer?.(Effect.succeed(Web.emptyStream))
     }
     // The transport answers a batch when it has a response to each request, so this one needs a response. The stream of
     // a single request has just been closed: the transport forgets the request, and then complains that there is no
@@ -346,7 +356,7 @@ const make = (scope: Scope.Scope, options: Options) => {
     Effect.callback<Response | Answer, Answers.Refused>((resume) => {
       const issue = issueWith(exchange)
       if (issue !== undefined) return resume(issue)
-      const webRequest = toRequest(request)
+      const webRequest = Web.toRequest(request)
       const authInfo = Callers.nobody()
       arrived.set(authInfo, exchange)
       exchanges.add(exchange)
@@ -362,8 +372,9 @@ const make = (scope: Scope.Scope, options: Options) => {
       onBehalfOf(exchange, () => transport.handleRequest(webRequest, parsed)).then(
         (response) => {
           if (response.status >= 400) forget(exchange)
-          if (exchange.answer !== undefined) exchange.answer(Effect.succeed(response))
-          else void response.body?.cancel()
+          // A stream is there before its handler has been asked, which may refuse in the microtasks that follow
+          if (options.isProtected && exchange.pending.size > 0) setImmediate(() => give(exchange, response))
+          else give(exchange, response)
         },
         (defect) => {
           forget(exchange)
@@ -376,6 +387,18 @@ const make = (scope: Scope.Scope, options: Options) => {
       })
     })
 
+  const give = ({ answer, denied }: Exchange, response: Response): void => {
+    if (answer === undefined || denied !== undefined) void response.body?.cancel()
+    answer?.(
+      denied === undefined
+        ? Effect.succeed(response)
+        : Effect.flatMap(
+          HttpServerRespondable.toResponse(denied),
+          (refusal) => Effect.fail(new Answers.Refused({ response: refusal }))
+        )
+    )
+  }
+
   const forget = (exchange: Exchange): void => {
     for (const id of exchange.ids) settle(exchange, id)
   }
@@ -386,7 +409,9 @@ const make = (scope: Scope.Scope, options: Options) => {
     exchange: Exchange
   ): Effect.Effect<Answer, Answers.Refused, Scope.Scope> => {
     const { body, status } = response
-    if (body === null || response.headers.get("content-type") !== "text/event-stream") return toPlainAnswer(response)
+    if (body === null || response.headers.get("content-type") !== "text/event-stream") {
+      return Web.toPlainAnswer(response)
+    }
     return Effect.contextWith((services: Context.Context<Scope.Scope>) => {
       const outlet = Outlet.make(body, {
         request,
@@ -414,7 +439,7 @@ const make = (scope: Scope.Scope, options: Options) => {
         Effect.addFinalizer(() => Effect.sync(outlet.leave)),
         HttpServerResponse.stream(outlet.stream, {
           status,
-          headers: headersOf(response),
+          headers: Web.headersOf(response),
           contentType: "text/event-stream"
         })
       )
@@ -444,7 +469,7 @@ const make = (scope: Scope.Scope, options: Options) => {
       for (const response of last) exchange.served.answered(response)
       exchange.last = last
       if (!hasStarted) answer?.(gone())
-      else if (ids.length === 0) answer?.(Effect.succeed(accepted))
+      else if (ids.length === 0) answer?.(Effect.succeed(Web.accepted))
       // Else the transport has the answer, and is about to give it
       else if (pending.size > 0) {
         answer?.(Effect.succeed(Answers.responses([...responses, ...exchange.last], isShuttingDown)))
@@ -467,49 +492,3 @@ const make = (scope: Scope.Scope, options: Options) => {
 
 const isResponse = (message: JSONRPCMessage): message is JSONRPCMessage & { readonly id: RequestId } =>
   !("method" in message) && message.id !== undefined
-
-// -----------------------------------------------------------------------------
-// Requests and responses
-// -----------------------------------------------------------------------------
-
-const toRequest = (request: HttpServerRequest.HttpServerRequest): Request =>
-  new Request(Option.getOrElse(HttpServerRequest.toURL(request), () => new URL("http://localhost")), {
-    method: request.method,
-    headers: request.headers
-  })
-
-const emptyStream = HttpServerResponse.text("", {
-  contentType: "text/event-stream",
-  headers: { "cache-control": "no-cache, no-transform" }
-})
-
-const accepted = HttpServerResponse.empty({ status: 202 })
-
-const toPlainAnswer = (response: Response): Effect.Effect<Answer, Answers.Refused> => {
-  const { body, status } = response
-  if (body === null) return Effect.succeed(HttpServerResponse.empty({ status, headers: headersOf(response) }))
-  return Effect.flatMap(Effect.promise(() => response.text()), (text) => {
-    if (status === 404) return Answers.notFound
-    if (status >= 500 || (status === 400 && hasData(text))) {
-      return Effect.andThen(
-        Effect.logWarning("The transport of an MCP session could not answer", { status, text }),
-        Answers.unavailable
-      )
-    }
-    return Effect.succeed(
-      HttpServerResponse.text(text, { status, headers: headersOf(response), contentType: "application/json" })
-    )
-  })
-}
-
-const headersOf = (response: Response): Record<string, string> => {
-  const headers: Record<string, string> = {}
-  for (const [name, value] of response.headers) {
-    // A connection's own header is not the transport's to set, and HTTP/2 has none.
-    if (name !== "connection" && name !== "content-type") headers[name] = value
-  }
-  return headers
-}
-
-// What the transport adds to a "Parse error" that is none: the JSON was parsed before.
-const hasData = (text: string): boolean => text.includes("\"code\":-32700") && text.includes("\"data\":")

@@ -13,13 +13,15 @@
  *
  * Tools, besides those of tools.mjs: `pid`, `grandchild`, `die` (exit 3), `kill` (SIGKILL to itself), `garbage`,
  * `flood` (stderr, blocking), `flood-stdout` (for ever, what is no JSON-RPC), `last-words` (200 notifications, and
- * exits), `close-stdout` (never answers anything again, and lives).
+ * exits), `close-stdout` (never answers anything again, and lives), `note` (adds a line to a file, and gives its pid
+ * after `ms`).
  *
  * With PID_FILE in its environment it appends its pid, and its grandchild's, to that file, one a line: the only way to
  * learn the pid of a server that never gets as far as answering. Whatever happens it is gone after two minutes.
  */
 import { spawn } from "node:child_process"
 import { appendFileSync, closeSync, writeSync } from "node:fs"
+import { setTimeout as sleep } from "node:timers/promises"
 import { StdioServerTransport } from "@modelcontextprotocol/sdk/server/stdio.js"
 import { makeCalls, makeServer, text } from "./tools.mjs"
 
@@ -85,6 +87,13 @@ if (behaviours.has("hang-initialize")) {
   const { server, watch } = makeServer(makeCalls(), {
     pid: { run: () => text(process.pid) },
     grandchild: { run: () => text(grandchild.pid) },
+    note: {
+      run: async ({ file, line, ms }) => {
+        appendFileSync(file, `${line}\n`)
+        await sleep(ms)
+        return text(process.pid)
+      }
+    },
     big: { run: () => text("x".repeat(11 * 1024 * 1024)) },
     die: { run: () => process.exit(3) },
     kill: { run: () => process.kill(process.pid, "SIGKILL") },

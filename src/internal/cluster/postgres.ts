@@ -1,0 +1,45 @@
+/**
+ * A store in Postgres, as Effect has it.
+ *
+ * A lock is a row that says when it was last asked for, by the clock of the server. It is not one of the server's
+ * advisory locks: those end with their connection, whoever has cut it, while the node still believes that it has them.
+ */
+import { PersistenceError } from "effect/cluster/ClusterError"
+import type * as RunnerStorage from "effect/cluster/RunnerStorage"
+import * as ShardingConfig from "effect/cluster/ShardingConfig"
+import * as SqlRunnerStorage from "effect/cluster/SqlRunnerStorage"
+import * as Effect from "effect/Effect"
+import * as Reactivity from "effect/reactivity/Reactivity"
+import type * as Redacted from "effect/Redacted"
+import type * as Scope from "effect/Scope"
+import * as SqlClient from "effect/sql/SqlClient"
+import { load } from "./peers.ts"
+
+const loadPostgres = load(
+  "keeps its Postgres store with @effect/sql-pg",
+  "@effect/sql-pg",
+  () => import("@effect/sql-pg/PgClient")
+)
+
+/** Fails when the server can't be reached, or refuses. The tables are made where they are missing. */
+export const make = Effect.fnUntraced(function*(
+  url: Redacted.Redacted,
+  config: ShardingConfig.ShardingConfig["Service"]
+): Effect.fn.Return<RunnerStorage.RunnerStorage["Service"], PersistenceError, Scope.Scope> {
+  const PgClient = yield* loadPostgres
+  const client = yield* PgClient.make({
+    url,
+    applicationName: "effect-mcp-sessions",
+    connectTimeout: "5 seconds",
+    // One for the locks, one for whoever reads
+    maxConnections: 3
+  }).pipe(
+    Effect.provide(Reactivity.layer),
+    Effect.mapError((cause) => new PersistenceError({ cause }))
+  )
+  return yield* SqlRunnerStorage.make({ prefix: "mcp_cluster" }).pipe(
+    Effect.provideService(SqlClient.SqlClient, client),
+    Effect.provideService(ShardingConfig.ShardingConfig, { ...config, shardLockDisableAdvisory: true }),
+    Effect.mapError((cause) => new PersistenceError({ cause }))
+  )
+})

@@ -1,0 +1,288 @@
+/**
+ * Links between nodes over TCP.
+ *
+ * A link is one connection, made when there is something to send. When it breaks, everything that was sent on it fails,
+ * and so does whatever waits for it to open; the next request makes another one. Nothing moves from one link to the
+ * next, because what was sent may have been run.
+ */
+import * as Cause from "effect/Cause"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as RpcClient from "effect/rpc/RpcClient"
+import { RpcClientDefect, RpcClientError } from "effect/rpc/RpcClientError"
+import type { FromClientEncoded, FromServerEncoded, RequestEncoded } from "effect/rpc/RpcMessage"
+import * as RpcSerialization from "effect/rpc/RpcSerialization"
+import * as RpcServer from "effect/rpc/RpcServer"
+import type * as Scope from "effect/Scope"
+import * as Socket from "effect/socket/Socket"
+import * as SocketServer from "effect/socket/SocketServer"
+import * as Net from "node:net"
+import * as Tls from "node:tls"
+import type { ClusterMember } from "../../ClusterMembership.ts"
+import { load } from "./peers.ts"
+import * as Security from "./security.ts"
+import type { Transport } from "./transport.ts"
+
+/** How long a connection may take to open. */
+const openTimeout = 2_000
+
+/** After how many milliseconds without a byte the server ends a connection: its client, which pings, is not there. */
+const silence = 60_000
+
+// A result of a tool may have files in it. A line is looked through again for each piece that it comes in, so it has to
+// have a limit.
+const serialization = RpcSerialization.makeNdjson({ maxBufferSize: 64 * 1024 * 1024 })
+
+export interface SocketOptions {
+  readonly security: Security.Security
+  /** Where this node listens. Undefined for one that owns nothing. */
+  readonly listen: ClusterMember | undefined
+  /** How often the other end is asked whether it is there, in milliseconds. */
+  readonly pingInterval: number
+  /** After how many milliseconds without an answer it is not. */
+  readonly pingTimeout: number
+}
+
+const loadSockets = load(
+  "talks through @effect/platform-node",
+  "@effect/platform-node",
+  () =>
+    Promise.all([import("@effect/platform-node/NodeSocket"), import("@effect/platform-node/NodeSocketServer")])
+      .then(([client, server]) => ({ client, server }))
+)
+
+type Sockets = Effect.Success<typeof loadSockets>
+
+export const make = (options: SocketOptions): Effect.Effect<Transport<SocketServer.SocketServerError>> =>
+  Effect.map(loadSockets, (sockets) => {
+    const ends = Security.endsOf(options.security)
+    return {
+      codecFor: serialization.codecFor,
+      connect: (member) => connect(dial(sockets, member, ends), options),
+      listen: accept(sockets, options, ends)
+    }
+  })
+
+// -----------------------------------------------------------------------------
+// The end that asks
+// -----------------------------------------------------------------------------
+
+const openFailed = (cause: unknown) =>
+  new Socket.SocketError({ reason: new Socket.SocketOpenError({ kind: "Unknown", cause }) })
+
+/** Connects when it is read from. */
+const dial = (
+  { client }: Sockets,
+  { host, port }: ClusterMember,
+  ends: Security.Ends | undefined
+): Effect.Effect<Socket.Socket> =>
+  client.fromDuplex(
+    Effect.acquireRelease(
+      Effect.suspend((): Effect.Effect<Net.Socket, Socket.SocketError> => {
+        if (ends === undefined && !Security.isLoopback(host)) {
+          return Effect.fail(openFailed(new Error(`${host} is on another machine, and links are not secured`)))
+        }
+        return Effect.callback((resume) => {
+          const at = { host, port, noDelay: true }
+          const conn = ends === undefined ? Net.connect(at) : Tls.connect({ ...ends.client, ...at })
+          const onError = (cause: Error) => {
+            conn.destroy()
+            resume(Effect.fail(openFailed(cause)))
+          }
+          conn.once("error", onError)
+          conn.once(ends === undefined ? "connect" : "secureConnect", () => {
+            conn.off("error", onError)
+            // To begin with nobody else listens, and an error nobody listens to ends the process
+            conn.on("error", () => {})
+            // Node hands it to no socket that is made by `tls`: without it a streamed call takes 180 ms
+            conn.setNoDelay(true)
+            resume(Effect.succeed(conn))
+          })
+          return Effect.sync(() => conn.destroy())
+        })
+      }),
+      (conn) => Effect.sync(() => conn.destroySoon()),
+      { interruptible: true }
+    ),
+    { openTimeout }
+  )
+
+type Send = (message: FromClientEncoded) => Effect.Effect<void, RpcClientError>
+
+interface Link {
+  readonly opened: Deferred.Deferred<Send, RpcClientError>
+  /** From when it is open. */
+  send: Send | undefined
+  /** It has ended, and whoever had sent something on it knows. */
+  readonly ended: Deferred.Deferred<void>
+  isLost: boolean
+}
+
+const connect = (
+  dialed: Effect.Effect<Socket.Socket>,
+  { pingInterval, pingTimeout }: SocketOptions
+): Effect.Effect<RpcClient.Protocol["Service"], never, Scope.Scope> =>
+  RpcClient.Protocol.make(Effect.fnUntraced(function*(write, clients) {
+    const scope = yield* Effect.scope
+    const requests = new Map<string | number, number>()
+    let current: Link | undefined
+
+    const deliver = (message: FromServerEncoded): Effect.Effect<void> => {
+      if (message._tag === "Pong") return Effect.void
+      if ("requestId" in message) {
+        const client = requests.get(message.requestId)
+        if (client === undefined) return Effect.void
+        if (message._tag === "Exit") requests.delete(message.requestId)
+        return write(client, message)
+      }
+      return Effect.forEach(Array.from(clients), (client) => write(client, message), { discard: true })
+    }
+
+    const lose = (link: Link, error: RpcClientError) =>
+      Effect.suspend(() => {
+        link.isLost = true
+        Deferred.doneUnsafe(link.opened, Effect.fail(error))
+        requests.clear()
+        return Effect.forEach(Array.from(clients), (client) => write(client, { _tag: "ClientProtocolError", error }), {
+          discard: true
+        })
+      }).pipe(Effect.ensuring(Effect.sync(() => {
+        if (current === link) current = undefined
+        Deferred.doneUnsafe(link.ended, Effect.void)
+      })))
+
+    // Reads until the link breaks, or the other end does not answer
+    const run = Effect.fnUntraced(function*(link: Link) {
+      const socket = yield* dialed
+      const writer = yield* socket.writer
+      const { pull } = yield* socket.reader
+      const parser = serialization.makeUnsafe()
+      let unanswered = 0
+      let isDelivering = false
+      const send: Send = (message) =>
+        Effect.suspend(() => link.isLost ? Effect.fail(lost) : writer.write(parser.encode(message)!)).pipe(
+          Effect.mapError(({ reason }) => new RpcClientError({ reason }))
+        )
+      // Runs before the socket is taken away: whoever wrote to it then would wait for ever
+      yield* Effect.addFinalizer(() =>
+        Effect.sync(() => {
+          link.isLost = true
+        })
+      )
+      link.send = send
+      Deferred.doneUnsafe(link.opened, Effect.succeed(send))
+      const read = Effect.gen(function*() {
+        while (true) {
+          const frames = yield* pull
+          unanswered = 0
+          isDelivering = true
+          for (const frame of frames) {
+            for (const message of yield* Effect.sync(() => parser.decode(frame) as Array<FromServerEncoded>)) {
+              yield* deliver(message)
+            }
+          }
+          isDelivering = false
+        }
+      })
+      // What counts is questions and not time: in a process that was frozen none were asked
+      const patience = Math.max(2, Math.floor(pingTimeout / pingInterval))
+      const ping = Effect.gen(function*() {
+        yield* Effect.sleep(pingInterval)
+        if (unanswered >= patience && !isDelivering) return yield* Effect.fail(silent)
+        unanswered++
+        yield* send({ _tag: "Ping" })
+      })
+      return yield* Effect.raceFirst(
+        Effect.mapError(read, ({ reason }) => new RpcClientError({ reason })),
+        Effect.forever(ping)
+      )
+    }, Effect.scoped)
+
+    const open = Effect.suspend(() => {
+      const link: Link = {
+        opened: Deferred.makeUnsafe(),
+        send: undefined,
+        ended: Deferred.makeUnsafe(),
+        isLost: false
+      }
+      current = link
+      const life = Effect.onExit(
+        run(link),
+        (exit) => exit._tag === "Failure" ? lose(link, errorOf(exit.cause)) : Effect.void
+      )
+      return Effect.as(Effect.forkIn(Effect.ignoreCause(life), scope, { startImmediately: true }), link)
+    })
+
+    const request = (client: number, message: RequestEncoded): ReturnType<Send> =>
+      Effect.suspend(() => {
+        // Who asked may have left meanwhile
+        const whenOpen = (send: Send) => requests.has(message.id) ? send(message) : Effect.void
+        const link = current
+        if (link?.isLost === true) return Effect.andThen(Deferred.await(link.ended), request(client, message))
+        requests.set(message.id, client)
+        return Effect.flatMap(
+          link === undefined ? open : Effect.succeed(link),
+          ({ opened, send }) => send === undefined ? Effect.flatMap(Deferred.await(opened), whenOpen) : send(message)
+        ).pipe(Effect.onError(() => Effect.sync(() => requests.delete(message.id))))
+      })
+
+    return {
+      send: (client, message) =>
+        Effect.suspend(() => {
+          if (message._tag === "Request") return request(client, message)
+          if (message._tag === "Interrupt") requests.delete(message.requestId)
+          // It is about a request: if the link of that is gone, so is it
+          return current?.send?.(message) ?? Effect.void
+        }),
+      supportsAck: true,
+      supportsTransferables: false,
+      codecFor: serialization.codecFor
+    }
+  }))
+
+const errorOf = (cause: Cause.Cause<RpcClientError | Socket.SocketError>): RpcClientError => {
+  const [failure] = cause.reasons
+  return new RpcClientError({
+    reason: failure?._tag === "Fail"
+      ? failure.error.reason
+      : new RpcClientDefect({ message: "The link has broken", cause: Cause.squash(cause) })
+  })
+}
+
+const silent = new RpcClientError({
+  reason: new Socket.SocketReadError({ cause: new Error("the peer does not answer") })
+})
+
+const lost = new Socket.SocketError({ reason: new Socket.SocketCloseError({ code: 1006 }) })
+
+// -----------------------------------------------------------------------------
+// The end that answers
+// -----------------------------------------------------------------------------
+
+const accept = (
+  { client, server }: Sockets,
+  { listen }: SocketOptions,
+  ends: Security.Ends | undefined
+): Transport<SocketServer.SocketServerError>["listen"] =>
+  Effect.gen(function*() {
+    const at = { host: listen!.host, port: listen!.port, noDelay: true }
+    const sockets = ends === undefined
+      ? yield* server.make(at)
+      : yield* server.makeTls({ ...ends.server, ...at, handshakeTimeout: 5_000 })
+    const run: typeof sockets["run"] = (handler) =>
+      sockets.run((socket) =>
+        Effect.gen(function*() {
+          const conn = Option.getOrThrow(yield* Effect.serviceOption(client.NetSocket))
+          conn.setTimeout(silence, () => conn.destroy())
+          // A peer that was killed is no error of this node
+          yield* Effect.catchCause(handler(socket), (cause) => Effect.logDebug("A link of a peer has broken", cause))
+          // What is written is sent, but a peer that does not read it is not waited for
+          conn.setTimeout(1_000)
+        })
+      )
+    return yield* RpcServer.makeProtocolSocketServer.pipe(
+      Effect.provideService(SocketServer.SocketServer, { address: sockets.address, run }),
+      Effect.provideService(RpcSerialization.RpcSerialization, serialization)
+    )
+  })

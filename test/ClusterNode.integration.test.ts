@@ -1,0 +1,236 @@
+import { assert, layer } from "@effect/vitest"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import { existsSync, readFileSync, statSync } from "node:fs"
+import { connect, type Socket } from "node:net"
+import { join } from "node:path"
+import { connect as connectTls } from "node:tls"
+import {
+  type Answer,
+  bundleNode,
+  freePorts,
+  type NodeProcess,
+  type Proxy,
+  proxyTo,
+  secret,
+  settled,
+  startProcess,
+  until
+} from "./support/clusterProcesses.ts"
+import { isAlive } from "./support/processes.ts"
+import { temporaryDirectory } from "./support/temporary.ts"
+
+bundleNode()
+
+const shards = 20
+
+/** The times of the defaults by a third, or less. */
+const quick = {
+  MCP_CLUSTER_SHARDS: String(shards),
+  MCP_CLUSTER_LOCK_TIME_TO_LIVE: "3 seconds",
+  MCP_CLUSTER_REFRESH_INTERVAL: "1 second",
+  MCP_CLUSTER_ASSIGNMENTS_INTERVAL: "200 millis",
+  MCP_CLUSTER_TERMINATION_TIMEOUT: "3 seconds"
+}
+
+/** Within how many milliseconds somebody else has what a node had that is lost: with the defaults it is twice that. */
+const recovery = 6_000
+
+/** Three nodes, each reached by the others through a proxy, for all tests: the last ones end one after the other. */
+class Cluster extends Context.Service<Cluster, {
+  readonly directory: string
+  readonly storage: string
+  readonly proxies: ReadonlyArray<Proxy>
+  /** Those that are left. */
+  nodes: ReadonlyArray<NodeProcess>
+}>()("test/Cluster") {
+  static readonly layer = Layer.effect(
+    Cluster,
+    Effect.gen(function*() {
+      const directory = temporaryDirectory("cluster-")
+      const storage = `sqlite:${join(directory, "cluster.db")}`
+      const ports = yield* freePorts(3)
+      const places = ports.map((port, i) => ({ host: `127.0.0.${i + 2}`, port }))
+      const proxies = yield* Effect.forEach(places, ({ host, port }) => proxyTo(host, port))
+      const nodes = yield* Effect.forEach(places, (place) => startProcess({ ...place, storage, env: quick }), {
+        concurrency: "unbounded"
+      })
+      yield* settled(nodes, shards)
+      return { directory, storage, proxies, nodes }
+    })
+  )
+}
+
+interface Said {
+  readonly text: string
+  readonly runner: string
+}
+
+const said = ({ error, reason, value }: Answer): Said => {
+  if (error !== undefined) assert.fail(`${error} ${reason ?? ""}`)
+  return value as Said
+}
+
+const call = (node: NodeProcess, key: string, tool?: string, args?: Record<string, unknown>) =>
+  Effect.map(Effect.promise(() => node.call(key, tool, args)), said)
+
+/** Who has the session of the key, another node, and the pid of the child. */
+const rolesOf = Effect.fnUntraced(function*(nodes: ReadonlyArray<NodeProcess>, key: string) {
+  const { runner, text } = yield* call(nodes[0]!, key)
+  const owner = nodes.find(({ name }) => name === runner)!
+  return { owner, other: nodes.find((node) => node !== owner)!, pid: Number(text) }
+})
+
+/** A tool that says in a file that it runs, and takes its time. */
+const noting = (directory: string, name: string) => {
+  const file = join(directory, name)
+  const notes = () => existsSync(file) ? readFileSync(file, "utf8").trim().split("\n").length : 0
+  return {
+    /** How often it has run. */
+    notes,
+    begin: Effect.fnUntraced(function*(node: NodeProcess, key: string, ms: number) {
+      const answer = node.call(key, "note", { file, line: name, ms })
+      yield* until("the tool runs", () => Promise.resolve(notes() === 1))
+      return answer
+    })
+  }
+}
+
+/** All that a peer says before it hangs up. */
+const heard = (socket: Socket) =>
+  Effect.promise(() =>
+    new Promise<string>((done) => {
+      let data = ""
+      socket.on("data", (chunk) => data += String(chunk))
+      socket.on("error", () => {})
+      socket.on("close", () => done(data))
+    })
+  )
+
+const promised = <A>(promise: Promise<A>) => Effect.promise(() => promise)
+
+layer(Cluster.layer, { excludeTestServices: true })("ClusterNode.layer, several processes with SQLite", (it) => {
+  it.effect("has one child for each identity, whichever process is asked, one without sessions too", () =>
+    Effect.gen(function*() {
+      const { directory, nodes, storage } = yield* Cluster
+      const client = yield* startProcess({ port: 1, storage, env: { ...quick, CLIENT: "true" } })
+      const owners = new Set<string>()
+      for (let i = 0; i < 10; i++) {
+        const answers = yield* Effect.forEach([...nodes, client], (node) => call(node, `user${i}`), {
+          concurrency: "unbounded"
+        })
+        owners.add(answers[0]!.runner)
+        for (const answer of answers) assert.deepStrictEqual(answer, answers[0])
+      }
+      assert.isAbove(owners.size, 1)
+      for (const { log } of nodes) assert.notInclude(log(), "ERROR")
+      assert.strictEqual(statSync(join(directory, "cluster.db")).mode & 0o077, 0)
+    }))
+
+  it.effect("refuses strangers: a node with another secret, who has a wrong key, and who has none", () =>
+    Effect.gen(function*() {
+      const { nodes, storage } = yield* Cluster
+      const shares = Effect.promise(() =>
+        Promise.all(nodes.map(async ({ ask }) => (await ask({ ask: "shards" })).value))
+      )
+      const before = yield* shares
+      const known = yield* call(nodes[0]!, "alice")
+
+      const other = "a secret that is as long, and another"
+      const refusal = yield* Effect.flip(
+        startProcess({ port: 1, storage, env: { ...quick, MCP_CLUSTER_SECURITY_SECRET: other } })
+      )
+      assert.include(refusal, "option \"security\" must be that of the nodes that are there already")
+      assert.notInclude(refusal, secret)
+      assert.notInclude(refusal, other)
+
+      const words = "{\"_tag\":\"Ping\"}\n"
+      for (const { port } of nodes) {
+        const plain = connect(port, "127.0.0.1", () => plain.write(words))
+        assert.notInclude(yield* heard(plain), "Pong")
+        const wrong = connectTls({
+          port,
+          host: "127.0.0.1",
+          ciphers: "ECDHE-PSK-CHACHA20-POLY1305",
+          maxVersion: "TLSv1.2",
+          pskCallback: () => ({ psk: Buffer.alloc(32, 1), identity: "effect-mcp-sessions" }),
+          checkServerIdentity: () => undefined
+        }, () => wrong.write(words))
+        assert.strictEqual(yield* heard(wrong), "")
+      }
+      yield* Effect.sleep("1 second")
+      assert.deepStrictEqual(yield* shares, before)
+      for (const node of nodes) assert.deepStrictEqual(yield* call(node, "alice"), known)
+    }))
+
+  it.effect("ran a call once whose link was cut, and finds the same child again", () =>
+    Effect.gen(function*() {
+      const { directory, nodes, proxies } = yield* Cluster
+      const { other, owner, pid } = yield* rolesOf(nodes, "alice")
+      const { begin, notes } = noting(directory, "cut")
+      const answer = yield* begin(other, "alice", 2_000)
+      const since = performance.now()
+      for (const { cut } of proxies) cut()
+      assert.deepInclude(yield* promised(answer), { reason: "SessionClosed", requestSent: true })
+      assert.isBelow(performance.now() - since, 500)
+      assert.deepStrictEqual(yield* call(other, "alice"), { text: String(pid), runner: owner.name })
+      assert.strictEqual(notes(), 1)
+    }))
+
+  it.effect("lets a node that was frozen serve nothing that it has lost, and close it when it thaws", () =>
+    Effect.gen(function*() {
+      const { nodes } = yield* Cluster
+      const { other, owner, pid } = yield* rolesOf(nodes, "alice")
+      process.kill(owner.pid, "SIGSTOP")
+      const since = performance.now()
+      // What was sent to it may have run
+      const first = yield* promised(other.call("alice"))
+      if (first.error !== undefined) assert.deepInclude(first, { reason: "SessionClosed", requestSent: true })
+      const next = yield* call(other, "alice")
+      assert.notStrictEqual(next.runner, owner.name)
+      assert.isBelow(performance.now() - since, recovery)
+      const late = owner.call("alice")
+      process.kill(owner.pid, "SIGCONT")
+      assert.notStrictEqual(said(yield* promised(late)).text, String(pid))
+      yield* until("the old child is gone", () => Promise.resolve(!isAlive(pid)))
+      yield* settled(nodes, shards)
+      assert.deepStrictEqual(yield* call(owner, "alice"), yield* call(other, "alice"))
+    }))
+
+  it.effect("finishes what runs when a node stops, and serves the next call elsewhere", () =>
+    Effect.gen(function*() {
+      const cluster = yield* Cluster
+      const { directory, nodes } = cluster
+      const { other, owner, pid } = yield* rolesOf(nodes, "alice")
+      const { begin, notes } = noting(directory, "stop")
+      const answer = yield* begin(other, "alice", 1_000)
+      process.kill(owner.pid, "SIGTERM")
+      assert.deepStrictEqual(said(yield* promised(answer)), { text: String(pid), runner: owner.name })
+      assert.notStrictEqual((yield* call(other, "alice")).runner, owner.name)
+      assert.strictEqual(yield* promised(owner.exited), 0)
+      assert.isFalse(isAlive(pid))
+      assert.strictEqual(notes(), 1)
+      cluster.nodes = nodes.filter((node) => node !== owner)
+      yield* settled(cluster.nodes, shards)
+    }))
+
+  it.effect("ran a call once whose owner was killed, says so within 500 ms, and serves its identity elsewhere", () =>
+    Effect.gen(function*() {
+      const { directory, nodes } = yield* Cluster
+      const { other, owner, pid } = yield* rolesOf(nodes, "alice")
+      const { begin, notes } = noting(directory, "kill")
+      const answer = yield* begin(other, "alice", 3_000)
+      const since = performance.now()
+      process.kill(owner.pid, "SIGKILL")
+      const failed = yield* promised(answer)
+      assert.isBelow(performance.now() - since, 500)
+      assert.deepInclude(failed, { error: "McpSessionError", reason: "SessionClosed", requestSent: true })
+      const next = yield* call(other, "alice")
+      assert.isBelow(performance.now() - since, recovery)
+      assert.strictEqual(next.runner, other.name)
+      assert.notStrictEqual(Number(next.text), pid)
+      assert.strictEqual(notes(), 1)
+      yield* until("the child of who was killed is gone", () => Promise.resolve(!isAlive(pid)))
+    }))
+})

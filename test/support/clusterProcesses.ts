@@ -1,0 +1,219 @@
+/**
+ * Several nodes of a cluster, each a process of its own, that share a store. They are started and stopped by the test,
+ * and whatever is left of them is killed at its end.
+ */
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import { build, stop } from "esbuild"
+import { type ChildProcess, fork } from "node:child_process"
+import { mkdtempSync, rmSync } from "node:fs"
+import { type AddressInfo, connect, createServer, type Socket } from "node:net"
+import { join } from "node:path"
+import { fileURLToPath } from "node:url"
+import { afterAll, beforeAll, inject } from "vitest"
+import { resolve } from "../../vitest.config.ts"
+
+export type Question =
+  & { readonly id: number }
+  & (
+    | {
+      readonly ask: "call"
+      readonly key: string
+      readonly tool: string
+      readonly args?: Record<string, unknown>
+      readonly progress?: boolean
+    }
+    | { readonly ask: "members" | "ready" | "drain" | "stats" | "shards" }
+  )
+
+export interface Answer {
+  readonly id: number
+  readonly value?: unknown
+  /** The tag of the error. */
+  readonly error?: string
+  /** The tag of its reason. */
+  readonly reason?: string | undefined
+  readonly requestSent?: boolean | undefined
+}
+
+type Asked = Question extends infer Q ? Q extends Question ? Omit<Q, "id"> : never : never
+
+const root = fileURLToPath(new URL("../..", import.meta.url))
+
+let script: string
+
+/** The program of a node as one file, which starts in half of the time. */
+export const bundleNode = () => {
+  let directory: string
+  beforeAll(async () => {
+    directory = mkdtempSync(join(root, "node_modules/.nodes-"))
+    script = join(directory, "node.mjs")
+    await build({
+      entryPoints: [join(root, "test/support/servers/node.ts")],
+      outfile: script,
+      bundle: true,
+      platform: "node",
+      format: "esm",
+      external: ["libsql"],
+      alias: Object.fromEntries(names.map(([name, file]) => [name, file])),
+      banner: { js: "import { createRequire } from \"node:module\"; const require = createRequire(import.meta.url);" }
+    })
+    await stop()
+  })
+  afterAll(() => rmSync(directory, { recursive: true, force: true }))
+}
+
+const names = ["", "/ClusterMembership", "/ClusterNode", "/McpConnector", "/SessionCluster"].map((name) => {
+  const full = `effect-mcp-sessions${name}`
+  const alias = resolve.alias.find(({ find }) => find.test(full))!
+  return [full, full.replace(alias.find, alias.replacement)] as const
+}).toReversed()
+
+export const secret = "what all nodes know, and nobody else"
+export const keySecret = "sixteen characters and more"
+
+/** Ports that were free a moment ago. */
+export const freePorts = (n: number): Effect.Effect<ReadonlyArray<number>> =>
+  Effect.promise(async () => {
+    const servers = Array.from({ length: n }, () => createServer())
+    await Promise.all(servers.map((server) => new Promise<void>((done) => server.listen(0, "127.0.0.1", done))))
+    const ports = servers.map((server) => (server.address() as AddressInfo).port)
+    await Promise.all(servers.map((server) => new Promise((done) => server.close(done))))
+    return ports
+  })
+
+export interface NodeProcess {
+  readonly port: number
+  readonly name: string
+  readonly child: ChildProcess
+  readonly pid: number
+  readonly ask: (question: Asked) => Promise<Answer>
+  /** Calls a tool of the session of the key. */
+  readonly call: (key: string, tool?: string, args?: Record<string, unknown>) => Promise<Answer>
+  readonly exited: Promise<number | null>
+  readonly log: () => string
+}
+
+export interface StartOptions {
+  readonly storage: string
+  readonly port: number
+  /** Where the others reach it: by default on loopback, and nothing is between. */
+  readonly host?: string
+  readonly env?: Record<string, string>
+}
+
+/** Fails with what the node says of itself when it does not start. */
+export const startProcess = (
+  { env = {}, host = "127.0.0.1", port, storage }: StartOptions
+): Effect.Effect<NodeProcess, string, Scope.Scope> =>
+  Effect.acquireRelease(
+    Effect.callback<NodeProcess, string>((done) => {
+      const child = fork(script, {
+        stdio: ["ignore", "ignore", "pipe", "ipc"],
+        env: {
+          PATH: process.env.PATH,
+          STDIO_SERVER: inject("stdioServer"),
+          MCP_CLUSTER_HOST: host,
+          MCP_CLUSTER_LISTEN_HOST: "127.0.0.1",
+          MCP_CLUSTER_PORT: String(port),
+          MCP_CLUSTER_STORAGE: storage,
+          MCP_CLUSTER_SECURITY_SECRET: secret,
+          MCP_KEY_SECRET: keySecret,
+          ...env
+        }
+      })
+      let log = ""
+      child.stderr!.on("data", (data: Buffer) => log += String(data))
+      const waiting = new Map<number, (answer: Answer) => void>()
+      let id = 0
+      const ask = (question: Asked) =>
+        new Promise<Answer>((answer) => {
+          waiting.set(++id, answer)
+          if (child.connected) child.send({ ...question, id }, () => {})
+        })
+      const exited = new Promise<number | null>((exit) => child.once("exit", exit))
+      void exited.then(() => done(Effect.fail(`it has ended: ${log}`)))
+      child.on("message", (answer: Answer) => {
+        if (answer.id !== 0) waiting.get(answer.id)?.(answer)
+        else if (answer.error !== undefined) done(Effect.fail(answer.error))
+        else {
+          done(Effect.succeed({
+            port,
+            name: `${host}:${port}`,
+            child,
+            pid: child.pid!,
+            ask,
+            call: (key, tool = "pid", args = {}) => ask({ ask: "call", key, tool, args }),
+            exited,
+            log: () => log
+          }))
+        }
+      })
+    }),
+    ({ child, exited }) =>
+      Effect.promise(async () => {
+        child.kill("SIGKILL")
+        await exited
+      })
+  )
+
+/** Asks again and again, until it is so: for 20 seconds. Gives how many milliseconds it took. */
+export const until = (what: string, isSo: () => Promise<boolean>): Effect.Effect<number> =>
+  Effect.gen(function*() {
+    const since = performance.now()
+    while (!(yield* Effect.promise(isSo))) {
+      if (performance.now() - since > 20_000) return yield* Effect.die(new Error(`it never was so: ${what}`))
+      yield* Effect.sleep(20)
+    }
+    return performance.now() - since
+  })
+
+export interface Proxy {
+  /** Cuts the connections that there are, as a broken wire does. */
+  readonly cut: () => number
+}
+
+/** What the others reach a node through, on a loopback address of its own. */
+export const proxyTo = (host: string, port: number): Effect.Effect<Proxy, never, Scope.Scope> =>
+  Effect.acquireRelease(
+    Effect.promise(async () => {
+      const sockets = new Set<Socket>()
+      const server = createServer((incoming) => {
+        const outgoing = connect(port, "127.0.0.1")
+        for (const [one, other] of [[incoming, outgoing], [outgoing, incoming]] as const) {
+          sockets.add(one)
+          one.setNoDelay(true)
+          one.on("error", () => {})
+          one.on("close", () => {
+            sockets.delete(one)
+            other.destroy()
+          })
+          one.pipe(other)
+        }
+      })
+      await new Promise<void>((done) => server.listen(port, host, done))
+      const cut = () => {
+        const { size } = sockets
+        for (const socket of sockets) socket.resetAndDestroy()
+        return size / 2
+      }
+      return { cut, server }
+    }),
+    ({ cut, server }) =>
+      Effect.promise(() =>
+        new Promise<void>((done) => {
+          server.close(() => done())
+          cut()
+        })
+      )
+  )
+
+/** Until all of them know each other, and have all shards between them. */
+export const settled = (nodes: ReadonlyArray<NodeProcess>, shards: number): Effect.Effect<number> =>
+  until("all nodes have their share", async () => {
+    const members = await Promise.all(nodes.map(({ ask }) => ask({ ask: "members" })))
+    const shares = await Promise.all(nodes.map(({ ask }) => ask({ ask: "shards" })))
+    return members.every(({ value }) => Array.isArray(value) && value.length === nodes.length) &&
+      shares.every(({ value }) => Number(value) > 0) &&
+      shares.reduce((sum, { value }) => sum + Number(value), 0) === shards
+  })
