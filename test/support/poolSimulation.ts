@@ -760,14 +760,14 @@ class Simulation extends Simulator.Simulation<Action> {
       const evictable = sessions === limit ? idle : stats.idle
       this.expect(evictable === 0 || !canClose, `10: callers of ${upstream} wait while ${evictable} could be evicted`)
     }
-    this.examineFairness(stats, live)
+    this.examineFairness(stats)
   }
 
   /**
    * No session gives way but for one that is opened or a caller who has waited long. Who is first in line and has
    * waited long has a session that drains for it, if there is one that could.
    */
-  examineFairness(stats: SessionPool.SessionPoolStats, live: ReadonlyArray<Session>): void {
+  examineFairness(stats: SessionPool.SessionPoolStats): void {
     if (this.wasNested || this.checks || this.limits !== undefined || this.options.leases === "exclusive") return
     const half = this.options.acquireTimeout / 2
     const long = this.callers.filter(({ startedAt }) => this.world.now() - startedAt >= half).length
@@ -777,7 +777,8 @@ class Simulation extends Simulator.Simulation<Action> {
     )
     const isDue = this.callers.some((caller) =>
       caller.exit === undefined && caller.heldSince === undefined && this.world.now() - caller.startedAt > half &&
-      !live.some(({ key }) => key === caller.key)
+      // One that may have been abandoned may be the caller's all the same
+      !this.sessions.some(({ key, phase }) => key === caller.key && (phase === "opening" || phase === "open"))
     )
     if (!isDue || stats.waiting === 0) return
     this.expect(
