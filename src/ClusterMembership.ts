@@ -34,10 +34,14 @@ export interface Service {
    */
   readonly members: Effect.Effect<ReadonlyArray<ClusterMember>, ClusterUnavailable>
   /**
-   * The same, read now: for whoever looks for a node that `members` does not have yet. However many ask at once, the
+   * The nodes that live, those that drain included: what they have is still there. Known and failing as `members` are.
+   */
+  readonly nodes: Effect.Effect<ReadonlyArray<ClusterMember>, ClusterUnavailable>
+  /**
+   * The same, read now: for whoever looks for a node that `nodes` does not have yet. However many ask at once, the
    * store is asked once.
    */
-  readonly membersNow: Effect.Effect<ReadonlyArray<ClusterMember>, ClusterUnavailable>
+  readonly nodesNow: Effect.Effect<ReadonlyArray<ClusterMember>, ClusterUnavailable>
   /**
    * Whether this node may be sent new work: it is one of the members, as it reads them, and does not drain. What a
    * readiness probe answers.
@@ -82,7 +86,8 @@ export class ClusterMembership extends Context.Service<ClusterMembership, Servic
     return {
       self: undefined,
       members: Effect.succeed([]),
-      membersNow: Effect.succeed([]),
+      nodes: Effect.succeed([]),
+      nodesNow: Effect.succeed([]),
       isReady: Effect.sync(() => !isDraining),
       isDraining: Effect.sync(() => isDraining),
       drain: Effect.sync(() => {

@@ -151,8 +151,11 @@ export const make = Effect.fnUntraced(function*<E, R>(
   const serve = Effect.fnUntraced(function*(request: HttpServerRequest) {
     const refusal = settings.gate(request) ?? (settings.methods.includes(request.method) ? undefined : methodNotAllowed)
     if (refusal !== undefined) return yield* refusal
-    const identity = yield* endpoint.resolve(request)
     const id = Requests.sessionId(request)
+    const elsewhere = endpoint.elsewhere(settings, request, id)
+    const answered = elsewhere && (yield* elsewhere)
+    if (answered !== undefined) return answered
+    const identity = yield* endpoint.resolve(request)
     if (id === undefined && request.method !== "POST") return yield* Answers.sessionRequired
     if (id !== undefined && request.method === "DELETE") return yield* endpoint.terminate(request, id, identity)
     yield* endpoint.holding(request)
