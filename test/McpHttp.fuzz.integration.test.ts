@@ -34,7 +34,7 @@ const targets: ReadonlyArray<readonly [string, Target["kind"], ReturnType<typeof
   ]
 ]
 
-const seeds = many(3, 60)
+const seeds = many(2, 60)
 
 describe.each(targets)("%s", (_, kind, open, isResumable) => {
   it.live(

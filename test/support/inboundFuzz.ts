@@ -206,6 +206,11 @@ const polite = (id?: string): Request["headers"] => [
   ...(id === undefined ? [] : [["Mcp-Session-Id", id] as const])
 ]
 
+const as = (who: number, id?: string): Request["headers"] =>
+  polite(id).map(([name, value]) => [name, name === "Authorization" ? `Bearer ${tokens[who]!}` : value] as const)
+
+const eventsOf = (said: Said | undefined) => Array.from(said?.body.matchAll(/^id: (.+)$/gm) ?? [], ([, id]) => id!)
+
 const withoutDate = (said: Said) => `${said.head.replace(/\r\nDate: [^\r]*/i, "")}\r\n\r\n${said.body}`
 
 export const fuzz = async (target: Target, dice: Dice, steps: number): Promise<{
@@ -479,32 +484,29 @@ export const fuzz = async (target: Target, dice: Dice, steps: number): Promise<{
       const answers = await exchange(target, bytes, 1, words !== undefined, words)
       return answers === "nothing" ? undefined : answers[0]
     }
-    const as = (who: number, id?: string) =>
-      polite(id).map(([name, value]) => [name, name === "Authorization" ? `Bearer ${tokens[who]!}` : value] as const)
     const post = (who: number, message: unknown, id?: string): Request => ({
       method: "POST",
       headers: as(who, id),
       body: JSON.stringify(message)
     })
-    const eventsOf = (said: Said | undefined) => Array.from(said?.body.matchAll(/^id: (.+)$/gm) ?? [], ([, id]) => id!)
-    const own = dice.below(2)
-    const sessions: Array<string> = []
-    const firsts: Array<string> = []
-    for (const who of [own, 1 - own]) {
+    /** A session, and the first event of a call on it. */
+    const open = async (who: number) => {
       const begun = await send(post(who, initialize()))
       const id = begun?.headers.get("mcp-session-id")
       if (id === undefined) return void report(post(who, initialize()), begun, "no session")
-      sessions.push(id)
       live.set(id, who)
-      const called = await send(post(who, echo(`of ${who}`, `words of ${who}`), id))
-      const [first] = eventsOf(called)
-      if (first === undefined) return void report(post(who, initialize()), called, "no event has an id")
-      firsts.push(first)
+      const request = post(who, echo(`of ${who}`, `words of ${who}`), id)
+      const called = await send(request)
+      const [event] = eventsOf(called)
+      return event === undefined ? void report(request, called, "no event has an id") : { id, event }
     }
-    const [mine, theirs] = sessions as [string, string]
-    const [first, other] = firsts as [string, string]
+    const own = dice.below(2)
+    const mine = await open(own)
+    const theirs = await open(1 - own)
+    if (mine === undefined || theirs === undefined) return
+    const { event: first } = mine
     const forged = dice.pick([
-      other,
+      theirs.event,
       "0",
       `${first}x`,
       `999999.${first.slice(first.indexOf(".") + 1)}`,
@@ -517,14 +519,14 @@ export const fuzz = async (target: Target, dice: Dice, steps: number): Promise<{
       headers: [...as(who, id), ["Last-Event-ID", last]],
       body: undefined
     })
-    const right = get(own, mine, first)
+    const right = get(own, mine.id, first)
     const again = await send(right, `words of ${own}`)
     if (again?.status !== 200 || !again.body.includes(`words of ${own}`)) report(right, again, "not replayed")
-    const wrong = get(own, mine, forged)
+    const wrong = get(own, mine.id, forged)
     const refused = await send(wrong, `words of ${1 - own}`)
     if (refused === undefined || (refused.status !== 200 && refused.status !== 400)) report(wrong, refused, "forged")
     if (refused?.body.includes(`words of ${1 - own}`) === true) report(wrong, refused, "told of another's stream")
-    const stolen = get(own, theirs, other)
+    const stolen = get(own, theirs.id, theirs.event)
     const denied = await send(stolen, `words of ${1 - own}`)
     if (denied?.status !== 404) report(stolen, denied, "another's session")
   }
