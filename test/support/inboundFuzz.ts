@@ -211,6 +211,18 @@ const as = (who: number, id?: string): Request["headers"] =>
 
 const eventsOf = (said: Said | undefined) => Array.from(said?.body.matchAll(/^id: (.+)$/gm) ?? [], ([, id]) => id!)
 
+const postAs = (who: number, message: unknown, id?: string): Request => ({
+  method: "POST",
+  headers: as(who, id),
+  body: JSON.stringify(message)
+})
+
+const resume = (who: number, id: string, last: string): Request => ({
+  method: "GET",
+  headers: [...as(who, id), ["Last-Event-ID", last]],
+  body: undefined
+})
+
 const withoutDate = (said: Said) => `${said.head.replace(/\r\nDate: [^\r]*/i, "")}\r\n\r\n${said.body}`
 
 export const fuzz = async (target: Target, dice: Dice, steps: number): Promise<{
@@ -484,18 +496,13 @@ export const fuzz = async (target: Target, dice: Dice, steps: number): Promise<{
       const answers = await exchange(target, bytes, 1, words !== undefined, words)
       return answers === "nothing" ? undefined : answers[0]
     }
-    const post = (who: number, message: unknown, id?: string): Request => ({
-      method: "POST",
-      headers: as(who, id),
-      body: JSON.stringify(message)
-    })
     /** A session, and the first event of a call on it. */
     const open = async (who: number) => {
-      const begun = await send(post(who, initialize()))
+      const begun = await send(postAs(who, initialize()))
       const id = begun?.headers.get("mcp-session-id")
-      if (id === undefined) return void report(post(who, initialize()), begun, "no session")
+      if (id === undefined) return void report(postAs(who, initialize()), begun, "no session")
       live.set(id, who)
-      const request = post(who, echo(`of ${who}`, `words of ${who}`), id)
+      const request = postAs(who, echo(`of ${who}`, `words of ${who}`), id)
       const called = await send(request)
       const [event] = eventsOf(called)
       return event === undefined ? void report(request, called, "no event has an id") : { id, event }
@@ -514,19 +521,14 @@ export const fuzz = async (target: Target, dice: Dice, steps: number): Promise<{
       "__proto__",
       "\u00e9"
     ])
-    const get = (who: number, id: string, last: string): Request => ({
-      method: "GET",
-      headers: [...as(who, id), ["Last-Event-ID", last]],
-      body: undefined
-    })
-    const right = get(own, mine.id, first)
+    const right = resume(own, mine.id, first)
     const again = await send(right, `words of ${own}`)
     if (again?.status !== 200 || !again.body.includes(`words of ${own}`)) report(right, again, "not replayed")
-    const wrong = get(own, mine.id, forged)
+    const wrong = resume(own, mine.id, forged)
     const refused = await send(wrong, `words of ${1 - own}`)
     if (refused === undefined || (refused.status !== 200 && refused.status !== 400)) report(wrong, refused, "forged")
     if (refused?.body.includes(`words of ${1 - own}`) === true) report(wrong, refused, "told of another's stream")
-    const stolen = get(own, theirs.id, theirs.event)
+    const stolen = resume(own, theirs.id, theirs.event)
     const denied = await send(stolen, `words of ${1 - own}`)
     if (denied?.status !== 404) report(stolen, denied, "another's session")
   }
