@@ -145,11 +145,12 @@ export const make = Effect.fnUntraced(function*<A, R>(
   const resolve = exposure === undefined && protects === undefined
     ? resolver.resolve
     : (request: HttpServerRequest): Effect.Effect<Identity, IdentityError> =>
-      Effect.tap(resolver.resolve(request), (identity) =>
-        Effect.andThen(
-          exposure === undefined ? Effect.void : exposure(request, identity),
-          protects === undefined ? Effect.void : protects.admit(identity)
-        ))
+      Effect.flatMap(resolver.resolve(request), (identity) => {
+        const issue = protects?.audienceIssue(identity)
+        if (issue !== undefined) return Effect.fail(issue)
+        const warning = exposure?.(request, identity)
+        return warning === undefined ? Effect.succeed(identity) : Effect.as(warning, identity)
+      })
 
   return {
     elsewhere,
