@@ -36,15 +36,23 @@ import type * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import type * as Scope from "effect/Scope"
 import type * as Tracer from "effect/Tracer"
+import type { ClusterMembership } from "./ClusterMembership.ts"
 import type { AccessDenied, Identity } from "./Identity.ts"
 import type { IdentityResolver } from "./IdentityResolver.ts"
 import * as Callers from "./internal/host/callers.ts"
 import * as MemoryEventStore from "./internal/host/eventStore.ts"
 import * as HostGuard from "./internal/host/guard.ts"
 import * as HostLayer from "./internal/host/layer.ts"
-import type { Configurable, InvalidOptions } from "./InvalidOptions.ts"
+import * as Routing from "./internal/host/routing.ts"
+import { type Configurable, InvalidOptions } from "./InvalidOptions.ts"
 import * as Declared from "./McpHttpOptions.ts"
-import type { EndpointOptions, LayerOptions, MemoryEventStoreOptions, Provides } from "./McpHttpOptions.ts"
+import type {
+  EndpointOptions,
+  LayerOptions,
+  MemoryEventStoreOptions,
+  Provides,
+  RoutedOptions
+} from "./McpHttpOptions.ts"
 import type { SessionRegistry } from "./SessionRegistry.ts"
 
 export type * from "./McpHttpOptions.ts"
@@ -162,6 +170,53 @@ export const guardConfig = <Sessions = SessionRegistry>(
   provide(
     Effect.flatMap(Declared.endpoint.configured(options), (configured) => HostGuard.make(configured, "guardConfig"))
   )
+
+/**
+ * Lets each node of a cluster serve the sessions of all: an endpoint that `ClusterMembership` knows peers of answers a
+ * request of any session, whichever node has it. Wrap the endpoint of every node in it.
+ *
+ * The ids of its sessions end with a tag of the node that has minted them. A request with another's tag is handed on to
+ * that node over HTTP, at most once, with its headers and its credentials, and so is the answer, streams included. The
+ * node that has the session says who is calling and what they may have: to this one nothing of it is known. Nothing is
+ * stored for a session, and none moves.
+ *
+ * | the session's node | answer |
+ * |---|---|
+ * | lives | its own, byte for byte but for the date |
+ * | is no member any more | 404: the client begins again |
+ * | is not known, and the store is silent | 503 with `Retry-After` |
+ * | can't be connected with | 503 with `Retry-After` |
+ * | is lost before it has answered | a JSON-RPC error for each request, else 502: they may have run |
+ *
+ * After `ClusterMembership.drain` new sessions begin at the other nodes, and those that are here go on until this node
+ * stops; then they are 404.
+ *
+ * Fails with `InvalidOptions` when an option has no meaning, and when there is no endpoint in the layer.
+ *
+ * **Example** (One of several replicas)
+ *
+ * ```ts
+ * const Mcp = McpHttp.layer({ server: makeServer, allowedHosts: ["mcp.example.com"] }).pipe(
+ *   McpHttp.routed({ port: 3000 }),
+ *   Layer.provide(ClusterNode.layerMemory({ memory: ClusterNode.memory(), name: "a", keySecret }))
+ * )
+ * ```
+ *
+ * @category combinators
+ */
+export const routed =
+  (options: RoutedOptions) =>
+  <A, E, R>(endpoint: Layer.Layer<A, E, R>): Layer.Layer<A, E | InvalidOptions, R | ClusterMembership> =>
+    Layer.unwrap(
+      Effect.map(Routing.make(options), ({ isJoined, router }) =>
+        Layer.tap(Layer.provide(endpoint, Layer.succeed(Routing.Routing, router)), () =>
+          isJoined() ? Effect.void : new InvalidOptions({
+            module: "McpHttp",
+            method: "routed",
+            option: "endpoint",
+            issue: "must be a layer with an endpoint of McpHttp that is built in no other place"
+          })))
+    )
 
 // Under the tag that was asked for. That is one of `Sessions`, and the default if there was none.
 const provide = <Sessions, E, R>(

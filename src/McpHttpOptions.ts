@@ -11,6 +11,8 @@ import type * as HttpRouter from "effect/http/HttpRouter"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import * as Struct from "effect/Struct"
+import type { Agent } from "node:http"
+import type { ClusterMember } from "./ClusterMembership.ts"
 import type { Identity } from "./Identity.ts"
 import * as Options from "./internal/options.ts"
 import {
@@ -189,6 +191,28 @@ export interface MemoryEventStoreOptions {
 }
 
 /**
+ * What `McpHttp.routed` takes: where the nodes of the cluster answer HTTP. Either `port` or `address` is needed.
+ *
+ * @category models
+ */
+export interface RoutedOptions {
+  /** The port of each node's HTTP server, at the host by which `ClusterMembership` knows the node. */
+  readonly port?: number | undefined
+  /**
+   * Where the HTTP server of a node is: `"https://10.0.0.7:8443"`. A path that it has goes before that of each request.
+   * It has to lead to that very node, and not to a load balancer: credentials are sent there.
+   */
+  readonly address?: ((member: ClusterMember) => string | URL) | undefined
+  /**
+   * Makes the connections to other nodes: one of `node:https` with certificates of your own, say. By default one that
+   * keeps connections for 4 seconds, less than Node's servers do.
+   */
+  readonly agent?: Agent | undefined
+  /** How long another node may take to accept a connection, else 503: by default 2 seconds. */
+  readonly connectTimeout?: Duration.Input | undefined
+}
+
+/**
  * Whose session it is.
  *
  * @category models
@@ -316,6 +340,34 @@ export const layer = Options.declare<LayerOptions<never, never>>()({ module: "Mc
   retryInterval: Options.optional(Options.patience, { shown: "the client's" }),
   maxConcurrentRequests: Options.withDefault(Options.count, 100),
   ...endpoint.declaration
+})
+
+const isAgent = (value: unknown): value is Agent =>
+  typeof value === "object" && value !== null && "addRequest" in value && typeof value.addRequest === "function"
+
+/**
+ * @internal
+ */
+export const routed = Options.declare<RoutedOptions>()({ module: "McpHttp" }, {
+  port: Options.optional(
+    Options.custom<number, number>({
+      rule: "a port",
+      read: Option.liftPredicate((value): value is number =>
+        typeof value === "number" && Number.isInteger(value) && value >= 1 && value <= 65_535
+      )
+    })
+  ),
+  address: Options.optional(
+    Options.custom<(member: ClusterMember) => string | URL, (member: ClusterMember) => unknown>({
+      rule: "a function",
+      read: Option.liftPredicate((value): value is (member: ClusterMember) => unknown => typeof value === "function")
+    })
+  ),
+  agent: Options.optional(
+    Options.custom<Agent, Agent>({ rule: "an Agent of node:http or node:https", read: Option.liftPredicate(isAgent) }),
+    { shown: "of its own" }
+  ),
+  connectTimeout: Options.withDefault(Options.timeout, "2 seconds")
 })
 
 /**

@@ -1260,7 +1260,9 @@ const warm = <Session, E>(
     })
     return Effect.onExit(opened, () => Waiting.end(waiting, caller) ?? Effect.void).pipe(
       Effect.catchCause((cause) =>
-        Effect.as(logUnlessInterrupted("A session could not be opened ahead", cause), false)
+        Leased.isShutDown(engine)
+          ? Effect.succeed(false)
+          : Effect.as(logUnlessInterrupted("A session could not be opened ahead", cause), false)
       ),
       Effect.annotateLogs({ pool: self.name, key: identity.key })
     )

@@ -547,12 +547,15 @@ export interface Visit<out Resource> {
 }
 
 /**
+ * `suffix` is what all ids end with.
+ *
  * @internal
  */
 export const make = Effect.fnUntraced(function*<Resource, E, R>(
   input: SessionRegistryOptions<Resource, E, R>,
   method: "layer" | "layerConfig",
-  name = "effect-mcp-sessions/SessionRegistry"
+  name = "effect-mcp-sessions/SessionRegistry",
+  suffix = ""
 ) {
   const options = yield* read(input, method)
   const observed = yield* makeObserved
@@ -579,7 +582,7 @@ export const make = Effect.fnUntraced(function*<Resource, E, R>(
     ...metrics.watch(hooks(() => self)),
     open: (slot): ReturnType<typeof input.open> => input.open(toInfo(self.engine.time, slot))
   })
-  const self: Registry<Resource, E> = { options, engine, shares: Shares.make(), observed }
+  const self: Registry<Resource, E> = { options, engine, shares: Shares.make(), observed, suffix }
   // Runs before the engine's own shutdown.
   yield* Effect.addFinalizer(() => Effect.sync(() => Leased.beginShutdown(engine)))
   return {
@@ -610,6 +613,7 @@ interface Registry<in out Resource, in out E> {
   readonly engine: Leased.Leased<Registration, Resource, E | OpenTimeout | RegistryClosed>
   readonly shares: Shares.Shares<SessionKey, Slot<Resource, E>>
   readonly observed: Observed
+  readonly suffix: string
 }
 
 type Slot<Resource, E> = Leased.Slot<Registration, Resource, E | OpenTimeout | RegistryClosed>
@@ -850,13 +854,13 @@ const admit = <Resource, E>(
   announce: ((id: string) => void) | undefined
 ): Slot<Resource, E> | RegistryFull | RegistryClosed =>
   Leased.atomically(self.engine, () => {
-    const { engine, shares } = self
+    const { engine, shares, suffix } = self
     if (Leased.isShutDown(engine)) return new RegistryClosed()
     const full = makeRoom(self, owner)
     if (full !== undefined) return refuse(self, owner, full)
     Shares.take(shares, owner.key)
     const now = engine.time.now()
-    const id = mint()
+    const id = mint() + suffix
     announce?.(id)
     return Leased.admit(engine, id, {
       owner: owner.key,
@@ -902,11 +906,11 @@ const refuse = <Resource, E>(
 
 // Nothing of the session is touched before its owner is known, and nothing at all if it is another.
 const find = <Resource, E>(
-  { engine }: Registry<Resource, E>,
+  { engine, suffix }: Registry<Resource, E>,
   id: string,
   owner: SessionOwner
 ): Slot<Resource, E> | undefined => {
-  if (Leased.isShutDown(engine) || typeof id !== "string" || id.length !== idLength) return undefined
+  if (Leased.isShutDown(engine) || typeof id !== "string" || id.length !== idLength + suffix.length) return undefined
   const slot = Leased.find(engine, id)
   return slot !== undefined && slot.phase === "open" && slot.info.owner === owner.key ? slot : undefined
 }

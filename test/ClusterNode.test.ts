@@ -75,6 +75,8 @@ describe("ClusterNode", () => {
       assert.isTrue(yield* a.isDraining)
       assert.isTrue(yield* b.isReady)
       assert.deepStrictEqual(names(yield* b.members), ["b"])
+      assert.deepStrictEqual(names(yield* b.nodes), ["a", "b"])
+      assert.deepStrictEqual(yield* b.nodesNow, yield* b.nodes)
       yield* TestClock.adjust("5 minutes")
       assert.deepStrictEqual(shares(memory), { "b:1": 100 })
       yield* a.drain

@@ -76,6 +76,13 @@ describe("README", () => {
     )
   })
 
+  it("has a row for each option of McpHttp.routed, with its default", () => {
+    assert.deepStrictEqual(
+      Array.from(table("`McpHttp.routed`"), ([option, [shown]]) => [option, shown]),
+      McpHttpOptions.routed.rows.map((row) => [row.option, row.default])
+    )
+  })
+
   it("names each older name of a variable", () => {
     const aliases = tables.flatMap(([, rows]) => rows.flatMap((row) => row.aliases))
     assert.isAtLeast(aliases.length, 15)

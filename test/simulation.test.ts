@@ -1,4 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
+import { cluster } from "./support/clusterSimulation.ts"
 import { many, underLoad } from "./support/load.ts"
 import { pool } from "./support/poolSimulation.ts"
 import { registry } from "./support/registrySimulation.ts"
@@ -8,7 +9,8 @@ import { report } from "./support/simulator.ts"
 // tenth of the seeds that `npm run load` has, and `npm run simulate` as many as it is told: each begins with the same.
 describe.each([
   { simulator: pool, block: many(30, 300) },
-  { simulator: registry, block: many(12, 120) }
+  { simulator: registry, block: many(12, 120) },
+  { simulator: cluster, block: many(4, 40) }
 ])("simulation of the $simulator.name", ({ block, simulator }) => {
   for (let from = 0; from < 10 * block; from += block) {
     it(`all invariants hold in random programs ${from} to ${from + block - 1}`, underLoad, () => {

@@ -2,6 +2,7 @@
  * `npm run simulate -- --seeds 10000 --from 0 --only pool`
  */
 import { parseArgs } from "node:util"
+import { cluster } from "./clusterSimulation.ts"
 import { pool } from "./poolSimulation.ts"
 import { registry } from "./registrySimulation.ts"
 import { report } from "./simulator.ts"
@@ -14,7 +15,7 @@ const { values } = parseArgs({
   }
 })
 const [seeds, from] = [Number(values.seeds), Number(values.from)]
-for (const { name, simulate } of [pool, registry]) {
+for (const { name, simulate } of [pool, registry, cluster]) {
   if (values.only !== undefined && values.only !== name) continue
   const violation = simulate(from, seeds)
   process.stdout.write(

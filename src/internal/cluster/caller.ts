@@ -392,12 +392,13 @@ const millis = <K extends string>(key: K, input: Duration.Input | undefined) => 
 const notificationsOf = (
   { id, peer }: Lease,
   owner: Owner | undefined
-): RemoteSession["notifications"] => {
-  const told: Stream.Stream<unknown, unknown> = peer === undefined
-    ? owner?.notificationsHere(id) ?? Stream.empty
-    : Stream.map(peer["Session.Listen"]({ lease: id }), Codec.parse)
-  return Stream.catchCause(told, () => Stream.empty) as Stream.Stream<ServerNotification>
-}
+): RemoteSession["notifications"] =>
+  Stream.suspend(() => {
+    const told: Stream.Stream<unknown, unknown> = peer === undefined
+      ? owner?.notificationsHere(id) ?? Stream.empty
+      : Stream.map(peer["Session.Listen"]({ lease: id }), Codec.parse)
+    return Stream.catchCause(told, () => Stream.empty) as Stream.Stream<ServerNotification>
+  })
 
 const traceOf = (fiber: Fiber.Fiber<unknown, unknown>) => {
   const span = Option.getOrUndefined(Context.getOption(fiber.context, Tracer.ParentSpan))

@@ -25,6 +25,8 @@ interface Moment {
 export interface Seen {
   readonly at: number
   readonly members: ReadonlyArray<ClusterMember>
+  /** The same, and those that drain. */
+  readonly nodes: ReadonlyArray<ClusterMember>
   /** Shard groups that are not ours: of nodes with other options. */
   readonly strangers: ReadonlyArray<string>
 }
@@ -112,12 +114,14 @@ export const make = (options: {
         return Effect.tap(storage.getRunners, (runners) =>
           Effect.sync(() => {
             if (seen !== undefined && seen.at > at) return
+            const ours = runners
+              .filter(([{ groups }]) => groups.includes(group))
+              .map(([{ address: { host, port } }, healthy]) => ({ member: { host, port }, healthy }))
+              .toSorted((a, b) => nameOf(a.member) < nameOf(b.member) ? -1 : 1)
             seen = {
               at,
-              members: runners
-                .filter(([runner, healthy]) => healthy && runner.groups.includes(group))
-                .map(([{ address: { host, port } }]) => ({ host, port }))
-                .toSorted((a, b) => nameOf(a) < nameOf(b) ? -1 : 1),
+              members: ours.flatMap(({ healthy, member }) => healthy ? [member] : []),
+              nodes: ours.map(({ member }) => member),
               strangers: runners.flatMap(([runner]) => runner.groups.includes(group) ? [] : runner.groups)
             }
           }))

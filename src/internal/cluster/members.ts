@@ -8,7 +8,8 @@ import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import type { ClusterMember, Service } from "../../ClusterMembership.ts"
 import { ClusterUnavailable } from "../../SessionClusterError.ts"
-import type { Fence } from "./fence.ts"
+import * as Drains from "../drains.ts"
+import type { Fence, Seen } from "./fence.ts"
 import type { Settings } from "./settings.ts"
 
 /** How long the store may take to answer who asks it himself. */
@@ -25,8 +26,9 @@ export const make = (
 ): Effect.Effect<Service, never, Scope.Scope> =>
   Effect.map(Effect.scope, (scope) => {
     let isDraining = false
+    const drains = Drains.make()
     let drained: Deferred.Deferred<void> | undefined
-    let reading: Deferred.Deferred<ReadonlyArray<ClusterMember>, ClusterUnavailable> | undefined
+    let reading: Deferred.Deferred<Seen, ClusterUnavailable> | undefined
 
     const read = Effect.suspend(() => {
       const since = fence.now()
@@ -35,14 +37,14 @@ export const make = (
       return fence.storage.getRunners.pipe(
         Effect.mapError(silent),
         Effect.timeoutOrElse({ duration: patience, orElse: () => Effect.fail(silent()) }),
-        Effect.map(() => fence.seen()!.members)
+        Effect.map(() => fence.seen()!)
       )
     })
 
     // In a fiber of its own: whoever asked first may leave
-    const membersNow = Effect.suspend(() => {
+    const seenNow = Effect.suspend(() => {
       if (reading !== undefined) return Deferred.await(reading)
-      const answer = Deferred.makeUnsafe<ReadonlyArray<ClusterMember>, ClusterUnavailable>()
+      const answer = Deferred.makeUnsafe<Seen, ClusterUnavailable>()
       reading = answer
       const ended = Effect.onExit(read, (exit) =>
         Effect.suspend(() => {
@@ -52,9 +54,8 @@ export const make = (
       return Effect.andThen(Effect.forkIn(Effect.ignore(ended), scope), Deferred.await(answer))
     })
 
-    const members = Effect.suspend(() =>
-      isFresh(fence, assignmentsInterval) ? Effect.succeed(fence.seen()!.members) : membersNow
-    )
+    const seen = Effect.suspend(() => isFresh(fence, assignmentsInterval) ? Effect.succeed(fence.seen()!) : seenNow)
+    const members = Effect.map(seen, (last) => last.members)
 
     const isSelf = ({ host, port }: ClusterMember) => host === address?.host && port === address.port
 
@@ -71,7 +72,8 @@ export const make = (
     return {
       self: address && { host: address.host, port: address.port },
       members,
-      membersNow,
+      nodes: Effect.map(seen, ({ nodes }) => nodes),
+      nodesNow: Effect.map(seenNow, ({ nodes }) => nodes),
       isReady: Effect.sync(() =>
         !isDraining && isFresh(fence, assignmentsInterval) && fence.seen()!.members.some(isSelf)
       ),
@@ -82,10 +84,14 @@ export const make = (
         drained = done
         isDraining = true
         fence.drain()
+        const ended = Effect.all([Effect.ignore(handOff), drains.wait(terminationTimeout + 5_000)], {
+          concurrency: "unbounded"
+        })
         return Effect.andThen(
-          Effect.forkIn(Effect.ensuring(Effect.ignore(handOff), Deferred.succeed(done, undefined)), scope),
+          Effect.forkIn(Effect.ensuring(ended, Deferred.succeed(done, undefined)), scope),
           Deferred.await(done)
         )
-      })
+      }),
+      finishing: drains.add
     }
   })

@@ -119,6 +119,8 @@ export const make = Effect.fnUntraced(function*(options: {
   const { fence, settings } = node
   const leases = new Map<string, Lease>()
   const byKey = new Map<string, Set<Lease>>()
+  // Of those that are over, by name, which calls they had: one that comes twice has run, whenever it comes again
+  const over = new Map<string, Seen.Seen>()
   const shardOf = (key: string) => shardName(node, key)
   // No lease may outlast the lock: what is closed in the last third of it is closed in time
   const margin = settings.lockTimeToLive * 0.3
@@ -129,6 +131,8 @@ export const make = Effect.fnUntraced(function*(options: {
 
   const forget = (lease: Lease): void => {
     leases.delete(lease.id)
+    over.set(lease.id, lease.seen)
+    if (over.size > remembered) over.delete(over.keys().next().value!)
     const others = byKey.get(lease.identity.key)
     if (others?.delete(lease) === true && others.size === 0) byKey.delete(lease.identity.key)
   }
@@ -218,8 +222,9 @@ export const make = Effect.fnUntraced(function*(options: {
 
   const enter = (call: Wire.Call): Lease | Wire.Refused => {
     const found = leases.get(call.lease)
+    const seen = found?.seen ?? over.get(call.lease)
+    if (seen !== undefined && !Seen.accept(seen, call.seq)) return new Wire.Refused({ seen: true })
     if (found === undefined || found.isLeaving || !fence.holds(found.shard)) return new Wire.Refused({ seen: false })
-    if (!Seen.accept(found.seen, call.seq)) return new Wire.Refused({ seen: true })
     found.inFlight++
     return found
   }
@@ -314,7 +319,7 @@ export const make = Effect.fnUntraced(function*(options: {
     () => Effect.sync(() => fence.onLost.delete(onLost))
   )
   yield* Effect.forkScoped(Effect.forever(Effect.gen(function*() {
-    yield* Effect.sleep(500)
+    yield* Effect.sleep(settings.lockTimeToLive / 20)
     const shards = new Set(live.keys().map(shardOf))
     for (const shard of shards) if (fence.remaining(shard) <= margin) yield* evict(shard)
   })))
@@ -368,6 +373,9 @@ export const make = Effect.fnUntraced(function*(options: {
 
 const underTrace = <A, E>({ trace }: Wire.Call, effect: Effect.Effect<A, E>): Effect.Effect<A, E> =>
   trace === undefined ? effect : Effect.withParentSpan(effect, Tracer.externalSpan(trace))
+
+/** How many leases that are over a node knows the calls of. */
+const remembered = 4_096
 
 const retired: Wire.LeaseEvent = { _tag: "Retired" }
 

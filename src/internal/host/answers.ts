@@ -96,6 +96,19 @@ export const methodNotAllowed = (allow: string): Refused => refused(405, -32000,
 /** What failed is the server's business, and in its log. */
 export const unavailable = refused(503, -32603, "Service Unavailable", { "retry-after": "10" })
 
+export const connectionMalformed = refused(
+  400,
+  -32000,
+  "Bad Request: Connection must not name a header that is meant for the server"
+)
+
+/** Of a request to another node nobody knows whether it has run. */
+export const lost = refused(
+  502,
+  -32000,
+  "Bad Gateway: the node that has the session was lost before the request was answered. It may have run."
+)
+
 export const terminated = HttpServerResponse.empty({ status: 204 })
 
 /**
@@ -110,6 +123,18 @@ export const abandoned = (id: RequestId, isShuttingDown: boolean): JSONRPCErrorR
     message: isShuttingDown
       ? "The server shut down before the request was answered. It may have run."
       : "The session ended before the request was answered. It may have run."
+  }
+})
+
+/**
+ * The same of a request that another node was asked for, which nobody can reach any more.
+ */
+export const lostAt = (id: RequestId): JSONRPCErrorResponse => ({
+  jsonrpc: "2.0",
+  id,
+  error: {
+    code: -32000,
+    message: "The node that has the session was lost before the request was answered. It may have run."
   }
 })
 

@@ -29,6 +29,7 @@ import * as Exposure from "./exposure.ts"
 import * as Listener from "./listener.ts"
 import * as Requests from "./requests.ts"
 import * as Resource from "./resource.ts"
+import * as Routing from "./routing.ts"
 import * as Socket from "./socket.ts"
 import * as Strays from "./strays.ts"
 
@@ -52,7 +53,12 @@ export const make = Effect.fnUntraced(function*<A, R>(
   const resolver = yield* IdentityResolver
   const exposure = yield* Exposure.make(resolver, { method, isProtected: protects !== undefined })
   const scope = yield* Scope.fork(yield* Effect.scope)
-  const registry = yield* Scope.provide(makeRegistry({ ...registryOptions(options), open }, "layer"), scope)
+  const router = Option.getOrUndefined(yield* Effect.serviceOption(Routing.Routing))
+  router?.join()
+  const registry = yield* Scope.provide(
+    makeRegistry({ ...registryOptions(options), open }, "layer", undefined, router?.suffix),
+    scope
+  )
   const listening = yield* Listener.make(Scope.close(scope, Exit.void))
   const closing = Deferred.makeUnsafe<never, Answers.Refused>()
   // Runs before the registry shuts down
@@ -63,7 +69,10 @@ export const make = Effect.fnUntraced(function*<A, R>(
   const holding = (request: HttpServerRequest): Effect.Effect<void, never, Scope.Scope> => {
     Socket.keepAlive(request)
     Socket.watch(request)
-    return listening(request)
+    // Whoever listens would do so for ever
+    return router === undefined || request.method !== "POST"
+      ? listening(request)
+      : Effect.andThen(router.working, listening(request))
   }
 
   /** The session, held until the current scope has closed and nobody retains the lease. */
@@ -118,17 +127,33 @@ export const make = Effect.fnUntraced(function*<A, R>(
     return Answers.terminated
   })
 
+  /** The answer of another node, if there are others and the request is for one of them. */
+  const elsewhere = (
+    { maxBodyBytes, readText, streamTimeToLive }: ReturnType<typeof toSettings>,
+    request: HttpServerRequest,
+    id: string | undefined
+  ): Effect.Effect<HttpServerResponse | undefined, Answers.Refused, Scope.Scope> | undefined => {
+    const answer = router?.elsewhere({ maxBodyBytes, readText, closing: Deferred.await(closing) }, request, id)
+    if (answer === undefined) return undefined
+    return Effect.map(
+      Effect.andThen(holding(request), answer),
+      (response) => response && Socket.whileRead(response, request, streamTimeToLive)
+    )
+  }
+
   /** Whose request it is, if their credentials are for this endpoint. */
   const resolve = exposure === undefined && protects === undefined
     ? resolver.resolve
     : (request: HttpServerRequest): Effect.Effect<Identity, IdentityError> =>
-      Effect.tap(resolver.resolve(request), (identity) =>
-        Effect.andThen(
-          exposure === undefined ? Effect.void : exposure(request, identity),
-          protects === undefined ? Effect.void : protects.admit(identity)
-        ))
+      Effect.flatMap(resolver.resolve(request), (identity) => {
+        const issue = protects?.audienceIssue(identity)
+        if (issue !== undefined) return Effect.fail(issue)
+        const warning = exposure?.(request, identity)
+        return warning === undefined ? Effect.succeed(identity) : Effect.as(warning, identity)
+      })
 
   return {
+    elsewhere,
     resolve,
     registry,
     holding,
@@ -208,6 +233,7 @@ export const toSettings = (
     methods,
     gate: (request: HttpServerRequest) => Requests.upgradeIssue(request) ?? originIssue(request),
     cors: Cors.make({ isAllowed: (request) => originIssue(request) === undefined, methods }),
+    maxBodyBytes,
     readText: Requests.textReader(maxBodyBytes, bodyTimeout)
   }
 }

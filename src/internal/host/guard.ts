@@ -9,7 +9,6 @@
  * Nothing is handed on but a POST of somebody who is known. What would reach a server inside by a path that is not
  * guarded is refused, and a guard whose path no route has stops the build of the app.
  */
-import type { RequestId } from "@modelcontextprotocol/sdk/types.js"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -33,9 +32,9 @@ import * as Declared from "../../McpHttpOptions.ts"
 import { type EndReason, operatorOf } from "../../SessionRegistry.ts"
 import * as Answers from "./answers.ts"
 import * as Endpoint from "./endpoint.ts"
+import * as Events from "./events.ts"
 import * as Paths from "./paths.ts"
 import * as Requests from "./requests.ts"
-import * as Resource from "./resource.ts"
 import * as Socket from "./socket.ts"
 import * as Spans from "./spans.ts"
 import * as Strays from "./strays.ts"
@@ -75,7 +74,6 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
         : Effect.void)
 
   const { protects } = settings
-  const permit = protects?.permit ?? Resource.none.permit
   const endpoint = yield* Endpoint.make(options, { method, protects }, () =>
     Effect.acquireRelease(
       Effect.sync((): Inside => ({ id: undefined, url: settings.path, hasEnded: false })),
@@ -128,7 +126,8 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     if (resource.id === undefined) return yield* Answers.notFound
     const { message, text } = yield* readBody(request, Effect.flatMap(ended, unstarted))
     if (Requests.beginsSession(message)) return yield* Answers.initialized
-    yield* permit(identity, message)
+    const denied = settings.protects?.scopeIssue(identity, message)
+    if (denied !== undefined) return yield* denied
     // Nothing that is refused here is activity
     yield* visit.hold
     const named = request.modify({ headers: Headers.set(request.headers, header, resource.id) })
@@ -164,7 +163,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
       Effect.succeed(minted === undefined ? last : HttpServerResponse.setHeader(last, header, id))
     )
     if (response.status !== 404) {
-      const read = whileRead(response, request, settings.streamTimeToLive)
+      const read = Socket.whileRead(response, request, settings.streamTimeToLive)
       return completed(read, message, ended, () => resource.hasEnded, served)
     }
     if (resource.hasEnded) return yield* unanswered
@@ -181,7 +180,8 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     if (Requests.isInitialize(message) && !isModern(request) && !Requests.isVersionSupported(request)) {
       return yield* Requests.unsupportedVersion
     }
-    yield* permit(identity, message)
+    const denied = settings.protects?.scopeIssue(identity, message)
+    if (denied !== undefined) return yield* denied
     return yield* Spans.serving(request, identity, message, (served) =>
       Effect.map(
         Requests.isInitialize(message)
@@ -201,6 +201,9 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     if (!methods().includes(request.method) && (request.method !== "GET" || !isSessionful)) {
       return yield* Answers.methodNotAllowed(methods().join(", "))
     }
+    const elsewhere = isModern(request) ? undefined : endpoint.elsewhere(settings, request, id)
+    const answered = elsewhere && (yield* elsewhere)
+    if (answered !== undefined) return answered
     const identity = yield* endpoint.resolve(request)
     if (request.method === "POST") {
       yield* endpoint.holding(request)
@@ -306,10 +309,11 @@ const completed = (
   let isOver = false
   const errors = Effect.map(
     ended,
-    (reason) => Stream.fromIterable(Array.from(pending, (id) => event(Answers.abandoned(id, reason === "shutdown"))))
+    (reason) =>
+      Stream.fromIterable(Array.from(pending, (id) => Events.encode(Answers.abandoned(id, reason === "shutdown"))))
   )
   const stream = body.stream.pipe(
-    Stream.map(answers((answer) => {
+    Stream.map(Events.watching((answer) => {
       pending.delete(answer.id)
       served.answered(answer)
     })),
@@ -331,63 +335,10 @@ const watched = (response: Response, served: Spans.Served): Response => {
     return response
   }
   const stream = body.stream.pipe(
-    Stream.map(answers(served.answered)),
+    Stream.map(Events.watching(served.answered)),
     Stream.ensuring(Effect.sync(() => served.end(response.status)))
   )
   return HttpServerResponse.setBody(response, HttpBody.stream(stream, body.contentType))
-}
-
-/**
- * A stream that ends with the connection of a client who leaves what it was given unread: for so many milliseconds, or
- * up to twice as many.
- */
-const whileRead = (response: Response, request: Request, patience: number): Response => {
-  const { body } = response
-  if (body._tag !== "Stream" || patience === Infinity) return response
-  const stream = Stream.transformPull(body.stream, (pull, scope) => {
-    let given = 0
-    let isReading = true
-    const look = Effect.suspend(() => {
-      const before = given
-      return Effect.andThen(
-        Effect.sleep(patience),
-        Effect.sync(() => !isReading && given === before ? Socket.hangUp(request) : undefined)
-      )
-    })
-    const counted = Effect.suspend(() => {
-      isReading = true
-      return Effect.map(pull, (chunk) => {
-        isReading = false
-        given++
-        return chunk
-      })
-    })
-    return Effect.as(Effect.forkIn(Effect.forever(look), scope), counted)
-  })
-  return HttpServerResponse.setBody(response, HttpBody.stream(stream, body.contentType))
-}
-
-const event = (message: unknown): Uint8Array => new TextEncoder().encode(`data: ${JSON.stringify(message)}\n\n`)
-
-const parseJson = Option.liftThrowable((text: string): unknown => JSON.parse(text))
-
-/** Passes on what a stream of events says, and tells of the responses in it. */
-const answers = (onResponse: (response: { readonly id: RequestId }) => void) => {
-  const decoder = new TextDecoder()
-  let line = ""
-  return (bytes: Uint8Array): Uint8Array => {
-    const lines = decoder.decode(bytes, { stream: true }).split("\n")
-    lines[0] = line + lines[0]!
-    line = lines.pop()!
-    for (const whole of lines) {
-      if (!whole.startsWith("data:")) continue
-      const message = Option.getOrUndefined(parseJson(whole.slice(5)))
-      for (const one of Array.isArray(message) ? message : [message]) {
-        if (Requests.isResponse(one)) onResponse(one)
-      }
-    }
-    return bytes
-  }
 }
 
 /**

@@ -4,8 +4,11 @@
  */
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as HttpBody from "effect/http/HttpBody"
 import type { HttpServerRequest } from "effect/http/HttpServerRequest"
+import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import * as Predicate from "effect/Predicate"
+import * as Stream from "effect/Stream"
 
 // A `Socket` of node:net.
 interface Socket {
@@ -104,6 +107,40 @@ export const hangUpUnread = (request: HttpServerRequest, patience: Duration.Inpu
       (fiber) => void response.once("close", () => fiber.interruptUnsafe())
     )
   })
+
+/**
+ * A stream that ends with the connection of a client who leaves what it was given unread: for so many milliseconds, or
+ * up to twice as many.
+ */
+export const whileRead = (
+  response: HttpServerResponse.HttpServerResponse,
+  request: HttpServerRequest,
+  patience: number
+): HttpServerResponse.HttpServerResponse => {
+  const { body } = response
+  if (body._tag !== "Stream" || patience === Infinity) return response
+  const stream = Stream.transformPull(body.stream, (pull, scope) => {
+    let given = 0
+    let isReading = true
+    const look = Effect.suspend(() => {
+      const before = given
+      return Effect.andThen(
+        Effect.sleep(patience),
+        Effect.sync(() => !isReading && given === before ? hangUp(request) : undefined)
+      )
+    })
+    const counted = Effect.suspend(() => {
+      isReading = true
+      return Effect.map(pull, (chunk) => {
+        isReading = false
+        given++
+        return chunk
+      })
+    })
+    return Effect.as(Effect.forkIn(Effect.forever(look), scope), counted)
+  })
+  return HttpServerResponse.setBody(response, HttpBody.stream(stream, body.contentType))
+}
 
 const responseOf = (request: HttpServerRequest): Response | undefined =>
   Predicate.hasProperty(request, "response") && Predicate.hasProperty(request.response, "writableEnded")
