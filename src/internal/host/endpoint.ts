@@ -69,7 +69,10 @@ export const make = Effect.fnUntraced(function*<A, R>(
   const holding = (request: HttpServerRequest): Effect.Effect<void, never, Scope.Scope> => {
     Socket.keepAlive(request)
     Socket.watch(request)
-    return listening(request)
+    // Whoever listens would do so for ever
+    return router === undefined || request.method !== "POST"
+      ? listening(request)
+      : Effect.andThen(router.working, listening(request))
   }
 
   /** The session, held until the current scope has closed and nobody retains the lease. */
