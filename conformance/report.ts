@@ -1,7 +1,7 @@
 /**
  * Tells what the suite found. `node --import tsx conformance/report.ts DIRECTORY` reads, in each directory in there,
  * the names of the scenarios that should have run from `expected`, and the checks of each from
- * `server-SCENARIO-TIME/checks.json`.
+ * `server-SCENARIO-TIME/checks.json`, or of a client's from `auth/SCENARIO-TIME/checks.json`.
  *
  * A scenario has passed if at least one of its checks succeeded, and none failed, warned or was skipped: stricter than
  * the suite, for which a recommendation that nobody follows is no failure.
@@ -43,8 +43,8 @@ const issueOf = (checks: ReadonlyArray<Check> | undefined): string | undefined =
 for (const run of readdirSync(root).toSorted()) {
   const directory = join(root, run)
   const results = new Map(
-    readdirSync(directory).flatMap((name) => {
-      const scenario = /^server-(.+)-\d{4}-\d{2}-\d{2}T[^/]*$/.exec(name)?.[1]
+    readdirSync(directory, { encoding: "utf8", recursive: true }).flatMap((name) => {
+      const scenario = /^(?:server-)?([^/]+|auth\/[^/]+)-\d{4}-\d{2}-\d{2}T[^/]*$/.exec(name)?.[1]
       if (scenario === undefined) return []
       const checks: ReadonlyArray<Check> = JSON.parse(readFileSync(join(directory, name, "checks.json"), "utf8"))
       return [[scenario, checks]]

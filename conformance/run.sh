@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs the official conformance suite: every server scenario of the revisions with sessions against McpHttp.layer, also
-# where that is a protected resource, and those of the session's life against McpHttp.guard. Prints a line for each, and
-# at last "N scenarios passed, M failed".
+# where that is a protected resource, and those of the session's life against McpHttp.guard; and the client scenarios of
+# authorization against the connectors of both generations. Prints a line for each, and at last "N scenarios passed, M
+# failed".
 #
 # The suite asks no server for what its authorization section demands: see README.md here.
 #
@@ -93,6 +94,30 @@ check() {
     >>"$results/log" 2>&1 </dev/null
 }
 
+# connect GENERATION NAME REVISION [SCENARIO…]: runs client scenarios of authorization, all of the revision or those,
+# against a connector.
+connect() {
+  local generation=$1 results="$temporary/results/$2 $3, suite $newest" revision=$3 scenario
+  shift 3
+  mkdir -p "$results"
+  if [ $# -eq 0 ]; then
+    # Most of them at once. The suite leaves out those of a revision that it takes for a draft
+    ours "$generation" "$revision" "$results" --suite auth
+    set -- $(suite "$newest" list --client --spec-version "$revision" | sed -n 's/^  - \(auth\/[^ ]*\).*/\1/p')
+  fi
+  for scenario in "$@"; do
+    echo "$scenario" >>"$results/expected"
+    compgen -G "$results/$scenario-*" >/dev/null ||
+      ours "$generation" "$revision" "$results" --scenario "$scenario" --force
+  done
+}
+
+# ours GENERATION REVISION DIRECTORY SCOPE…: runs our client
+ours() {
+  suite "$newest" client --command "node $bundle $1" --spec-version "$2" --output-dir "$3" --timeout 60000 "${@:4}" \
+    >>"$3/log" 2>&1 </dev/null
+}
+
 for version in "$release" "$newest"; do
   npm i --prefix "$temporary/$version" --no-save --no-audit --no-fund --ignore-scripts \
     "@modelcontextprotocol/conformance@$version" >"$temporary/npm" 2>&1 || {
@@ -111,6 +136,18 @@ for revision in $revisions; do
   check "McpHttp.layer with authorization" "$newest" "$revision"
   stop
 done
+
+# Many of them are started at once, and each is to begin within a second
+bundle=$temporary/client.mjs
+node_modules/.bin/esbuild conformance/client.ts --bundle --platform=node --format=esm --log-level=error \
+  --banner:js="import { createRequire } from 'node:module'; const require = createRequire(import.meta.url);" \
+  --outfile="$bundle" || exit 1
+connect v1 McpConnector 2025-03-26
+connect v1 McpConnector 2025-11-25
+connect v2 McpConnectorV2 2025-11-25
+connect v2 McpConnectorV2 2026-07-28
+connect v1 McpConnector 2025-11-25 auth/client-credentials-basic auth/client-credentials-jwt
+connect v2 McpConnectorV2 2025-11-25 auth/client-credentials-basic auth/client-credentials-jwt
 
 start guard.ts
 for revision in $revisions; do

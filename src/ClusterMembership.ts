@@ -7,6 +7,8 @@
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
+import * as Drains from "./internal/drains.ts"
 import type { ClusterUnavailable } from "./SessionClusterError.ts"
 
 /**
@@ -51,11 +53,13 @@ export interface Service {
   readonly isDraining: Effect.Effect<boolean>
   /**
    * Takes no new work from now on, and gives what this node has to the others: it is not ready, new sessions begin
-   * elsewhere, calls that run are finished. Ends when nothing is left here, or after `terminationTimeout` and 5
-   * seconds. Saying it twice is saying it once; there is no way back. Never fails: without others, or while the store
-   * is silent, it only makes this node unready.
+   * elsewhere, calls that run are finished. Ends when nothing is left here and nothing runs, or after
+   * `terminationTimeout` and 5 seconds (20 seconds where there is no cluster). Saying it twice is saying it once; there
+   * is no way back. Never fails: without others, or while the store is silent, nothing is given away.
    */
   readonly drain: Effect.Effect<void>
+  /** Has `drain` wait while this is so, until the current scope closes: for what runs that a cluster does not know. */
+  readonly finishing: (isBusy: () => boolean) => Effect.Effect<void, never, Scope.Scope>
 }
 
 /**
@@ -83,6 +87,7 @@ export class ClusterMembership extends Context.Service<ClusterMembership, Servic
   /** A process without a cluster: no members, and ready until `drain`. */
   static readonly layerAlone: Layer.Layer<ClusterMembership> = Layer.sync(ClusterMembership, () => {
     let isDraining = false
+    const drains = Drains.make()
     return {
       self: undefined,
       members: Effect.succeed([]),
@@ -90,9 +95,11 @@ export class ClusterMembership extends Context.Service<ClusterMembership, Servic
       nodesNow: Effect.succeed([]),
       isReady: Effect.sync(() => !isDraining),
       isDraining: Effect.sync(() => isDraining),
-      drain: Effect.sync(() => {
+      drain: Effect.suspend(() => {
         isDraining = true
-      })
+        return drains.wait(20_000)
+      }),
+      finishing: drains.add
     }
   })
 }

@@ -24,6 +24,7 @@ import type * as Connectors from "./Connector.ts"
 import * as Connecting from "./internal/client/connector.ts"
 import * as ConnectorOptions from "./internal/client/options.ts"
 import * as OpenSession from "./internal/client/session.ts"
+import * as Authorized from "./internal/oauth/fetch.ts"
 import * as Declare from "./internal/options.ts"
 import type { SdkClient } from "./Session.ts"
 
@@ -52,7 +53,7 @@ const connectors = Connecting.make<SdkClient, Transport>({
     serialize: serializeMessage,
     environment: getDefaultEnvironment
   },
-  oauth: { auth, privateKeyJwt: createPrivateKeyJwtAuth },
+  authorized: Authorized.make({ auth, privateKeyJwt: createPrivateKeyJwtAuth }),
   http: (url, init) => new StreamableHTTPClientTransport(url, init),
   sse: (url, init) => new SSEClientTransport(url, init),
   pair: () => {

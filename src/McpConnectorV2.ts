@@ -41,6 +41,7 @@ import * as Connecting from "./internal/client/connector.ts"
 import * as ConnectorOptions from "./internal/client/options.ts"
 import { noTimeout } from "./internal/client/sdk.ts"
 import * as OpenSession from "./internal/client/session.ts"
+import * as Authorized from "./internal/oauth/fetch.ts"
 import * as Declare from "./internal/options.ts"
 
 /**
@@ -127,7 +128,7 @@ const connectors = Connecting.make<Client, Transport, Negotiation>({
     serialize: serializeMessage,
     environment: getDefaultEnvironment
   },
-  oauth: { auth, privateKeyJwt: createPrivateKeyJwtAuth },
+  authorized: Authorized.make({ auth, privateKeyJwt: createPrivateKeyJwtAuth }),
   http: (url, init) => new StreamableHTTPClientTransport(url, init),
   sse: (url, init) => new SSEClientTransport(url, init),
   pair: () => {

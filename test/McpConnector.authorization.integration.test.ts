@@ -7,12 +7,14 @@ import type { CallToolResult } from "@modelcontextprotocol/sdk/types.js"
 import { AuthorizationFailed } from "effect-mcp-sessions/Authorization"
 import { Credentials, Identity } from "effect-mcp-sessions/Identity"
 import type { McpSessionError } from "effect-mcp-sessions/McpSession"
+import { SessionPool } from "effect-mcp-sessions/SessionPool"
 import { TokenStore } from "effect-mcp-sessions/TokenStore"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Redacted from "effect/Redacted"
 import * as TestClock from "effect/testing/TestClock"
 import { type AnySession, generations } from "./support/generations.ts"
+import { many } from "./support/load.ts"
 import * as Protected from "./support/protected.ts"
 import { makeHandle } from "./support/sessions.ts"
 
@@ -29,6 +31,8 @@ const slow = (session: AnySession) => call(session, "slow", { ms: 1 })
 
 const times = <A, E, R>(n: number, effect: Effect.Effect<A, E, R>) =>
   Effect.all(Array.from({ length: n }, () => effect), { concurrency: "unbounded" })
+
+const total = many(100, 1_000)
 
 const clientSecret = Redacted.make("client-secret-of-the-gateway")
 
@@ -107,6 +111,33 @@ for (const [sdk, connector] of generations) {
         assert.strictEqual(server.requestsOf("tools/call").length, 20)
         assert.strictEqual(server.sessions.length, 1)
         assert.deepStrictEqual(handle.retired, [])
+      }).pipe(setup))
+
+    it.effect(`has its token refreshed 20 times in ${total} calls: one session, and no call fails`, () =>
+      Effect.gen(function*() {
+        const { authority, grants, revoke, server } = yield* Protected.make
+        class Sessions extends SessionPool.Tag<Sessions, AnySession, McpSessionError>()("test/Sessions") {}
+        const pool = Sessions.layer({
+          connect: connector.http({
+            url: server.url,
+            authorization: { tokenExchange: { clientId: "gateway", clientSecret, issuer: authority.issuer } }
+          })
+        })
+        yield* Effect.gen(function*() {
+          for (let refresh = 1; refresh <= 20; refresh++) {
+            const identity = Identity.fromKey("alice", { credentials: Credentials.bearer(`alice-token-${refresh}`) })
+            revoke()
+            yield* times(total / 20, Sessions.withSession(identity, slow))
+          }
+          const { misses, retirements, size } = yield* Sessions.stats
+          assert.deepStrictEqual({ misses, retirements, size }, { misses: 1, retirements: 0, size: 1 })
+        }).pipe(Effect.provide(pool))
+        assert.strictEqual(server.calls.answered, total)
+        assert.strictEqual(server.requestsOf("initialize").filter(({ authorization }) => authorization).length, 1)
+        assert.deepStrictEqual(
+          grants.map((form) => form.get("subject_token")),
+          Array.from({ length: 20 }, (_, i) => `alice-token-${i + 1}`)
+        )
       }).pipe(setup))
 
     it.effect("exchanges the caller's newest token for one that is meant for the server", () =>

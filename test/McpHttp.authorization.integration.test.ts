@@ -30,6 +30,7 @@ import * as HttpRouter from "effect/http/HttpRouter"
 import * as HttpServer from "effect/http/HttpServer"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
+import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
 import * as Tracer from "effect/Tracer"
@@ -349,6 +350,69 @@ describe.each(kinds)("McpHttp.%s with authorization", (_, open) => {
         Effect.flatMap(mapped.sign({ aud }), (as) => post(mapped.endpoint, initialize, { as }))
       assert.strictEqual((yield* by("client-1")).status, 200)
       assert.strictEqual((yield* by("client-2")).status, 401)
+    }))
+
+  it.effect("an opaque token that its issuer calls active, and for another, is refused", () =>
+    Effect.gen(function*() {
+      const server = yield* AuthorizationServer.make()
+      const resolver = Layer.orDie(IdentityResolver.layerIntrospection({
+        endpoint: `${server.issuer}/introspect`,
+        clientId: "mcp",
+        clientSecret: Redacted.make("pw")
+      }))
+      const endpoint = yield* open({ authorization: { servers: [server.issuer], resource } }, resolver)
+      const cases: ReadonlyArray<readonly [status: number, aud: unknown]> = [
+        [200, resource],
+        [200, ["other", resource]],
+        // It says of none: whether it looks at that is its own affair, as README has it
+        [200, undefined],
+        [401, "https://mcp.example.com/other"],
+        [401, []],
+        [401, 5],
+        [401, { [resource]: true }]
+      ]
+      for (const [index, [status, aud]] of cases.entries()) {
+        server.answers.set("/introspect", () => ({ body: { active: true, sub: "alice", aud } }))
+        const answer = yield* post(endpoint, initialize, { as: `opaque-${index}` })
+        assert.strictEqual(answer.status, status, inspect(aud))
+        if (status === 401) assert.include(challengeOf(answer), "the token is for another audience")
+      }
+      server.answers.set("/introspect", () => ({ body: { active: false } }))
+      const revoked = yield* post(endpoint, initialize, { as: "opaque-revoked" })
+      assert.include(challengeOf(revoked), "error_description=\"the token is not active\", resource_metadata=")
+    }))
+
+  it.effect("takes a token from its header alone, and once", () =>
+    Effect.gen(function*() {
+      const { endpoint, sign } = yield* start(open, { authorization: { resource } })
+      const token = yield* sign({})
+      const url = `${endpoint.url}?access_token=${token}`
+      assert.strictEqual((yield* post({ ...endpoint, url }, initialize)).status, 401)
+      const twice = yield* post(endpoint, initialize, {
+        headers: { authorization: `Bearer ${token}, Bearer ${token}` }
+      })
+      assert.strictEqual(twice.status, 401)
+      assert.notInclude(JSON.stringify([...twice.headers]) + (yield* textOf(twice)), token.slice(-40))
+    }))
+
+  it.effect("a `required` that breaks lets nobody through", () =>
+    Effect.gen(function*() {
+      const broken: ReadonlyArray<() => unknown> = [
+        () => {
+          throw new Error("broken")
+        },
+        () => Promise.resolve([]),
+        () => ["two words"],
+        () => null
+      ]
+      for (const each of broken) {
+        const { endpoint, sign } = yield* start(open, {
+          authorization: { resource, required: each as McpHttp.AuthorizationOptions["required"] }
+        }).pipe(Effect.provide(Logger.layer([])))
+        const answer = yield* post(endpoint, initialize, { as: yield* sign({}) })
+        assert.strictEqual(answer.status, 503, String(each))
+        assert.strictEqual(yield* endpoint.registry.size, 0)
+      }
     }))
 
   it.effect("403 says which scopes a token needs: those of the resolver", () =>

@@ -7,6 +7,7 @@ import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
 import { InvalidOptions } from "effect-mcp-sessions/InvalidOptions"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as HttpRouter from "effect/http/HttpRouter"
 import * as Layer from "effect/Layer"
 import { connect } from "node:net"
@@ -16,6 +17,7 @@ import { inside, makeInsideLog } from "./support/guarded.ts"
 import { makeLog, makeServer } from "./support/mcpHttp.ts"
 import { begin, byEachMethod, call, initialize, post, request, send } from "./support/requests.ts"
 import { cluster, type Node, type StartOptions, three } from "./support/routed.ts"
+import { attributesOf, exitOf, makeRecorder, parentOf } from "./support/spans.ts"
 
 const guarded: StartOptions = {
   app: (log) => {
@@ -228,6 +230,62 @@ describe("McpHttp.routed", () => {
       yield* Effect.all([b.membership.drain, c.membership.drain], { concurrency: "unbounded" })
       // Nobody is left who is ready
       assert.strictEqual((yield* post(c, initialize, { as: "alice" })).status, 200)
+    }))
+
+  it.live("finishes the calls that run before drain ends", () =>
+    Effect.gen(function*() {
+      const { a } = yield* three()
+      const session = yield* begin(a, "alice")
+      const listener = yield* request(a, "GET", { as: "alice", session, headers: { accept: "text/event-stream" } })
+      const waiting = send(a, "POST", { as: "alice", session }, call("wait")).then((answer) => answer.text())
+      yield* eventually(() => a.log.called.length === 1)
+      const draining = yield* Effect.forkChild(a.membership.drain)
+      yield* Effect.sleep(700)
+      assert.isUndefined(draining.pollUnsafe())
+      a.log.release()
+      assert.include(yield* Effect.promise(() => waiting), "waited")
+      yield* Effect.timeout(Fiber.join(draining), "5 seconds")
+      yield* Effect.promise(() => listener.body!.cancel())
+    }))
+
+  it.live("gives up on a node that is a member no more, though its connection holds", () =>
+    Effect.gen(function*() {
+      const { a, b, memory } = yield* three(resumable)
+      const session = yield* begin(a, "alice")
+      const waiting = send(b, "POST", { as: "alice", session }, call("wait"))
+      yield* eventually(() => a.log.called.length === 1)
+      yield* memory["~effect-mcp-sessions/MemoryCluster"].cutOff("a:1")
+      const messages = yield* Effect.flatMap(Effect.promise(() => waiting), messagesOf)
+      assert.include(JSON.stringify(messages), "It may have run")
+      assert.strictEqual((yield* post(b, call("echo"), { as: "alice", session })).status, 404)
+    }))
+
+  it.live("goes on with one trace at the session's node, and tells spans no credentials", () =>
+    Effect.gen(function*() {
+      const { record: _, ...recorder } = makeRecorder()
+      const { a, b } = yield* three({ tracer: recorder.tracer })
+      const session = yield* begin(a, "sk-live-SECRET")
+      const alice = { as: "sk-live-SECRET", session }
+      yield* textOf(yield* post(b, call("echo"), alice))
+      yield* eventually(() => recorder.named("McpHttp").length === 2)
+      const hop = recorder.only("McpHttp.handOn")
+      assert.strictEqual(hop.kind, "client")
+      assert.deepStrictEqual(attributesOf(hop), {
+        "http.request.method": "POST",
+        "server.address": "127.0.0.1",
+        "server.port": a.port
+      })
+      const served = recorder.named("McpHttp")[1]!
+      assert.strictEqual(served.traceId, hop.traceId)
+      assert.isTrue(recorder.spans.some((span) => parentOf(span)?.spanId === hop.spanId))
+      yield* a.kill
+      assert.strictEqual((yield* post(b, call("echo"), alice)).status, 503)
+      const seen = recorder.spans.filter(({ name }) => name === "McpHttp.handOn").map((span) =>
+        String([...span.attributes]) + String(exitOf(span))
+      )
+      assert.strictEqual(seen.length, 2)
+      assert.notInclude(seen.join(""), "SECRET")
+      assert.notInclude(seen.join(""), session.slice(0, 20))
     }))
 
   it.live("answers 503 when the session's node lives and can't be reached, and runs nothing", () =>

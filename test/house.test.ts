@@ -38,6 +38,7 @@ const rows: ReadonlyArray<ReadonlyArray<string>> = [
 const rooms: Readonly<Record<string, ReadonlyArray<string>>> = {
   lease: ["SessionPool", "SessionRegistry"],
   client: ["McpConnector", "McpConnectorV2", "McpServers", "McpServersV2", "McpSession"],
+  oauth: ["McpConnector", "McpConnectorV2"],
   host: ["McpHttp"],
   tokens: ["IdentityResolver"],
   cluster: ["ClusterNode", "SessionCluster"]

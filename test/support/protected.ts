@@ -2,6 +2,7 @@
  * An MCP server that takes nothing but the tokens of an authorization server, and that server: both on loopback.
  */
 import * as Effect from "effect/Effect"
+import { createHash } from "node:crypto"
 import type { Answer } from "./authorizationServer.ts"
 import * as AuthorizationServer from "./authorizationServer.ts"
 import * as HttpServer from "./servers/http.ts"
@@ -13,6 +14,10 @@ export interface Protected {
   readonly grants: Array<URLSearchParams>
   /** The `Authorization` of each of those. */
   readonly clients: Array<string | undefined>
+  /** All that was ever given out or sent that is a secret. */
+  readonly secrets: Set<string>
+  /** What refresh tokens there are. */
+  readonly refreshable: Set<string>
   /** Its tokens, with their scopes. */
   readonly valid: Map<string, string>
   /** No token is good any more. */
@@ -40,6 +45,8 @@ export const make = Effect.gen(function*() {
     authority,
     grants: [],
     clients: [],
+    secrets: new Set(),
+    refreshable: new Set(),
     valid: new Map(),
     revoke: () => self.valid.clear(),
     needs: () => "",
@@ -65,26 +72,62 @@ export const make = Effect.gen(function*() {
       issuer: authority.issuer,
       authorization_endpoint: `${authority.issuer}/authorize`,
       token_endpoint: `${authority.issuer}/token`,
+      registration_endpoint: `${authority.issuer}/register`,
       response_types_supported: ["code"],
       grant_types_supported: ["client_credentials", "urn:ietf:params:oauth:grant-type:token-exchange"],
       code_challenge_methods_supported: ["S256"]
     }
   }))
+  const codes = new Map<string, { readonly challenge: string; readonly scope: string }>()
+
+  authority.answers.set("/register", (_, body) => {
+    issued++
+    const secret = keep(`registered-secret-number-${issued}`)
+    const client = { ...JSON.parse(body), client_id: `registered-${issued}`, client_secret: secret }
+    return { status: 201, body: client }
+  })
+  // Whoever comes agrees
+  authority.answers.set("/authorize", (request) => {
+    const asked = new URL(request.url!, authority.issuer).searchParams
+    issued++
+    const code = keep(`authorization-code-number-${issued}`)
+    codes.set(code, { challenge: asked.get("code_challenge")!, scope: asked.get("scope") ?? "" })
+    const back = new URL(asked.get("redirect_uri")!)
+    back.searchParams.set("code", code)
+    back.searchParams.set("state", keep(asked.get("state")!))
+    return { status: 302, headers: { location: back.href } }
+  })
+  const keep = (secret: string) => {
+    self.secrets.add(secret)
+    return secret
+  }
+
   authority.answers.set("/token", (request, body) => {
     const form = new URLSearchParams(body)
     self.grants.push(form)
     self.clients.push(request.headers.authorization)
+    for (const name of ["code_verifier", "subject_token"]) if (form.has(name)) keep(form.get(name)!)
     if (self.answer !== undefined) return self.answer(form)
+    const code = codes.get(form.get("code") ?? "")
+    codes.delete(form.get("code") ?? "")
+    const isGranted = {
+      authorization_code: code?.challenge ===
+        createHash("sha256").update(form.get("code_verifier") ?? "").digest("base64url"),
+      refresh_token: self.refreshable.delete(form.get("refresh_token") ?? "")
+    }[form.get("grant_type") ?? ""]
+    if (isGranted === false) return { status: 400, body: { error: "invalid_grant" } }
     issued++
-    const token = `access-token-number-${issued}`
-    const scope = form.get("scope") ?? ""
+    const token = keep(`access-token-number-${issued}`)
+    const refresh = keep(`refresh-token-number-${issued}`)
+    const scope = code?.scope ?? form.get("scope") ?? ""
     self.valid.set(token, scope)
+    self.refreshable.add(refresh)
     return {
       body: {
         access_token: token,
         token_type: "Bearer",
         expires_in: 3_600,
-        refresh_token: `refresh-token-number-${issued}`,
+        refresh_token: refresh,
         ...(scope === "" ? {} : { scope })
       }
     }

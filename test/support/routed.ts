@@ -15,6 +15,7 @@ import * as HttpServer from "effect/http/HttpServer"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
+import * as Tracer from "effect/Tracer"
 import { createServer } from "node:http"
 import type { Log } from "./mcpHttp.ts"
 import { type App, type Endpoint, makeLog, makeServer } from "./mcpHttp.ts"
@@ -41,7 +42,7 @@ export interface StartOptions {
   readonly app?: (log: Log) => App
   readonly routed?: Partial<McpHttp.RoutedOptions>
   readonly resolver?: Layer.Layer<IdentityResolver>
-  readonly beside?: Layer.Layer<never>
+  readonly tracer?: Tracer.Tracer
 }
 
 /** Nodes that miss each other after a second. */
@@ -53,7 +54,7 @@ export const cluster = (defaults: StartOptions = {}): Cluster => {
     ports,
     start: Effect.fnUntraced(function*(name, given = {}) {
       const log = makeLog()
-      const { app, beside, resolver, routed } = { ...defaults, ...given }
+      const { app, resolver, routed, tracer } = { ...defaults, ...given }
       const endpoint = app?.(log) ?? McpHttp.layer({ server: makeServer(log) })
       const http = createServer()
       const node = ClusterNode.layerMemory({
@@ -73,11 +74,13 @@ export const cluster = (defaults: StartOptions = {}): Cluster => {
         { disableLogger: true, disableListenLog: true }
       ).pipe(
         Layer.provideMerge(NodeHttpServer.layer(() => http, { port: 0, host: "127.0.0.1" })),
-        Layer.provideMerge(node),
-        Layer.provideMerge(beside ?? Layer.empty)
+        Layer.provideMerge(node)
       )
       const scope = yield* Scope.fork(yield* Effect.scope)
-      const context = yield* Effect.orDie(Layer.buildWithScope(served, scope))
+      const traced = tracer === undefined
+        ? served
+        : Layer.provideMerge(served, Layer.succeed(Tracer.Tracer, tracer))
+      const context = yield* Effect.orDie(Layer.buildWithScope(traced, scope))
       const { address } = Context.get(context, HttpServer.HttpServer)
       const port = "port" in address ? address.port : 0
       ports.set(name, port)

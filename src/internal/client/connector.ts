@@ -22,6 +22,7 @@ import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
+import type { Authorization } from "../../Authorization.ts"
 import type {
   Connector,
   FetchLike,
@@ -43,14 +44,12 @@ import * as Secrets from "../secrets.ts"
 import { version } from "../version.ts"
 import * as Fetch from "./fetch.ts"
 import { KnownSecrets } from "./knownSecrets.ts"
-import * as Oauth from "./oauth.ts"
 import * as ConnectorOptions from "./options.ts"
 import * as Refusals from "./refusals.ts"
 import { type ClientLike, mayBeDeaf, type MessageLike, type TransportLike } from "./sdk.ts"
 import type { OpenOptions, OpenTransport } from "./session.ts"
 import * as Standby from "./standby.ts"
 import * as Stdio from "./stdio.ts"
-import type * as Tokens from "./tokens.ts"
 
 /**
  * A generation of the SDK, with clients `C`, server transports `T` and options of its own `N`.
@@ -65,7 +64,7 @@ export interface Sdk<C extends ClientLike, T, N> {
     readonly environment: () => Readonly<Record<string, string>>
   }
   readonly http: MakeTransport
-  readonly oauth: Tokens.Sdk
+  readonly authorized: Authorized
   readonly sse: MakeTransport
   readonly pair: () => readonly [TransportLike, T]
   /** Whether a server may be one that has `initialize`. */
@@ -73,6 +72,21 @@ export interface Sdk<C extends ClientLike, T, N> {
   /** How one connector opens its sessions. What it learns of the server stays with the opener. */
   readonly opener: (transport: TransportKind, options: Options<unknown>, own: N | undefined) => Opener<C>
 }
+
+/** A `fetch` that brings tokens along. This room has no way to them: they come with the SDK. */
+type Authorized = <R>(options: {
+  readonly authorization: Authorization<R>
+  readonly url: URL
+  readonly fetch: FetchLike
+  readonly identity: Identity
+  readonly handle: SessionHandle
+  /** What errors call the server. */
+  readonly server: string
+  /** Of the session: knows each token for as long as it is used. */
+  readonly scrub: Scrub.Scrub
+  /** What a failure is to whoever has made the request. */
+  readonly prepare: <A, E2, R2>(effect: Effect.Effect<A, E2, R2>) => Effect.Effect<A, McpSessionError, R2>
+}) => Effect.Effect<FetchLike, McpSessionError, R | Scope.Scope>
 
 type MakeTransport = (
   url: URL,
@@ -127,15 +141,15 @@ export const make = <C extends ClientLike, T, N = unknown>(sdk: Sdk<C, T, N>) =>
     ConnectorOptions.check(sdk.options.http, "http", options)
     ConnectorOptions.checkAuthorization(sdk.module, "http", options)
     const read = options as HttpOptions<Services<O>>
-    const older = { plan: http(read, true, sdk.sse, sdk.oauth), open: sdk.opener("sse", options, undefined) }
+    const older = { plan: http(read, true, sdk.sse, sdk.authorized), open: sdk.opener("sse", options, undefined) }
     const fallback = sdk.mayBeOlder(options) ? older : undefined
-    return connector(read, http(read, false, sdk.http, sdk.oauth), sdk.opener("http", options, options), fallback)
+    return connector(read, http(read, false, sdk.http, sdk.authorized), sdk.opener("http", options, options), fallback)
   },
   sse: <O extends HttpOptions<unknown>>(options: Only<O, HttpOptions>): Connector<Services<O>, C> => {
     ConnectorOptions.check(sdk.options.sse, "sse", options)
     ConnectorOptions.checkAuthorization(sdk.module, "sse", options)
     const read = options as HttpOptions<Services<O>>
-    return connector(read, http(read, true, sdk.sse, sdk.oauth), sdk.opener("sse", options, undefined))
+    return connector(read, http(read, true, sdk.sse, sdk.authorized), sdk.opener("sse", options, undefined))
   },
   inProcess: <R = never, O extends Options<unknown> = Options>(
     server: (identity: Identity) => Effect.Effect<ServerLike<T>, unknown, R | Scope.Scope>,
@@ -419,7 +433,7 @@ const http = <R>(
   options: HttpOptions<R>,
   isStreamSession: boolean,
   transportTo: MakeTransport,
-  oauth: Tokens.Sdk
+  authorized: Authorized
 ) => {
   const url = new URL(options.url)
   const secrets = [
@@ -438,9 +452,8 @@ const http = <R>(
         const own = holding(options.fetch ?? globalFetch, scrub)
         const { authorization } = options
         const refusals = Refusals.make({
-          fetch: authorization === undefined ? own : yield* Oauth.make({
+          fetch: authorization === undefined ? own : yield* authorized({
             authorization,
-            sdk: oauth,
             url,
             fetch: own,
             identity,

@@ -7,7 +7,7 @@
 import * as Duration from "effect/Duration"
 import type { FetchLike } from "../../Connector.ts"
 import type { Challenge } from "../../McpSessionError.ts"
-import * as Challenges from "./challenges.ts"
+import * as Challenges from "../challenges.ts"
 import { causesOf } from "./classify.ts"
 import type { MessageLike } from "./sdk.ts"
 import { requestIds } from "./wire.ts"

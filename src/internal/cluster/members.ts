@@ -8,6 +8,7 @@ import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import type { ClusterMember, Service } from "../../ClusterMembership.ts"
 import { ClusterUnavailable } from "../../SessionClusterError.ts"
+import * as Drains from "../drains.ts"
 import type { Fence, Seen } from "./fence.ts"
 import type { Settings } from "./settings.ts"
 
@@ -25,6 +26,7 @@ export const make = (
 ): Effect.Effect<Service, never, Scope.Scope> =>
   Effect.map(Effect.scope, (scope) => {
     let isDraining = false
+    const drains = Drains.make()
     let drained: Deferred.Deferred<void> | undefined
     let reading: Deferred.Deferred<Seen, ClusterUnavailable> | undefined
 
@@ -82,10 +84,14 @@ export const make = (
         drained = done
         isDraining = true
         fence.drain()
+        const ended = Effect.all([Effect.ignore(handOff), drains.wait(terminationTimeout + 5_000)], {
+          concurrency: "unbounded"
+        })
         return Effect.andThen(
-          Effect.forkIn(Effect.ensuring(Effect.ignore(handOff), Deferred.succeed(done, undefined)), scope),
+          Effect.forkIn(Effect.ensuring(ended, Deferred.succeed(done, undefined)), scope),
           Deferred.await(done)
         )
-      })
+      }),
+      finishing: drains.add
     }
   })

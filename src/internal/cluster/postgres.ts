@@ -37,9 +37,13 @@ export const make = Effect.fnUntraced(function*(
     Effect.provide(Reactivity.layer),
     Effect.mapError((cause) => new PersistenceError({ cause }))
   )
+  // The first that is asked of it, which connects
+  yield* Effect.mapError(client`SELECT 1`, (cause) => new PersistenceError({ cause }))
   return yield* SqlRunnerStorage.make({ prefix: "mcp_cluster" }).pipe(
     Effect.provideService(SqlClient.SqlClient, client),
     Effect.provideService(ShardingConfig.ShardingConfig, { ...config, shardLockDisableAdvisory: true }),
-    Effect.mapError((cause) => new PersistenceError({ cause }))
+    Effect.mapError((cause) => new PersistenceError({ cause })),
+    // What is wrong with the tables is a defect there: who starts the node can mend it, say with a permission
+    Effect.catchDefect((cause) => Effect.fail(new PersistenceError({ cause })))
   )
 })

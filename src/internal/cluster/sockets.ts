@@ -20,6 +20,7 @@ import * as SocketServer from "effect/socket/SocketServer"
 import * as Net from "node:net"
 import * as Tls from "node:tls"
 import type { ClusterMember } from "../../ClusterMembership.ts"
+import { serialization } from "./lines.ts"
 import { load } from "./peers.ts"
 import * as Security from "./security.ts"
 import type { Transport } from "./transport.ts"
@@ -29,10 +30,6 @@ const openTimeout = 2_000
 
 /** After how many milliseconds without a byte the server ends a connection: its client, which pings, is not there. */
 const silence = 60_000
-
-// A result of a tool may have files in it. A line is looked through again for each piece that it comes in, so it has to
-// have a limit.
-const serialization = RpcSerialization.makeNdjson({ maxBufferSize: 64 * 1024 * 1024 })
 
 export interface SocketOptions {
   readonly security: Security.Security

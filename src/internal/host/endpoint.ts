@@ -69,7 +69,10 @@ export const make = Effect.fnUntraced(function*<A, R>(
   const holding = (request: HttpServerRequest): Effect.Effect<void, never, Scope.Scope> => {
     Socket.keepAlive(request)
     Socket.watch(request)
-    return listening(request)
+    // Whoever listens would do so for ever
+    return router === undefined || request.method !== "POST"
+      ? listening(request)
+      : Effect.andThen(router.working, listening(request))
   }
 
   /** The session, held until the current scope has closed and nobody retains the lease. */
@@ -142,11 +145,12 @@ export const make = Effect.fnUntraced(function*<A, R>(
   const resolve = exposure === undefined && protects === undefined
     ? resolver.resolve
     : (request: HttpServerRequest): Effect.Effect<Identity, IdentityError> =>
-      Effect.tap(resolver.resolve(request), (identity) =>
-        Effect.andThen(
-          exposure === undefined ? Effect.void : exposure(request, identity),
-          protects === undefined ? Effect.void : protects.admit(identity)
-        ))
+      Effect.flatMap(resolver.resolve(request), (identity) => {
+        const issue = protects?.audienceIssue(identity)
+        if (issue !== undefined) return Effect.fail(issue)
+        const warning = exposure?.(request, identity)
+        return warning === undefined ? Effect.succeed(identity) : Effect.as(warning, identity)
+      })
 
   return {
     elsewhere,

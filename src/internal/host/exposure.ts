@@ -53,12 +53,12 @@ export const make = Effect.fnUntraced(function*(
   }
 
   let isDone = false
-  return (request: HttpServerRequest, identity: Identity): Effect.Effect<void> => {
-    if (isDone || identity.verified) return Effect.void
+  return (request: HttpServerRequest, identity: Identity): Effect.Effect<void> | undefined => {
+    if (isDone || identity.verified) return undefined
     // Of a server that can't be asked now, the next request can't ask either
     isDone = true
     const found = matter(Option.getOrElse(known, () => addressOf(request)))
-    return found === undefined ? Effect.void : warn(found)
+    return found === undefined ? undefined : warn(found)
   }
 })
 

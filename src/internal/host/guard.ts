@@ -35,7 +35,6 @@ import * as Endpoint from "./endpoint.ts"
 import * as Events from "./events.ts"
 import * as Paths from "./paths.ts"
 import * as Requests from "./requests.ts"
-import * as Resource from "./resource.ts"
 import * as Socket from "./socket.ts"
 import * as Spans from "./spans.ts"
 import * as Strays from "./strays.ts"
@@ -75,7 +74,6 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
         : Effect.void)
 
   const { protects } = settings
-  const permit = protects?.permit ?? Resource.none.permit
   const endpoint = yield* Endpoint.make(options, { method, protects }, () =>
     Effect.acquireRelease(
       Effect.sync((): Inside => ({ id: undefined, url: settings.path, hasEnded: false })),
@@ -128,7 +126,8 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     if (resource.id === undefined) return yield* Answers.notFound
     const { message, text } = yield* readBody(request, Effect.flatMap(ended, unstarted))
     if (Requests.beginsSession(message)) return yield* Answers.initialized
-    yield* permit(identity, message)
+    const denied = settings.protects?.scopeIssue(identity, message)
+    if (denied !== undefined) return yield* denied
     // Nothing that is refused here is activity
     yield* visit.hold
     const named = request.modify({ headers: Headers.set(request.headers, header, resource.id) })
@@ -181,7 +180,8 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     if (Requests.isInitialize(message) && !isModern(request) && !Requests.isVersionSupported(request)) {
       return yield* Requests.unsupportedVersion
     }
-    yield* permit(identity, message)
+    const denied = settings.protects?.scopeIssue(identity, message)
+    if (denied !== undefined) return yield* denied
     return yield* Spans.serving(request, identity, message, (served) =>
       Effect.map(
         Requests.isInitialize(message)

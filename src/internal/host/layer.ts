@@ -20,7 +20,7 @@ import * as Scrub from "../scrub.ts"
 import * as Answers from "./answers.ts"
 import * as Endpoint from "./endpoint.ts"
 import * as Requests from "./requests.ts"
-import * as Resource from "./resource.ts"
+import type * as Resource from "./resource.ts"
 import * as Server from "./server.ts"
 import * as Spans from "./spans.ts"
 
@@ -69,7 +69,6 @@ export const make = Effect.fnUntraced(function*<E, R>(
   }
 
   const endpoint = yield* Endpoint.make(options, { method, protects: settings.protects }, open)
-  const permit = settings.protects?.permit ?? Resource.none.permit
 
   // Closing the session ends all of this too, but may have to wait for a place among those that are being closed. Not a
   // child of the request: it would keep all that belongs to that for as long as there is the session.
@@ -95,7 +94,8 @@ export const make = Effect.fnUntraced(function*<E, R>(
     const body = yield* readBody(request, endpoint.closing)
     const issue = initializeIssue(body)
     if (issue !== undefined) return yield* issue
-    yield* permit(identity, body)
+    const denied = settings.protects?.scopeIssue(identity, body)
+    if (denied !== undefined) return yield* denied
     let announced: string | undefined
     const announce = (id: string) => {
       announced = id
@@ -125,7 +125,8 @@ export const make = Effect.fnUntraced(function*<E, R>(
     const { caller, hosted } = visit.session.resource
     if (!Requests.isVersionSupported(request)) return yield* Requests.unsupportedVersion
     const body = yield* request.method === "GET" ? acceptStream(request) : readMessages(request, hosted.ended)
-    yield* permit(identity, body)
+    const denied = settings.protects?.scopeIssue(identity, body)
+    if (denied !== undefined) return yield* denied
     return yield* Spans.serving(
       request,
       identity,

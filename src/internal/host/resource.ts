@@ -28,16 +28,13 @@ export interface Resource {
   readonly of: (request: Request) => Problem.Resource
   /** The path is below this prefix of the router: nobody knows before there is a request for it. */
   readonly below: (prefix: string) => void
-  /** Fails if the caller's token is for another. */
-  readonly admit: (identity: Identity) => Effect.Effect<void, InvalidToken>
-  /** Fails if the caller's token does not cover what the body of the request calls. */
-  readonly permit: (identity: Identity, body: unknown) => Effect.Effect<void, AccessDenied>
+  /** What is wrong with a caller whose token is for another. */
+  readonly audienceIssue: (identity: Identity) => InvalidToken | undefined
+  /** What is wrong with a caller whose token does not cover what the body of the request calls. */
+  readonly scopeIssue: (identity: Identity, body: unknown) => AccessDenied | undefined
   /** Answers those who ask the router for the metadata. */
   readonly publish: (router: HttpRouter.HttpRouter) => Effect.Effect<void>
 }
-
-/** For whoever is no protected resource. */
-export const none: Pick<Resource, "admit" | "permit"> = { admit: () => Effect.void, permit: () => Effect.void }
 
 const wellKnown = "/.well-known/oauth-protected-resource"
 
@@ -105,26 +102,25 @@ export const make = (
   const accepted = audiences === undefined ? undefined : new Set(audiences.map(comparable))
 
   // "MUST validate that access tokens were issued specifically for them as the intended audience"
-  const admit: Resource["admit"] = (identity) => {
-    if (accepted === undefined) return Effect.void
+  const audienceIssue: Resource["audienceIssue"] = (identity) => {
+    if (accepted === undefined) return undefined
     const { aud } = Redacted.value(identity.claims)
     const all: ReadonlyArray<unknown> = Array.isArray(aud) ? aud : [aud]
     return aud === undefined || all.some((one) => typeof one === "string" && accepted.has(comparable(one)))
-      ? Effect.void
-      : Effect.fail(new InvalidToken({ reason: "audience" }))
+      ? undefined
+      : new InvalidToken({ reason: "audience" })
   }
 
-  const permit: Resource["permit"] = (identity, body) =>
-    required === undefined ? Effect.void : Effect.suspend(() => {
-      const denied = Scopes.lacking(identity, callsOf(body).flatMap((call) => required(call)))
-      return denied === undefined ? Effect.void : Effect.fail(denied)
-    })
+  const scopeIssue: Resource["scopeIssue"] = (identity, body) =>
+    required === undefined
+      ? undefined
+      : Scopes.lacking(identity, callsOf(body).flatMap((call) => listed(required(call))))
 
   return {
     of,
     below,
-    admit,
-    permit,
+    audienceIssue,
+    scopeIssue,
     publish: (router) =>
       router.addGlobalMiddleware((routes) =>
         Effect.flatMap(HttpServerRequest.HttpServerRequest, (request) => answer(request) ?? routes)
@@ -139,6 +135,12 @@ const forEverybody = (request: Request, response: Response): Response =>
   Cors.isPreflight(request)
     ? Cors.preflight("*", ["GET", "HEAD"], request.headers["access-control-request-headers"])
     : HttpServerResponse.setHeader(response, "access-control-allow-origin", "*")
+
+// A promise of one would be none
+const listed = (scopes: ReadonlyArray<string>): ReadonlyArray<string> => {
+  if (Array.isArray(scopes)) return scopes
+  throw new TypeError("McpHttp: `required` of `authorization` must return a list of scopes")
+}
 
 const callsOf = (body: unknown): ReadonlyArray<Call> =>
   (Array.isArray(body) ? body : [body]).flatMap((message: unknown) => {

@@ -41,6 +41,8 @@ export interface Router {
   readonly suffix: string
   /** Called by each endpoint that is routed. */
   readonly join: () => void
+  /** Counts what a node finishes before it stops, until the current scope closes. */
+  readonly working: Effect.Effect<void, never, Scope.Scope>
   /**
    * The answer of another node to a request with or without the id of a session, or none: then it is for this one to
    * answer. Undefined if that is known at once.
@@ -91,6 +93,8 @@ export const make = Effect.fnUntraced(function*(options: Declared.RoutedOptions)
   const own = membership.self === undefined ? undefined : tagOf(membership.self)
   let peers: ReadonlyMap<string, Peer> = new Map()
   let endpoints = 0
+  let works = 0
+  yield* membership.finishing(() => works > 0)
 
   // Who is not there any more has its exchanges ended: one that was frozen, or cut off, would keep them waiting
   const learn = (nodes: ReadonlyArray<ClusterMember>): void => {
@@ -246,6 +250,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.RoutedOptions)
   const router: Router = {
     suffix: own === undefined ? "" : `.${own}`,
     join: () => void endpoints++,
+    working: Effect.acquireRelease(Effect.sync(() => void works++), () => Effect.sync(() => void works--)),
     elsewhere: (endpoint, request, id) => {
       const meant = request.headers[header]
       if (meant !== undefined) return meant === own ? undefined : Effect.fail(misled)

@@ -14,7 +14,7 @@ import {
   type ClientCredentials,
   type TokenExchange
 } from "../../Authorization.ts"
-import type { Attempt } from "./authServer.ts"
+import type { Attempt } from "./attempts.ts"
 
 /** What the `TokenStore` has of an identity at an upstream, as JSON. */
 export interface Grant {

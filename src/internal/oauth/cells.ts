@@ -13,12 +13,12 @@ import type { FetchLike, SessionHandle } from "../../Connector.ts"
 import type { Identity } from "../../Identity.ts"
 import type { McpSessionError } from "../../McpSessionError.ts"
 import type * as Scrub from "../scrub.ts"
-import type * as Grants from "./grants.ts"
+import type * as Drafts from "./drafts.ts"
 
 /** The OAuth code of a generation of the SDK. */
 export interface Sdk {
   readonly auth: (provider: OAuthClientProvider, options: AuthOptions) => Promise<"AUTHORIZED" | "REDIRECT">
-  readonly privateKeyJwt: Grants.PrivateKeyJwt
+  readonly privateKeyJwt: Drafts.PrivateKeyJwt
 }
 
 export interface AuthOptions {
@@ -77,7 +77,7 @@ export interface Cell {
   failed: Exit.Exit<void, unknown> | undefined
   /** What it has brought, and nobody has accepted yet: since when. */
   unproven: { readonly token: string; readonly since: number } | undefined
-  grant: Grants.Grant | undefined
+  grant: Drafts.Grant | undefined
   isRead: boolean
   /** The scopes that were asked for. */
   scope: string | undefined

@@ -6,42 +6,42 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { AuthorizationFailed, type ProviderOf } from "../../Authorization.ts"
 import * as Scrub from "../scrub.ts"
-import * as AuthServer from "./authServer.ts"
-import * as Grants from "./grants.ts"
-import * as Tokens from "./tokens.ts"
+import * as Attempts from "./attempts.ts"
+import * as Cells from "./cells.ts"
+import * as Drafts from "./drafts.ts"
 
 export const make = <R>(
-  options: Tokens.Options,
+  options: Cells.Options,
   providerOf: ProviderOf<R>
-): Effect.Effect<Tokens.Tokens, unknown, R | Scope.Scope> =>
+): Effect.Effect<Cells.Tokens, unknown, R | Scope.Scope> =>
   Effect.gen(function*() {
     const { fetch, identity, scrub, sdk, url } = options
     const made = yield* Effect.suspend(() => {
       const found = providerOf(identity)
       return Effect.isEffect(found) ? found : Effect.succeed(found)
     })
-    const cell = yield* Tokens.cellOf(providerOf, identity.key)
-    const hold = yield* Tokens.holder(scrub)
+    const cell = yield* Cells.cellOf(providerOf, identity.key)
+    const hold = yield* Cells.holder(scrub)
 
     const tokens = Effect.tryPromise({
       try: async () => made.tokens(),
       catch: () => new AuthorizationFailed({ issue: "the provider's `tokens` failed" })
     }).pipe(
       Effect.timeoutOrElse({
-        duration: Tokens.patience,
+        duration: Cells.patience,
         orElse: () => Effect.fail(new AuthorizationFailed({ issue: "the provider's `tokens` took too long" }))
       }),
-      Effect.tap((found) => Effect.sync(() => found && hold(Grants.secretsOf({ tokens: found }))))
+      Effect.tap((found) => Effect.sync(() => found && hold(Drafts.secretsOf({ tokens: found }))))
     )
 
-    const renew = ({ isStepUp, resourceMetadataUrl, scope }: Tokens.Wanted) =>
+    const renew = ({ isStepUp, resourceMetadataUrl, scope }: Cells.Wanted) =>
       Effect.gen(function*() {
         const before = yield* tokens
-        const attempts = AuthServer.makeAttempts()
-        const wanted = isStepUp ? Grants.union(cell.scope, before?.scope, scope) : scope
+        const attempts = Attempts.makeAttempts()
+        const wanted = isStepUp ? Drafts.union(cell.scope, before?.scope, scope) : scope
         if (isStepUp) cell.scope = wanted
         const own = Scrub.make()
-        if (before !== undefined) { for (const secret of Grants.secretsOf({ tokens: before })) own.add(secret) }
+        if (before !== undefined) { for (const secret of Drafts.secretsOf({ tokens: before })) own.add(secret) }
         cell.resourceMetadataUrl = resourceMetadataUrl ?? cell.resourceMetadataUrl
         yield* Effect.tryPromise({
           try: (signal) =>
@@ -62,7 +62,7 @@ export const make = <R>(
 /** The provider, but that it redirects nobody because a server is down, and refreshes nothing that is to be widened. */
 const watched = (
   provider: OAuthClientProvider,
-  attempts: AuthServer.Attempts,
+  attempts: Attempts.Attempts,
   isStepUp: boolean
 ): OAuthClientProvider =>
   new Proxy(provider, {
@@ -70,7 +70,7 @@ const watched = (
       const value: unknown = Reflect.get(target, property, target)
       if (property === "redirectToAuthorization") {
         return async (url: URL) => {
-          Grants.refuseAfterFailedRefresh(attempts.last())
+          Drafts.refuseAfterFailedRefresh(attempts.last())
           await target.redirectToAuthorization(url)
         }
       }

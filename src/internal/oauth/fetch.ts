@@ -17,15 +17,20 @@ import type { Authorization } from "../../Authorization.ts"
 import type { FetchLike } from "../../Connector.ts"
 import type { McpSessionError } from "../../McpSessionError.ts"
 import { isTrusted } from "../../TokenOptions.ts"
-import * as Challenges from "./challenges.ts"
+import * as Challenges from "../challenges.ts"
+import * as Cells from "./cells.ts"
 import * as Granted from "./granted.ts"
 import * as Provided from "./provided.ts"
 import * as Sourced from "./sourced.ts"
-import * as Tokens from "./tokens.ts"
 
-export interface Options<R> extends Tokens.Options {
+export interface Options<R> extends Omit<Cells.Options, "sdk"> {
   readonly authorization: Authorization<R>
 }
+
+/** Of a generation of the SDK. */
+export type Authorized = <R>(
+  options: Options<R>
+) => Effect.Effect<FetchLike, McpSessionError, R | Scope.Scope>
 
 /** What a request has been through. */
 interface Course {
@@ -39,17 +44,17 @@ const restMillis = 30_000
 
 const maxStepUps = 2
 
-export const make = <R>(options: Options<R>): Effect.Effect<FetchLike, McpSessionError, R | Scope.Scope> =>
+export const make = (sdk: Cells.Sdk): Authorized => (options) =>
   Effect.gen(function*() {
     const { fetch, prepare, url } = options
-    const tokens = yield* prepare(tokensOf(options))
+    const tokens = yield* prepare(tokensOf({ ...options, sdk }))
     const context = yield* Effect.context<never>()
     const runPromise = Effect.runPromiseWith(context)
     const clock = yield* Clock.Clock
     const redirected = new Set<string>()
 
     /** Another token than this, if there is one. */
-    const replaced = (wanted: Tokens.Wanted, flown: number): Effect.Effect<string | undefined, unknown> =>
+    const replaced = (wanted: Cells.Wanted, flown: number): Effect.Effect<string | undefined, unknown> =>
       Effect.gen(function*() {
         const { cell, current, renew } = tokens
         for (let isOwn = false; !isOwn;) {
@@ -62,7 +67,7 @@ export const make = <R>(options: Options<R>): Effect.Effect<FetchLike, McpSessio
           const time = clock.currentTimeMillisUnsafe()
           const isResting = unproven !== undefined && unproven.token === now && time < unproven.since + restMillis
           if (isResting && !wanted.isStepUp) return undefined
-          isOwn = yield* Tokens.fly(cell, renew(wanted))
+          isOwn = yield* Cells.fly(cell, renew(wanted))
         }
         const next = yield* current
         if (next === undefined || next === wanted.refused) return undefined
@@ -130,7 +135,7 @@ const bearing = (init: RequestInit, token: string | undefined): RequestInit => {
 }
 
 /** What the upstream says of the token, if that is what it refuses. */
-const refusalOf = (response: Response, upstream: URL): Omit<Tokens.Wanted, "refused"> | undefined => {
+const refusalOf = (response: Response, upstream: URL): Omit<Cells.Wanted, "refused"> | undefined => {
   if (response.status !== 401 && response.status !== 403) return undefined
   const { parameters } = Challenges.parse(response.headers.get("www-authenticate") ?? "")
     .find(({ scheme }) => scheme.toLowerCase() === "bearer") ?? { parameters: undefined }
@@ -153,7 +158,7 @@ const isHarmless = (body: string | undefined): boolean =>
 
 const harmless: ReadonlySet<unknown> = new Set(["initialize", "ping", "server/discover"])
 
-const tokensOf = <R>(options: Options<R>): Effect.Effect<Tokens.Tokens, unknown, R | Scope.Scope> => {
+const tokensOf = <R>(options: Options<R> & Cells.Options): Effect.Effect<Cells.Tokens, unknown, R | Scope.Scope> => {
   const { authorization } = options
   if (typeof authorization === "function") return Provided.make(options, authorization)
   return "token" in authorization ? Sourced.make(options, authorization) : Granted.make(options, authorization)

@@ -10,18 +10,18 @@ import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import type { AccessToken, TokenSource } from "../../Authorization.ts"
 import { expiryOf } from "../jwt.ts"
-import * as Tokens from "./tokens.ts"
+import * as Cells from "./cells.ts"
 
 export const make = <R>(
-  options: Tokens.Options,
+  options: Cells.Options,
   source: TokenSource<R>
-): Effect.Effect<Tokens.Tokens, unknown, R | Scope.Scope> =>
+): Effect.Effect<Cells.Tokens, unknown, R | Scope.Scope> =>
   Effect.gen(function*() {
     const { identity, scrub } = options
     const context = yield* Effect.context<R>()
     const clock = yield* Clock.Clock
-    const cell = yield* Tokens.cellOf(source, identity.key)
-    const hold = yield* Tokens.holder(scrub)
+    const cell = yield* Cells.cellOf(source, identity.key)
+    const hold = yield* Cells.holder(scrub)
 
     const take = (found: Redacted.Redacted | AccessToken) => {
       const { expiresIn, token } = Redacted.isRedacted(found) ? { token: found, expiresIn: undefined } : found
@@ -46,15 +46,15 @@ export const make = <R>(
       hold([token])
       return token
     }
-    const renewed = ({ refused, scope }: Pick<Tokens.Wanted, "refused" | "scope">) =>
+    const renewed = ({ refused, scope }: Pick<Cells.Wanted, "refused" | "scope">) =>
       refused === undefined ? fetched : refreshed(refused, scope)
 
-    const current: Tokens.Tokens["current"] = Effect.suspend(() => {
+    const current: Cells.Tokens["current"] = Effect.suspend(() => {
       if (isGood()) return Effect.sync(known)
       const { flight } = cell
       if (flight !== undefined) return Effect.andThen(Deferred.await(flight), current)
       const expired = cell.source?.token
-      return Effect.map(Tokens.fly(cell, renewed({ refused: expired, scope: undefined })), () => {
+      return Effect.map(Cells.fly(cell, renewed({ refused: expired, scope: undefined })), () => {
         // One that has expired by its own words may be good by the upstream's clock
         const { token } = cell.source!
         hold([token])

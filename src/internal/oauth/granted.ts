@@ -18,13 +18,13 @@ import { ConsentRequired, McpSessionError } from "../../McpSessionError.ts"
 import { TokenStore, type TokenStoreShape } from "../../TokenStore.ts"
 import { type Answer, Consents } from "../consents.ts"
 import * as Scrub from "../scrub.ts"
-import * as AuthServer from "./authServer.ts"
-import * as Grants from "./grants.ts"
-import * as Tokens from "./tokens.ts"
+import * as Attempts from "./attempts.ts"
+import * as Cells from "./cells.ts"
+import * as Drafts from "./drafts.ts"
 
 type Given = Exclude<Authorization, ProviderOf | TokenSource>
 
-export const make = (options: Tokens.Options, given: Given): Effect.Effect<Tokens.Tokens, unknown, Scope.Scope> =>
+export const make = (options: Cells.Options, given: Given): Effect.Effect<Cells.Tokens, unknown, Scope.Scope> =>
   Effect.gen(function*() {
     const { fetch, handle, identity, scrub, sdk, server, url } = options
     const context = yield* Effect.context<never>()
@@ -33,14 +33,14 @@ export const make = (options: Tokens.Options, given: Given): Effect.Effect<Token
     const { clientKey, grantKey } = keysOf(given, url, identity)
     const owner = Context.get(context, TokenStore)
     const store = storeOf(owner, server)
-    const cell = yield* Tokens.cellOf(owner, grantKey)
-    const hold = yield* Tokens.holder(scrub)
+    const cell = yield* Cells.cellOf(owner, grantKey)
+    const hold = yield* Cells.holder(scrub)
 
     const known = () => {
-      if (cell.grant !== undefined) hold(Grants.secretsOf(cell.grant))
+      if (cell.grant !== undefined) hold(Drafts.secretsOf(cell.grant))
       return cell.grant?.tokens.access_token
     }
-    const remember = (grant: Grants.Grant | undefined) => {
+    const remember = (grant: Drafts.Grant | undefined) => {
       cell.isRead = true
       cell.grant = grant
     }
@@ -51,7 +51,7 @@ export const make = (options: Tokens.Options, given: Given): Effect.Effect<Token
       })
     )
 
-    const granted = (draft: Grants.Draft) =>
+    const granted = (draft: Drafts.Draft) =>
       Effect.suspend(() => {
         const grant = { tokens: draft.granted!, client: draft.isRegistered ? draft.client : undefined }
         remember(grant)
@@ -59,11 +59,11 @@ export const make = (options: Tokens.Options, given: Given): Effect.Effect<Token
         return store.write(grantKey, grant)
       })
 
-    const ask = (draft: Grants.Draft, attempts: AuthServer.Attempts, more: Partial<Tokens.AuthOptions>) =>
+    const ask = (draft: Drafts.Draft, attempts: Attempts.Attempts, more: Partial<Cells.AuthOptions>) =>
       Effect.tryPromise({
         try: (signal) => {
           const secrets = Scrub.make()
-          for (const secret of cell.grant === undefined ? [] : Grants.secretsOf(cell.grant)) secrets.add(secret)
+          for (const secret of cell.grant === undefined ? [] : Drafts.secretsOf(cell.grant)) secrets.add(secret)
           const fetchFn = attempts.begin({ fetch, upstream: url, scrub: secrets, signal })
           return sdk.auth(draft.provider, { serverUrl: url, fetchFn, ...more })
         },
@@ -71,14 +71,14 @@ export const make = (options: Tokens.Options, given: Given): Effect.Effect<Token
       })
 
     /** Gets what the caller's callback is good for. */
-    const redeem = (draft: Grants.Draft, more: Partial<Tokens.AuthOptions>) => ({ code, iss }: Answer) =>
+    const redeem = (draft: Drafts.Draft, more: Partial<Cells.AuthOptions>) => ({ code, iss }: Answer) =>
       checkIss(draft, iss).pipe(
         Effect.andThen(
-          ask(draft, AuthServer.makeAttempts(), { ...more, authorizationCode: code, ...defined({ iss }) })
+          ask(draft, Attempts.makeAttempts(), { ...more, authorizationCode: code, ...defined({ iss }) })
         ),
         Effect.andThen(granted(draft)),
         Effect.timeoutOrElse({
-          duration: Tokens.patience,
+          duration: Cells.patience,
           orElse: () => Effect.fail(new AuthorizationFailed({ issue: "the authorization server took too long" }))
         }),
         Effect.tapError(({ message }) => Effect.logWarning(message)),
@@ -91,10 +91,10 @@ export const make = (options: Tokens.Options, given: Given): Effect.Effect<Token
       authorizationCode: Extract<Given, { readonly authorizationCode: unknown }>["authorizationCode"]
     ) {
       const before = yield* consents.ofKey(grantKey)
-      if (before !== undefined && Grants.covers(before.scope, wanted)) return yield* required(before, server)
-      const attempts = AuthServer.makeAttempts()
+      if (before !== undefined && Drafts.covers(before.scope, wanted)) return yield* required(before, server)
+      const attempts = Attempts.makeAttempts()
       const client = grant?.client ?? (yield* store.client(clientKey))
-      const draft = Grants.authorizationCode(authorizationCode, {
+      const draft = Drafts.authorizationCode(authorizationCode, {
         attempt: attempts.last,
         privateKeyJwt: sdk.privateKeyJwt,
         scope: wanted,
@@ -131,13 +131,13 @@ export const make = (options: Tokens.Options, given: Given): Effect.Effect<Token
       return yield* required(consent, server)
     })
 
-    const renew = Effect.fnUntraced(function*({ isStepUp, refused, resourceMetadataUrl, scope }: Tokens.Wanted) {
+    const renew = Effect.fnUntraced(function*({ isStepUp, refused, resourceMetadataUrl, scope }: Cells.Wanted) {
       const stored = yield* store.grant(grantKey)
       // Another process has been here
       if (stored !== undefined && stored.tokens.access_token !== refused) return remember(stored)
       // A store that forgets is no reason to ask anybody again
       const grant = stored ?? cell.grant
-      const wanted = Grants.union(cell.scope, isStepUp ? grant?.tokens.scope : undefined, scope)
+      const wanted = Drafts.union(cell.scope, isStepUp ? grant?.tokens.scope : undefined, scope)
       cell.resourceMetadataUrl = resourceMetadataUrl ?? cell.resourceMetadataUrl
       const more = defined({
         scope: wanted,
@@ -147,7 +147,7 @@ export const make = (options: Tokens.Options, given: Given): Effect.Effect<Token
       if ("authorizationCode" in given) {
         return yield* consented({ grant, isStepUp, more, wanted }, given.authorizationCode)
       }
-      const attempts = AuthServer.makeAttempts()
+      const attempts = Attempts.makeAttempts()
       const draftOptions = {
         attempt: attempts.last,
         privateKeyJwt: sdk.privateKeyJwt,
@@ -156,8 +156,8 @@ export const make = (options: Tokens.Options, given: Given): Effect.Effect<Token
         client: undefined
       }
       const draft = "clientCredentials" in given
-        ? Grants.clientCredentials(given.clientCredentials, draftOptions)
-        : Grants.tokenExchange(given.tokenExchange, yield* subjectOf(handle, identity), draftOptions)
+        ? Drafts.clientCredentials(given.clientCredentials, draftOptions)
+        : Drafts.tokenExchange(given.tokenExchange, yield* subjectOf(handle, identity), draftOptions)
       yield* ask(draft, attempts, more)
       return yield* granted(draft)
     })
@@ -168,10 +168,10 @@ export const make = (options: Tokens.Options, given: Given): Effect.Effect<Token
 /** What has to be asked for. */
 interface Need {
   /** What there is. */
-  readonly grant: Grants.Grant | undefined
+  readonly grant: Drafts.Grant | undefined
   readonly isStepUp: boolean
   readonly wanted: string | undefined
-  readonly more: Partial<Tokens.AuthOptions>
+  readonly more: Partial<Cells.AuthOptions>
 }
 
 const required = ({ id, url }: { readonly id: string; readonly url: Redacted.Redacted }, server: string) =>
@@ -198,7 +198,7 @@ const storeOf = (store: TokenStoreShape, server: string) => {
         read(key),
         (found) =>
           Predicate.hasProperty(found, "tokens") && Predicate.hasProperty(found.tokens, "access_token")
-            ? found as unknown as Grants.Grant
+            ? found as unknown as Drafts.Grant
             : undefined
       ),
     client: (key: string) =>
@@ -206,7 +206,7 @@ const storeOf = (store: TokenStoreShape, server: string) => {
         read(key),
         (found) =>
           Predicate.hasProperty(found, "client_id")
-            ? found as unknown as NonNullable<Grants.Grant["client"]>
+            ? found as unknown as NonNullable<Drafts.Grant["client"]>
             : undefined
       ),
     // What could not be written is still known here
@@ -231,7 +231,7 @@ const subjectOf = (handle: SessionHandle, identity: Identity) =>
   })
 
 /** RFC 9207 section 2.4: the second generation looks at it itself, the first does not. */
-const checkIss = ({ discovery }: Grants.Draft, iss: string | undefined): Effect.Effect<void, AuthorizationFailed> => {
+const checkIss = ({ discovery }: Drafts.Draft, iss: string | undefined): Effect.Effect<void, AuthorizationFailed> => {
   const metadata = discovery?.authorizationServerMetadata as
     | { readonly issuer?: string; readonly authorization_response_iss_parameter_supported?: boolean }
     | undefined

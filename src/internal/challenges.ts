@@ -1,7 +1,7 @@
 /**
  * What a server asks for with `WWW-Authenticate` (RFC 9110 section 11.6.1), read in time that is linear in its length.
  */
-import type { Challenge } from "../../McpSessionError.ts"
+import type { Challenge } from "../McpSessionError.ts"
 
 const maxChallenges = 8
 const maxParameters = 16

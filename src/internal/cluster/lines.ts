@@ -1,0 +1,43 @@
+/**
+ * Messages as lines of JSON. As Effect's own, which reads a message of 11 MB, that comes in pieces of 16 kB as TLS has
+ * them, in 12 seconds: it looks through the whole of it for each piece. This takes time in proportion.
+ */
+import * as RpcSerialization from "effect/rpc/RpcSerialization"
+
+/** A result of a tool may have files in it; and a peer that never ends its line must not have all memory. */
+const maxLineBytes = 64 * 1024 * 1024
+
+const newline = 10
+
+/** A decoder throws what is no JSON, and a line that is too long: then nothing can be read any more. */
+export const serialization = RpcSerialization.RpcSerialization.of({
+  ...RpcSerialization.ndjson,
+  makeUnsafe: () => {
+    const { encode } = RpcSerialization.ndjson.makeUnsafe()
+    /** The beginning of a line whose end has not come yet. */
+    let pieces: Array<Uint8Array> = []
+    let bytes = 0
+    return {
+      encode,
+      decode: (data) => {
+        const chunk = typeof data === "string" ? Buffer.from(data) : data
+        const end = chunk.lastIndexOf(newline)
+        bytes = end === -1 ? bytes + chunk.length : chunk.length - end - 1
+        if (bytes > maxLineBytes) {
+          pieces = []
+          throw new RpcSerialization.MaxBufferSizeExceeded({ maxBufferSize: maxLineBytes })
+        }
+        if (end === -1) {
+          pieces.push(chunk)
+          return []
+        }
+        const whole = chunk.subarray(0, end)
+        const lines = pieces.length === 0 ? whole : Buffer.concat([...pieces, whole])
+        pieces = bytes === 0 ? [] : [chunk.subarray(end + 1)]
+        return Buffer.from(lines.buffer, lines.byteOffset, lines.length).toString().split("\n").flatMap((line) =>
+          line === "" ? [] : [JSON.parse(line) as unknown]
+        )
+      }
+    }
+  }
+})

@@ -1,0 +1,222 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Identity, InvalidOptions } from "effect-mcp-sessions"
+import { type ClusterMembership } from "effect-mcp-sessions/ClusterMembership"
+import { ClusterNode, type ClusterSecurity, type NodeOptions } from "effect-mcp-sessions/ClusterNode"
+import { ClusterUnavailable, SessionCluster } from "effect-mcp-sessions/SessionCluster"
+import * as ConfigProvider from "effect/ConfigProvider"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as Redacted from "effect/Redacted"
+import * as Schedule from "effect/Schedule"
+import { writeFileSync } from "node:fs"
+import { createServer } from "node:net"
+import { join } from "node:path"
+import { selfSigned } from "./support/certificates.ts"
+import { answer, keySecret, makeUpstream } from "./support/cluster.ts"
+import { freePorts } from "./support/clusterProcesses.ts"
+import { refused } from "./support/fibers.ts"
+import { temporaryDirectory } from "./support/temporary.ts"
+
+const { cert, key } = selfSigned()
+const stranger = selfSigned()
+const certificates = { cert, key: Redacted.make(key), ca: cert }
+const shared = { secret: Redacted.make("what all nodes know, and nobody else") }
+
+const newStorage = () => `sqlite:${join(temporaryDirectory("links-"), "cluster.db")}`
+
+const optionsAt = (port: number, security: ClusterSecurity = shared): NodeOptions => ({
+  host: "127.0.0.1",
+  port,
+  storage: newStorage(),
+  security,
+  keySecret,
+  shards: 10,
+  lockTimeToLive: "3 seconds",
+  refreshInterval: "1 second",
+  assignmentsInterval: "100 millis"
+})
+
+const servicesOf = <E>(layer: Layer.Layer<SessionCluster | ClusterMembership, E>) =>
+  Effect.map(Layer.build(layer), (context) => Context.get(context, SessionCluster))
+
+/** An owner and a node that owns nothing, in this process, with sockets between them. */
+const startPair = Effect.fnUntraced(function*(security: ClusterSecurity) {
+  const [port] = yield* freePorts(1)
+  const { host: _, port: __, ...common } = optionsAt(port!, security)
+  const upstream = makeUpstream()
+  const owner = yield* servicesOf(
+    SessionCluster.layer<never, never>({ connect: upstream.connectAt("owner") }).pipe(
+      Layer.provideMerge(ClusterNode.layer({ ...common, host: "127.0.0.1", port: port! }))
+    )
+  )
+  const client = yield* servicesOf(
+    SessionCluster.layerClient().pipe(Layer.provideMerge(ClusterNode.layerClient(common)))
+  )
+  return { owner, client, upstream }
+})
+
+const alice = Identity.fromKey("alice")
+
+describe("links between nodes", () => {
+  it.live.each<readonly [string, ClusterSecurity]>([
+    ["with a secret", shared],
+    ["with certificates", certificates],
+    ["on loopback, without either if that is asked for", { plain: true }]
+  ])("carry calls $0, at once and in any size", ([, security]) =>
+    Effect.gen(function*() {
+      const { client, owner, upstream } = yield* startPair(security)
+      upstream.tools.big = { run: () => ({ content: [{ type: "text", text: "x".repeat(11 * 1024 * 1024) }] }) }
+      assert.strictEqual(yield* client.withSession(alice, (session) => answer(session, "who")), "alice@owner#1")
+      assert.strictEqual(yield* owner.withSession(alice, (session) => answer(session, "who")), "alice@owner#1")
+      // Where Nagle's algorithm holds one back, it is for 40 ms at least, and 180 ms were seen
+      const times: Array<number> = []
+      for (let i = 0; i < 11; i++) {
+        const since = performance.now()
+        yield* client.withSession(alice, (session) =>
+          session.callTool({ name: "echo", arguments: { message: "hi" } }, { onProgress: () => Effect.void }))
+        times.push(performance.now() - since)
+      }
+      assert.isBelow(
+        times.toSorted((a, b) =>
+          a - b
+        )[5]!,
+        35
+      )
+      const big = yield* client.withSession(alice, (session) => answer(session, "big"))
+      assert.strictEqual(big.length, 11 * 1024 * 1024)
+    }))
+
+  it.live("are made with files, as Kubernetes has them", () =>
+    Effect.gen(function*() {
+      const directory = temporaryDirectory("links-")
+      const path = (name: string, pem: string) => {
+        writeFileSync(join(directory, name), pem)
+        return join(directory, name)
+      }
+      const files = { cert: path("tls.crt", cert), key: Redacted.make(path("tls.key", key)), ca: path("ca.crt", cert) }
+      const { client } = yield* startPair(files)
+      assert.strictEqual(yield* client.withSession(alice, (session) => answer(session, "who")), "alice@owner#1")
+    }))
+
+  it.live("are refused to who has a certificate that another has signed", () =>
+    Effect.gen(function*() {
+      const [port] = yield* freePorts(1)
+      const { host, port: at, ...common } = optionsAt(port!, certificates)
+      yield* Layer.build(ClusterNode.layer({ ...common, host, port: at }))
+      const client = yield* servicesOf(
+        SessionCluster.layerClient({ locateTimeout: "1 second" }).pipe(
+          Layer.provideMerge(
+            ClusterNode.layerClient({
+              ...common,
+              security: { cert: stranger.cert, key: Redacted.make(stranger.key), ca: cert }
+            })
+          )
+        )
+      )
+      const error = yield* Effect.flip(client.withSession(alice, (session) => answer(session, "who")))
+      assert.deepInclude({ ...error }, { _tag: "ClusterUnavailable", reason: "owner" })
+    }))
+
+  it.live("are read from the environment with everything else", () =>
+    Effect.gen(function*() {
+      const [port] = yield* freePorts(1)
+      const env = {
+        MCP_CLUSTER_HOST: "127.0.0.1",
+        MCP_CLUSTER_PORT: String(port),
+        MCP_CLUSTER_STORAGE: newStorage(),
+        MCP_CLUSTER_SECURITY_CERT: cert,
+        MCP_CLUSTER_SECURITY_KEY: key,
+        MCP_CLUSTER_SECURITY_CA: cert,
+        MCP_CLUSTER_KEY_SECRET: Redacted.value(keySecret),
+        MCP_CLUSTER_LOCK_TIME_TO_LIVE: "4 seconds"
+      }
+      const context = yield* Layer.build(ClusterNode.layerConfig({ shards: 7 })).pipe(
+        Effect.provideService(ConfigProvider.ConfigProvider, ConfigProvider.fromEnv({ env }))
+      )
+      const { settings } = Context.get(context, ClusterNode)["~node"]
+      assert.deepInclude(settings, { shards: 7, lockTimeToLive: 4_000, refreshInterval: 3_000 })
+      assert.deepInclude({ ...settings.address }, { host: "127.0.0.1", port: port! })
+      assert.match(settings.group, /-4000-tls$/)
+    }))
+
+  it.live.each<readonly [string, object, string, RegExp]>([
+    ["no security", { security: undefined }, "security", /must be given: either a secret/],
+    ["an empty one", { security: {} }, "security", /must be either a secret, or cert/],
+    ["two of them", { security: { ...shared, plain: true } }, "security", /must be either a secret, or cert/],
+    ["half of a certificate", { security: { cert, ca: cert } }, "security", /must be either a secret, or cert/],
+    ["none off loopback", { host: "10.0.0.7", security: { plain: true } }, "security", /unless host is on loopback/],
+    ["none, and open doors", { listenHost: "0.0.0.0", security: { plain: true } }, "security", /unless host is on/],
+    ["a short secret", { security: { secret: Redacted.make("short") } }, "security", /at least 32 characters/],
+    ["what is no PEM", { security: { ...certificates, ca: "-----BEGIN NONSENSE" } }, "security", /has no certificate/],
+    ["a file that is not there", { security: { ...certificates, ca: "/nowhere" } }, "security", /that can't be read/],
+    ["another's key", { security: { ...certificates, key: Redacted.make(stranger.key) } }, "security", /not that of/],
+    ["a storage of no kind", { storage: "mysql://root:hunter2@db/mcp" }, "storage", /must be sqlite: and a path, or/],
+    ["no storage", { storage: undefined }, "storage", /must be sqlite: and a path, or a URL of Postgres$/],
+    ["port 0", { port: 0 }, "port", /an integer from 1 to 65,535/],
+    ["a host with a port", { host: "a/b" }, "host", /a name or an address without a port/]
+  ])("are refused with $0", ([, options, option, issue]) =>
+    Effect.gen(function*() {
+      const error = yield* refused(ClusterNode.layer({ ...optionsAt(7_001), ...options } as NodeOptions))
+      assert.instanceOf(error, InvalidOptions)
+      assert.strictEqual((error as InvalidOptions).option, option)
+      assert.match((error as InvalidOptions).issue, issue)
+      assert.notInclude(String(error), "hunter2")
+    }))
+
+  it.live.each<readonly [string, Partial<NodeOptions>, string, RegExp]>([
+    ["shards", { shards: 11 }, "shards", /must be 10, as at the nodes that are there already, got 11/],
+    [
+      "keySecret",
+      { keySecret: Redacted.make("another one, as long as that") },
+      "keySecret",
+      /must be that of the nodes/
+    ],
+    ["lockTimeToLive", { lockTimeToLive: 4_000 }, "lockTimeToLive", /must be 3000 milliseconds, as at the nodes/],
+    ["security", { security: { plain: true } }, "security", /must be that of the nodes/]
+  ])(
+    "are not even tried by a node whose $0 is not that of the others",
+    ([, options, option, issue]) =>
+      Effect.gen(function*() {
+        const [one, other] = yield* freePorts(2)
+        const first = optionsAt(one!)
+        const context = yield* Layer.build(ClusterNode.layer(first))
+        const { membership } = Context.get(context, ClusterNode)["~node"]
+        yield* Effect.repeat(membership.isReady, { until: (isReady) => isReady, schedule: Schedule.spaced(20) })
+        const error = yield* refused(ClusterNode.layer({ ...first, port: other!, ...options }))
+        assert.instanceOf(error, InvalidOptions)
+        assert.strictEqual((error as InvalidOptions).option, option)
+        assert.match((error as InvalidOptions).issue, issue)
+      })
+  )
+
+  it.live("have an end when the port is taken", () =>
+    Effect.gen(function*() {
+      const [port] = yield* freePorts(1)
+      yield* Effect.acquireRelease(
+        Effect.promise(() =>
+          new Promise<ReturnType<typeof createServer>>((done) => {
+            const server = createServer()
+            server.listen(port, "127.0.0.1", () => done(server))
+          })
+        ),
+        (server) => Effect.promise(() => new Promise((done) => server.close(done)))
+      )
+      const error = yield* refused(ClusterNode.layer(optionsAt(port!)))
+      assert.strictEqual((error as { readonly _tag: string })._tag, "SocketServerError")
+    }))
+
+  it.live("have an end when the store can't be opened, or is none", () =>
+    Effect.gen(function*() {
+      const file = join(temporaryDirectory("links-"), "notes.txt")
+      writeFileSync(file, "this is no database, and long enough that nobody can take it for an empty one".repeat(20))
+      const stores = ["sqlite:/nowhere/cluster.db", `sqlite:${file}`, "postgres://mcp:hunter2@127.0.0.1:1/mcp"]
+      for (const storage of stores) {
+        const error = yield* refused(ClusterNode.layer({ ...optionsAt(7_001), storage }))
+        assert.instanceOf(error, ClusterUnavailable)
+        assert.deepInclude({ ...error as ClusterUnavailable }, { method: "layer", reason: "store" })
+        assert.notInclude(String(error), "hunter2")
+      }
+    }).pipe(Effect.provide(Logger.layer([]))))
+})

@@ -1,0 +1,337 @@
+/**
+ * A caller's consent to what is done in their name upstream: with an authorization server, over loopback.
+ */
+import { assert, describe, it } from "@effect/vitest"
+import * as Consent from "effect-mcp-sessions/Consent"
+import { Identity } from "effect-mcp-sessions/Identity"
+import type { McpSession, McpSessionError } from "effect-mcp-sessions/McpSession"
+import { SessionPool } from "effect-mcp-sessions/SessionPool"
+import { TokenStore } from "effect-mcp-sessions/TokenStore"
+import * as Cause from "effect/Cause"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as HttpServerRequest from "effect/http/HttpServerRequest"
+import * as HttpServerResponse from "effect/http/HttpServerResponse"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as KeyValueStore from "effect/persistence/KeyValueStore"
+import * as Redacted from "effect/Redacted"
+import * as References from "effect/References"
+import * as Stream from "effect/Stream"
+import * as TestClock from "effect/testing/TestClock"
+import { inspect } from "node:util"
+import { type AnySession, generations } from "./support/generations.ts"
+import * as Protected from "./support/protected.ts"
+import { makeRecorder } from "./support/spans.ts"
+
+class Sessions extends SessionPool.Tag<Sessions, AnySession, McpSessionError>()("test/Sessions") {}
+
+const alice = Identity.fromKey("alice")
+const bob = Identity.fromKey("bob")
+
+const redirectUrl = "http://127.0.0.1:9/oauth/callback"
+
+const echo = (identity: Identity) =>
+  Sessions.withSession(
+    identity,
+    (session: Pick<McpSession, "callTool">) => session.callTool({ name: "echo", arguments: { message: "hi" } })
+  )
+
+/** Opens the address in a browser, and says where that ends. */
+const browse = (url: Redacted.Redacted): Effect.Effect<string> =>
+  Effect.promise(async () => {
+    const { body, headers } = await fetch(Redacted.value(url), { redirect: "manual" })
+    await body?.cancel()
+    return headers.get("location")!
+  })
+
+const asked: Array<Consent.ConsentRequest> = []
+
+/** A caller who opens what they are asked to open, and comes back. */
+const agree = (request: Consent.ConsentRequest) =>
+  Effect.gen(function*() {
+    asked.push(request)
+    yield* Consent.finish(yield* browse(request.url))
+    return { action: "accept" } as const
+  })
+
+/** A caller who says no to the authorization server, and comes back with that. */
+const deny = ({ url }: Consent.ConsentRequest) =>
+  Effect.gen(function*() {
+    const state = new URL(Redacted.value(url)).searchParams.get("state")!
+    const answer = new URLSearchParams({ error: "access_denied", state })
+    assert.strictEqual((yield* Effect.flip(Consent.finish(answer))).why, "denied")
+    return { action: "accept" } as const
+  })
+
+const consentOf = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+  Effect.map(Effect.flip(effect), (error) => {
+    const { reason } = error as McpSessionError
+    assert(reason._tag === "ConsentRequired")
+    return reason
+  })
+
+for (const [sdk, connector] of generations) {
+  const pool = (upstream: Protected.Protected, authorizationCode = { redirectUrl }) =>
+    Sessions.layer({
+      connect: connector.http({ url: upstream.server.url, name: "mail", authorization: { authorizationCode } })
+    })
+
+  /** An upstream, and a pool of sessions with it. */
+  const withUpstream = <A, E, R>(
+    f: (upstream: Protected.Protected) => Effect.Effect<A, E, R>,
+    options?: { readonly redirectUrl: string; readonly timeout?: string }
+  ) =>
+    Effect.gen(function*() {
+      const upstream = yield* Protected.make
+      asked.length = 0
+      return yield* Effect.provide(f(upstream), pool(upstream, options as { redirectUrl: string } | undefined))
+    }).pipe(Effect.provide(TokenStore.layerMemory))
+
+  describe(`consent with ${sdk}`, () => {
+    it.effect("is asked for once, and the call goes on", () =>
+      withUpstream(({ grants, refreshable, revoke, server }) =>
+        Effect.gen(function*() {
+          const answered = yield* Consent.withConsent(agree)(echo(alice))
+          assert.deepInclude(answered.content, { type: "text", text: "hi" })
+          assert.strictEqual(asked.length, 1)
+          assert.match(asked[0]!.message, /^"mail" wants your consent/)
+          assert.deepStrictEqual(grants.map((form) => form.get("grant_type")), ["authorization_code"])
+          assert.strictEqual(grants[0]!.get("resource"), server.url)
+
+          revoke()
+          yield* Effect.all(Array.from({ length: 10 }, () => echo(alice)), { concurrency: "unbounded" })
+          assert.deepStrictEqual(grants.map((form) => form.get("grant_type")), ["authorization_code", "refresh_token"])
+          assert.strictEqual(refreshable.size, 1)
+          assert.strictEqual(server.sessions.length, 1)
+          assert.strictEqual(asked.length, 1)
+        })
+      ))
+
+    it.effect("is each caller's own", () =>
+      withUpstream(({ server }) =>
+        Effect.gen(function*() {
+          yield* Consent.withConsent(agree)(echo(alice))
+          yield* consentOf(echo(bob))
+          yield* Consent.withConsent(agree)(echo(bob))
+          const tokens = new Set(server.requestsOf("tools/call").map(({ authorization }) => authorization))
+          assert.strictEqual(tokens.size, 2)
+        })
+      ))
+
+    it.effect("is one for all calls that wait for it", () =>
+      withUpstream(({ authority, grants }) =>
+        Effect.gen(function*() {
+          const urls = new Set<string>()
+          const wait = ({ url }: Consent.ConsentRequest) =>
+            Effect.sync(() => {
+              urls.add(Redacted.value(url))
+              return { action: "accept" } as const
+            })
+          const calls = yield* Effect.forkChild(
+            Effect.all(Array.from({ length: 10 }, () => Consent.withConsent(wait)(echo(alice))), {
+              concurrency: "unbounded"
+            })
+          )
+          const { url } = yield* consentOf(echo(alice))
+          yield* Consent.finish(yield* browse(url))
+          assert.strictEqual((yield* Fiber.join(calls)).length, 10)
+          assert.deepStrictEqual(Array.from(urls), [Redacted.value(url)])
+          assert.strictEqual(grants.length, 1)
+          assert.strictEqual(authority.requests.filter((path) => path === "/register").length, 1)
+        })
+      ))
+
+    it.effect("that the caller does not give leaves the call's own error", () =>
+      withUpstream(({ grants }) =>
+        Effect.gen(function*() {
+          yield* consentOf(Consent.withConsent(() => Effect.succeed({ action: "decline" }))(echo(alice)))
+          yield* consentOf(Consent.withConsent(() => Effect.fail("it has no such mode"))(echo(alice)))
+          yield* consentOf(Consent.withConsent(deny)(echo(alice)))
+          assert.deepStrictEqual(grants, [])
+        })
+      ))
+
+    it.effect("that does not come in time is not waited for any longer", () =>
+      withUpstream(() =>
+        Effect.gen(function*() {
+          const opened = yield* Deferred.make<Redacted.Redacted>()
+          const waiting = yield* Effect.forkChild(consentOf(
+            Consent.withConsent((request) =>
+              Effect.as(Deferred.succeed(opened, request.url), { action: "accept" } as const)
+            )(echo(alice))
+          ))
+          const url = yield* Deferred.await(opened)
+          yield* TestClock.adjust("5 minutes")
+          const reason = yield* Fiber.join(waiting)
+          assert.strictEqual(Redacted.value(reason.url), Redacted.value(url))
+          const late = yield* Effect.flip(Consent.finish(yield* browse(url)))
+          assert.strictEqual(late.why, "unknown")
+          // Another one is asked for
+          assert.notStrictEqual((yield* consentOf(echo(alice))).id, reason.id)
+        }), { redirectUrl, timeout: "5 minutes" }))
+
+    it.effect("is brought once, and by nobody who does not know what was asked", () =>
+      withUpstream(({ grants }) =>
+        Effect.gen(function*() {
+          const { url } = yield* consentOf(echo(alice))
+          const back = yield* browse(url)
+          const wrong = new URL(back)
+          wrong.searchParams.set("state", "x".repeat(43))
+          for (const answer of [wrong, "/oauth/callback", "/oauth/callback?code=1", new URLSearchParams()]) {
+            assert.strictEqual((yield* Effect.flip(Consent.finish(answer))).why, "unknown")
+          }
+          assert.deepStrictEqual(grants, [])
+          assert.strictEqual((yield* Consent.finish(back)).key, "alice")
+          assert.strictEqual((yield* Effect.flip(Consent.finish(back))).why, "unknown")
+          assert.strictEqual(grants.length, 1)
+          yield* echo(alice)
+        })
+      ))
+
+    it.effect("of another authorization server is refused (RFC 9207)", () =>
+      withUpstream(({ grants }) =>
+        Effect.gen(function*() {
+          const { url } = yield* consentOf(echo(alice))
+          const back = new URL(yield* browse(url))
+          back.searchParams.set("iss", "https://elsewhere.test")
+          assert.strictEqual((yield* Effect.flip(Consent.finish(back))).why, "failed")
+          assert.deepStrictEqual(grants, [])
+        })
+      ))
+
+    it.effect("comes by a route, which says who it is for", () =>
+      withUpstream(() =>
+        Effect.gen(function*() {
+          const { url } = yield* consentOf(echo(alice))
+          const back = yield* browse(url)
+          const come = (isOwner: (identity: Identity) => Effect.Effect<boolean>) =>
+            Consent.callback({ isOwner }).pipe(
+              Effect.provideService(
+                HttpServerRequest.HttpServerRequest,
+                HttpServerRequest.fromWeb(new Request(back))
+              )
+            )
+          const stranger = yield* Effect.flip(come(({ key }) => Effect.succeed(key !== "alice")))
+          assert.strictEqual(stranger.why, "unknown")
+          const response = HttpServerResponse.toWeb(
+            yield* come(({ key }) => Effect.succeed(key === "alice"))
+          )
+          assert.strictEqual(response.status, 200)
+          assert.strictEqual(response.headers.get("referrer-policy"), "no-referrer")
+          assert.strictEqual(response.headers.get("cache-control"), "no-store")
+          yield* echo(alice)
+        })
+      ))
+
+    it.effect("is not asked for because a server is down", () =>
+      withUpstream((upstream) =>
+        Effect.gen(function*() {
+          yield* Consent.withConsent(agree)(echo(alice))
+          upstream.revoke()
+          for (const answer of [() => undefined, () => ({ status: 503 }), () => ({ body: "not JSON" })]) {
+            upstream.answer = answer
+            const error = yield* Effect.flip(echo(alice))
+            assert(error._tag === "McpSessionError")
+            assert.strictEqual(error.reason._tag, "PreparationFailed")
+          }
+          upstream.answer = undefined
+          yield* echo(alice)
+          assert.strictEqual(asked.length, 1)
+        })
+      ))
+
+    it.effect("is asked for again when the refresh token is worth nothing any more", () =>
+      withUpstream(({ refreshable, revoke, server }) =>
+        Effect.gen(function*() {
+          yield* Consent.withConsent(agree)(echo(alice))
+          revoke()
+          refreshable.clear()
+          const { id } = yield* consentOf(echo(alice))
+          assert.strictEqual((yield* consentOf(echo(alice))).id, id)
+          yield* Consent.withConsent(agree)(echo(alice))
+          assert.strictEqual(asked.length, 2)
+          assert.strictEqual(server.sessions.length, 1)
+        })
+      ))
+
+    it.effect("to more than was agreed to is asked for when the server says so", () =>
+      withUpstream((upstream) =>
+        Effect.gen(function*() {
+          upstream.needs = ({ rpc }) => rpc === "tools/call" ? "mail.send" : "mail.read"
+          yield* Consent.withConsent(agree)(echo(alice))
+          assert.deepStrictEqual(
+            asked.map(({ url }) => new URL(Redacted.value(url)).searchParams.get("scope")),
+            ["mail.read", "mail.read mail.send"]
+          )
+          assert.strictEqual(upstream.server.sessions.length, 1)
+        })
+      ))
+
+    it.effect("lasts as long as the store", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        asked.length = 0
+        const store = yield* KeyValueStore.KeyValueStore
+        for (let i = 0; i < 3; i++) {
+          yield* Effect.provide(Consent.withConsent(agree)(echo(alice)), pool(upstream), { local: true })
+        }
+        assert.strictEqual(asked.length, 1)
+        upstream.revoke()
+        yield* Effect.provide(Consent.withConsent(agree)(echo(alice)), pool(upstream), { local: true })
+        assert.strictEqual(asked.length, 1)
+        const keys = yield* store.keys
+        assert.strictEqual(keys.length, 2)
+        for (const key of keys) assert.match(key, /^effect-mcp-sessions\/(grant|client)-[\w-]{43}$/)
+      }).pipe(Effect.provide(Layer.provideMerge(TokenStore.layerKeyValueStore, KeyValueStore.layerMemory))))
+
+    it.effect("is in no log, span, event or error", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        asked.length = 0
+        const { record, spans } = makeRecorder()
+        const written: Array<unknown> = []
+        const logger = Logger.make<unknown, void>(({ cause, fiber, message }) => {
+          written.push(message, Cause.pretty(cause), fiber.getRef(References.CurrentLogAnnotations))
+        })
+        const run = Effect.gen(function*() {
+          yield* Effect.forkScoped(
+            Stream.runForEach(Sessions.events, (event) => Effect.sync(() => written.push(event)))
+          )
+          const required = yield* Effect.flip(echo(alice))
+          written.push(required, JSON.stringify(required), required.message)
+          yield* Consent.withConsent(agree)(echo(alice))
+          upstream.revoke()
+          upstream.answer = (form) => ({
+            status: 400,
+            body: { error: "invalid_request", error_description: `what is ${form.get("refresh_token")}` }
+          })
+          const failed = yield* Effect.flip(echo(alice))
+          written.push(failed, JSON.stringify(failed), failed.message)
+          assert(failed._tag === "McpSessionError" && failed.reason._tag === "PreparationFailed")
+          const cause = Redacted.value(failed.reason.cause) as Error
+          written.push(cause.message)
+          assert.include(cause.message, "what is <redacted>")
+          upstream.answer = undefined
+          upstream.refreshable.clear()
+          const { url } = yield* consentOf(echo(alice))
+          const back = new URL(yield* browse(url))
+          back.searchParams.set("iss", "https://elsewhere.test")
+          written.push(yield* Effect.flip(Consent.finish(back)))
+        }).pipe(Effect.scoped, Effect.provide(pool(upstream)))
+        yield* record(run).pipe(
+          Effect.provide(Layer.mergeAll(
+            Logger.layer([logger]),
+            Layer.succeed(References.MinimumLogLevel, "All"),
+            TokenStore.layerMemory
+          ))
+        )
+        for (const { attributes, events, name, status } of spans) written.push(name, attributes, events, status)
+        const everything = inspect(written, { depth: 12, maxArrayLength: null, maxStringLength: null })
+        assert.isAbove(upstream.secrets.size, 7)
+        assert.include(everything, "PreparationFailed")
+        for (const secret of upstream.secrets) assert.notInclude(everything, secret)
+      }))
+  })
+}
