@@ -1,6 +1,7 @@
 /**
- * A call of a session that is in this process, at the owner in a cluster, and at another node: two nodes in this process,
- * over TLS with a shared secret, their store in a file. Both ends of a link have the same core here, which is the worst.
+ * A call of a session that is in this process, at the owner in a cluster, and at another node: two nodes in this
+ * process, over TLS with a shared secret, their store in a file. Both ends of a link have the same core here, which is
+ * the worst.
  */
 import { Server } from "@modelcontextprotocol/sdk/server/index.js"
 import { CallToolRequestSchema } from "@modelcontextprotocol/sdk/types.js"
@@ -22,12 +23,14 @@ import { median, print, table } from "./support.ts"
 const connect = McpConnector.inProcess(() =>
   Effect.sync(() => {
     const server = new Server({ name: "bench", version: "1" }, { capabilities: { tools: {} } })
-    server.setRequestHandler(CallToolRequestSchema, async ({ params }, extra) => {
-      const progressToken = params._meta?.progressToken
-      for (let progress = 1; progressToken !== undefined && progress <= 3; progress++) {
-        await extra.sendNotification({ method: "notifications/progress", params: { progressToken, progress } })
-      }
-      return { content: [{ type: "text", text: "hi" }] }
+    server.setRequestHandler(CallToolRequestSchema, ({ params: { _meta: meta } }, { sendNotification }) => {
+      const { progressToken } = meta ?? {}
+      const told = progressToken === undefined ?
+        [] :
+        [1, 2, 3].map((progress) =>
+          sendNotification({ method: "notifications/progress", params: { progressToken, progress } })
+        )
+      return Promise.all(told).then(() => ({ content: [{ type: "text", text: "hi" }] }))
     })
     return server
   })

@@ -1,12 +1,12 @@
 /**
- * Three replicas of one server behind a small proxy that asks them in turns, and two users. Each user has one session, a
- * child process, whichever replica is asked. One replica is stopped as in a deploy, another is killed, and this tells
- * who has which session, and what callers saw.
+ * Three replicas of one server behind a small proxy that asks them in turns, and two users. Each user has one session,
+ * a child process, whichever replica is asked. One replica is stopped as in a deploy, another is killed, and this
+ * tells who has which session, and what callers saw.
  *
  * `npm run cluster`
  */
 import { NodeHttpServer, NodeRuntime } from "@effect/platform-node"
-import { Effect, Layer, Logger, Redacted } from "effect"
+import { Console, Data, Duration, Effect, Fiber, Layer, Logger, Redacted, Schedule } from "effect"
 import { IdentityResolver, McpConnector } from "effect-mcp-sessions"
 import { ClusterMembership } from "effect-mcp-sessions/ClusterMembership"
 import { ClusterNode } from "effect-mcp-sessions/ClusterNode"
@@ -20,7 +20,6 @@ import { createRequire } from "node:module"
 import { type AddressInfo, createServer as createTcpServer } from "node:net"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
-import { setTimeout as sleep } from "node:timers/promises"
 import { fileURLToPath } from "node:url"
 
 // -----------------------------------------------------------------------------
@@ -55,11 +54,11 @@ const replica = (port: number, httpPort: number, storage: string) => {
     "/echo",
     Effect.gen(function*() {
       const identity = yield* IdentityResolver.fromHttpRequest
-      const session = yield* SessionCluster.withSession(
+      const runner = yield* SessionCluster.withSession(
         identity,
         (session) => Effect.as(session.callTool({ name: "echo", arguments: { message: "hello" } }), session.runner)
       )
-      return HttpServerResponse.jsonUnsafe({ key: identity.key, session })
+      return HttpServerResponse.jsonUnsafe({ key: identity.key, runner })
     })
   )
 
@@ -97,42 +96,48 @@ interface Replica {
   readonly child: ChildProcess
 }
 
-const freePorts = async (count: number): Promise<ReadonlyArray<number>> => {
-  const servers = Array.from({ length: count }, () => createTcpServer().listen(0, "127.0.0.1"))
-  await Promise.all(servers.map((server) => once(server, "listening")))
-  const ports = servers.map((server) => (server.address() as AddressInfo).port)
-  for (const server of servers) server.close()
-  return ports
-}
+const freePorts = (count: number) =>
+  Effect.promise(async () => {
+    const servers = Array.from({ length: count }, () => createTcpServer().listen(0, "127.0.0.1"))
+    await Promise.all(servers.map((server) => once(server, "listening")))
+    const ports = servers.map((server) => (server.address() as AddressInfo).port)
+    for (const server of servers) server.close()
+    return ports
+  })
 
 const directory = mkdtempSync(join(tmpdir(), "mcp-cluster-"))
 const replicas: Array<Replica> = []
 
-const start = (name: string, port: number, httpPort: number) => {
-  const args = ["replica", String(port), String(httpPort), `sqlite:${join(directory, "cluster.db")}`]
-  const child = fork(fileURLToPath(import.meta.url), args, { stdio: ["ignore", "ignore", "inherit", "ipc"] })
-  replicas.push({ name, runner: `127.0.0.1:${port}`, url: `http://127.0.0.1:${httpPort}`, child })
-}
+const start = (name: string, port: number, httpPort: number) =>
+  Effect.sync(() => {
+    const args = ["replica", String(port), String(httpPort), `sqlite:${join(directory, "cluster.db")}`]
+    const child = fork(fileURLToPath(import.meta.url), args, { stdio: ["ignore", "ignore", "inherit", "ipc"] })
+    replicas.push({ name, runner: `127.0.0.1:${port}`, url: `http://127.0.0.1:${httpPort}`, child })
+  })
+
+class NotSent extends Data.TaggedError("NotSent")<{}> {}
 
 let turn = 0
 
 /** Asks the replicas in turns. One that can't be connected to has not got the request, so that the next one may. */
-const ask = async (path: string, token?: string): Promise<{ status: number; by: Replica; body: unknown }> => {
-  for (let tries = 0;; tries++) {
+const ask = (path: string, token?: string) =>
+  Effect.suspend(() => {
     const by = replicas[turn++ % replicas.length]!
-    try {
-      const response = await fetch(by.url + path, {
-        method: token === undefined ? "GET" : "POST",
-        headers: token === undefined ? {} : { authorization: `Bearer ${token}` }
-      })
-      const text = await response.text()
-      return { status: response.status, by, body: text === "" ? undefined : JSON.parse(text) }
-    } catch (error) {
-      const { cause } = error as { readonly cause?: { readonly code?: string } }
-      if (cause?.code !== "ECONNREFUSED" || tries === replicas.length) throw error
-    }
-  }
-}
+    return Effect.tryPromise({
+      try: async () => {
+        const response = await fetch(by.url + path, {
+          method: token === undefined ? "GET" : "POST",
+          headers: token === undefined ? {} : { authorization: `Bearer ${token}` }
+        })
+        const text = await response.text()
+        return { status: response.status, by, body: text === "" ? undefined : JSON.parse(text) as unknown }
+      },
+      catch: (error) => {
+        const { cause } = error as { readonly cause?: { readonly code?: string } }
+        return cause?.code === "ECONNREFUSED" ? new NotSent() : error
+      }
+    })
+  }).pipe(Effect.retry({ while: (error) => error instanceof NotSent, times: 3 }), Effect.orDie)
 
 const users = { alice: "alice-token", bob: "bob-token" } as const
 type User = keyof typeof users
@@ -141,78 +146,77 @@ const keys = new Map<string, User>()
 const nameOf = (runner: string): string => replicas.find((one) => one.runner === runner)?.name ?? runner
 
 /** One request of a user: who answered, and where the session was. */
-const request = async (user: User) => {
-  const { body, by, status } = await ask("/echo", users[user])
-  if (status !== 200) return { status, by: by.name, at: undefined }
-  const { key, session } = body as { readonly key: string; readonly session: string }
-  keys.set(key, user)
-  return { status, by: by.name, at: nameOf(session) }
-}
+const request = (user: User) =>
+  Effect.map(ask("/echo", users[user]), ({ body, by, status }) => {
+    if (status !== 200) return { status, by: by.name, at: undefined }
+    const { key, runner } = body as { readonly key: string; readonly runner: string }
+    keys.set(key, user)
+    return { status, by: by.name, at: nameOf(runner) }
+  })
 
-const showSessions = async () => {
-  const { body } = await ask("/sessions")
-  for (const { key, runner } of body as ReadonlyArray<{ readonly key: string; readonly runner: string }>) {
-    console.log(`  ${keys.get(key)} has a session at ${nameOf(runner)}`)
-  }
-}
+const showSessions = Effect.flatMap(ask("/sessions"), ({ body }) =>
+  Effect.forEach(
+    body as ReadonlyArray<{ readonly key: string; readonly runner: string }>,
+    ({ key, runner }) => Console.log(`  ${keys.get(key)} has a session at ${nameOf(runner)}`)
+  ))
 
 /** Requests of a user, one after the other, until one is answered from a replica other than `left`. */
-const until = async (user: User, left: string) => {
-  const since = performance.now()
+const until = Effect.fnUntraced(function*(user: User, left: string) {
   const statuses = new Map<number, number>()
-  while (true) {
-    const { at, status } = await request(user)
-    statuses.set(status, (statuses.get(status) ?? 0) + 1)
-    if (at !== undefined && at !== left) {
-      const seen = Array.from(statuses, ([code, count]) => `${count} × ${code}`).join(", ")
-      const seconds = ((performance.now() - since) / 1_000).toFixed(1)
-      console.log(`  ${user} saw ${seen}, and has a session at ${at} after ${seconds} s`)
-      return
-    }
-    await sleep(50)
-  }
-}
+  const asked = request(user).pipe(
+    Effect.tap(({ status }) => Effect.sync(() => statuses.set(status, (statuses.get(status) ?? 0) + 1))),
+    Effect.repeat({ until: ({ at }) => at !== undefined && at !== left, schedule: Schedule.spaced("50 millis") })
+  )
+  const [took, { at }] = yield* Effect.timed(asked)
+  const seen = Array.from(statuses, ([code, count]) => `${count} × ${code}`).join(", ")
+  yield* Console.log(`  ${user} saw ${seen}, and has a session at ${at} after ${Duration.format(took)}`)
+})
 
-const leave = async (name: string, signal: NodeJS.Signals) => {
-  const index = replicas.findIndex((one) => one.name === name)
-  const [{ child }] = replicas.splice(index, 1) as [Replica]
-  const exited = once(child, "exit")
-  child.kill(signal)
-  return exited
-}
+const leave = (name: string, signal: NodeJS.Signals) =>
+  Effect.promise(() => {
+    const [{ child }] = replicas.splice(replicas.findIndex((one) => one.name === name), 1) as [Replica]
+    const exited = once(child, "exit")
+    child.kill(signal)
+    return exited
+  })
 
-const main = async () => {
-  const ports = await freePorts(6)
-  for (let i = 0; i < 3; i++) start(`replica ${i + 1}`, ports[2 * i]!, ports[2 * i + 1]!)
+const callers = Effect.gen(function*() {
+  const ports = yield* freePorts(6)
+  for (let i = 0; i < 3; i++) yield* start(`replica ${i + 1}`, ports[2 * i]!, ports[2 * i + 1]!)
   for (const { url } of replicas) {
-    while (await fetch(`${url}/ready`).then(({ status }) => status !== 204, () => true)) await sleep(50)
+    yield* Effect.tryPromise(() => fetch(`${url}/ready`)).pipe(
+      Effect.filterOrFail(({ status }) => status === 204),
+      Effect.retry(Schedule.spaced("50 millis"))
+    )
   }
-  console.log("Three replicas are ready")
+  yield* Console.log("Three replicas are ready")
   // They take up to two seconds to share out what there is
-  await sleep(3_000)
+  yield* Effect.sleep("3 seconds")
 
   for (const user of ["alice", "bob", "alice", "bob", "alice", "bob"] as const) {
-    const { at, by, status } = await request(user)
-    console.log(`  ${user} asked ${by}: ${status}, from the session at ${at}`)
+    const { at, by, status } = yield* request(user)
+    yield* Console.log(`  ${user} asked ${by}: ${status}, from the session at ${at}`)
   }
-  await showSessions()
+  yield* showSessions
 
-  const stopped = (await request("alice")).at!
-  console.log(`${stopped} is stopped, as in a deploy`)
-  const left = leave(stopped, "SIGTERM")
-  await until("alice", stopped)
-  await left
+  const stopped = (yield* request("alice")).at!
+  yield* Console.log(`${stopped} is stopped, as in a deploy`)
+  const leaving = yield* Effect.forkChild(leave(stopped, "SIGTERM"), { startImmediately: true })
+  yield* until("alice", stopped)
+  yield* Fiber.join(leaving)
 
-  const killed = (await request("bob")).at!
-  console.log(`${killed} is killed`)
-  await leave(killed, "SIGKILL")
-  await until("bob", killed)
-  await showSessions()
+  const killed = (yield* request("bob")).at!
+  yield* Console.log(`${killed} is killed`)
+  yield* leave(killed, "SIGKILL")
+  yield* until("bob", killed)
+  yield* showSessions
 
-  await Promise.all(replicas.map(({ name }) => leave(name, "SIGTERM")))
+  yield* Effect.forEach(replicas.map(({ name }) => name), (name) => leave(name, "SIGTERM"), {
+    concurrency: "unbounded"
+  })
   rmSync(directory, { recursive: true })
-  console.log("All replicas have ended")
-}
+  yield* Console.log("All replicas have ended")
+})
 
 const [role, port, httpPort, storage] = process.argv.slice(2)
 if (role === "replica") {
@@ -223,4 +227,4 @@ if (role === "replica") {
       Effect.provide(Logger.layer([]))
     )
   )
-} else await main()
+} else await Effect.runPromise(callers)
