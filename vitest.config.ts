@@ -1,6 +1,7 @@
 import { availableParallelism } from "node:os"
 import { fileURLToPath } from "node:url"
 import { defineConfig } from "vitest/config"
+import { BaseSequencer, type TestSpecification } from "vitest/node"
 
 const src = (path: string) => fileURLToPath(new URL(`./src/${path}`, import.meta.url))
 
@@ -12,6 +13,36 @@ export const resolve = {
   ]
 }
 
+/** What takes longer than ten seconds, by the beginning of its name. */
+const longest = [
+  "package.",
+  "examples.",
+  "McpConnector.stdio.",
+  "McpHttp.endings.",
+  "McpHttp.streams.",
+  "McpHttp.integration.",
+  "McpHttp.guard.test.",
+  "support-servers.",
+  "McpConnector.http.",
+  "McpPool.",
+  "McpConnector.standby."
+]
+
+const rank = ({ moduleId }: TestSpecification) => {
+  const index = longest.findIndex((name) => moduleId.includes(`/test/${name}`))
+  return index === -1 ? longest.length : index
+}
+
+/**
+ * So that at the end nobody waits for one of them alone. Vitest goes by the times of an earlier run, which a fresh
+ * clone has not, or by the size of files.
+ */
+class LongestFirst extends BaseSequencer {
+  override sort(files: Array<TestSpecification>) {
+    return Promise.resolve(files.toSorted((a, b) => rank(a) - rank(b)))
+  }
+}
+
 export default defineConfig({
   resolve,
   test: {
@@ -21,6 +52,7 @@ export default defineConfig({
     testTimeout: 30_000,
     // To load Effect and the SDKs takes a second, and most files take less: a worker runs one after the other.
     isolate: false,
+    sequence: { sequencer: LongestFirst },
     // One more than there are cores: many tests wait, for a child, a socket or a clock.
     maxWorkers: availableParallelism() + 1,
     tags: [{ name: "load", description: "Runs with great numbers in `npm run load`, with smaller ones in `npm test`" }],

@@ -311,10 +311,12 @@ export interface SessionPoolEntry {
  * `Retired` once (before that if it was retired while opening), and at last `Closed` or `CloseFailed` once. A
  * `CloseFailed` after an `OpenFailed` is of an open that could not free what it had acquired.
  *
+ * `took` is how long `connect` had, `lived` how long the session was open, `waited` how long its caller was in line.
+ *
  * @category models
  */
 export type SessionPoolEvent = Data.TaggedEnum<{
-  readonly Opened: { readonly key: SessionKey }
+  readonly Opened: { readonly key: SessionKey; readonly took: Duration.Duration }
   readonly OpenFailed: { readonly key: SessionKey; readonly reason: "failed" | "timeout" }
   readonly Retired: { readonly key: SessionKey; readonly reason: RetireReason }
   readonly Closed: {
@@ -780,7 +782,8 @@ const hooks = <Session, E>(
     const { failures, observed, waiting } = pool()
     failures.succeeded(slot)
     Waiting.opened(waiting)
-    observed.events.emit({ _tag: "Opened", key: keyOf(slot) })
+    const took = Duration.millis(Math.floor(slot.openedAt - slot.since))
+    observed.events.emit({ _tag: "Opened", key: keyOf(slot), took })
   },
   // Whoever comes while it is freed is told, and does not try as well. What was invalidated while it opened says
   // nothing of what a new open would meet.
@@ -1257,7 +1260,9 @@ const warm = <Session, E>(
     })
     return Effect.onExit(opened, () => Waiting.end(waiting, caller) ?? Effect.void).pipe(
       Effect.catchCause((cause) =>
-        Effect.as(logUnlessInterrupted("A session could not be opened ahead", cause), false)
+        Leased.isShutDown(engine)
+          ? Effect.succeed(false)
+          : Effect.as(logUnlessInterrupted("A session could not be opened ahead", cause), false)
       ),
       Effect.annotateLogs({ pool: self.name, key: identity.key })
     )

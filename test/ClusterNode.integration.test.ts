@@ -7,12 +7,15 @@ import { connect, type Socket } from "node:net"
 import { join } from "node:path"
 import { connect as connectTls } from "node:tls"
 import {
-  type Answer,
   bundleNode,
+  call,
   freePorts,
   type NodeProcess,
   type Proxy,
   proxyTo,
+  quick,
+  rolesOf,
+  said,
   secret,
   settled,
   startProcess,
@@ -22,17 +25,6 @@ import { isAlive } from "./support/processes.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
 
 bundleNode()
-
-const shards = 20
-
-/** The times of the defaults by a third, or less. */
-const quick = {
-  MCP_CLUSTER_SHARDS: String(shards),
-  MCP_CLUSTER_LOCK_TIME_TO_LIVE: "3 seconds",
-  MCP_CLUSTER_REFRESH_INTERVAL: "1 second",
-  MCP_CLUSTER_ASSIGNMENTS_INTERVAL: "200 millis",
-  MCP_CLUSTER_TERMINATION_TIMEOUT: "3 seconds"
-}
 
 /** Within how many milliseconds somebody else has what a node had that is lost: with the defaults it is twice that. */
 const recovery = 6_000
@@ -56,31 +48,11 @@ class Cluster extends Context.Service<Cluster, {
       const nodes = yield* Effect.forEach(places, (place) => startProcess({ ...place, storage, env: quick }), {
         concurrency: "unbounded"
       })
-      yield* settled(nodes, shards)
+      yield* settled(nodes)
       return { directory, storage, proxies, nodes }
     })
   )
 }
-
-interface Said {
-  readonly text: string
-  readonly runner: string
-}
-
-const said = ({ error, reason, value }: Answer): Said => {
-  if (error !== undefined) assert.fail(`${error} ${reason ?? ""}`)
-  return value as Said
-}
-
-const call = (node: NodeProcess, key: string, tool?: string, args?: Record<string, unknown>) =>
-  Effect.map(Effect.promise(() => node.call(key, tool, args)), said)
-
-/** Who has the session of the key, another node, and the pid of the child. */
-const rolesOf = Effect.fnUntraced(function*(nodes: ReadonlyArray<NodeProcess>, key: string) {
-  const { runner, text } = yield* call(nodes[0]!, key)
-  const owner = nodes.find(({ name }) => name === runner)!
-  return { owner, other: nodes.find((node) => node !== owner)!, pid: Number(text) }
-})
 
 /** A tool that says in a file that it runs, and takes its time. */
 const noting = (directory: string, name: string) => {
@@ -194,7 +166,7 @@ layer(Cluster.layer, { excludeTestServices: true })("ClusterNode.layer, several 
       process.kill(owner.pid, "SIGCONT")
       assert.notStrictEqual(said(yield* promised(late)).text, String(pid))
       yield* until("the old child is gone", () => Promise.resolve(!isAlive(pid)))
-      yield* settled(nodes, shards)
+      yield* settled(nodes)
       assert.deepStrictEqual(yield* call(owner, "alice"), yield* call(other, "alice"))
     }))
 
@@ -212,7 +184,7 @@ layer(Cluster.layer, { excludeTestServices: true })("ClusterNode.layer, several 
       assert.isFalse(isAlive(pid))
       assert.strictEqual(notes(), 1)
       cluster.nodes = nodes.filter((node) => node !== owner)
-      yield* settled(cluster.nodes, shards)
+      yield* settled(cluster.nodes)
     }))
 
   it.effect("ran a call once whose owner was killed, says so within 500 ms, and serves its identity elsewhere", () =>

@@ -19,24 +19,30 @@ const options: McpHttp.EndpointOptions = {
 }
 const required = IdentityResolver.layer({ mode: "required" })
 
-const hosted = (response: "sse" | "json") =>
-  socket(McpHttp.layer({ ...options, response, server: makeServer(makeLog()) }), required)
+const hosted = (response: "sse" | "json", own: Partial<Parameters<typeof McpHttp.layer>[0]> = {}) =>
+  socket(McpHttp.layer({ ...options, ...own, response, server: makeServer(makeLog()) }), required)
 
-const targets: ReadonlyArray<readonly [string, Target["kind"], ReturnType<typeof hosted>]> = [
-  ["McpHttp.layer (sse)", "layer", hosted("sse")],
-  ["McpHttp.layer (json)", "layer", hosted("json")],
-  ["McpHttp.guard", "guard", Effect.map(openGuarded(socket, options, required), (endpoint): Endpoint => endpoint)]
+const targets: ReadonlyArray<readonly [string, Target["kind"], ReturnType<typeof hosted>, isResumable: boolean]> = [
+  ["McpHttp.layer (sse)", "layer", hosted("sse"), false],
+  ["McpHttp.layer (json)", "layer", hosted("json"), false],
+  ["McpHttp.layer (events kept)", "layer", hosted("sse", { eventStore: McpHttp.memoryEventStore() }), true],
+  [
+    "McpHttp.guard",
+    "guard",
+    Effect.map(openGuarded(socket, options, required), (endpoint): Endpoint => endpoint),
+    false
+  ]
 ]
 
-const seeds = many(3, 60)
+const seeds = many(2, 60)
 
-describe.each(targets)("%s", (_, kind, open) => {
+describe.each(targets)("%s", (_, kind, open, isResumable) => {
   it.live(
     `answers ${seeds} programs as it says, and nothing is left of them`,
     () =>
       Effect.gen(function*() {
         const endpoint = yield* open
-        const target = { port: Number(new URL(endpoint.url).port), kind, maxBodyBytes: 64 * 1024 }
+        const target = { port: Number(new URL(endpoint.url).port), kind, maxBodyBytes: 64 * 1024, isResumable }
         const answered: Record<string, number> = {}
         for (let seed = 1; seed <= seeds; seed++) {
           const { found, statuses } = yield* Effect.promise(() => fuzz(target, makeDice(seed), 120))

@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Credentials, Identity, SessionPool, type SessionPoolEvent } from "effect-mcp-sessions"
+import { Credentials, Identity, SessionPool, SessionPoolEvent } from "effect-mcp-sessions"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
@@ -916,6 +916,25 @@ describe("SessionPool", () => {
           "Retired c: invalidated",
           "CloseFailed c: timeout"
         ])
+      }))
+
+    it.effect("say how long an open took, from when it had its place", () =>
+      Effect.gen(function*() {
+        const { pool } = yield* start({ capacity: 1, upstream: { dial: () => Effect.sleep(250) } })
+        const opened = yield* fork(
+          pool.events.pipe(Stream.filter(SessionPoolEvent.$is("Opened")), Stream.take(2), Stream.runCollect)
+        )
+        yield* settle
+        const held = yield* fork(pool.withSession(a, () => Effect.sleep(1_000)))
+        const waiting = yield* fork(visit(pool, b))
+        yield* TestClock.adjust(1_500)
+        yield* Fiber.join(held)
+        yield* Fiber.join(waiting)
+        const events = yield* Fiber.join(opened)
+        assert.deepStrictEqual(events.map(({ key, took }) => [key, Duration.toMillis(took)]), [[a.key, 250], [
+          b.key,
+          250
+        ]])
       }))
 
     it.effect("tell nobody of what was before", () =>

@@ -8,6 +8,9 @@ import { isUtf8 } from "node:buffer"
  * only where a window is known is there something to compare. It is searched as it is, and then as what it stands for:
  * with its percent-encoding, its backslashes, its HTML entities and its rows of bytes undone, once for each layer of
  * them. Of a secret that was cut the rest is found too, from 15 characters on.
+ *
+ * What is not looked for, as each would cost every text and is written by hardly anybody who quotes a secret: base64 of
+ * UTF-16 or of base64, quoted-printable, compression, encryption, and a secret in other letters (upper case, reversed).
  */
 export interface Scrub {
   (text: string): string

@@ -208,8 +208,20 @@ export const proxyTo = (host: string, port: number): Effect.Effect<Proxy, never,
       )
   )
 
+/** Into how many the keys of these nodes are divided. */
+const shards = 20
+
+/** The times of the defaults by a third, or less. */
+export const quick = {
+  MCP_CLUSTER_SHARDS: String(shards),
+  MCP_CLUSTER_LOCK_TIME_TO_LIVE: "3 seconds",
+  MCP_CLUSTER_REFRESH_INTERVAL: "1 second",
+  MCP_CLUSTER_ASSIGNMENTS_INTERVAL: "200 millis",
+  MCP_CLUSTER_TERMINATION_TIMEOUT: "3 seconds"
+}
+
 /** Until all of them know each other, and have all shards between them. */
-export const settled = (nodes: ReadonlyArray<NodeProcess>, shards: number): Effect.Effect<number> =>
+export const settled = (nodes: ReadonlyArray<NodeProcess>): Effect.Effect<number> =>
   until("all nodes have their share", async () => {
     const members = await Promise.all(nodes.map(({ ask }) => ask({ ask: "members" })))
     const shares = await Promise.all(nodes.map(({ ask }) => ask({ ask: "shards" })))
@@ -217,3 +229,25 @@ export const settled = (nodes: ReadonlyArray<NodeProcess>, shards: number): Effe
       shares.every(({ value }) => Number(value) > 0) &&
       shares.reduce((sum, { value }) => sum + Number(value), 0) === shards
   })
+
+/** What a tool has answered, and where. */
+export interface Said {
+  readonly text: string
+  readonly runner: string
+}
+
+export const said = ({ error, reason, value }: Answer): Said => {
+  if (error !== undefined) throw new Error(`the call has failed: ${error} ${reason ?? ""}`)
+  return value as Said
+}
+
+/** Calls a tool of the session of the key, `pid` by default, which has to succeed. */
+export const call = (node: NodeProcess, key: string, tool?: string, args?: Record<string, unknown>) =>
+  Effect.map(Effect.promise(() => node.call(key, tool, args)), said)
+
+/** Who has the session of the key, another node, and the pid of the child. */
+export const rolesOf = Effect.fnUntraced(function*(nodes: ReadonlyArray<NodeProcess>, key: string) {
+  const { runner, text } = yield* call(nodes[0]!, key)
+  const owner = nodes.find(({ name }) => name === runner)!
+  return { owner, other: nodes.find((node) => node !== owner)!, pid: Number(text) }
+})

@@ -11,6 +11,8 @@ export interface Target {
   readonly kind: "layer" | "guard"
   /** The most that a body may have. */
   readonly maxBodyBytes: number
+  /** Whether streams can be resumed: then their events have ids. */
+  readonly isResumable?: boolean
 }
 
 interface Said {
@@ -29,7 +31,7 @@ const patience = 10_000
 // -----------------------------------------------------------------------------
 
 /** The first answer in what was heard, once it is complete, and the rest. */
-const take = (heard: string, isStream: boolean): readonly [Said, string] | undefined => {
+const take = (heard: string, isStream: boolean | "head"): readonly [Said, string] | undefined => {
   const end = heard.indexOf("\r\n\r\n")
   if (end === -1) return undefined
   const head = heard.slice(0, end)
@@ -42,7 +44,7 @@ const take = (heard: string, isStream: boolean): readonly [Said, string] | undef
   )
   const rest = heard.slice(end + 4)
   const said = (body: string) => ({ status, head, headers, body })
-  if (isStream && status === 200) return [said(rest), ""]
+  if (isStream === "head" || (isStream && status === 200)) return [said(rest), ""]
   if (headers.get("transfer-encoding") !== "chunked") {
     const length = status === 204 ? 0 : Number(headers.get("content-length") ?? 0)
     return rest.length < length ? undefined : [said(rest.slice(0, length)), rest.slice(length)]
@@ -61,19 +63,25 @@ const take = (heard: string, isStream: boolean): readonly [Said, string] | undef
   return undefined
 }
 
-/** What is answered to these bytes: as many answers as are awaited, or fewer if the connection ends. */
+/**
+ * What is answered to these bytes: as many answers as are awaited, or fewer if the connection ends. To a stream it
+ * listens until it has heard this, for 200 ms at most.
+ */
 const exchange = (
   { port }: Target,
   pieces: ReadonlyArray<string>,
   awaited: number,
-  isStream = false
+  isStream: boolean | "head" = false,
+  words = ""
 ): Promise<ReadonlyArray<Said> | "nothing"> =>
   new Promise((resolve) => {
     const answers: Array<Said> = []
     let heard = ""
     const peer: Socket = connect(port, "127.0.0.1")
+    let listening: NodeJS.Timeout | undefined
     const finish = (result: ReadonlyArray<Said> | "nothing") => {
       clearTimeout(late)
+      clearTimeout(listening)
       peer.destroy()
       resolve(result)
     }
@@ -83,6 +91,10 @@ const exchange = (
     peer.on("close", () => finish(answers))
     peer.on("data", (data) => {
       heard += data.toString("latin1")
+      if (isStream && words !== "" && heard.startsWith("HTTP/1.1 200") && !heard.includes(words)) {
+        const listened = () => finish(Array.from(take(heard, true) ?? []).slice(0, 1) as Array<Said>)
+        return void (listening ??= setTimeout(listened, 200))
+      }
       for (let next = take(heard, isStream); next !== undefined; next = take(heard, isStream)) {
         answers.push(next[0])
         heard = next[1]
@@ -194,6 +206,23 @@ const polite = (id?: string): Request["headers"] => [
   ...(id === undefined ? [] : [["Mcp-Session-Id", id] as const])
 ]
 
+const as = (who: number, id?: string): Request["headers"] =>
+  polite(id).map(([name, value]) => [name, name === "Authorization" ? `Bearer ${tokens[who]!}` : value] as const)
+
+const eventsOf = (said: Said | undefined) => Array.from(said?.body.matchAll(/^id: (.+)$/gm) ?? [], ([, id]) => id!)
+
+const postAs = (who: number, message: unknown, id?: string): Request => ({
+  method: "POST",
+  headers: as(who, id),
+  body: JSON.stringify(message)
+})
+
+const resume = (who: number, id: string, last: string): Request => ({
+  method: "GET",
+  headers: [...as(who, id), ["Last-Event-ID", last]],
+  body: undefined
+})
+
 const withoutDate = (said: Said) => `${said.head.replace(/\r\nDate: [^\r]*/i, "")}\r\n\r\n${said.body}`
 
 export const fuzz = async (target: Target, dice: Dice, steps: number): Promise<{
@@ -234,7 +263,9 @@ export const fuzz = async (target: Target, dice: Dice, steps: number): Promise<{
     ])
     const method = dice.chance(0.75)
       ? "POST"
-      : dice.pick(isHarmless ? ["PUT", "PATCH", "HEAD"] : ["GET", "DELETE", "DELETE", "PUT", "OPTIONS"])
+      : dice.pick(
+        isHarmless ? ["PUT", "PATCH", "HEAD"] : ["GET", "GET", "DELETE", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS"]
+      )
     const mine = Array.from(live).filter(([, owner]) => owner === who).map(([id]) => id)
     const others = Array.from(live).filter(([, owner]) => owner !== who).map(([id]) => id)
     const own = dice.pick(mine.length > 0 ? mine : ["x"])
@@ -386,7 +417,7 @@ export const fuzz = async (target: Target, dice: Dice, steps: number): Promise<{
       target,
       split(dice, encode(dice, drawn.request)),
       1,
-      drawn.request.method === "GET" || drawn.request.method === "HEAD"
+      drawn.request.method === "HEAD" ? "head" : drawn.request.method === "GET"
     )
     check(drawn, answers === "nothing" ? undefined : answers[0])
   }
@@ -457,11 +488,64 @@ export const fuzz = async (target: Target, dice: Dice, steps: number): Promise<{
     }
   }
 
+  /** A stream that is resumed, by whom it may, and by whom it may not: what is said again is of that stream alone. */
+  const resumed = async () => {
+    const send = async (request: Request, words?: string) => {
+      requests++
+      const bytes = split(dice, encode(dice, request))
+      const answers = await exchange(target, bytes, 1, words !== undefined, words)
+      return answers === "nothing" ? undefined : answers[0]
+    }
+    /** A session, and the first event of a call on it. */
+    const open = async (who: number) => {
+      const begun = await send(postAs(who, initialize()))
+      const id = begun?.headers.get("mcp-session-id")
+      if (id === undefined) return void report(postAs(who, initialize()), begun, "no session")
+      live.set(id, who)
+      const request = postAs(who, echo(`of ${who}`, `words of ${who}`), id)
+      const called = await send(request)
+      const [event] = eventsOf(called)
+      return event === undefined ? void report(request, called, "no event has an id") : { id, event }
+    }
+    const own = dice.below(2)
+    const mine = await open(own)
+    const theirs = await open(1 - own)
+    if (mine === undefined || theirs === undefined) return
+    const { event: first } = mine
+    const forged = dice.pick([
+      theirs.event,
+      "0",
+      `${first}x`,
+      `999999.${first.slice(first.indexOf(".") + 1)}`,
+      "x".repeat(4_000),
+      "__proto__",
+      "\u00e9"
+    ])
+    const right = resume(own, mine.id, first)
+    const again = await send(right, `words of ${own}`)
+    if (again?.status !== 200 || !again.body.includes(`words of ${own}`)) report(right, again, "not replayed")
+    const wrong = resume(own, mine.id, forged)
+    const refused = await send(wrong, `words of ${1 - own}`)
+    if (refused === undefined || (refused.status !== 200 && refused.status !== 400)) report(wrong, refused, "forged")
+    if (refused?.body.includes(`words of ${1 - own}`) === true) report(wrong, refused, "told of another's stream")
+    const stolen = resume(own, theirs.id, theirs.event)
+    const denied = await send(stolen, `words of ${1 - own}`)
+    if (denied?.status !== 404) report(stolen, denied, "another's session")
+  }
+
   // One after the other: what is answered depends on what was before
   const run = async (left: number): Promise<void> => {
     if (left === 0) return
     const roll = dice.next()
-    await (roll < 0.75 ? single() : roll < 0.9 ? ahead() : roll < 0.95 ? broken() : deleted())
+    await (roll < 0.75
+      ? single()
+      : roll < 0.9
+      ? ahead()
+      : roll < 0.95
+      ? broken()
+      : target.isResumable === true && dice.chance(0.5)
+      ? resumed()
+      : deleted())
     return run(left - 1)
   }
   await run(steps)

@@ -8,13 +8,17 @@ import * as Context from "effect/Context"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import type * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
+import * as Predicate from "effect/Predicate"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { Credentials, Identity } from "../../src/Identity.ts"
+import * as Ahead from "../../src/internal/ahead.ts"
+import * as Standby from "../../src/internal/client/standby.ts"
 import * as SessionPool from "../../src/SessionPool.ts"
 import * as Simulator from "./simulator.ts"
 import { type Dice, makeDice } from "./world.ts"
@@ -31,6 +35,9 @@ type Action =
   | { readonly do: "invalidate"; readonly key: number }
   | { readonly do: "invalidateWhere"; readonly key: number }
   | { readonly do: "die"; readonly session: number; readonly reason: "died" | "unhealthy" }
+  | { readonly do: "prewarm"; readonly keys: ReadonlyArray<number>; readonly timeout: number }
+  | { readonly do: "leave"; readonly prewarm: number }
+  | { readonly do: "lose"; readonly child: number }
   | { readonly do: "look" }
   | { readonly do: "shutdown" }
 
@@ -50,7 +57,10 @@ const action = (dice: Dice): Action => {
   if (roll < 0.82) return { do: "jump", millis: dice.pick([-3_600_000, -60, 60, 3_600_000]) }
   if (roll < 0.87) return { do: "invalidate", key }
   if (roll < 0.89) return { do: "invalidateWhere", key }
-  if (roll < 0.95) return { do: "die", session: dice.below(8), reason: dice.pick(["died", "unhealthy"]) }
+  if (roll < 0.93) return { do: "die", session: dice.below(8), reason: dice.pick(["died", "unhealthy"]) }
+  if (roll < 0.96) return { do: "prewarm", keys: [key, dice.below(keys), key], timeout: dice.pick([50, 1_000]) }
+  if (roll < 0.97) return { do: "leave", prewarm: dice.below(3) }
+  if (roll < 0.985) return { do: "lose", child: dice.below(3) }
   return { do: "look" }
 }
 
@@ -87,6 +97,18 @@ interface Session extends Simulator.Opened {
   idleSince: number
 }
 
+/** A session on standby, until somebody adopts it: then it is what closes that one. */
+interface Child extends Simulator.Opened {
+  readonly lose: () => void
+  isLost: boolean
+  owner: Session | undefined
+}
+
+interface Prewarm {
+  readonly fiber: Fiber.Fiber<number>
+  isInterrupted: boolean
+}
+
 interface Caller extends Simulator.Caller {
   readonly key: string
   readonly upstream: string | undefined
@@ -97,9 +119,18 @@ class Pool extends SessionPool.Tag<Pool, Session, ConnectFailed>()("test/Pool") 
 
 class Owner extends Context.Service<Owner, { readonly is: "pool" | "caller" }>()("test/Owner") {}
 
+type Connect = (
+  identity: Identity,
+  handle: SessionPool.SessionHandle
+) => Effect.Effect<Session, ConnectFailed, Owner | Scope.Scope>
+
 class Simulation extends Simulator.Simulation<Action> {
   readonly sessions: Array<Session> = []
   readonly callers: Array<Caller> = []
+  readonly children: Array<Child> = []
+  readonly prewarms: Array<Prewarm> = []
+  /** What each open has begun, by its handle. */
+  readonly begun = new Map<SessionPool.SessionHandle, Session>()
   /** The keys of the calls that run within calls. */
   readonly nested: Array<string> = []
   readonly options: {
@@ -124,9 +155,15 @@ class Simulation extends Simulator.Simulation<Action> {
   readonly isVaried: boolean
   /** Whether failures answer by a schedule. */
   readonly backsOff: boolean
+  /** How many children wait for an identity, if the connector keeps some. */
+  readonly standby: number
+  /** Whether the pool opens some sessions ahead when it is built. */
+  readonly isPrewarmed: boolean
   /** Whether a call was ever made within a call. */
   wasNested = false
   pool!: SessionPool.Service<Session, ConnectFailed>
+  /** Whoever logs with them is heard. */
+  services = Context.empty()
   counts: SessionPool.SessionPoolStats | undefined
   connects = 0
 
@@ -151,9 +188,13 @@ class Simulation extends Simulator.Simulation<Action> {
     this.limits = dice.chance(0.7) ? { x: dice.pick([1, 2]), y: dice.pick([1, 2, 3]) } : undefined
     this.isVaried = dice.chance(0.4)
     this.backsOff = dice.chance(0.3)
+    this.standby = dice.pick([0, 0, 1, 2])
+    this.isPrewarmed = dice.chance(0.2)
   }
 
   start(): void {
+    const cold: Connect = (_, handle) => this.openCold(this.begun.get(handle)!)
+    const open = this.standby === 0 ? cold : this.keepingAhead(cold)
     const layer = Pool.layer({
       ...this.options,
       ...(this.isVaried
@@ -165,7 +206,12 @@ class Simulation extends Simulator.Simulation<Action> {
         : {}),
       ...(this.limits === undefined ? {} : { capacityPerUpstream: (name: string) => this.limits![name]! }),
       ...(this.backsOff ? { failureBackoff: Schedule.exponential(20) } : {}),
-      connect: (identity, handle) => this.connect(identity, handle),
+      connect: Object.assign(
+        (identity: Identity, handle: SessionPool.SessionHandle) => this.connect(identity, handle, open),
+        // As a pool knows a connector that begins when it is built
+        Predicate.hasProperty(open, Ahead.TypeId) ? { [Ahead.TypeId]: open[Ahead.TypeId] } : {}
+      ),
+      ...(this.isPrewarmed ? { prewarm: Pool.prewarm([0, 3].map((key) => this.identity(key))) } : {}),
       ...(this.checks ? { check: (session) => this.check(session) } : {})
     }).pipe(
       Layer.provide(Layer.succeed(Owner, { is: "pool" })),
@@ -174,6 +220,7 @@ class Simulation extends Simulator.Simulation<Action> {
     const context = this.build(layer)
     if (context === undefined) return
     this.pool = Context.get(context, Pool)
+    this.services = context
     const hear = (event: SessionPool.SessionPoolEvent) => Effect.sync(() => void (this.said += JSON.stringify(event)))
     this.world.fork(Stream.runForEach(this.pool.events, hear))
   }
@@ -194,7 +241,8 @@ class Simulation extends Simulator.Simulation<Action> {
 
   connect(
     identity: Identity,
-    handle: SessionPool.SessionHandle
+    handle: SessionPool.SessionHandle,
+    open: Connect
   ): Effect.Effect<Session, ConnectFailed, Owner | Scope.Scope> {
     if (makeDice(this.seed * 77 + this.connects++).chance(0.01)) throw new Simulator.Planned("connect throws")
     return Effect.uninterruptibleMask((restore) =>
@@ -215,12 +263,9 @@ class Simulation extends Simulator.Simulation<Action> {
           idleSince: 0
         }
         this.sessions.push(session)
-        const fate = this.fateOf(session)
+        this.begun.set(handle, session)
         this.note(`session ${session.id} of ${session.key} connects`)
-        const open = this.open(session, fate)
-        // An open may be one piece, which ends well although nobody wants it any more.
-        if (fate.chance(0.1)) session.isStubborn = true
-        return yield* Effect.onExit(session.isStubborn ? open : restore(open), (exit) =>
+        return yield* Effect.onExit(restore(open(identity, handle)), (exit) =>
           Effect.sync(() => {
             if (Exit.isFailure(exit)) session.leftAt ??= this.world.now()
             if (Exit.isFailure(exit) && session.phase === "opening") session.phase = "failed"
@@ -228,6 +273,113 @@ class Simulation extends Simulator.Simulation<Action> {
           }))
       })
     )
+  }
+
+  openCold(session: Session): Effect.Effect<Session, ConnectFailed, Scope.Scope> {
+    const fate = this.fateOf(session)
+    const open = this.open(session, fate)
+    // An open may be one piece, which ends well although nobody wants it any more.
+    if (fate.chance(0.1)) session.isStubborn = true
+    return session.isStubborn ? Effect.uninterruptible(open) : open
+  }
+
+  /** The connector's own way to keep sessions ahead, over children of this world. */
+  keepingAhead(cold: Connect): Connect {
+    return Standby.make<Session, ConnectFailed, Owner>({
+      size: this.standby,
+      idleTimeToLive: this.dice.pick([Infinity, 120]),
+      cold,
+      start: (onLost) =>
+        Effect.gen({ self: this }, function*() {
+          const child: Child = {
+            ...this.opening(),
+            id: this.children.length,
+            isLost: false,
+            owner: undefined,
+            lose: () => {
+              if (child.isLost) return
+              child.isLost = true
+              onLost()
+            }
+          }
+          this.children.push(child)
+          this.note(`child ${child.id} starts`)
+          this.expect((yield* Owner).is === "pool", "7: a child starts with a caller's services")
+          return yield* Effect.onExit(this.startChild(child, makeDice(this.seed * 991 + child.id)), (exit) =>
+            Effect.sync(() => {
+              if (Exit.isFailure(exit) && child.phase === "opening") {
+                child.phase = "failed"
+              }
+            }))
+        })
+    })
+  }
+
+  startChild(
+    child: Child,
+    fate: Dice
+  ): Effect.Effect<Standby.Unowned<Session>, ConnectFailed, Scope.Scope> {
+    return Effect.gen({ self: this }, function*() {
+      if (fate.chance(0.5)) yield* Effect.sleep(fate.pick([1, 20]))
+      yield* Effect.acquireRelease(
+        Effect.sync(() => {
+          child.acquired = true
+        }),
+        () => Effect.suspend(() => child.owner === undefined ? this.end(child, fate) : this.endOwned(child, fate))
+      )
+      if (fate.chance(0.05)) yield* this.ignore(child, fate)
+      const roll = fate.next()
+      if (roll > 0.95) yield* this.forever
+      if (roll > 0.85) return yield* Effect.die(new Simulator.Planned("start"))
+      if (roll > 0.80) return yield* Effect.interrupt
+      if (child.phase === "opening") child.phase = "open"
+      return {
+        isLost: () => child.isLost,
+        // Within a time of its own, as a session's
+        ping: Effect.suspend(() => {
+          const answer = this.dice.next()
+          return answer < 0.7 ? Effect.void : answer < 0.85 ? Effect.sleep(10) : Effect.fail("mute")
+        }),
+        adopt: (identity: Identity, handle: SessionPool.SessionHandle) => this.adopt(child, identity, handle)
+      }
+    })
+  }
+
+  adopt(child: Child, identity: Identity, handle: SessionPool.SessionHandle): Session {
+    const session = this.begun.get(handle)!
+    this.expect(child.owner === undefined, `child ${child.id} is given to ${identity.key} and to another`)
+    this.expect(session.key === identity.key, `child ${child.id} is adopted for another`)
+    this.note(`child ${child.id} is session ${session.id}`)
+    child.owner = session
+    session.acquired = true
+    session.releases = child.releases
+    // Given up while it was asked for a sign of life: then it was closed at once
+    if (child.phase === "open" && session.phase === "opening") session.phase = "open"
+    session.openedAt = session.idleSince = this.world.now()
+    return session
+  }
+
+  *endChild(child: Child, fate: Dice): Effect.fn.Return<void> {
+    child.releases++
+    this.note(`child ${child.id} ends`)
+    this.expect(child.releases === 1, `4: child ${child.id} is closed twice`)
+    child.phase = "closing"
+    const roll = fate.next()
+    if (roll < 0.3) yield* Effect.sleep(fate.pick([1, 15]))
+    else if (roll < 0.36) yield* this.endless(fate)
+    child.phase = "closed"
+  }
+
+  end(child: Child, fate: Dice): Effect.Effect<void> {
+    return Effect.gen({ self: this }, function*() {
+      yield* this.endChild(child, fate)
+    })
+  }
+
+  endOwned(child: Child, fate: Dice): Effect.Effect<void> {
+    child.releases++
+    child.phase = "closed"
+    return this.close(child.owner!, fate)
   }
 
   /** Whether a failed open answers those who come after it. */
@@ -322,6 +474,29 @@ class Simulation extends Simulator.Simulation<Action> {
         if (session !== undefined) this.world.fork(session.handle.retire(next.reason))
         break
       }
+      case "prewarm": {
+        const identities = next.keys.map((key) => this.identity(key))
+        const warm = this.pool.prewarm(identities, { timeout: next.timeout })
+        const fiber = this.world.fork(Effect.provideContext(warm, this.services))
+        const prewarm: Prewarm = { fiber, isInterrupted: false }
+        this.prewarms.push(prewarm)
+        fiber.addObserver((exit) => {
+          this.note(`a prewarm ends with ${Exit.isSuccess(exit) ? exit.value : Cause.pretty(exit.cause)}`)
+          const isFine = Exit.isSuccess(exit) ? exit.value <= next.keys.length : prewarm.isInterrupted
+          this.expect(isFine, `9: a prewarm of ${next.keys.length} ends with ${String(exit)}`)
+        })
+        break
+      }
+      case "leave": {
+        const prewarm = this.prewarms.filter(({ fiber }) => fiber.pollUnsafe() === undefined)[next.prewarm]
+        if (prewarm === undefined) break
+        prewarm.isInterrupted = true
+        prewarm.fiber.interruptUnsafe()
+        break
+      }
+      case "lose":
+        this.children.filter(({ owner, phase }) => owner === undefined && phase === "open")[next.child]?.lose()
+        break
       case "look":
         this.world.fork(this.pool.entries)
         break
@@ -507,6 +682,13 @@ class Simulation extends Simulator.Simulation<Action> {
 
   /** What there is, at any moment. */
   examine(): void {
+    const ahead = this.children.filter(({ owner, phase }) =>
+      owner === undefined && (phase === "opening" || phase === "open" || phase === "closing")
+    )
+    // One that is asked for a sign of life has left its place, and is nobody's yet
+    const asking = this.sessions.filter(({ acquired, phase }) => phase === "opening" && !acquired).length
+    const room = this.standby + asking
+    this.expect(ahead.length <= room || !this.world.isQuiet(), `${ahead.length} children are ahead, of ${room}`)
     const { capacity, closeTimeout } = this.options
     const live = this.sessions.filter((session) =>
       (session.phase === "opening" || session.phase === "open") && !this.mayBeAbandoned(session)
@@ -551,6 +733,7 @@ class Simulation extends Simulator.Simulation<Action> {
     for (const [name, count] of Object.entries(stats)) {
       this.expect(typeof count !== "number" || count >= 0, `stats: ${name} is ${String(count)}`)
     }
+    this.expect(stats.standby <= this.standby, `stats: ${stats.standby} stand by, of ${this.standby}`)
     if (this.shutdownAt !== undefined) return
     // Of one key, all but one are on their way out.
     const byKey = new Map<string, number>()
@@ -577,14 +760,14 @@ class Simulation extends Simulator.Simulation<Action> {
       const evictable = sessions === limit ? idle : stats.idle
       this.expect(evictable === 0 || !canClose, `10: callers of ${upstream} wait while ${evictable} could be evicted`)
     }
-    this.examineFairness(stats, live)
+    this.examineFairness(stats)
   }
 
   /**
    * No session gives way but for one that is opened or a caller who has waited long. Who is first in line and has
    * waited long has a session that drains for it, if there is one that could.
    */
-  examineFairness(stats: SessionPool.SessionPoolStats, live: ReadonlyArray<Session>): void {
+  examineFairness(stats: SessionPool.SessionPoolStats): void {
     if (this.wasNested || this.checks || this.limits !== undefined || this.options.leases === "exclusive") return
     const half = this.options.acquireTimeout / 2
     const long = this.callers.filter(({ startedAt }) => this.world.now() - startedAt >= half).length
@@ -594,7 +777,8 @@ class Simulation extends Simulator.Simulation<Action> {
     )
     const isDue = this.callers.some((caller) =>
       caller.exit === undefined && caller.heldSince === undefined && this.world.now() - caller.startedAt > half &&
-      !live.some(({ key }) => key === caller.key)
+      // One that may have been abandoned may be the caller's all the same
+      !this.sessions.some(({ key, phase }) => key === caller.key && (phase === "opening" || phase === "open"))
     )
     if (!isDue || stats.waiting === 0) return
     this.expect(
@@ -619,6 +803,17 @@ class Simulation extends Simulator.Simulation<Action> {
 
   examineShutdown(): void {
     // Callers may hold what has been closed under them: there is nothing to tell.
+    for (const { fiber } of this.prewarms) this.expect(fiber.pollUnsafe() !== undefined, "6: a prewarm does not end")
+    for (const { id, isStubborn, owner, phase } of this.children) {
+      const isKept = owner === undefined && (phase === "open" || phase === "opening") && !isStubborn
+      this.expect(!isKept, `child ${id} outlives its pool`)
+    }
+  }
+
+  override examineEmpty(): void {
+    for (const { acquired, id, releases } of this.children) {
+      this.expect(releases === (acquired ? 1 : 0), `4: child ${id} is closed ${releases} times`)
+    }
   }
 }
 

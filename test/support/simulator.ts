@@ -174,6 +174,8 @@ export abstract class Simulation<Action> {
   abstract examineRest(): void
   /** What must hold when the shutdown is over, and some callers still hold what they have. */
   abstract examineShutdown(): void
+  /** What must hold when everything has come to its end. */
+  examineEmpty(): void {}
 
   step(next: Step<Action>): void {
     this.dice.reseed(next.luck)
@@ -216,6 +218,7 @@ export abstract class Simulation<Action> {
     for (const { acquired, id, releases } of this.sessions) {
       this.expect(releases === (acquired ? 1 : 0), `4: session ${id} is closed ${releases} times`)
     }
+    this.examineEmpty()
     this.expect(this.world.timers() === 0, `8: ${this.world.timers()} timers are left`)
     this.expect(this.world.alive().length === 0, `${this.world.alive().length} fibers are left`)
     for (const word of untellable) this.expect(!this.said.includes(word), "5: a secret is told")
@@ -280,7 +283,7 @@ export abstract class Simulation<Action> {
   }
 
   /** An open ignores its interruption. */
-  ignore(session: Opened, fate: Dice): Effect.Effect<void> {
+  ignore(session: Pick<Opened, "isStubborn">, fate: Dice): Effect.Effect<void> {
     return Effect.suspend(() => {
       session.isStubborn = true
       return this.stubborn(fate)

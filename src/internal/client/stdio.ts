@@ -50,7 +50,7 @@ const newline = 10
 // search for secrets, and a pipe holds 30,000 of them. Everybody else's timers would wait for that.
 const linesATurn = 32
 
-// How long what an exited child has left in its pipe is read, in milliseconds: whoever holds the pipe may still write
+// How long what an exited child has left in its pipes is read, in milliseconds: whoever holds them may still write
 const lastLines = 1_000
 
 // How long a child that no longer reads or writes has to exit, in milliseconds, before that is an error of its own
@@ -121,6 +121,7 @@ const fromChild = (
   let pending: Array<Buffer> = []
   let size = 0
   let isReading = false
+  let isLate = false
 
   const receive = (line: Buffer) => {
     readBuffer.append(line)
@@ -166,7 +167,7 @@ const fromChild = (
     }
     if (!isReading) return
     isReading = false
-    child.stdout!.resume()
+    if (!isLate) child.stdout!.resume()
   }
   let chunks = 0
   child.stdout!.on("data", (chunk: Buffer) => {
@@ -189,12 +190,17 @@ const fromChild = (
   }
   const onceRead = (turns: number, known: number) => {
     const pieces = chunks + stderr.chunks()
-    if (isReading || stderr.isReading() || pieces > known) return void setImmediate(onceRead, 0, pieces)
-    if (turns < 2) return void setImmediate(onceRead, turns + 1, pieces)
+    if (isReading || stderr.isReading()) return void setImmediate(onceRead, 0, pieces)
+    if (!isLate && pieces > known) return void setImmediate(onceRead, 0, pieces)
+    if (!isLate && turns < 2) return void setImmediate(onceRead, turns + 1, pieces)
     onExit()
   }
   child.once("exit", () => {
-    setTimeout(onExit, lastLines).unref()
+    // What has been read by then is made sense of, nothing more is read
+    setTimeout(() => {
+      isLate = true
+      stderr.stop()
+    }, lastLines).unref()
     setImmediate(onceRead, 1, chunks + stderr.chunks())
   })
   return transport
@@ -206,10 +212,16 @@ const fromChild = (
 const lines = (
   child: ChildProcess,
   onLine: (line: string) => void
-): { readonly isReading: () => boolean; readonly chunks: () => number; readonly flush: () => void } => {
+): {
+  readonly isReading: () => boolean
+  readonly chunks: () => number
+  readonly stop: () => void
+  readonly flush: () => void
+} => {
   const stderr = child.stderr!
   let line = ""
   let isReading = false
+  let isStopped = false
   const flush = () => {
     if (line !== "") onLine(line)
     line = ""
@@ -231,7 +243,7 @@ const lines = (
     }
     if (!isReading) return
     isReading = false
-    stderr.resume()
+    if (!isStopped) stderr.resume()
   }
   let chunks = 0
   stderr.setEncoding("utf8")
@@ -242,5 +254,8 @@ const lines = (
   stderr.on("error", () => {})
   // Not "end": that never comes when the pipe is let go of while somebody still holds its other end
   stderr.once("close", flush)
-  return { isReading: () => isReading, chunks: () => chunks, flush }
+  const stop = () => {
+    isStopped = true
+  }
+  return { isReading: () => isReading, chunks: () => chunks, stop, flush }
 }

@@ -147,7 +147,7 @@ const reason = Schema.Literals([
 const failure = Schema.Literals(["failed", "timeout"])
 
 const Event = Schema.Union([
-  Schema.TaggedStruct("Opened", { key: SessionKey }),
+  Schema.TaggedStruct("Opened", { key: SessionKey, took: Schema.Duration }),
   Schema.TaggedStruct("OpenFailed", { key: SessionKey, reason: failure }),
   Schema.TaggedStruct("Retired", { key: SessionKey, reason }),
   Schema.TaggedStruct("Closed", { key: SessionKey, reason, lived: Schema.Duration, uses: Schema.Number }),

@@ -11,6 +11,10 @@ import { isScope } from "../../TokenOptions.ts"
  * permissions": https://modelcontextprotocol.io/specification/2025-11-25/basic/authorization#scope-challenge-handling
  */
 export const lacking = (identity: Identity | undefined, needed: ReadonlyArray<string>): AccessDenied | undefined => {
+  // Nobody could ever be granted it
+  if (!needed.every(isScope)) {
+    throw new TypeError("McpHttp: what is required is no list of scopes (RFC 6749 section 3.3)")
+  }
   const granted = new Set(identity?.scopes.filter(isScope))
   return needed.every((scope) => granted.has(scope))
     ? undefined

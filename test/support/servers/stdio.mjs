@@ -89,7 +89,7 @@ if (behaviours.has("hang-initialize")) {
     grandchild: { run: () => text(grandchild.pid) },
     note: {
       run: async ({ file, line, ms }) => {
-        appendFileSync(file, `${line}\n`)
+        appendFileSync(file, `${line} ${process.pid}\n`)
         await sleep(ms)
         return text(process.pid)
       }
