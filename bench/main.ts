@@ -5,7 +5,7 @@
  */
 import * as Effect from "effect/Effect"
 import { parseArgs } from "node:util"
-import { unmeasured } from "./bars.ts"
+import * as Cluster from "./cluster.ts"
 import * as Expiry from "./expiry.ts"
 import * as Headers from "./headers.ts"
 import * as Hits from "./hits.ts"
@@ -28,7 +28,8 @@ const parts = {
   opens: Opens.main,
   upstreams: Upstreams.main,
   registry: Registry.main,
-  inbound: Inbound.main
+  inbound: Inbound.main,
+  cluster: Cluster.main
 }
 
 const { positionals: wanted, values: { check } } = parseArgs({
@@ -42,7 +43,6 @@ print(`Node ${process.version}`)
 const chosen = Object.entries(parts).filter(([name]) => wanted.length === 0 || wanted.includes(name))
 await Effect.runPromise(Effect.forEach(chosen, ([, part]) => part, { discard: true }))
 
-print(`\nNot measured yet:\n${unmeasured.map((what) => `  ${what}`).join("\n")}`)
 if (check) {
   print(failures.length === 0 ? "\nNothing is past its bar" : `\nPast its bar:\n  ${failures.join("\n  ")}`)
   if (failures.length > 0) process.exitCode = 1

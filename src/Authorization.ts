@@ -33,7 +33,8 @@ export type Authorization<R = never> =
 
 /**
  * The SDK's own `OAuthClientProvider` of an identity, of either generation. It is asked for once a session, and has its
- * own store: what it keeps where is its business. Where it wants to redirect somebody, the call fails with
+ * own store: what it keeps where is its business. Its tokens are sent as `Bearer`, without proofs of possession. Where
+ * it wants to redirect somebody, the call fails with
  * `Unauthorized`, as soon as its `redirectToAuthorization` has been called.
  *
  * @category models

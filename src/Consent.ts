@@ -18,6 +18,7 @@
  */
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
@@ -164,19 +165,25 @@ const finishAs = <R>(
     if (!(yield* Effect.orElseSucceed(isOwner(pending.identity), () => false))) {
       return yield* new ConsentFailed({ why: "unknown" })
     }
-    consents.remove(pending)
+    consents.claim(pending)
     const code = query.get("code")
-    if (code === null) {
-      yield* Deferred.succeed(pending.done, false)
+    const isGiven = yield* code === null
+      ? Effect.succeed(false)
+      : Effect.onExit(
+        pending.redeem({ code, iss: query.get("iss") ?? undefined }),
+        (exit) => Effect.sync(() => settled(consents, pending, Exit.isSuccess(exit)))
+      ).pipe(Effect.as(true), Effect.mapError(() => new ConsentFailed({ why: "failed" })))
+    if (!isGiven) {
+      settled(consents, pending, false)
       return yield* new ConsentFailed({ why: "denied" })
     }
-    yield* pending.redeem({ code, iss: query.get("iss") ?? undefined }).pipe(
-      Effect.tapCause(() => Deferred.succeed(pending.done, false)),
-      Effect.mapError(() => new ConsentFailed({ why: "failed" }))
-    )
-    yield* Deferred.succeed(pending.done, true)
     return pending.identity
   })
+
+const settled = (consents: Pending.Consents, pending: Pending.Pending, isGiven: boolean): void => {
+  consents.settle(pending)
+  Deferred.doneUnsafe(pending.done, Exit.succeed(isGiven))
+}
 
 /**
  * The route that the authorization server sends callers back to: a `GET` of `authorizationCode.redirectUrl`. It answers

@@ -11,7 +11,8 @@
  * | `initialize` with an id | 400 if it is a live session of the caller, else 404 |
  * | anything else without an id | 400 |
  * | unknown, expired, terminated, malformed, someone else's, two ids | 404, one and the same |
- * | no identity, or a malformed one | 401 with `WWW-Authenticate` |
+ * | no identity, or a malformed one; a token for another | 401 with `WWW-Authenticate` |
+ * | a token that does not cover what is called | 403 with `WWW-Authenticate` |
  * | DELETE | 204, afterwards 404 |
  * | in flight when its session ends | a JSON-RPC error for each request, at once; 404 only for what was not started |
  * | no room | 503 with `Retry-After` |

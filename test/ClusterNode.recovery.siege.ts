@@ -42,7 +42,7 @@ const allHere = (nodes: ReadonlyArray<NodeProcess>) =>
     return shares.every((share) => share > 0) && shares.reduce((sum, share) => sum + share, 0) === 100
   })
 
-/** Calls the key from a node until it is served. Gives when the first call had failed, if it did, and when one had not. */
+/** Calls from a node until one is served. Gives when the first call had failed, if it did, and when one had not. */
 const outage = Effect.fnUntraced(function*(node: NodeProcess, since: number) {
   let failed: number | undefined
   while (true) {
@@ -59,7 +59,8 @@ const rounds = 3
 const measure = (what: string, end: (owner: NodeProcess) => void) =>
   Effect.gen(function*() {
     const storage = `sqlite:${join(temporaryDirectory("recovery-"), "cluster.db")}`
-    let nodes = yield* Effect.all([start(storage), start(storage), start(storage)], { concurrency: "unbounded" })
+    const three = [start(storage), start(storage), start(storage)]
+    let nodes: ReadonlyArray<NodeProcess> = yield* Effect.all(three, { concurrency: "unbounded" })
     const failed: Array<number> = []
     const served: Array<number> = []
     for (let i = 0; i < rounds; i++) {

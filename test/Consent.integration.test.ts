@@ -201,6 +201,57 @@ for (const [sdk, connector] of generations) {
         })
       ))
 
+    it.effect("that has been given before it is waited for is not waited for", () =>
+      withUpstream(() =>
+        Effect.gen(function*() {
+          const error = yield* Effect.flip(echo(alice))
+          assert(error._tag === "McpSessionError" && error.reason._tag === "ConsentRequired")
+          yield* Consent.finish(yield* browse(error.reason.url))
+          let isFirst = true
+          const late = Effect.suspend(() => {
+            if (!isFirst) return echo(alice)
+            isFirst = false
+            return Effect.fail(error)
+          })
+          yield* Consent.withConsent(() => Effect.never)(late)
+        })
+      ))
+
+    it.effect("to more, which nobody has given yet, does not keep the token from being refreshed", () =>
+      withUpstream((upstream) =>
+        Effect.gen(function*() {
+          yield* Consent.withConsent(agree)(echo(alice))
+          upstream.needs = ({ rpc }) => rpc === "tools/call" ? "mail.send" : ""
+          yield* consentOf(echo(alice))
+          upstream.needs = () => ""
+          upstream.revoke()
+          yield* echo(alice)
+          assert.strictEqual(upstream.grants.at(-1)!.get("grant_type"), "refresh_token")
+        })
+      ))
+
+    it.effect("is asked for at no address but one of https", () =>
+      withUpstream(({ authority }) =>
+        Effect.gen(function*() {
+          for (
+            const address of ["http://login.example.com/", "javascript:alert(1)", "https://a:b@login.example.com/"]
+          ) {
+            authority.answers.set("/.well-known/oauth-authorization-server", () => ({
+              body: {
+                issuer: authority.issuer,
+                authorization_endpoint: address,
+                token_endpoint: `${authority.issuer}/token`,
+                registration_endpoint: `${authority.issuer}/register`,
+                response_types_supported: ["code"]
+              }
+            }))
+            const error = yield* Effect.flip(echo(alice))
+            assert(error._tag === "McpSessionError")
+            assert.strictEqual(error.reason._tag, "PreparationFailed", address)
+          }
+        })
+      ))
+
     it.effect("comes by a route, which says who it is for", () =>
       withUpstream(() =>
         Effect.gen(function*() {

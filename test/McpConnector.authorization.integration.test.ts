@@ -8,9 +8,11 @@ import { AuthorizationFailed } from "effect-mcp-sessions/Authorization"
 import { Credentials, Identity } from "effect-mcp-sessions/Identity"
 import type { McpSessionError } from "effect-mcp-sessions/McpSession"
 import { SessionPool } from "effect-mcp-sessions/SessionPool"
-import { TokenStore } from "effect-mcp-sessions/TokenStore"
+import { TokenStore, TokenStoreError, type TokenStoreShape } from "effect-mcp-sessions/TokenStore"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
 import * as Redacted from "effect/Redacted"
 import * as TestClock from "effect/testing/TestClock"
 import { type AnySession, generations } from "./support/generations.ts"
@@ -44,6 +46,19 @@ const failureOf = <A, R>(effect: Effect.Effect<A, McpSessionError, R>) =>
     const cause = Redacted.value(reason.cause)
     assert(cause instanceof AuthorizationFailed)
     return cause
+  })
+
+const working: TokenStoreShape = {
+  get: () => Effect.succeedNone,
+  set: () => Effect.void,
+  remove: () => Effect.void
+}
+
+/** A store that does everything but this. */
+const broken = (method: "get" | "set") =>
+  Layer.succeed(TokenStore, {
+    ...working,
+    [method]: () => Effect.fail(new TokenStoreError({ method, cause: Redacted.make("it is on fire") }))
   })
 
 /** What an authorization server may do in place of an answer. */
@@ -353,6 +368,80 @@ for (const [sdk, connector] of generations) {
         yield* Effect.flip(call(session))
         assert.strictEqual(grants.length, 3)
       }).pipe(setup))
+
+    it.effect("does not repeat what was redirected before it was refused: it has been somewhere else", () =>
+      Effect.gen(function*() {
+        const { authority, grants, revoke, server } = yield* Protected.make
+        let isRedirecting = false
+        const connect = connector.http({
+          url: server.url,
+          authorization: { clientCredentials: { clientId: "gateway", clientSecret, issuer: authority.issuer } },
+          fetch: (url, init) =>
+            isRedirecting && init?.method === "POST" && url.toString() === server.url
+              ? Promise.resolve(new Response(null, { status: 307, headers: { location: `${server.url}?again` } }))
+              : fetch(url, init)
+        })
+        const session = yield* connect(alice, makeHandle())
+        isRedirecting = true
+        yield* slow(session)
+        revoke()
+        assert.strictEqual((yield* Effect.flip(slow(session))).reason._tag, "Unauthorized")
+        assert.strictEqual(server.calls.answered, 1)
+        assert.strictEqual(grants.length, 1)
+      }).pipe(setup))
+
+    it.effect("works over SSE", () =>
+      Effect.gen(function*() {
+        const { authority, grants, revoke, server } = yield* Protected.make
+        server.behaviour.documents = {
+          "/.well-known/oauth-protected-resource/mcp": { resource: new URL(server.url).origin }
+        }
+        const connect = connector.sse({
+          url: server.sseUrl,
+          authorization: { clientCredentials: { clientId: "gateway", clientSecret, issuer: authority.issuer } }
+        })
+        const session = yield* connect(alice, makeHandle())
+        assert.strictEqual(yield* call(session), "hi")
+        revoke()
+        yield* times(3, slow(session))
+        assert.strictEqual(server.calls.answered, 3)
+        assert.strictEqual(grants.length, 2)
+      }).pipe(setup))
+
+    describe("with a store that fails", () => {
+      it.effect("when it is read, fails the open", () =>
+        Effect.gen(function*() {
+          const { authority, grants, server } = yield* Protected.make
+          const connect = connector.http({
+            url: server.url,
+            authorization: { clientCredentials: { clientId: "gateway", clientSecret, issuer: authority.issuer } }
+          })
+          const { reason } = yield* Effect.flip(connect(alice, makeHandle()))
+          assert(reason._tag === "PreparationFailed")
+          assert.instanceOf(Redacted.value(reason.cause), TokenStoreError)
+          assert.deepStrictEqual(grants, [])
+        }).pipe(Effect.provide(broken("get"))))
+
+      it.effect("when it is written, goes on with what it has, and says so", () =>
+        Effect.gen(function*() {
+          const { authority, grants, revoke, server } = yield* Protected.make
+          const logged: Array<string> = []
+          const logger = Logger.make<unknown, void>(({ message }) => void logged.push(String(message)))
+          const connect = connector.http({
+            url: server.url,
+            authorization: { clientCredentials: { clientId: "gateway", clientSecret, issuer: authority.issuer } }
+          })
+          const session = yield* Effect.provide(connect(alice, makeHandle()), Logger.layer([logger]))
+          yield* slow(session)
+          revoke()
+          yield* slow(session)
+          assert.strictEqual(grants.length, 2)
+          assert.strictEqual(server.calls.answered, 2)
+          assert.strictEqual(logged.length, 2)
+          assert.include(logged[0], "could not be written to the TokenStore")
+          assert.notInclude(logged.join(), "access-token")
+        }).pipe(Effect.provide(broken("set"))))
+    })
 
     it.effect("asks nobody but the issuer that knows the client, whatever the server names", () =>
       Effect.gen(function*() {

@@ -63,6 +63,9 @@ const raw = (...args: Parameters<typeof ask>) =>
     return said.replace(/\r\ndate: [^\r]*/i, "")
   })
 
+/** Without the body, which comes in other pieces on the way. */
+const headOf = (said: string) => said.split("\r\n\r\n")[0]!
+
 const common = { accept: "application/json, text/event-stream", "content-type": "application/json" }
 
 /** The tag of a node that never was. */
@@ -109,6 +112,33 @@ describe.each(kinds)("McpHttp.routed around %s", (_, options) => {
         assert.match([...said][0]!, /^HTTP\/1\.1 404 /)
       }
       assert.strictEqual(yield* a.registry.size, 1)
+    }))
+
+  it.live("answers whatever is sent of a session as its node does", () =>
+    Effect.gen(function*() {
+      const { a, b } = yield* three(options)
+      const session = yield* begin(a, "alice")
+      const headers = { ...common, authorization: "Bearer alice", "mcp-session-id": session }
+      const bodies = [
+        { jsonrpc: "2.0", method: "notifications/initialized" },
+        [call("echo", {}, 1), call("echo", {}, 2)],
+        call("echo", { message: "x".repeat(100_000) }),
+        initialize,
+        {}
+      ]
+      for (const body of bodies) {
+        const [direct, routed] = yield* Effect.forEach(
+          [a, b],
+          (node) => raw(node, "POST", headers, JSON.stringify(body))
+        )
+        assert.strictEqual(headOf(routed!), headOf(direct!))
+      }
+      for (
+        const headed of [{ ...headers, accept: "text/html" }, { ...headers, "mcp-protocol-version": "1999-01-01" }]
+      ) {
+        const [direct, routed] = yield* Effect.forEach([a, b], (node) => raw(node, "POST", headed, "{}"))
+        assert.strictEqual(routed, direct)
+      }
     }))
 
   it.live("goes on with a call that waits beside one whose caller leaves", () =>

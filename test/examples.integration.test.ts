@@ -50,6 +50,16 @@ const examples: { readonly [file: string]: ReadonlyArray<RegExp> } = {
     /^asked: "mail" wants your consent/m,
     /^bob .*no mail today/m
   ],
+  "cluster/main.ts": [
+    /^ {2}alice asked replica 1: 200, from the session at replica \d$/m,
+    /^ {2}(?:alice|bob) has a session at replica \d$/m,
+    /^replica \d is stopped, as in a deploy$/m,
+    // Whatever was in flight is finished, and whoever comes then waits for the next owner
+    /^ {2}alice saw \d+ × 200, and has a session at replica \d after/m,
+    /^replica \d is killed$/m,
+    /^ {2}bob saw .*, and has a session at replica \d after/m,
+    /^All replicas have ended$/m
+  ],
   "metrics.ts": [
     /^# TYPE mcp_pool_sessions gauge$/m,
     /^mcp_pool_retirements_total\{.*upstream="weather",reason="evicted"\} 1$/m
@@ -83,7 +93,7 @@ let bundles: Readonly<Record<string, string>>
 
 beforeAll(async () => {
   const names = Object.keys(examples)
-  const external = ["@modelcontextprotocol/*", "express", "fastify", "undici", "ws"]
+  const external = ["@modelcontextprotocol/*", "libsql", "express", "fastify", "undici", "ws"]
   const paths = await bundle(inject("bundles"), names.map((name) => join(root, "examples", name)), external)
   bundles = Object.fromEntries(names.map((name, i) => [name, paths[i]!]))
 })
@@ -131,7 +141,9 @@ const run = Effect.fnUntraced(function*(file: string, edit?: (code: string) => s
 // Each has a marker of its own, and most of its time is that of starting processes
 describe("examples", { concurrent: true }, () => {
   it("are all tested, and `npm start` runs one of them", () => {
-    const files = readdirSync(join(root, "examples")).filter((name) => name.endsWith(".ts"))
+    const files = readdirSync(join(root, "examples"), { recursive: true, encoding: "utf8" }).filter((name) =>
+      name.endsWith(".ts")
+    )
     assert.sameMembers(files, Object.keys(examples))
     assert.include(files.map((file) => `tsx examples/${file}`), packageJson.scripts.start)
   })

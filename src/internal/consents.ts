@@ -38,7 +38,10 @@ export interface Consents {
   readonly ofKey: (key: string) => Effect.Effect<Pending | undefined>
   readonly ofId: (id: string) => Effect.Effect<Pending | undefined>
   readonly ofState: (state: string) => Effect.Effect<Pending | undefined>
-  readonly remove: (pending: Pending) => void
+  /** Its answer has come: there is no other. Whoever asks for the same meanwhile still finds it. */
+  readonly claim: (pending: Pending) => void
+  /** There are tokens, or there are none. Whoever was asked for it just before still hears which. */
+  readonly settle: (pending: Pending) => void
 }
 
 const maxPending = 10_000
@@ -48,10 +51,16 @@ const make = (): Consents => {
   const byState = new Map<string, Pending>()
   const byKey = new Map<string, Pending>()
 
+  const claim = ({ state }: Pending) => void byState.delete(state)
+
+  const settle = (pending: Pending) => {
+    if (byKey.get(pending.key) === pending) byKey.delete(pending.key)
+  }
+
   const remove = (pending: Pending) => {
     byId.delete(pending.id)
-    byState.delete(pending.state)
-    if (byKey.get(pending.key) === pending) byKey.delete(pending.key)
+    claim(pending)
+    settle(pending)
   }
 
   const within = (map: ReadonlyMap<string, Pending>, key: string) =>
@@ -77,7 +86,8 @@ const make = (): Consents => {
     ofKey: (key) => within(byKey, key),
     ofId: (id) => within(byId, id),
     ofState: (state) => within(byState, state),
-    remove
+    claim,
+    settle
   }
 }
 

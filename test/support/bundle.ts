@@ -14,7 +14,14 @@ const esbuild = fileURLToPath(new URL("../../node_modules/.bin/esbuild", import.
 // For what is CommonJS in it
 const banner = "import { createRequire as from } from 'node:module'; const require = from(import.meta.url);"
 
-const options = ["--bundle", "--splitting", "--platform=node", "--format=esm", "--out-extension:.js=.mjs"]
+const options = [
+  "--bundle",
+  "--entry-names=[name]",
+  "--splitting",
+  "--platform=node",
+  "--format=esm",
+  "--out-extension:.js=.mjs"
+]
 
 /** Makes the scripts anew, below `directory`, with all that they import but `external`, and gives the path of each. */
 export const bundle = async <const Files extends ReadonlyArray<string>>(

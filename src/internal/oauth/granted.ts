@@ -15,6 +15,7 @@ import { type Authorization, AuthorizationFailed, type ProviderOf, type TokenSou
 import type { SessionHandle } from "../../Connector.ts"
 import type { Identity } from "../../Identity.ts"
 import { ConsentRequired, McpSessionError } from "../../McpSessionError.ts"
+import { isTrusted } from "../../TokenOptions.ts"
 import { TokenStore, type TokenStoreShape } from "../../TokenStore.ts"
 import { type Answer, Consents } from "../consents.ts"
 import * as Scrub from "../scrub.ts"
@@ -90,7 +91,8 @@ export const make = (options: Cells.Options, given: Given): Effect.Effect<Cells.
       { grant, isStepUp, more, wanted }: Need,
       authorizationCode: Extract<Given, { readonly authorizationCode: unknown }>["authorizationCode"]
     ) {
-      const before = yield* consents.ofKey(grantKey)
+      const isAsked = isStepUp || grant?.tokens.refresh_token === undefined
+      const before = isAsked ? yield* consents.ofKey(grantKey) : undefined
       if (before !== undefined && Drafts.covers(before.scope, wanted)) return yield* required(before, server)
       const attempts = Attempts.makeAttempts()
       const client = grant?.client ?? (yield* store.client(clientKey))
@@ -114,6 +116,12 @@ export const make = (options: Cells.Options, given: Given): Effect.Effect<Cells.
         remember(undefined)
         yield* Effect.ignore(owner.remove(grantKey))
       }
+      // Nobody is sent anywhere else: no script, and no place that another can listen to
+      if (draft.url === undefined || !isTrusted(draft.url)) {
+        return yield* new AuthorizationFailed({
+          issue: "the authorization server names no https address to consent at"
+        })
+      }
       const timeout = Duration.toMillis(authorizationCode.timeout ?? Duration.minutes(10))
       const consent = {
         // Nobody can tell the one from the other
@@ -121,7 +129,7 @@ export const make = (options: Cells.Options, given: Given): Effect.Effect<Cells.
         state: draft.state,
         key: grantKey,
         identity,
-        url: Redacted.make(String(draft.url)),
+        url: Redacted.make(draft.url.href),
         scope: draft.scope,
         until: clock.currentTimeMillisUnsafe() + timeout,
         redeem: redeem(draft, more),
