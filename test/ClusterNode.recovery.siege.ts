@@ -72,7 +72,7 @@ const measure = (what: string, end: (owner: NodeProcess) => void) =>
       assert.notStrictEqual(times.said.runner, owner.name)
       if (times.failed !== undefined) failed.push(times.failed)
       served.push(times.served)
-      process.kill(owner.pid, "SIGKILL")
+      owner.child.kill("SIGKILL")
       nodes = [...nodes.filter((node) => node !== owner), yield* start(storage)]
     }
     row(what, failed, served)
