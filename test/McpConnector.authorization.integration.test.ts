@@ -13,10 +13,11 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
+import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as TestClock from "effect/testing/TestClock"
 import { type AnySession, generations } from "./support/generations.ts"
-import { many } from "./support/load.ts"
+import { many, underLoad } from "./support/load.ts"
 import * as Protected from "./support/protected.ts"
 import { makeHandle } from "./support/sessions.ts"
 
@@ -128,32 +129,36 @@ for (const [sdk, connector] of generations) {
         assert.deepStrictEqual(handle.retired, [])
       }).pipe(setup))
 
-    it.effect(`has its token refreshed 20 times in ${total} calls: one session, and no call fails`, () =>
-      Effect.gen(function*() {
-        const { authority, grants, revoke, server } = yield* Protected.make
-        class Sessions extends SessionPool.Tag<Sessions, AnySession, McpSessionError>()("test/Sessions") {}
-        const pool = Sessions.layer({
-          connect: connector.http({
-            url: server.url,
-            authorization: { tokenExchange: { clientId: "gateway", clientSecret, issuer: authority.issuer } }
+    it.effect(
+      `has its token refreshed 20 times in ${total} calls: one session, and no call fails`,
+      () =>
+        Effect.gen(function*() {
+          const { authority, grants, revoke, server } = yield* Protected.make
+          class Sessions extends SessionPool.Tag<Sessions, AnySession, McpSessionError>()("test/Sessions") {}
+          const pool = Sessions.layer({
+            connect: connector.http({
+              url: server.url,
+              authorization: { tokenExchange: { clientId: "gateway", clientSecret, issuer: authority.issuer } }
+            })
           })
-        })
-        yield* Effect.gen(function*() {
-          for (let refresh = 1; refresh <= 20; refresh++) {
-            const identity = Identity.fromKey("alice", { credentials: Credentials.bearer(`alice-token-${refresh}`) })
-            revoke()
-            yield* times(total / 20, Sessions.withSession(identity, slow))
-          }
-          const { misses, retirements, size } = yield* Sessions.stats
-          assert.deepStrictEqual({ misses, retirements, size }, { misses: 1, retirements: 0, size: 1 })
-        }).pipe(Effect.provide(pool))
-        assert.strictEqual(server.calls.answered, total)
-        assert.strictEqual(server.requestsOf("initialize").filter(({ authorization }) => authorization).length, 1)
-        assert.deepStrictEqual(
-          grants.map((form) => form.get("subject_token")),
-          Array.from({ length: 20 }, (_, i) => `alice-token-${i + 1}`)
-        )
-      }).pipe(setup))
+          yield* Effect.gen(function*() {
+            for (let refresh = 1; refresh <= 20; refresh++) {
+              const identity = Identity.fromKey("alice", { credentials: Credentials.bearer(`alice-token-${refresh}`) })
+              revoke()
+              yield* times(total / 20, Sessions.withSession(identity, slow))
+            }
+            const { misses, retirements, size } = yield* Sessions.stats
+            assert.deepStrictEqual({ misses, retirements, size }, { misses: 1, retirements: 0, size: 1 })
+          }).pipe(Effect.provide(pool))
+          assert.strictEqual(server.calls.answered, total)
+          assert.strictEqual(server.requestsOf("initialize").filter(({ authorization }) => authorization).length, 1)
+          assert.deepStrictEqual(
+            grants.map((form) => form.get("subject_token")),
+            Array.from({ length: 20 }, (_, i) => `alice-token-${i + 1}`)
+          )
+        }).pipe(setup),
+      underLoad
+    )
 
     it.effect("exchanges the caller's newest token for one that is meant for the server", () =>
       Effect.gen(function*() {
@@ -204,9 +209,9 @@ for (const [sdk, connector] of generations) {
         const connect = connector.http({
           url: server.url,
           authorization: {
-            token: ({ key }) =>
+            token: ({ credentials, key }) =>
               Effect.sync(() => {
-                asked.push(`token for ${key}`)
+                asked.push(`token for ${key} of ${Redacted.value(Option.getOrThrow(credentials).token)}`)
                 return Redacted.make("of-the-vault-1")
               }),
             refresh: ({ key }, refused) =>
@@ -217,14 +222,19 @@ for (const [sdk, connector] of generations) {
               })
           }
         })
-        const session = yield* connect(alice, makeHandle())
+        const handle = makeHandle()
+        handle.rotate(Credentials.bearer("alice-her-newer-token"))
+        const session = yield* connect(alice, handle)
         assert.strictEqual(yield* call(session, "whoami"), "Bearer of-the-vault-1")
         valid.clear()
         assert.deepStrictEqual(
           yield* Effect.all([call(session, "whoami"), call(session, "whoami")], { concurrency: 2 }),
           ["Bearer of-the-vault-2", "Bearer of-the-vault-2"]
         )
-        assert.deepStrictEqual(asked, ["token for alice", "another for alice than of-the-vault-1"])
+        assert.deepStrictEqual(asked, [
+          "token for alice of alice-her-newer-token",
+          "another for alice than of-the-vault-1"
+        ])
         yield* TestClock.adjust("1 hour")
         yield* call(session)
         assert.strictEqual(asked[2], "another for alice than of-the-vault-2")

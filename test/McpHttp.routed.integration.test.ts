@@ -63,6 +63,9 @@ const raw = (...args: Parameters<typeof ask>) =>
     return said.replace(/\r\ndate: [^\r]*/i, "")
   })
 
+/** Without the body, which comes in other pieces on the way. */
+const headOf = (said: string) => said.split("\r\n\r\n")[0]!
+
 const common = { accept: "application/json, text/event-stream", "content-type": "application/json" }
 
 /** The tag of a node that never was. */
@@ -109,6 +112,33 @@ describe.each(kinds)("McpHttp.routed around %s", (_, options) => {
         assert.match([...said][0]!, /^HTTP\/1\.1 404 /)
       }
       assert.strictEqual(yield* a.registry.size, 1)
+    }))
+
+  it.live("answers whatever is sent of a session as its node does", () =>
+    Effect.gen(function*() {
+      const { a, b } = yield* three(options)
+      const session = yield* begin(a, "alice")
+      const headers = { ...common, authorization: "Bearer alice", "mcp-session-id": session }
+      const bodies = [
+        { jsonrpc: "2.0", method: "notifications/initialized" },
+        [call("echo", {}, 1), call("echo", {}, 2)],
+        call("echo", { message: "x".repeat(100_000) }),
+        initialize,
+        {}
+      ]
+      for (const body of bodies) {
+        const [direct, routed] = yield* Effect.forEach(
+          [a, b],
+          (node) => raw(node, "POST", headers, JSON.stringify(body))
+        )
+        assert.strictEqual(headOf(routed!), headOf(direct!))
+      }
+      for (
+        const headed of [{ ...headers, accept: "text/html" }, { ...headers, "mcp-protocol-version": "1999-01-01" }]
+      ) {
+        const [direct, routed] = yield* Effect.forEach([a, b], (node) => raw(node, "POST", headed, "{}"))
+        assert.strictEqual(routed, direct)
+      }
     }))
 
   it.live("goes on with a call that waits beside one whose caller leaves", () =>
@@ -188,6 +218,20 @@ describe("McpHttp.routed", () => {
       assert.strictEqual((yield* post(b, initialize, { as: "alice" })).status, 200)
       memory["~effect-mcp-sessions/MemoryCluster"].isStoreDown = false
       assert.strictEqual((yield* post(b, call("echo"), { as: "alice", session: nobodys })).status, 404)
+    }))
+
+  it.live("asks the store once for all who ask for nodes that nobody knows, and then ten times a second", () =>
+    Effect.gen(function*() {
+      let asked = 0
+      const { b } = yield* three({ onAsk: () => asked++ })
+      asked = 0
+      const began = performance.now()
+      const guess = (i: number) =>
+        request(b, "DELETE", { as: "alice", session: `${"A".repeat(32)}.${String(i).padStart(12, "0")}` })
+      const answers = yield* Effect.forEach(Array.from({ length: 300 }, (_, i) => i), guess, { concurrency: 50 })
+      assert.deepStrictEqual(answers.filter(({ status }) => status !== 404), [])
+      assert.isAtLeast(asked, 1)
+      assert.isAtMost(asked, 2 + (performance.now() - began) / 100)
     }))
 
   it.live("tells the session's node when a listener leaves", () =>

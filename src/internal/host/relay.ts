@@ -134,17 +134,21 @@ export const answer = (
   until: Effect.Effect<unknown>
 ): Effect.Effect<Response, Answers.Refused, Scope.Scope> => {
   const status = incoming.statusCode ?? 502
-  const { cookies, headers } = readHeaders(incoming, body)
+  const { cookies, headers } = readHeaders(incoming)
   const options = { status, headers, cookies }
   const length = incoming.headers["content-length"]
   if (status === 204 || status === 304 || length === "0") {
     incoming.resume()
     return Effect.succeed(HttpServerResponse.empty(options))
   }
-  if (Number(length) <= small) {
+  // What has no type is empty, whatever frames it, and would be given one as a stream
+  if (Number(length) <= small || incoming.headers["content-type"] === undefined) {
     return Effect.matchEffect(collect(incoming), {
       onFailure: () => unanswered(request.method, body),
-      onSuccess: (bytes) => Effect.succeed(HttpServerResponse.uint8Array(bytes, options))
+      onSuccess: (bytes) =>
+        Effect.succeed(
+          bytes.length === 0 ? HttpServerResponse.empty(options) : HttpServerResponse.uint8Array(bytes, options)
+        )
     })
   }
   const bytes = Stream.fromAsyncIterable<Uint8Array, unknown>(incoming, () => new Error("the node was lost"))
@@ -156,26 +160,24 @@ export const answer = (
   return Effect.succeed(HttpServerResponse.stream(events, options))
 }
 
-const readHeaders = ({ rawHeaders }: IncomingMessage, body: Link.Outgoing["body"]) => {
+// Of these the rest of the body is nobody's: see `Answers.tooLarge`
+const isHangingUp = ({ statusCode }: IncomingMessage): boolean => statusCode === 413 || statusCode === 408
+
+const readHeaders = (incoming: IncomingMessage) => {
+  const { rawHeaders } = incoming
   const headers: Record<string, string> = {}
-  const set: Array<string> = []
-  const named = new Set<string>()
-  let isClosing = false
-  for (let i = 0; i + 1 < rawHeaders.length; i += 2) {
-    if (rawHeaders[i]!.toLowerCase() !== "connection") continue
-    for (const name of rawHeaders[i + 1]!.toLowerCase().split(",")) named.add(name.trim())
-    isClosing = named.has("close")
-  }
+  const cookies: Array<string> = []
+  const named = new Set((incoming.headers.connection ?? "").toLowerCase().split(",").map((name) => name.trim()))
   for (let i = 0; i + 1 < rawHeaders.length; i += 2) {
     const name = rawHeaders[i]!.toLowerCase()
     const value = rawHeaders[i + 1]!
-    if (name === "set-cookie") set.push(value)
-    else if (name === "connection" && isClosing && Stream.isStream(body)) headers[name] = "close"
+    if (name === "set-cookie") cookies.push(value)
+    else if (name === "connection" && named.has("close") && isHangingUp(incoming)) headers[name] = "close"
     else if (!notHandedBack.has(name) && !named.has(name)) {
       headers[name] = Object.hasOwn(headers, name) ? `${headers[name]}, ${value}` : value
     }
   }
-  return { headers, cookies: Cookies.fromSetCookie(set) }
+  return { headers, cookies: Cookies.fromSetCookie(cookies) }
 }
 
 /** All of a body. Fails if it breaks off. */

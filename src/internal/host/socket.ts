@@ -139,7 +139,7 @@ export const whileRead = (
     })
     return Effect.as(Effect.forkIn(Effect.forever(look), scope), counted)
   })
-  return HttpServerResponse.setBody(response, HttpBody.stream(stream, body.contentType))
+  return HttpServerResponse.setBody(response, HttpBody.stream(stream, body.contentType, body.contentLength))
 }
 
 const responseOf = (request: HttpServerRequest): Response | undefined =>
