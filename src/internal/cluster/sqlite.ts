@@ -34,7 +34,7 @@ interface RunnerRow {
 }
 
 /** The file as it was opened, and what is asked of it. */
-const open = (Sqlite: typeof import("libsql"), file: string) => {
+const open = (Sqlite: Effect.Success<typeof loadSqlite>["default"], file: string) => {
   // Who may write to it may take every session, so it is nobody else's
   closeSync(openSync(file, "a", 0o600))
   // Nobody waits in SQLite itself, which would stop the process: see `patience`
