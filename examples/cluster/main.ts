@@ -91,7 +91,6 @@ const replica = (port: number, httpPort: number, storage: string) => {
 
 interface Replica {
   readonly name: string
-  readonly runner: string
   readonly url: string
   readonly child: ChildProcess
 }
@@ -112,7 +111,8 @@ const start = (name: string, port: number, httpPort: number) =>
   Effect.sync(() => {
     const args = ["replica", String(port), String(httpPort), `sqlite:${join(directory, "cluster.db")}`]
     const child = fork(fileURLToPath(import.meta.url), args, { stdio: ["ignore", "ignore", "inherit", "ipc"] })
-    replicas.push({ name, runner: `127.0.0.1:${port}`, url: `http://127.0.0.1:${httpPort}`, child })
+    names.set(`127.0.0.1:${port}`, name)
+    replicas.push({ name, url: `http://127.0.0.1:${httpPort}`, child })
   })
 
 class NotSent extends Data.TaggedError("NotSent")<{}> {}
@@ -143,7 +143,9 @@ const users = { alice: "alice-token", bob: "bob-token" } as const
 type User = keyof typeof users
 const keys = new Map<string, User>()
 
-const nameOf = (runner: string): string => replicas.find((one) => one.runner === runner)?.name ?? runner
+// Of those that have left, too: one that stops still answers what it was asked
+const names = new Map<string, string>()
+const nameOf = (runner: string): string => names.get(runner) ?? runner
 
 /** One request of a user: who answered, and where the session was. */
 const request = (user: User) =>
