@@ -57,5 +57,7 @@ export const bars = {
   /** a call of a session at another node ÷ one of this process */
   remoteCall: { goal: 4 },
   /** the same with three notifications of progress ÷ the same */
-  remoteStreamed: { goal: 10 }
+  remoteStreamed: { goal: 10 },
+  /** a POST of a session at another node ÷ at its own */
+  routed: { goal: 3 }
 } satisfies Readonly<Record<string, Bar>>

@@ -65,8 +65,8 @@ const post = (url: string, headers: Record<string, string>, body: unknown) =>
     return response
   })
 
-/** Opens a session; the result calls its tool. */
-export const begin = Effect.fnUntraced(function*(url: string, owner = "bench") {
+/** Opens a session; the result calls its tool, where the session began or at another node. */
+export const begin = Effect.fnUntraced(function*(url: string, owner = "bench", at = url) {
   const authorization = `Bearer ${owner}`
   const response = yield* post(url, { authorization }, {
     jsonrpc: "2.0",
@@ -78,12 +78,12 @@ export const begin = Effect.fnUntraced(function*(url: string, owner = "bench") {
   if (id === null) return yield* Effect.die(`no session: ${response.status}`)
   const headers = { authorization, "mcp-session-id": id, "mcp-protocol-version": "2025-11-25" }
   yield* post(url, headers, { jsonrpc: "2.0", method: "notifications/initialized" })
-  return post(url, headers, { jsonrpc: "2.0", id: 1, method: "tools/call", params: { name: "echo", arguments: {} } })
+  return post(at, headers, { jsonrpc: "2.0", id: 1, method: "tools/call", params: { name: "echo", arguments: {} } })
 })
 
-const requests = 300
+export const requests = 300
 
-const timed = (call: Effect.Effect<Response>) =>
+export const timed = (call: Effect.Effect<Response>) =>
   Effect.suspend(() => {
     const started = process.hrtime.bigint()
     return Effect.map(call, () => Number(process.hrtime.bigint() - started))

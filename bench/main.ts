@@ -14,6 +14,7 @@ import * as Memory from "./memory.ts"
 import * as Misses from "./misses.ts"
 import * as Opens from "./opens.ts"
 import * as Registry from "./registry.ts"
+import * as Routed from "./routed.ts"
 import * as Sessions from "./sessions.ts"
 import { failures, print } from "./support.ts"
 import * as Upstreams from "./upstreams.ts"
@@ -29,7 +30,8 @@ const parts = {
   upstreams: Upstreams.main,
   registry: Registry.main,
   inbound: Inbound.main,
-  cluster: Cluster.main
+  cluster: Cluster.main,
+  routed: Routed.main
 }
 
 const { positionals: wanted, values: { check } } = parseArgs({

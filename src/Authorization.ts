@@ -157,7 +157,10 @@ export interface Refused {
  * @category models
  */
 export interface TokenSource<out R = never> {
-  /** The token of an identity, asked for when there is none yet. Any failure is `PreparationFailed`. */
+  /**
+   * The token of an identity, which has the newest credentials of the caller. Asked for when there is none yet. Any
+   * failure is `PreparationFailed`.
+   */
   readonly token: (identity: Identity) => Effect.Effect<Redacted.Redacted | AccessToken, unknown, R>
   /**
    * Another one, asked for once for all calls whose token was refused with 401, or has expired. When it is the same

@@ -437,8 +437,8 @@ const make = Effect.fnUntraced(function*(
   const transport = yield* Sockets.make({
     security,
     listen,
-    pingInterval: settings.refreshInterval,
-    pingTimeout: settings.lockTimeToLive
+    // Who was frozen is given up before it has lost its locks, so that whoever waits for it is served with the rest
+    pingInterval: settings.lockTimeToLive / 5
   })
   const { storage } = parsed
   const clock = yield* Clock.Clock

@@ -1,7 +1,7 @@
 /**
  * A caller's consent to what is done in their name upstream: with an authorization server, over loopback.
  */
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, it, vi } from "@effect/vitest"
 import * as Consent from "effect-mcp-sessions/Consent"
 import { Identity } from "effect-mcp-sessions/Identity"
 import type { McpSession, McpSessionError } from "effect-mcp-sessions/McpSession"
@@ -346,6 +346,11 @@ for (const [sdk, connector] of generations) {
         const logger = Logger.make<unknown, void>(({ cause, fiber, message }) => {
           written.push(message, Cause.pretty(cause), fiber.getRef(References.CurrentLogAnnotations))
         })
+        // The SDKs have a word of their own
+        yield* Effect.acquireRelease(
+          Effect.sync(() => vi.spyOn(console, "warn").mockImplementation((...words) => void written.push(words))),
+          (spy) => Effect.sync(() => spy.mockRestore())
+        )
         const run = Effect.gen(function*() {
           yield* Effect.forkScoped(
             Stream.runForEach(Sessions.events, (event) => Effect.sync(() => written.push(event)))

@@ -13,6 +13,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
+import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as TestClock from "effect/testing/TestClock"
 import { type AnySession, generations } from "./support/generations.ts"
@@ -204,9 +205,9 @@ for (const [sdk, connector] of generations) {
         const connect = connector.http({
           url: server.url,
           authorization: {
-            token: ({ key }) =>
+            token: ({ credentials, key }) =>
               Effect.sync(() => {
-                asked.push(`token for ${key}`)
+                asked.push(`token for ${key} of ${Redacted.value(Option.getOrThrow(credentials).token)}`)
                 return Redacted.make("of-the-vault-1")
               }),
             refresh: ({ key }, refused) =>
@@ -217,14 +218,19 @@ for (const [sdk, connector] of generations) {
               })
           }
         })
-        const session = yield* connect(alice, makeHandle())
+        const handle = makeHandle()
+        handle.rotate(Credentials.bearer("alice-her-newer-token"))
+        const session = yield* connect(alice, handle)
         assert.strictEqual(yield* call(session, "whoami"), "Bearer of-the-vault-1")
         valid.clear()
         assert.deepStrictEqual(
           yield* Effect.all([call(session, "whoami"), call(session, "whoami")], { concurrency: 2 }),
           ["Bearer of-the-vault-2", "Bearer of-the-vault-2"]
         )
-        assert.deepStrictEqual(asked, ["token for alice", "another for alice than of-the-vault-1"])
+        assert.deepStrictEqual(asked, [
+          "token for alice of alice-her-newer-token",
+          "another for alice than of-the-vault-1"
+        ])
         yield* TestClock.adjust("1 hour")
         yield* call(session)
         assert.strictEqual(asked[2], "another for alice than of-the-vault-2")

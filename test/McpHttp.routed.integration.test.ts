@@ -220,6 +220,20 @@ describe("McpHttp.routed", () => {
       assert.strictEqual((yield* post(b, call("echo"), { as: "alice", session: nobodys })).status, 404)
     }))
 
+  it.live("asks the store once for all who ask for nodes that nobody knows, and then ten times a second", () =>
+    Effect.gen(function*() {
+      let asked = 0
+      const { b } = yield* three({ onAsk: () => asked++ })
+      asked = 0
+      const began = performance.now()
+      const guess = (i: number) =>
+        request(b, "DELETE", { as: "alice", session: `${"A".repeat(32)}.${String(i).padStart(12, "0")}` })
+      const answers = yield* Effect.forEach(Array.from({ length: 300 }, (_, i) => i), guess, { concurrency: 50 })
+      assert.deepStrictEqual(answers.filter(({ status }) => status !== 404), [])
+      assert.isAtLeast(asked, 1)
+      assert.isAtMost(asked, 2 + (performance.now() - began) / 100)
+    }))
+
   it.live("tells the session's node when a listener leaves", () =>
     Effect.gen(function*() {
       const { a, b } = yield* three()

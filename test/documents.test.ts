@@ -123,7 +123,9 @@ const blocksOf = (file: string, text: string): ReadonlyArray<Block> =>
 const docstrings = (text: string) => text.replaceAll(/^ *(?:\/\*\*| \*\/| \* ?)/gm, "")
 
 const files = [
-  ...["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"].filter((file) => existsSync(join(root, file))),
+  ...["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/kubernetes.md"].filter((file) =>
+    existsSync(join(root, file))
+  ),
   ...readdirSync(join(root, "src"), { recursive: true, encoding: "utf8" }).map((file) => join("src", file))
 ].filter((file) => /\.(?:md|ts)$/.test(file))
 

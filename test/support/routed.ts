@@ -43,7 +43,16 @@ export interface StartOptions {
   readonly routed?: Partial<McpHttp.RoutedOptions>
   readonly resolver?: Layer.Layer<IdentityResolver>
   readonly tracer?: Tracer.Tracer
+  /** Called when a node asks the store who is there. */
+  readonly onAsk?: () => void
 }
+
+const watched = <A, E, R>(node: Layer.Layer<A | ClusterMembership, E, R>, onAsk = () => {}) =>
+  Layer.effectContext(Effect.map(Layer.build(node), (context) => {
+    const membership = Context.get(context, ClusterMembership)
+    const nodesNow = Effect.andThen(Effect.sync(onAsk), membership.nodesNow)
+    return Context.add(context, ClusterMembership, { ...membership, nodesNow })
+  }))
 
 /** Nodes that miss each other after a second. */
 export const cluster = (defaults: StartOptions = {}): Cluster => {
@@ -54,7 +63,7 @@ export const cluster = (defaults: StartOptions = {}): Cluster => {
     ports,
     start: Effect.fnUntraced(function*(name, given = {}) {
       const log = makeLog()
-      const { app, resolver, routed, tracer } = { ...defaults, ...given }
+      const { app, onAsk, resolver, routed, tracer } = { ...defaults, ...given }
       const endpoint = app?.(log) ?? McpHttp.layer({ server: makeServer(log) })
       const http = createServer()
       const node = ClusterNode.layerMemory({
@@ -74,7 +83,7 @@ export const cluster = (defaults: StartOptions = {}): Cluster => {
         { disableLogger: true, disableListenLog: true }
       ).pipe(
         Layer.provideMerge(NodeHttpServer.layer(() => http, { port: 0, host: "127.0.0.1" })),
-        Layer.provideMerge(node)
+        Layer.provideMerge(watched(node, onAsk))
       )
       const scope = yield* Scope.fork(yield* Effect.scope)
       const traced = tracer === undefined

@@ -28,6 +28,12 @@ import type { Transport } from "./transport.ts"
 /** How long a connection may take to open. */
 const openTimeout = 2_000
 
+/**
+ * After how many questions without an answer the other end is not there. It is no time that counts, because a process
+ * that was itself frozen has asked none.
+ */
+const patience = 3
+
 /** After how many milliseconds without a byte the server ends a connection: its client, which pings, is not there. */
 const silence = 60_000
 
@@ -37,8 +43,6 @@ export interface SocketOptions {
   readonly listen: ClusterMember | undefined
   /** How often the other end is asked whether it is there, in milliseconds. */
   readonly pingInterval: number
-  /** After how many milliseconds without an answer it is not. */
-  readonly pingTimeout: number
 }
 
 const loadSockets = load(
@@ -118,7 +122,7 @@ interface Link {
 
 const connect = (
   dialed: Effect.Effect<Socket.Socket>,
-  { pingInterval, pingTimeout }: SocketOptions
+  { pingInterval }: SocketOptions
 ): Effect.Effect<RpcClient.Protocol["Service"], never, Scope.Scope> =>
   RpcClient.Protocol.make(Effect.fnUntraced(function*(write, clients) {
     const scope = yield* Effect.scope
@@ -182,8 +186,6 @@ const connect = (
           isDelivering = false
         }
       })
-      // What counts is questions and not time: in a process that was frozen none were asked
-      const patience = Math.max(2, Math.floor(pingTimeout / pingInterval))
       const ping = Effect.gen(function*() {
         yield* Effect.sleep(pingInterval)
         if (unanswered >= patience && !isDelivering) return yield* Effect.fail(silent)

@@ -67,7 +67,7 @@ export const make = ({ fetch, scrub, signal, upstream }: Options): Attempt => {
       else if (response.status >= 400) attempt.failure = attempt.failedRefresh = undefined
       else attempt.failure = undefined
       const { headers, status, statusText } = response
-      const body = status === 204 || status === 304 ? null : response.ok ? text : scrub(text)
+      const body = text === "" ? null : response.ok ? text : scrub(text)
       return Object.defineProperty(new Response(body, { headers, status, statusText }), "url", { value: target.href })
     }
   }

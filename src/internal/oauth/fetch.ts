@@ -13,6 +13,7 @@ import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
+import { createHash } from "node:crypto"
 import type { Authorization } from "../../Authorization.ts"
 import type { FetchLike } from "../../Connector.ts"
 import type { McpSessionError } from "../../McpSessionError.ts"
@@ -51,7 +52,7 @@ export const make = (sdk: Cells.Sdk): Authorized => (options) =>
     const context = yield* Effect.context<never>()
     const runPromise = Effect.runPromiseWith(context)
     const clock = yield* Clock.Clock
-    const redirected = new Set<string>()
+    const wasRedirected = redirects()
 
     /** Another token than this, if there is one. */
     const replaced = (wanted: Cells.Wanted, flown: number): Effect.Effect<string | undefined, unknown> =>
@@ -91,11 +92,7 @@ export const make = (sdk: Cells.Sdk): Authorized => (options) =>
       const { flown } = tokens.cell
       const response = await fetch(target, bearing(init, token))
       if (tokens.cell.unproven?.token === token && response.status !== 401) tokens.cell.unproven = undefined
-      const isRedirected = response.redirected || (body !== undefined && redirected.has(body))
-      if (body !== undefined) {
-        if (response.status >= 300 && response.status < 400 && redirected.size < maxRedirected) redirected.add(body)
-        else redirected.delete(body)
-      }
+      const isRedirected = wasRedirected(response, body)
       const refusal = refusalOf(response, url)
       if (refusal === undefined || (isRedirected && !isHarmless(body))) return response
       if (refusal.isStepUp ? stepUps === maxStepUps : renewals === 1) return response
@@ -122,6 +119,23 @@ export const make = (sdk: Cells.Sdk): Authorized => (options) =>
   })
 
 const maxRedirected = 1_000
+
+/**
+ * Whether the request with this body has been somewhere else before it was answered. The SDKs follow redirects
+ * themselves, and send the same body again.
+ */
+const redirects = () => {
+  const redirected = new Set<string>()
+  return (response: Response, body: string | undefined): boolean => {
+    const isRedirect = response.status >= 300 && response.status < 400
+    if (body === undefined || (!isRedirect && redirected.size === 0)) return response.redirected
+    const digest = createHash("sha256").update(body).digest("base64url")
+    const isKnown = redirected.delete(digest)
+    if (isRedirect) redirected.add(digest)
+    if (redirected.size > maxRedirected) redirected.delete(redirected.values().next().value!)
+    return isKnown || response.redirected
+  }
+}
 
 const letGo = ({ body }: Response): void => {
   if (body?.locked === false) void body.cancel().catch(() => {})

@@ -2,13 +2,13 @@
  * Tokens of a function that has them: kept in memory, until they expire or are refused.
  */
 import * as Clock from "effect/Clock"
-import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import type { AccessToken, TokenSource } from "../../Authorization.ts"
+import { Identity } from "../../Identity.ts"
 import { expiryOf } from "../jwt.ts"
 import * as Cells from "./cells.ts"
 
@@ -17,7 +17,7 @@ export const make = <R>(
   source: TokenSource<R>
 ): Effect.Effect<Cells.Tokens, unknown, R | Scope.Scope> =>
   Effect.gen(function*() {
-    const { identity, scrub } = options
+    const { handle, identity, scrub } = options
     const context = yield* Effect.context<R>()
     const clock = yield* Clock.Clock
     const cell = yield* Cells.cellOf(source, identity.key)
@@ -31,36 +31,38 @@ export const make = <R>(
         : clock.currentTimeMillisUnsafe() + Duration.toMillis(expiresIn)
       cell.source = { token: text, until }
     }
-    const fetched = Effect.suspend(() => source.token(identity)).pipe(Effect.map(take), Effect.provideContext(context))
-    const refreshed = (token: string, scope: string | undefined) =>
-      Effect.suspend(() =>
-        source.refresh === undefined
-          ? source.token(identity)
-          : source.refresh(identity, { token: Redacted.make(token), scope })
-      ).pipe(Effect.map(take), Effect.provideContext(context))
+    const owner = Effect.map(handle.credentials, (newest) =>
+      Option.isNone(newest) ? identity : new Identity({ ...identity, credentials: newest }, { disableChecks: true }))
 
-    const isGood = () => cell.source !== undefined && clock.currentTimeMillisUnsafe() < cell.source.until
+    const renewed = ({ refused, scope }: Pick<Cells.Wanted, "refused" | "scope">) =>
+      Effect.flatMap(owner, (caller) =>
+        refused === undefined || source.refresh === undefined
+          ? source.token(caller)
+          : source.refresh(caller, { token: Redacted.make(refused), scope })).pipe(
+          Effect.map(take),
+          Effect.provideContext(context)
+        )
+
+    const isGood = () =>
+      cell.source !== undefined && clock.currentTimeMillisUnsafe() < cell.source.until
     const known = () => {
-      if (!isGood()) return undefined
+      if (!isGood()) {
+        return undefined
+      }
       const { token } = cell.source!
       hold([token])
       return token
     }
-    const renewed = ({ refused, scope }: Pick<Cells.Wanted, "refused" | "scope">) =>
-      refused === undefined ? fetched : refreshed(refused, scope)
-
-    const current: Cells.Tokens["current"] = Effect.suspend(() => {
-      if (isGood()) return Effect.sync(known)
-      const { flight } = cell
-      if (flight !== undefined) return Effect.andThen(Deferred.await(flight), current)
-      const expired = cell.source?.token
-      return Effect.map(Cells.fly(cell, renewed({ refused: expired, scope: undefined })), () => {
-        // One that has expired by its own words may be good by the upstream's clock
-        const { token } = cell.source!
-        hold([token])
-        return token
-      })
-    })
+    const current: Cells.Tokens["current"] = Effect.suspend(() =>
+      isGood()
+        ? Effect.sync(known)
+        : Effect.map(Cells.fly(cell, renewed({ refused: cell.source?.token, scope: undefined })), () => {
+          // One that has expired by its own words may be good by the upstream's clock
+          const { token } = cell.source!
+          hold([token])
+          return token
+        })
+    )
 
     return { current, known, renew: renewed, cell }
   })
