@@ -8,6 +8,7 @@ import { Identity } from "effect-mcp-sessions/Identity"
 import type { McpSession, McpSessionError } from "effect-mcp-sessions/McpSession"
 import { SessionPool } from "effect-mcp-sessions/SessionPool"
 import { TokenStore, type TokenStoreShape } from "effect-mcp-sessions/TokenStore"
+import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
@@ -58,8 +59,9 @@ const eventually = (condition: () => boolean): Effect.Effect<void> =>
       : Effect.andThen(Effect.promise(() => new Promise((resolve) => setImmediate(resolve))), eventually(condition))
   )
 
-const issueOf = <A, R>(effect: Effect.Effect<A, McpSessionError, R>) =>
-  Effect.map(Effect.flip(effect), ({ reason }) => {
+const issueOf = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+  Effect.map(Effect.flip(effect), (error) => {
+    const { reason } = error as McpSessionError
     assert(reason._tag === "PreparationFailed")
     const cause = Redacted.value(reason.cause)
     assert(cause instanceof AuthorizationFailed)
@@ -122,12 +124,68 @@ for (const [sdk, connector] of generations) {
         while (opened.pollUnsafe() === undefined) {
           yield* TestClock.adjust("2 seconds")
           yield* Effect.promise(() => new Promise((resolve) => setImmediate(resolve)))
-          assert.isBelow(yield* TestClock.currentTimeMillis, 10_000)
+          assert.isBelow(yield* Clock.currentTimeMillis, 10_000)
         }
         yield* Fiber.join(opened)
       }).pipe(
         Effect.provide(Layer.succeed(TokenStore, { ...empty, set: () => Effect.uninterruptible(Effect.never) }))
       ))
+
+    it.effect("a server that limits refreshes, or what stands before it, is nobody's reason to ask for consent", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        yield* Effect.gen(function*() {
+          yield* Consent.withConsent(agree)(echo)
+          upstream.revoke()
+          for (const status of [429, 403, 404, 307]) {
+            upstream.answer = () => ({ status, body: "gho_16C7e42F292c69" })
+            assert.strictEqual(yield* issueOf(echo), `the authorization server answered ${status}`)
+          }
+          upstream.answer = undefined
+          yield* echo
+        }).pipe(Effect.provide(asCaller(upstream)))
+      }).pipe(Effect.provide(TokenStore.layerMemory)))
+
+    it.effect("a refresh goes on when the open that needed it has gone, and is not asked for twice", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        yield* Effect.provide(Consent.withConsent(agree)(echo), asCaller(upstream), { local: true })
+        upstream.revoke()
+        let answer: (value: { readonly body: unknown }) => void = () => {}
+        upstream.answer = () => new Promise((resolve) => (answer = resolve))
+        yield* Effect.gen(function*() {
+          const leader = yield* Effect.forkChild(echo)
+          yield* eventually(() => upstream.grants.length === 2)
+          yield* Fiber.interrupt(leader)
+          const before = upstream.server.requests.length
+          const next = yield* Effect.forkChild(echo, { startImmediately: true })
+          let turns = 0
+          yield* eventually(() => upstream.server.requests.length > before && turns++ > 50)
+          upstream.valid.set("good-token", "")
+          answer({ body: { access_token: "good-token", token_type: "Bearer" } })
+          yield* Fiber.join(next)
+          assert.strictEqual(upstream.grants.length, 2)
+        }).pipe(Effect.provide(asCaller(upstream)))
+      }).pipe(Effect.provide(TokenStore.layerMemory)))
+
+    it.effect("a store with anything in it is a store with nothing in it", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        const texts = [
+          "{",
+          "null",
+          "[1]",
+          "{\"tokens\":{\"access_token\":5}}",
+          "{\"tokens\":{\"access_token\":\"a\",\"scope\":[]}}"
+        ]
+        for (const text of texts) {
+          const store = { ...empty, get: () => Effect.succeedSome(Redacted.make(text)) }
+          yield* Effect.flatMap(asClient(upstream)(alice, makeHandle()), call).pipe(
+            Effect.provide(Layer.succeed(TokenStore, store))
+          )
+        }
+        assert.strictEqual(upstream.grants.length, texts.length)
+      }))
 
     it.effect("a callback that comes twice at once is redeemed once", () =>
       Effect.gen(function*() {
