@@ -19,6 +19,7 @@ import type { ClusterUnavailable } from "./SessionClusterError.ts"
 export interface ClusterMember {
   /** A name or an address. */
   readonly host: string
+  /** Where it takes the links of other nodes: no port of HTTP. */
   readonly port: number
 }
 

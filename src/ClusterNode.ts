@@ -434,9 +434,11 @@ const make = Effect.fnUntraced(function*(
   method: string
 ) {
   const settings = settingsOf(parsed, address, Security.nameOf(security))
+  const closing = new AbortController()
   const transport = yield* Sockets.make({
     security,
     listen,
+    closing: closing.signal,
     // Who was frozen is given up before it has lost its locks, so that whoever waits for it is served with the rest
     pingInterval: settings.lockTimeToLive / 5
   })
@@ -457,7 +459,10 @@ const make = Effect.fnUntraced(function*(
         })
       )
     ))
-  return yield* started(method, settings, store, transport)
+  const context = yield* started(method, settings, store, transport)
+  // Before the rest ends: whoever connected while nobody answers any more would wait for an answer in vain
+  yield* Effect.addFinalizer(() => Effect.sync(() => closing.abort()))
+  return context
 })
 
 const securityOf = Effect.fnUntraced(function*(

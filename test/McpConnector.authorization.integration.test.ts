@@ -17,7 +17,7 @@ import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as TestClock from "effect/testing/TestClock"
 import { type AnySession, generations } from "./support/generations.ts"
-import { many } from "./support/load.ts"
+import { many, underLoad } from "./support/load.ts"
 import * as Protected from "./support/protected.ts"
 import { makeHandle } from "./support/sessions.ts"
 
@@ -129,32 +129,36 @@ for (const [sdk, connector] of generations) {
         assert.deepStrictEqual(handle.retired, [])
       }).pipe(setup))
 
-    it.effect(`has its token refreshed 20 times in ${total} calls: one session, and no call fails`, () =>
-      Effect.gen(function*() {
-        const { authority, grants, revoke, server } = yield* Protected.make
-        class Sessions extends SessionPool.Tag<Sessions, AnySession, McpSessionError>()("test/Sessions") {}
-        const pool = Sessions.layer({
-          connect: connector.http({
-            url: server.url,
-            authorization: { tokenExchange: { clientId: "gateway", clientSecret, issuer: authority.issuer } }
+    it.effect(
+      `has its token refreshed 20 times in ${total} calls: one session, and no call fails`,
+      () =>
+        Effect.gen(function*() {
+          const { authority, grants, revoke, server } = yield* Protected.make
+          class Sessions extends SessionPool.Tag<Sessions, AnySession, McpSessionError>()("test/Sessions") {}
+          const pool = Sessions.layer({
+            connect: connector.http({
+              url: server.url,
+              authorization: { tokenExchange: { clientId: "gateway", clientSecret, issuer: authority.issuer } }
+            })
           })
-        })
-        yield* Effect.gen(function*() {
-          for (let refresh = 1; refresh <= 20; refresh++) {
-            const identity = Identity.fromKey("alice", { credentials: Credentials.bearer(`alice-token-${refresh}`) })
-            revoke()
-            yield* times(total / 20, Sessions.withSession(identity, slow))
-          }
-          const { misses, retirements, size } = yield* Sessions.stats
-          assert.deepStrictEqual({ misses, retirements, size }, { misses: 1, retirements: 0, size: 1 })
-        }).pipe(Effect.provide(pool))
-        assert.strictEqual(server.calls.answered, total)
-        assert.strictEqual(server.requestsOf("initialize").filter(({ authorization }) => authorization).length, 1)
-        assert.deepStrictEqual(
-          grants.map((form) => form.get("subject_token")),
-          Array.from({ length: 20 }, (_, i) => `alice-token-${i + 1}`)
-        )
-      }).pipe(setup))
+          yield* Effect.gen(function*() {
+            for (let refresh = 1; refresh <= 20; refresh++) {
+              const identity = Identity.fromKey("alice", { credentials: Credentials.bearer(`alice-token-${refresh}`) })
+              revoke()
+              yield* times(total / 20, Sessions.withSession(identity, slow))
+            }
+            const { misses, retirements, size } = yield* Sessions.stats
+            assert.deepStrictEqual({ misses, retirements, size }, { misses: 1, retirements: 0, size: 1 })
+          }).pipe(Effect.provide(pool))
+          assert.strictEqual(server.calls.answered, total)
+          assert.strictEqual(server.requestsOf("initialize").filter(({ authorization }) => authorization).length, 1)
+          assert.deepStrictEqual(
+            grants.map((form) => form.get("subject_token")),
+            Array.from({ length: 20 }, (_, i) => `alice-token-${i + 1}`)
+          )
+        }).pipe(setup),
+      underLoad
+    )
 
     it.effect("exchanges the caller's newest token for one that is meant for the server", () =>
       Effect.gen(function*() {

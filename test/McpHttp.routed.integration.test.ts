@@ -2,7 +2,7 @@
  * Sessions of three nodes, asked for at each of them.
  */
 import { assert, describe, it } from "@effect/vitest"
-import { ClusterMembership } from "effect-mcp-sessions/ClusterMembership"
+import { type ClusterMember, ClusterMembership } from "effect-mcp-sessions/ClusterMembership"
 import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
 import { InvalidOptions } from "effect-mcp-sessions/InvalidOptions"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
@@ -10,8 +10,11 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as HttpRouter from "effect/http/HttpRouter"
 import * as Layer from "effect/Layer"
-import { connect } from "node:net"
+import { once } from "node:events"
+import { Agent } from "node:https"
+import { type AddressInfo, connect, createServer } from "node:net"
 import { bytesOf, eventually, messagesOf, readUntil, textOf } from "./support/answers.ts"
+import { selfSigned } from "./support/certificates.ts"
 import { refused } from "./support/fibers.ts"
 import { inside, makeInsideLog } from "./support/guarded.ts"
 import { makeLog, makeServer } from "./support/mcpHttp.ts"
@@ -345,6 +348,47 @@ describe("McpHttp.routed", () => {
       ports.set("a", b.port)
       assert.strictEqual((yield* post(b, call("echo"), { as: "alice", session })).status, 503)
       assert.strictEqual(a.log.called.length, 1)
+    }))
+
+  it.live("connects with nodes by TLS, and sends nothing to one that it can't trust", () =>
+    Effect.gen(function*() {
+      const certificate = selfSigned()
+      const { ports, start } = cluster()
+      const a = yield* start("a", { certificate })
+      const address = ({ host }: ClusterMember) => `${host === "a" ? "https" : "http"}://127.0.0.1:${ports.get(host)}`
+      const agent = yield* Effect.acquireRelease(
+        Effect.sync(() => new Agent({ ca: certificate.cert, keepAlive: true })),
+        (opened) => Effect.sync(() => opened.destroy())
+      )
+      const b = yield* start("b", { routed: { address, agent } })
+      const c = yield* start("c", { routed: { address } })
+      yield* Effect.all([b.membership.drain, c.membership.drain], { concurrency: "unbounded" })
+      const session = yield* begin(b, "alice")
+      assert.strictEqual(yield* a.registry.size, 1)
+      assert.strictEqual((yield* post(b, call("echo"), { as: "alice", session })).status, 200)
+      assert.strictEqual((yield* post(c, call("echo"), { as: "alice", session })).status, 503)
+      assert.strictEqual((yield* post(c, initialize, { as: "alice" })).status, 503)
+      assert.strictEqual(a.log.called.length, 1)
+    }))
+
+  it.live("waits for a connection no longer than it may, and has sent nothing then", () =>
+    Effect.gen(function*() {
+      const silent = yield* Effect.acquireRelease(
+        Effect.promise(async () => {
+          const server = createServer((peer) => void peer.on("error", () => undefined))
+          server.listen(0, "127.0.0.1")
+          await once(server, "listening")
+          return server
+        }),
+        (server) => Effect.sync(() => server.close())
+      )
+      const { port } = silent.address() as AddressInfo
+      const { a, b } = yield* three({
+        routed: { address: () => `https://127.0.0.1:${port}`, connectTimeout: "100 millis" }
+      })
+      const session = yield* begin(a, "alice")
+      const answer = yield* post(b, call("echo"), { as: "alice", session }).pipe(Effect.timeout("2 seconds"))
+      assert.strictEqual(answer.status, 503)
     }))
 
   it.live("hands nothing on that says it was handed on already", () =>

@@ -50,7 +50,9 @@ class Unpacked extends Context.Service<Unpacked, { readonly directory: string }>
     Effect.gen(function*() {
       const directory = temporaryDirectory("package-")
       const copy = join(directory, "copy")
-      const absent = new Set(["node_modules", "dist", "build", "docs", ".git"].map((name) => join(root, name)))
+      const absent = new Set(
+        ["node_modules", "dist", "build", "docs/node_modules", "docs/api", ".git"].map((name) => join(root, name))
+      )
       cpSync(root, copy, { recursive: true, filter: (source) => !absent.has(source) })
       symlinkSync(join(root, "node_modules"), join(copy, "node_modules"))
       yield* run(copy, "npm", "pack", "--pack-destination", directory)
@@ -239,6 +241,8 @@ layer(Declared.layer.pipe(Layer.provideMerge(Unpacked.layer)), { excludeTestServ
             "CONTRIBUTING.md",
             "LICENSE",
             "README.md",
+            "docs/kubernetes.md",
+            "docs/kubernetes.yaml",
             "package.json",
             ...filesOf(join(root, "examples")).map((file) => `examples/${file}`),
             ...built.map((file) => `dist/${file}`)

@@ -2,6 +2,7 @@ import { assert, describe, it } from "@effect/vitest"
 import * as ClusterNode from "effect-mcp-sessions/ClusterNode"
 import * as IdentityResolver from "effect-mcp-sessions/IdentityResolver"
 import * as McpHttpOptions from "effect-mcp-sessions/McpHttpOptions"
+import * as SessionCluster from "effect-mcp-sessions/SessionCluster"
 import * as SessionPool from "effect-mcp-sessions/SessionPool"
 import * as SessionRegistry from "effect-mcp-sessions/SessionRegistry"
 import * as TokenOptions from "effect-mcp-sessions/TokenOptions"
@@ -53,6 +54,7 @@ describe("README", () => {
 
   const tables = [
     ["option", SessionPool.declared.rows],
+    ["`SessionCluster`", SessionCluster.declared.rows],
     ["`IdentityResolver.layer`", IdentityResolver.declared.rows],
     ["`IdentityResolver.layerJwt`", TokenOptions.jwt.rows],
     ["`IdentityResolver.layerIntrospection`", TokenOptions.introspection.rows],

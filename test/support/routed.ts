@@ -17,6 +17,8 @@ import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import * as Tracer from "effect/Tracer"
 import { createServer } from "node:http"
+import { createServer as createSecureServer } from "node:https"
+import type { Certificate } from "./certificates.ts"
 import type { Log } from "./mcpHttp.ts"
 import { type App, type Endpoint, makeLog, makeServer } from "./mcpHttp.ts"
 
@@ -43,6 +45,8 @@ export interface StartOptions {
   readonly routed?: Partial<McpHttp.RoutedOptions>
   readonly resolver?: Layer.Layer<IdentityResolver>
   readonly tracer?: Tracer.Tracer
+  /** If its server speaks TLS. */
+  readonly certificate?: Certificate
   /** Called when a node asks the store who is there. */
   readonly onAsk?: () => void
 }
@@ -63,9 +67,9 @@ export const cluster = (defaults: StartOptions = {}): Cluster => {
     ports,
     start: Effect.fnUntraced(function*(name, given = {}) {
       const log = makeLog()
-      const { app, onAsk, resolver, routed, tracer } = { ...defaults, ...given }
+      const { app, certificate, onAsk, resolver, routed, tracer } = { ...defaults, ...given }
       const endpoint = app?.(log) ?? McpHttp.layer({ server: makeServer(log) })
-      const http = createServer()
+      const http = certificate === undefined ? createServer() : createSecureServer(certificate)
       const node = ClusterNode.layerMemory({
         memory,
         name,

@@ -41,6 +41,8 @@ export interface SocketOptions {
   readonly security: Security.Security
   /** Where this node listens. Undefined for one that owns nothing. */
   readonly listen: ClusterMember | undefined
+  /** From then on nobody can connect; those who are connected stay until the scope ends. */
+  readonly closing: AbortSignal
   /** How often the other end is asked whether it is there, in milliseconds. */
   readonly pingInterval: number
 }
@@ -261,11 +263,11 @@ const lost = new Socket.SocketError({ reason: new Socket.SocketCloseError({ code
 
 const accept = (
   { client, server }: Sockets,
-  { listen }: SocketOptions,
+  { closing, listen }: SocketOptions,
   ends: Security.Ends | undefined
 ): Transport<SocketServer.SocketServerError>["listen"] =>
   Effect.gen(function*() {
-    const at = { host: listen!.host, port: listen!.port, noDelay: true }
+    const at = { host: listen!.host, port: listen!.port, noDelay: true, signal: closing }
     const sockets = ends === undefined
       ? yield* server.make(at)
       : yield* server.makeTls({ ...ends.server, ...at, handshakeTimeout: 5_000 })

@@ -9,7 +9,7 @@ import * as RunnerStorage from "effect/cluster/RunnerStorage"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
-import { closeSync, openSync } from "node:fs"
+import { closeSync, openSync, statSync } from "node:fs"
 import { load } from "./peers.ts"
 
 const loadSqlite = load("keeps its SQLite store with libsql", "libsql", () => import("libsql"))
@@ -33,7 +33,58 @@ interface RunnerRow {
   readonly healthy: number
 }
 
-/** Locks and heartbeats hold for `expiry` milliseconds. Fails when the file can't be opened, or is none of SQLite's. */
+/** The file as it was opened, and what is asked of it. */
+const open = (Sqlite: Effect.Success<typeof loadSqlite>["default"], file: string) => {
+  // Who may write to it may take every session, so it is nobody else's
+  closeSync(openSync(file, "a", 0o600))
+  // Nobody waits in SQLite itself, which would stop the process: see `patience`
+  const db = new Sqlite(file, { timeout: 0 })
+  try {
+    // What a crash of the machine can lose is who held which lock, and then nobody does
+    db.exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
+    db.exec(schema)
+    return {
+      db,
+      inode: inodeOf(file),
+      beat: db.prepare("UPDATE mcp_cluster_runners SET lives_until = ? WHERE address = ?"),
+      insert: db.prepare(`
+        INSERT INTO mcp_cluster_runners (address, runner, healthy, lives_until) VALUES (?, ?, ?, ?)
+        ON CONFLICT (address) DO UPDATE SET
+          runner = excluded.runner, healthy = excluded.healthy, lives_until = excluded.lives_until
+        RETURNING id`),
+      remove: db.prepare("DELETE FROM mcp_cluster_runners WHERE address = ? OR lives_until <= ?"),
+      judge: db.prepare("UPDATE mcp_cluster_runners SET healthy = ? WHERE address = ?"),
+      living: db.prepare("SELECT runner, healthy FROM mcp_cluster_runners WHERE lives_until > ?"),
+      take: db.prepare(`
+        INSERT INTO mcp_cluster_locks (shard, address, held_until) VALUES (?, ?, ?)
+        ON CONFLICT (shard) DO UPDATE SET address = excluded.address, held_until = excluded.held_until
+          WHERE address = excluded.address OR held_until <= ?`),
+      keep: db.prepare("UPDATE mcp_cluster_locks SET held_until = ? WHERE shard = ? AND address = ?"),
+      free: db.prepare("DELETE FROM mcp_cluster_locks WHERE shard = ? AND address = ?"),
+      freeAll: db.prepare("DELETE FROM mcp_cluster_locks WHERE address = ?"),
+      shortenLives: db.prepare("UPDATE mcp_cluster_runners SET lives_until = ?1 WHERE lives_until > ?1"),
+      shortenLocks: db.prepare("UPDATE mcp_cluster_locks SET held_until = ?1 WHERE held_until > ?1")
+    }
+  } catch (error) {
+    db.close()
+    throw error
+  }
+}
+
+type Store = ReturnType<typeof open>
+
+// None when there is no file
+const inodeOf = (file: string): string | undefined => {
+  const stats = statSync(file, { bigint: true, throwIfNoEntry: false })
+  return stats && `${stats.dev}:${stats.ino}`
+}
+
+/**
+ * Locks and heartbeats hold for `expiry` milliseconds. Fails when the file can't be opened, or is none of SQLite's.
+ *
+ * A file that was deleted or replaced is opened anew: who kept to the old one would share its locks with nobody, beside
+ * those who come later. It has none of the node's locks, so that the node loses what it had with its next heartbeat.
+ */
 export const make = Effect.fnUntraced(function*(
   file: string,
   expiry: number
@@ -42,64 +93,50 @@ export const make = Effect.fnUntraced(function*(
   const clock = yield* Clock.Clock
   const now = () => clock.currentTimeMillisUnsafe()
 
-  // Who may write to it may take every session, so it is nobody else's
-  const open = attempt(() => {
-    closeSync(openSync(file, "a", 0o600))
-    // Nobody waits in SQLite itself, which would stop the process: see `patience`
-    const database = new Sqlite(file, { timeout: 0 })
-    try {
-      // What a crash of the machine can lose is who held which lock, and then nobody does
-      database.exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
-      database.exec(schema)
-      return database
-    } catch (error) {
-      database.close()
-      throw error
-    }
-  })
-  const db = yield* Effect.acquireRelease(open, (database) => Effect.sync(() => database.close()))
+  let current: Store | undefined
+  const close = () => {
+    current?.db.close()
+    current = undefined
+  }
+  const opened = (): Store => {
+    if (current !== undefined && current.inode !== inodeOf(file)) close()
+    return current ??= open(Sqlite, file)
+  }
+  yield* Effect.acquireRelease(attempt(opened), () => Effect.sync(close))
 
-  const beat = db.prepare("UPDATE mcp_cluster_runners SET lives_until = ? WHERE address = ?")
-  const insert = db.prepare(`
-    INSERT INTO mcp_cluster_runners (address, runner, healthy, lives_until) VALUES (?, ?, ?, ?)
-    ON CONFLICT (address) DO UPDATE SET
-      runner = excluded.runner, healthy = excluded.healthy, lives_until = excluded.lives_until
-    RETURNING id`)
-  const remove = db.prepare("DELETE FROM mcp_cluster_runners WHERE address = ? OR lives_until <= ?")
-  const judge = db.prepare("UPDATE mcp_cluster_runners SET healthy = ? WHERE address = ?")
-  const living = db.prepare("SELECT runner, healthy FROM mcp_cluster_runners WHERE lives_until > ?")
-  const take = db.prepare(`
-    INSERT INTO mcp_cluster_locks (shard, address, held_until) VALUES (?, ?, ?)
-    ON CONFLICT (shard) DO UPDATE SET address = excluded.address, held_until = excluded.held_until
-      WHERE address = excluded.address OR held_until <= ?`)
-  const keep = db.prepare("UPDATE mcp_cluster_locks SET held_until = ? WHERE shard = ? AND address = ?")
-  const free = db.prepare("DELETE FROM mcp_cluster_locks WHERE shard = ? AND address = ?")
-  const freeAll = db.prepare("DELETE FROM mcp_cluster_locks WHERE address = ?")
-
-  // The others see all of it or nothing
-  const write = <A>(f: () => A): Effect.Effect<A, PersistenceError> => attempt(() => db.transaction(f).immediate())
+  // The others see all of it or nothing. What was written before the clock was set back holds no longer than the rest:
+  // counted from now on, because whoever wrote it lives by a clock that was not.
+  const write = <A>(f: (store: Store, at: number) => A): Effect.Effect<A, PersistenceError> =>
+    attempt(() => {
+      const store = opened()
+      return store.db.transaction(() => {
+        const at = now()
+        store.shortenLives.run(at + expiry)
+        store.shortenLocks.run(at + expiry)
+        return f(store, at)
+      }).immediate()
+    })
 
   return RunnerStorage.makeEncoded({
     register: (address, runner, healthy) =>
-      write(() => (insert.get(address, runner, Number(healthy), now() + expiry) as { readonly id: number }).id),
-    unregister: (address) => write(() => void remove.run(address, now())),
-    setRunnerHealth: (address, healthy) => write(() => void judge.run(Number(healthy), address)),
+      write(({ insert }, at) =>
+        (insert.get(address, runner, Number(healthy), at + expiry) as { readonly id: number }).id
+      ),
+    unregister: (address) => write(({ remove }, at) => void remove.run(address, at)),
+    setRunnerHealth: (address, healthy) => write(({ judge }) => void judge.run(Number(healthy), address)),
     getRunners: attempt(() =>
-      (living.all(now()) as ReadonlyArray<RunnerRow>).map(({ healthy, runner }) => [runner, healthy === 1] as const)
+      (opened().living.all(now()) as ReadonlyArray<RunnerRow>)
+        .map(({ healthy, runner }) => [runner, healthy === 1] as const)
     ),
     acquire: (address, shards) =>
-      write(() => {
-        const at = now()
-        return shards.filter((shard) => take.run(shard, address, at + expiry, at).changes === 1)
-      }),
+      write(({ take }, at) => shards.filter((shard) => take.run(shard, address, at + expiry, at).changes === 1)),
     refresh: (address, shards) =>
-      write(() => {
-        const until = now() + expiry
-        beat.run(until, address)
-        return shards.filter((shard) => keep.run(until, shard, address).changes === 1)
+      write(({ beat, keep }, at) => {
+        beat.run(at + expiry, address)
+        return shards.filter((shard) => keep.run(at + expiry, shard, address).changes === 1)
       }),
-    release: (address, shard) => write(() => void free.run(shard, address)),
-    releaseAll: (address) => write(() => void freeAll.run(address))
+    release: (address, shard) => write(({ free }) => void free.run(shard, address)),
+    releaseAll: (address) => write(({ freeAll }) => void freeAll.run(address))
   })
 })
 

@@ -1,0 +1,69 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Runner from "effect/cluster/Runner"
+import * as RunnerAddress from "effect/cluster/RunnerAddress"
+import * as ShardId from "effect/cluster/ShardId"
+import * as Effect from "effect/Effect"
+import * as TestClock from "effect/testing/TestClock"
+import { renameSync, rmSync } from "node:fs"
+import { join } from "node:path"
+import * as Sqlite from "../src/internal/cluster/sqlite.ts"
+import { temporaryDirectory } from "./support/temporary.ts"
+
+const expiry = 10_000
+
+const shards = [ShardId.make("mcp", 1), ShardId.make("mcp", 2)]
+
+const runners = [1, 2].map((port) =>
+  Runner.make({ address: RunnerAddress.make("127.0.0.1", port), groups: ["mcp"], weight: 1 })
+)
+const [a, b] = runners as [Runner.Runner, Runner.Runner]
+
+const newFile = () => join(temporaryDirectory("sqlite-"), "cluster.db")
+
+const remove = (file: string) => {
+  for (const end of ["", "-wal", "-shm"]) rmSync(file + end, { force: true })
+}
+
+describe("the store of SQLite", () => {
+  for (
+    const [what, lose] of [["deleted", remove], ["replaced", (file: string) => {
+      renameSync(file, `${file}.old`)
+      remove(file)
+    }]] as const
+  ) {
+    it.effect(`gives no lock to two nodes when its file was ${what}`, () =>
+      Effect.gen(function*() {
+        const file = newFile()
+        const first = yield* Sqlite.make(file, expiry)
+        yield* first.register(a, true)
+        assert.lengthOf(yield* first.acquire(a.address, shards), 2)
+        lose(file)
+        const second = yield* Sqlite.make(file, expiry)
+        yield* second.register(b, true)
+        assert.lengthOf(yield* second.acquire(b.address, shards), 2)
+        assert.lengthOf(yield* first.refresh(a.address, shards), 0)
+        // And they see each other again
+        yield* first.register(a, true)
+        assert.lengthOf(yield* first.getRunners, 2)
+        assert.lengthOf(yield* second.getRunners, 2)
+        assert.lengthOf(yield* first.acquire(a.address, shards), 0)
+      }))
+  }
+
+  it.effect("lets go of what a lost node had within its time, also when the clock was set back", () =>
+    Effect.gen(function*() {
+      const file = newFile()
+      yield* TestClock.setTime(3_600_000)
+      const store = yield* Sqlite.make(file, expiry)
+      yield* store.register(a, true)
+      yield* store.register(b, true)
+      assert.lengthOf(yield* store.acquire(a.address, shards), 2)
+      yield* TestClock.setTime(0)
+      // It may live, by a clock that nobody has set
+      assert.lengthOf(yield* store.acquire(b.address, shards), 0)
+      yield* TestClock.setTime(expiry)
+      assert.lengthOf(yield* store.getRunners, 0)
+      assert.lengthOf(yield* store.acquire(b.address, shards), 2)
+      assert.lengthOf(yield* store.refresh(a.address, shards), 0)
+    }))
+})
