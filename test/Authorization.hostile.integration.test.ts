@@ -2,6 +2,7 @@
  * Authorization servers that lie, stores that hang, and callbacks that come twice or leave: over loopback.
  */
 import { assert, describe, it } from "@effect/vitest"
+import { ClientCredentialsProvider } from "@modelcontextprotocol/sdk/client/auth-extensions.js"
 import { AuthorizationFailed } from "effect-mcp-sessions/Authorization"
 import * as Consent from "effect-mcp-sessions/Consent"
 import { Identity } from "effect-mcp-sessions/Identity"
@@ -16,6 +17,7 @@ import * as Layer from "effect/Layer"
 import * as KeyValueStore from "effect/persistence/KeyValueStore"
 import * as Redacted from "effect/Redacted"
 import * as TestClock from "effect/testing/TestClock"
+import type { Answer } from "./support/authorizationServer.ts"
 import { type AnySession, generations } from "./support/generations.ts"
 import * as Protected from "./support/protected.ts"
 import { makeHandle } from "./support/sessions.ts"
@@ -70,29 +72,38 @@ const issueOf = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
 
 const empty: TokenStoreShape = { get: () => Effect.succeedNone, set: () => Effect.void, remove: () => Effect.void }
 
+type Connector = (typeof generations)[number][1]
+
+const clientOf = (connector: Connector, { authority, server }: Protected.Protected) =>
+  connector.http({
+    url: server.url,
+    authorization: { clientCredentials: { clientId: "gateway", clientSecret, issuer: authority.issuer } }
+  })
+
+const callerOf = (connector: Connector, { server }: Protected.Protected) =>
+  Sessions.layer({
+    connect: connector.http({ url: server.url, authorization: { authorizationCode: { redirectUrl } } })
+  })
+
+/** Has the authorization server wait until it is told what to say. */
+const held = (upstream: Protected.Protected) => {
+  const asked: Array<(answer: Answer) => void> = []
+  upstream.answer = () => new Promise((resolve) => asked.push(resolve))
+  return (answer: Answer) => asked[0]!(answer)
+}
+
 for (const [sdk, connector] of generations) {
   describe(`hostile authorization with ${sdk}`, () => {
-    const asClient = ({ authority, server }: Protected.Protected) =>
-      connector.http({
-        url: server.url,
-        authorization: { clientCredentials: { clientId: "gateway", clientSecret, issuer: authority.issuer } }
-      })
-
-    const asCaller = ({ server }: Protected.Protected) =>
-      Sessions.layer({
-        connect: connector.http({ url: server.url, authorization: { authorizationCode: { redirectUrl } } })
-      })
-
     it.effect("an answer that is no JSON is quoted nowhere: it may be a token", () =>
       Effect.gen(function*() {
         const upstream = yield* Protected.make
         for (const status of [200, 400]) {
           upstream.answer = () => ({ status, body: "gho_16C7e42F292c69" })
-          const issue = yield* issueOf(asClient(upstream)(alice, makeHandle()))
+          const issue = yield* issueOf(clientOf(connector, upstream)(alice, makeHandle()))
           assert.notInclude(issue, "16C7", String(status))
         }
         upstream.answer = () => ({ status: 400, body: { access_token: "gho_16C7e42F292c69" } })
-        assert.notInclude(yield* issueOf(asClient(upstream)(alice, makeHandle())), "16C7")
+        assert.notInclude(yield* issueOf(clientOf(connector, upstream)(alice, makeHandle())), "16C7")
       }).pipe(Effect.provide(TokenStore.layerMemory)))
 
     it.effect("a token that can't be sent as a bearer's is none, and another is asked for", () =>
@@ -110,16 +121,16 @@ for (const [sdk, connector] of generations) {
         upstream.valid.set("good-token", "")
         for (const answer of bad) {
           upstream.answer = () => ({ body: { ...good, ...answer } })
-          assert.match(yield* issueOf(asClient(upstream)(alice, makeHandle())), /bearer token/)
+          assert.match(yield* issueOf(clientOf(connector, upstream)(alice, makeHandle())), /bearer token/)
         }
         upstream.answer = () => ({ body: good })
-        yield* Effect.flatMap(asClient(upstream)(alice, makeHandle()), call)
+        yield* Effect.flatMap(clientOf(connector, upstream)(alice, makeHandle()), call)
       }).pipe(Effect.provide(TokenStore.layerMemory)))
 
     it.effect("a store that hangs when it is written costs two seconds", () =>
       Effect.gen(function*() {
         const upstream = yield* Protected.make
-        const opened = yield* Effect.forkChild(Effect.flatMap(asClient(upstream)(alice, makeHandle()), call))
+        const opened = yield* Effect.forkChild(Effect.flatMap(clientOf(connector, upstream)(alice, makeHandle()), call))
         yield* eventually(() => upstream.grants.length === 1 && upstream.valid.size === 1)
         while (opened.pollUnsafe() === undefined) {
           yield* TestClock.adjust("2 seconds")
@@ -143,16 +154,15 @@ for (const [sdk, connector] of generations) {
           }
           upstream.answer = undefined
           yield* echo
-        }).pipe(Effect.provide(asCaller(upstream)))
+        }).pipe(Effect.provide(callerOf(connector, upstream)))
       }).pipe(Effect.provide(TokenStore.layerMemory)))
 
     it.effect("a refresh goes on when the open that needed it has gone, and is not asked for twice", () =>
       Effect.gen(function*() {
         const upstream = yield* Protected.make
-        yield* Effect.provide(Consent.withConsent(agree)(echo), asCaller(upstream), { local: true })
+        yield* Effect.provide(Consent.withConsent(agree)(echo), callerOf(connector, upstream), { local: true })
         upstream.revoke()
-        let answer: (value: { readonly body: unknown }) => void = () => {}
-        upstream.answer = () => new Promise((resolve) => (answer = resolve))
+        const answer = held(upstream)
         yield* Effect.gen(function*() {
           const leader = yield* Effect.forkChild(echo)
           yield* eventually(() => upstream.grants.length === 2)
@@ -165,7 +175,7 @@ for (const [sdk, connector] of generations) {
           answer({ body: { access_token: "good-token", token_type: "Bearer" } })
           yield* Fiber.join(next)
           assert.strictEqual(upstream.grants.length, 2)
-        }).pipe(Effect.provide(asCaller(upstream)))
+        }).pipe(Effect.provide(callerOf(connector, upstream)))
       }).pipe(Effect.provide(TokenStore.layerMemory)))
 
     it.effect("a store with anything in it is a store with nothing in it", () =>
@@ -180,12 +190,39 @@ for (const [sdk, connector] of generations) {
         ]
         for (const text of texts) {
           const store = { ...empty, get: () => Effect.succeedSome(Redacted.make(text)) }
-          yield* Effect.flatMap(asClient(upstream)(alice, makeHandle()), call).pipe(
+          yield* Effect.flatMap(clientOf(connector, upstream)(alice, makeHandle()), call).pipe(
             Effect.provide(Layer.succeed(TokenStore, store))
           )
         }
         assert.strictEqual(upstream.grants.length, texts.length)
       }))
+
+    it.effect("scopes that could not be had are not asked for again with others", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        const asked: Array<string> = []
+        upstream.answer = (form) => {
+          const scope = form.get("scope") ?? ""
+          asked.push(scope)
+          if (scope.includes("root")) return { status: 400, body: { error: "invalid_scope" } }
+          upstream.valid.set(`token-${asked.length}`, scope)
+          return { body: { access_token: `token-${asked.length}`, token_type: "Bearer", scope } }
+        }
+        const provider = new ClientCredentialsProvider({ clientId: "gateway", clientSecret: "client-secret" })
+        // As the second generation's does
+        provider.prepareTokenRequest = (scope) =>
+          new URLSearchParams({ grant_type: "client_credentials", ...(scope === undefined ? {} : { scope }) })
+        const session = yield* connector.http({ url: upstream.server.url, authorization: () => provider })(
+          alice,
+          makeHandle()
+        )
+        upstream.needs = ({ rpc }) => rpc === "tools/call" ? "root" : ""
+        yield* Effect.flip(call(session))
+        upstream.needs = ({ rpc }) => rpc === "tools/call" ? "files" : ""
+        yield* Effect.exit(call(session))
+        assert.isAbove(asked.length, 2)
+        assert.notInclude(asked.at(-1)!, "root")
+      }).pipe(Effect.provide(TokenStore.layerMemory)))
 
     it.effect("a callback that comes twice at once is redeemed once", () =>
       Effect.gen(function*() {
@@ -201,7 +238,7 @@ for (const [sdk, connector] of generations) {
           assert.deepStrictEqual(ends.toSorted(), ["redeemed", "unknown"])
           assert.strictEqual(upstream.grants.length, 1)
           yield* echo
-        }).pipe(Effect.provide(asCaller(upstream)))
+        }).pipe(Effect.provide(callerOf(connector, upstream)))
       }).pipe(Effect.provide(TokenStore.layerMemory)))
 
     it.effect("a callback whose browser leaves loses no tokens", () =>
@@ -210,8 +247,7 @@ for (const [sdk, connector] of generations) {
         yield* Effect.gen(function*() {
           const { url } = yield* consentOf(echo)
           const back = yield* browse(url)
-          let answer: (value: { readonly body: unknown }) => void = () => {}
-          upstream.answer = () => new Promise((resolve) => (answer = resolve))
+          const answer = held(upstream)
           const waiting = yield* Effect.forkChild(
             Consent.withConsent(() => Effect.succeed({ action: "accept" }))(echo),
             { startImmediately: true }
@@ -223,7 +259,7 @@ for (const [sdk, connector] of generations) {
           answer({ body: { access_token: "good-token", token_type: "Bearer" } })
           yield* Fiber.join(waiting)
           assert.strictEqual(upstream.grants.length, 1)
-        }).pipe(Effect.provide(asCaller(upstream)))
+        }).pipe(Effect.provide(callerOf(connector, upstream)))
       }).pipe(Effect.provide(TokenStore.layerMemory)))
 
     it.effect("a callback that is no address is nobody's", () =>
@@ -234,13 +270,12 @@ for (const [sdk, connector] of generations) {
     it.effect("a refresh that another process was quicker with costs nobody a consent", () =>
       Effect.gen(function*() {
         const upstream = yield* Protected.make
-        const process = asCaller(upstream).pipe(Layer.provide(Layer.fresh(TokenStore.layerKeyValueStore)))
+        const process = callerOf(connector, upstream).pipe(Layer.provide(Layer.fresh(TokenStore.layerKeyValueStore)))
         const [here, there] = [yield* Layer.build(process), yield* Layer.build(Layer.fresh(process))]
         yield* Effect.provide(Consent.withConsent(agree)(echo), here)
         yield* Effect.provide(echo, there)
         upstream.revoke()
-        let refuse: (value: { readonly status: number; readonly body: unknown }) => void = () => {}
-        upstream.answer = () => new Promise((resolve) => (refuse = resolve))
+        const refuse = held(upstream)
         const slower = yield* Effect.forkChild(Effect.provide(echo, here))
         yield* eventually(() => upstream.grants.length === 2)
         upstream.answer = undefined

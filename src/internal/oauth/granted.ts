@@ -205,12 +205,15 @@ const defined = <A extends object>(options: A) =>
 const isBearer = ({ access_token: token, token_type: type }: Drafts.Grant["tokens"]): boolean =>
   type.toLowerCase() === "bearer" && /^[!-~]+$/.test(token)
 
+const late = () => new AuthorizationFailed({ issue: "the TokenStore took too long" })
+
 /** How long a store may take for what nobody needs to wait for. */
 const writePatience = Duration.seconds(2)
 
+const change = (work: () => Effect.Effect<void, unknown>) => Cells.inTime(Effect.suspend(work), writePatience, late)
+
 /** The part of the store that has JSON in it. It is as slow as it likes, but nobody waits for that. */
 const storeOf = (store: TokenStoreShape, server: string) => {
-  const late = () => new AuthorizationFailed({ issue: "the TokenStore took too long" })
   const read = (key: string): Effect.Effect<unknown, unknown> =>
     Effect.map(
       Cells.inTime(Effect.suspend(() => store.get(key)), Cells.patience, late),
@@ -219,7 +222,6 @@ const storeOf = (store: TokenStoreShape, server: string) => {
           Option.flatMap(found, Option.liftThrowable((text): unknown => JSON.parse(Redacted.value(text))))
         )
     )
-  const change = (work: () => Effect.Effect<void, unknown>) => Cells.inTime(Effect.suspend(work), writePatience, late)
   return {
     grant: (key: string) => Effect.map(read(key), (found) => isGrant(found) ? found : undefined),
     client: (key: string) =>
