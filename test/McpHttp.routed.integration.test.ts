@@ -375,7 +375,7 @@ describe("McpHttp.routed", () => {
     Effect.gen(function*() {
       const silent = yield* Effect.acquireRelease(
         Effect.promise(async () => {
-          const server = createServer((peer) => void peer.on("error", () => undefined))
+          const server = createServer((peer) => void peer.on("error", () => undefined).resume())
           server.listen(0, "127.0.0.1")
           await once(server, "listening")
           return server

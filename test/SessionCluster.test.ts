@@ -153,6 +153,35 @@ describe("SessionCluster", () => {
       assert.strictEqual(upstream.opened.length, 1)
     }))
 
+  it.effect("fails a call whose request or answer can't cross, typed, and no other call", () =>
+    Effect.gen(function*() {
+      const { nodes, upstream } = yield* startNodes(["a", "b"])
+      const large = "x".repeat(31 * 1024 * 1024)
+      upstream.tools.big = { run: () => ({ content: [], _meta: { value: 1n } }) }
+      upstream.tools.large = { run: () => ({ content: [], _meta: { large } }) }
+      yield* passing(nodes[0]!.cluster.withSession(alice, who))
+      const { other, owner } = rolesOf(upstream, nodes, "alice")
+      const failureOf = (name: string, args: Record<string, unknown> = {}, onProgress?: () => Effect.Effect<void>) =>
+        passing(
+          other.cluster.withSession(alice, (session) =>
+            Effect.map(Effect.flip(session.callTool({ name, arguments: args }, { onProgress })), ({ reason }) =>
+              [reason._tag, reason.requestSent] as const))
+        )
+      for (
+        const onProgress of [undefined, () =>
+          Effect.void]
+      ) {
+        assert.deepStrictEqual(yield* failureOf("big", {}, onProgress), ["ProtocolFailure", true])
+        assert.deepStrictEqual(yield* failureOf("large", {}, onProgress), ["ProtocolFailure", true])
+        assert.deepStrictEqual(yield* failureOf("once", { id: 1n }, onProgress), ["ProtocolFailure", false])
+        assert.deepStrictEqual(yield* failureOf("once", { id: large }, onProgress), ["ProtocolFailure", false])
+      }
+      assert.strictEqual(upstream.runs.size, 0)
+      const after = yield* passing(other.cluster.withSession(alice, who))
+      assert.strictEqual(after, yield* passing(owner.cluster.withSession(alice, who)))
+      assert.lengthOf(upstream.opened, 1)
+    }))
+
   it.effect("carries progress in order, notifications, and what the server asks the client", () =>
     Effect.gen(function*() {
       const upstream = makeUpstream()

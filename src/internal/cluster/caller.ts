@@ -218,6 +218,11 @@ export const make = Effect.fnUntraced(function*(options: {
       return Effect.andThen(on.handle.retire("died"), Effect.fail(failed))
     }
 
+    const written = (method: string, params: unknown) =>
+      params === undefined
+        ? Effect.succeed({})
+        : Effect.map(Codec.carried(params, { method, server, requestSent: false }), (json) => ({ params: json }))
+
     // Counted for the lease of whatever pool or cluster it is made within, as any call of any session is
     const counted = <A>(
       method: string,
@@ -266,13 +271,15 @@ export const make = Effect.fnUntraced(function*(options: {
               params,
               given.onProgress
             )
-            : Effect.withFiber((fiber) => {
-              const sent = { ...made, ...json(params), ...traceOf(fiber) }
-              const { onProgress } = given
-              return onProgress === undefined
-                ? Effect.map(detached(on.peer!["Session.Call"](sent)), Codec.parse)
-                : reported(on.peer!, sent, onProgress, made.timeout)
-            })
+            : Effect.withFiber((fiber) =>
+              Effect.flatMap(written(operation, params), (json) => {
+                const sent = { ...made, ...json, ...traceOf(fiber) }
+                const { onProgress } = given
+                return onProgress === undefined
+                  ? Effect.map(detached(on.peer!["Session.Call"](sent)), Codec.parse)
+                  : reported(on.peer!, sent, onProgress, made.timeout)
+              })
+            )
           return Effect.catchCause(ran, (cause) =>
             // The caller's own interruption, or that of the other side
             Cause.hasInterruptsOnly(cause)
@@ -330,7 +337,7 @@ export const make = Effect.fnUntraced(function*(options: {
         }
       ))
       Queue.endUnsafe(reports)
-      const left = Math.max(0, call.maxTotalTimeout ?? timeout - (node.fence.now() - since))
+      const left = Math.max(0, (call.maxTotalTimeout ?? timeout) - (node.fence.now() - since))
       const handled = yield* Effect.timeoutOption(Fiber.await(handling), left)
       if (Option.isSome(handled) && Exit.isFailure(handled.value)) return yield* handled.value
       yield* Fiber.interrupt(handling)
@@ -379,8 +386,6 @@ const isSame = (one: Identity, other: Identity): boolean => {
   return Option.isSome(one.credentials) &&
     Redacted.value(one.credentials.value.header) === Redacted.value(other.credentials.value.header)
 }
-
-const json = (params: unknown) => params === undefined ? {} : { params: Codec.stringify(params) }
 
 const millis = <K extends string>(key: K, input: Duration.Input | undefined) => {
   if (input === undefined) return {}

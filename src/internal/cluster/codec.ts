@@ -3,8 +3,9 @@
  * what they don't know.
  */
 import type { Progress } from "@modelcontextprotocol/sdk/types.js"
-import type * as Effect from "effect/Effect"
+import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
+import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import { SessionKey } from "../../Identity.ts"
 import { McpSessionError, PreparationFailed, ProtocolFailure } from "../../McpSessionError.ts"
@@ -15,6 +16,28 @@ import type { Call } from "./wire.ts"
 export const stringify = (value: unknown): string => JSON.stringify(value) ?? "null"
 
 export const parse = (json: string | undefined): unknown => json === undefined ? undefined : JSON.parse(json)
+
+/**
+ * How many characters of JSON cross at once. Within a message each may become two, and a link ends at a line of 64 Mi
+ * of them: with it everybody's calls.
+ */
+export const maxLength = 30 * 1024 * 1024
+
+/** What a caller asks with or a server has answered, as text. Fails when it can't cross: that is its call's affair. */
+export const carried = (
+  value: unknown,
+  { method, requestSent, server }: { readonly method: string; readonly requestSent: boolean; readonly server: string }
+): Effect.Effect<string, McpSessionError> =>
+  Effect.suspend(() => {
+    const text = Result.try(() => stringify(value))
+    if (Result.isSuccess(text) && text.success.length <= maxLength) return Effect.succeed(text.success)
+    const what = requestSent ? "The answer" : "The request"
+    const message = Result.isSuccess(text)
+      ? `${what} has more than ${maxLength} characters of JSON, too many for another node`
+      : `${what} can't be written as JSON`
+    const reason = new ProtocolFailure({ code: requestSent ? -32603 : -32602, message, data: undefined, requestSent })
+    return Effect.fail(new McpSessionError({ reason, method, server }))
+  })
 
 // -----------------------------------------------------------------------------
 // Sessions

@@ -253,28 +253,25 @@ export const make = Effect.fnUntraced(function*(options: {
   const callHere: Owner["callHere"] = (call, params, onProgress) =>
     within(call, (session) => Codec.ask(session, call, params, onProgress))
 
+  const callFrom = (call: Wire.Call, onProgress?: (progress: Progress) => Effect.Effect<void>) => {
+    const server = leases.get(call.lease)?.session.serverInfo.name ?? "cluster"
+    return underTrace(call, callHere(call, Codec.parse(call.params), onProgress)).pipe(
+      Effect.flatMap((answer) => Codec.carried(answer, { method: call.operation, server, requestSent: true })),
+      Effect.mapError(Codec.crossing)
+    )
+  }
+
   const handlers: Handlers = {
-    call: (call) =>
-      underTrace(
-        call,
-        Effect.mapBoth(callHere(call, Codec.parse(call.params), undefined), {
-          onSuccess: Codec.stringify,
-          onFailure: Codec.crossing
-        })
-      ),
+    call: (call) => callFrom(call),
     callReported: (call) =>
       Stream.callback<Wire.Reported, Wire.Failure>((queue) =>
-        underTrace(
-          call,
-          callHere(call, Codec.parse(call.params), (progress) =>
-            // The caller loses the oldest, as it would here
-            Effect.sync(() => void Queue.offerUnsafe(queue, { _tag: "Progress", json: Codec.stringify(progress) })))
-        ).pipe(
-          Effect.mapError(Codec.crossing),
-          Effect.flatMap((answer) => Queue.offer(queue, { _tag: "Answer", json: Codec.stringify(answer) })),
-          Effect.andThen(Queue.end(queue)),
-          Effect.catch((error) => Queue.fail(queue, error))
-        ), { bufferSize: 257, strategy: "sliding" }),
+        callFrom(call, (progress) =>
+          // The caller loses the oldest, as it would here
+          Effect.sync(() => void Queue.offerUnsafe(queue, { _tag: "Progress", json: Codec.stringify(progress) }))).pipe(
+            Effect.flatMap((json) => Queue.offer(queue, { _tag: "Answer", json })),
+            Effect.andThen(Queue.end(queue)),
+            Effect.catch((error) => Queue.fail(queue, error))
+          ), { bufferSize: 257, strategy: "sliding" }),
     listen: (id) => Stream.map(notificationsHere(id), Codec.stringify),
     inspect: (what) =>
       what === "stats" ? Effect.map(pool.stats, Codec.stats.encode) : Effect.map(pool.entries, Codec.entries.encode),
