@@ -129,8 +129,9 @@ export interface Options<out R = never> {
    * The same for `elicitation/create` in URL mode (MCP 2025-11-25, client/elicitation): the server asks the caller to
    * open an address, for what is not to pass through a client. Answer `accept` when the caller has agreed to open it.
    * Show the whole address first, open it in the caller's own browser, and never fetch it: what the caller does there
-   * stays there. That it is done comes as `notifications/elicitation/complete` on the session's `notifications`; a
-   * server may also refuse a call with the code -32042, whose `data` has what to open.
+   * stays there. An address that is not http or https, or has a user in it, is refused unseen. That it is done comes as
+   * `notifications/elicitation/complete` on the session's `notifications`; a server may also refuse a call with the
+   * code -32042, whose `data` has what to open.
    */
   readonly urlElicitation?:
     | ((params: ElicitRequestURLParams, identity: Identity) => Effect.Effect<ElicitResult, unknown, R>)

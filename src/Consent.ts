@@ -19,6 +19,7 @@
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
@@ -141,7 +142,8 @@ const consented = <R>(
 
 /**
  * Takes what the authorization server has sent back: the address of the callback, or its query. Gets the tokens, puts
- * them into the `TokenStore`, and lets whoever waits go on. Each answer counts once.
+ * them into the `TokenStore`, and lets whoever waits go on. Each answer counts once, and goes on when whoever brings it
+ * has left.
  *
  * The consent must have been asked for in this process.
  *
@@ -156,29 +158,40 @@ const finishAs = <R>(
   isOwner: (identity: Identity) => Effect.Effect<boolean, unknown, R>
 ): Effect.Effect<Identity, ConsentFailed, R> =>
   Effect.gen(function*() {
-    const query = answer instanceof URLSearchParams
-      ? answer
-      : new URL(answer, "http://localhost").searchParams
+    const query = queryOf(answer)
     const consents = yield* Pending.Consents
     const pending = yield* consents.ofState(query.get("state") ?? "")
     if (pending === undefined) return yield* new ConsentFailed({ why: "unknown" })
     if (!(yield* Effect.orElseSucceed(isOwner(pending.identity), () => false))) {
       return yield* new ConsentFailed({ why: "unknown" })
     }
-    consents.claim(pending)
-    const code = query.get("code")
-    const isGiven = yield* code === null
-      ? Effect.succeed(false)
-      : Effect.onExit(
-        pending.redeem({ code, iss: query.get("iss") ?? undefined }),
-        (exit) => Effect.sync(() => settled(consents, pending, Exit.isSuccess(exit)))
-      ).pipe(Effect.as(true), Effect.mapError(() => new ConsentFailed({ why: "failed" })))
-    if (!isGiven) {
-      settled(consents, pending, false)
-      return yield* new ConsentFailed({ why: "denied" })
-    }
-    return pending.identity
+    // Goes on when the browser leaves: a code is good for once
+    const redeeming = yield* Effect.forkDetach(redeemed(consents, pending, query), { startImmediately: true })
+    return yield* Fiber.join(redeeming)
   })
+
+const redeemed = (consents: Pending.Consents, pending: Pending.Pending, query: URLSearchParams) =>
+  Effect.suspend((): Effect.Effect<Identity, ConsentFailed> => {
+    // It may have come a second time while its owner was looked up
+    if (!consents.claim(pending)) return Effect.fail(new ConsentFailed({ why: "unknown" }))
+    const code = query.get("code")
+    const given = code === null
+      ? Effect.fail(new ConsentFailed({ why: "denied" }))
+      : Effect.mapError(
+        pending.redeem({ code, iss: query.get("iss") ?? undefined }),
+        () => new ConsentFailed({ why: "failed" })
+      )
+    return Effect.as(
+      Effect.onExit(given, (exit) => Effect.sync(() => settled(consents, pending, Exit.isSuccess(exit)))),
+      pending.identity
+    )
+  })
+
+const queryOf = (answer: string | URL | URLSearchParams): URLSearchParams => {
+  if (answer instanceof URLSearchParams) return answer
+  const text = String(answer)
+  return URL.canParse(text, "http://localhost") ? new URL(text, "http://localhost").searchParams : new URLSearchParams()
+}
 
 const settled = (consents: Pending.Consents, pending: Pending.Pending, isGiven: boolean): void => {
   consents.settle(pending)

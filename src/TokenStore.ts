@@ -20,8 +20,9 @@ import * as Schema from "effect/Schema"
 /**
  * The store did not do what it was asked. Whatever its cause says stays in it, and in no log of this library.
  *
- * A connector that can't read it fails the open or the call with the reason `PreparationFailed`. One that can't write
- * to it logs that, and goes on with the tokens that it has got.
+ * A connector that can't read it, within ten seconds, fails the open or the call with the reason `PreparationFailed`.
+ * One that can't write to it, within two, logs that, and goes on with the tokens that it has got. What it finds there
+ * and can't read is nothing to it.
  *
  * @category errors
  */

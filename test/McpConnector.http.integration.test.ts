@@ -330,6 +330,11 @@ for (const [sdk, connector] of generations) {
           yield* call(session, "consent", { url: "https://upstream.test/pay?for=this" }),
           "{\"action\":\"accept\"}"
         )
+        for (
+          const url of ["javascript:alert(1)", "file:///etc/passwd", "data:text/html,x", "https://a:b@upstream.test/"]
+        ) {
+          assert.notInclude(JSON.stringify(yield* Effect.exit(call(session, "consent", { url }))), "accept")
+        }
         assert.deepStrictEqual(opened, ["alice 1 https://upstream.test/pay?for=this"])
         assert.deepInclude(Option.getOrThrow(yield* Fiber.join(completed)).params, { elicitationId: "1" })
 

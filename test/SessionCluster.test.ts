@@ -11,6 +11,7 @@ import { ClusterNode } from "effect-mcp-sessions/ClusterNode"
 import { type RemoteSession, SessionCluster } from "effect-mcp-sessions/SessionCluster"
 import * as ClusterSchema from "effect/cluster/ClusterSchema"
 import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -180,6 +181,26 @@ describe("SessionCluster", () => {
       const after = yield* passing(other.cluster.withSession(alice, who))
       assert.strictEqual(after, yield* passing(owner.cluster.withSession(alice, who)))
       assert.lengthOf(upstream.opened, 1)
+    }))
+
+  it.effect("interrupts a handler of progress when all the time of a call is over, and returns the answer", () =>
+    Effect.gen(function*() {
+      const { nodes, upstream } = yield* startNodes(["a", "b"])
+      yield* passing(nodes[0]!.cluster.withSession(alice, who))
+      const { other } = rolesOf(upstream, nodes, "alice")
+      const slow = other.cluster.withSession(
+        alice,
+        (session) =>
+          session.callTool({ name: "slow", arguments: { ms: 50 } }, {
+            onProgress: () => Effect.never,
+            resetTimeoutOnProgress: true,
+            timeout: "20 seconds",
+            maxTotalTimeout: "40 seconds"
+          })
+      )
+      const [took, { isError }] = yield* passing(Effect.timed(slow))
+      assert.isUndefined(isError)
+      assert.approximately(Duration.toMillis(took), 40_000, 100)
     }))
 
   it.effect("carries progress in order, notifications, and what the server asks the client", () =>

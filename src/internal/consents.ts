@@ -38,8 +38,11 @@ export interface Consents {
   readonly ofKey: (key: string) => Effect.Effect<Pending | undefined>
   readonly ofId: (id: string) => Effect.Effect<Pending | undefined>
   readonly ofState: (state: string) => Effect.Effect<Pending | undefined>
-  /** Its answer has come: there is no other. Whoever asks for the same meanwhile still finds it. */
-  readonly claim: (pending: Pending) => void
+  /**
+   * Its answer has come: there is no other, and false if there was one. Whoever asks for the same meanwhile still finds
+   * it.
+   */
+  readonly claim: (pending: Pending) => boolean
   /** There are tokens, or there are none. Whoever was asked for it just before still hears which. */
   readonly settle: (pending: Pending) => void
 }
@@ -51,7 +54,7 @@ const make = (): Consents => {
   const byState = new Map<string, Pending>()
   const byKey = new Map<string, Pending>()
 
-  const claim = ({ state }: Pending) => void byState.delete(state)
+  const claim = ({ state }: Pending) => byState.delete(state)
 
   const settle = (pending: Pending) => {
     if (byKey.get(pending.key) === pending) byKey.delete(pending.key)

@@ -606,7 +606,9 @@ const handlers = <R>(
         handler("elicitation/create", (params) =>
           Effect.flatMap(owner, (identity) =>
             // The SDK refuses a mode that this client does not declare before it comes here
-            params.mode === "url" ? urlElicitation!(params, identity) : elicitation!(params, identity))),
+            params.mode === "url" ?
+              Effect.andThen(checkAddress(params.url), urlElicitation!(params, identity)) :
+              elicitation!(params, identity))),
       roots: roots &&
         handler("roots/list", () => Effect.map(Effect.flatMap(owner, roots), (found) => ({ roots: [...found] })))
     }
@@ -616,6 +618,15 @@ const handlers = <R>(
 // it
 const modes = (form: unknown, url: unknown) =>
   url === undefined ? {} : { ...(form === undefined ? {} : { form: {} }), url: {} }
+
+/** 2025-11-25, client/elicitation#safe-url-handling: nobody is asked to run a script, or to open a file. */
+const checkAddress = (text: string): Effect.Effect<void, Error> =>
+  Effect.suspend(() => {
+    const url = URL.canParse(text) ? new URL(text) : undefined
+    return url !== undefined && /^https?:$/.test(url.protocol) && url.username === "" && url.password === ""
+      ? Effect.void
+      : Effect.fail(new Error("the address is not that of a web page"))
+  })
 
 // What the server is told: the reason stays here
 const unanswered = new Error("The client could not answer this request")

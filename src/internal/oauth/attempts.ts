@@ -2,6 +2,8 @@
  * The `fetch` with which the SDKs talk to authorization servers: an answer is read to its end, within bounds, before
  * the SDK sees any of it, and what it may quote of the secrets that it was sent is taken out.
  */
+import * as Option from "effect/Option"
+import * as Predicate from "effect/Predicate"
 import { AuthorizationFailed } from "../../Authorization.ts"
 import type { FetchLike } from "../../Connector.ts"
 import { isTrusted } from "../../TokenOptions.ts"
@@ -63,9 +65,17 @@ export const make = ({ fetch, scrub, signal, upstream }: Options): Attempt => {
           signal.aborted ? "the authorization server took too long" : "the authorization server can't be reached"
         )
       }
+      if (init?.method === "POST") {
+        // The SDKs quote in errors, and on the console, what they can't read: it may have a token in it
+        const body = parse(text)
+        if (response.ok && body === undefined) throw failed(unreadable)
+        if (!response.ok && !isRefusal(response, body)) {
+          throw failed(`the authorization server answered ${response.status}`)
+        }
+      }
       if (response.status >= 500) failed(`the authorization server answered ${response.status}`)
-      else if (response.status >= 400) attempt.failure = attempt.failedRefresh = undefined
-      else attempt.failure = undefined
+      else if (response.ok) attempt.failure = undefined
+      else attempt.failure = attempt.failedRefresh = undefined
       const { headers, status, statusText } = response
       const body = text === "" ? null : response.ok ? text : scrub(text)
       return Object.defineProperty(new Response(body, { headers, status, statusText }), "url", { value: target.href })
@@ -84,6 +94,15 @@ const isAllowed = (target: URL, init: RequestInit | undefined, upstream: URL): b
   const isLocal = upstream.protocol === "http:" && isTrusted(upstream)
   return isTrusted(target) && (isLocal || target.protocol === "https:")
 }
+
+const unreadable = "the authorization server's answer is not what OAuth says"
+
+const parse = (text: string): unknown =>
+  Option.getOrUndefined(Option.liftThrowable((json: string): unknown => JSON.parse(json))(text))
+
+/** RFC 6749 section 5.2. Whatever else it answers is not the authorization server's word on what it was asked. */
+const isRefusal = ({ status }: Response, body: unknown): boolean =>
+  status >= 400 && status !== 429 && Predicate.hasProperty(body, "error") && typeof body.error === "string"
 
 const tooLong = new Error("too long")
 
@@ -170,8 +189,11 @@ export const makeAttempts = (): Attempts => {
 const describe = (error: unknown): { readonly code: string | undefined; readonly message: string } => {
   if (!(error instanceof Error)) return { code: undefined, message: "" }
   const { code, errorCode } = error as { readonly code?: unknown; readonly errorCode?: unknown }
-  // Of schemas that it does not match: thousands of characters of JSON
-  if ("issues" in error) return { code: undefined, message: "the authorization server's answer is not what OAuth says" }
+  // Of schemas that it does not match: thousands of characters of JSON. Of what is no JSON: it is quoted, and may be a
+  // token
+  if ("issues" in error || error instanceof SyntaxError) {
+    return { code: undefined, message: unreadable }
+  }
   const found = [errorCode, code].find((one) => typeof one === "string" && /^[\w-]{1,60}$/.test(one))
   return { code: found as string | undefined, message: error.message }
 }

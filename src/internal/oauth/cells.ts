@@ -7,6 +7,7 @@ import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
 import { AuthorizationFailed } from "../../Authorization.ts"
 import type { FetchLike, SessionHandle } from "../../Connector.ts"
@@ -70,6 +71,8 @@ export interface Wanted {
 
 export interface Cell {
   users: number
+  /** Called when it may be that nobody needs it any more. */
+  readonly release: () => void
   flight: Deferred.Deferred<void, unknown> | undefined
   /** How many attempts there have been. */
   flown: number
@@ -96,31 +99,54 @@ export const cellOf = (owner: object, key: string): Effect.Effect<Cell, never, S
     Effect.sync(() => {
       const found = cells.get(owner) ?? new Map<string, Cell>()
       cells.set(owner, found)
-      let cell = found.get(key)
-      if (cell === undefined) {
-        found.set(
-          key,
-          cell = {
-            users: 0,
-            flight: undefined,
-            flown: 0,
-            failed: undefined,
-            unproven: undefined,
-            grant: undefined,
-            isRead: false,
-            scope: undefined,
-            resourceMetadataUrl: undefined,
-            source: undefined
-          }
-        )
-      }
+      const cell = found.get(key) ?? make(() => {
+        // What is on its way would be asked for twice by whoever comes next
+        if (cell.users === 0 && cell.flight === undefined && found.get(key) === cell) found.delete(key)
+      })
+      found.set(key, cell)
       cell.users++
       return cell
     }),
     (cell) =>
       Effect.sync(() => {
         cell.users--
-        if (cell.users === 0) cells.get(owner)?.delete(key)
+        cell.release()
+      })
+  )
+
+const make = (release: () => void): Cell => ({
+  users: 0,
+  release,
+  flight: undefined,
+  flown: 0,
+  failed: undefined,
+  unproven: undefined,
+  grant: undefined,
+  isRead: false,
+  scope: undefined,
+  resourceMetadataUrl: undefined,
+  source: undefined
+})
+
+/**
+ * What comes of it in this time. It goes on when whoever waits has gone, and nobody waits for what can't be
+ * interrupted.
+ */
+export const inTime = <A, E, R, E2>(
+  work: Effect.Effect<A, E, R>,
+  duration: Duration.Duration,
+  late: () => E2
+): Effect.Effect<A, E | E2, R> =>
+  Effect.flatMap(
+    Effect.forkDetach(work, { startImmediately: true }),
+    (fiber) =>
+      Effect.timeoutOrElse(Fiber.join(fiber), {
+        duration,
+        orElse: () =>
+          Effect.suspend(() => {
+            fiber.interruptUnsafe()
+            return Effect.fail(late())
+          })
       })
   )
 
@@ -132,17 +158,19 @@ export const fly = (cell: Cell, work: Effect.Effect<void, unknown>): Effect.Effe
   Effect.suspend(() => {
     if (cell.flight !== undefined) return Effect.as(Deferred.await(cell.flight), false)
     const flight = cell.flight = Deferred.makeUnsafe<void, unknown>()
-    const inTime = Effect.timeoutOrElse(work, {
-      duration: patience,
-      orElse: () => Effect.fail(new AuthorizationFailed({ issue: `it took longer than ${Duration.format(patience)}` }))
-    })
+    const attempt = inTime(
+      work,
+      patience,
+      () => new AuthorizationFailed({ issue: `it took longer than ${Duration.format(patience)}` })
+    )
     return Effect.andThen(
       Effect.forkDetach(
-        Effect.onExit(inTime, (exit) =>
+        Effect.onExit(attempt, (exit) =>
           Effect.sync(() => {
             cell.flight = undefined
             cell.flown++
             cell.failed = Exit.isFailure(exit) ? exit : undefined
+            cell.release()
             Deferred.doneUnsafe(flight, exit)
           })),
         { startImmediately: true }

@@ -54,7 +54,13 @@ export const make = (options: Cells.Options, given: Given): Effect.Effect<Cells.
 
     const granted = (draft: Drafts.Draft) =>
       Effect.suspend(() => {
-        const grant = { tokens: draft.granted!, client: draft.isRegistered ? draft.client : undefined }
+        const tokens = draft.granted!
+        if (!isBearer(tokens)) {
+          return Effect.fail(
+            new AuthorizationFailed({ issue: "what the authorization server gave is no bearer token" })
+          )
+        }
+        const grant = { tokens, client: draft.isRegistered ? draft.client : undefined }
         remember(grant)
         cell.scope = draft.scope ?? cell.scope
         return store.write(grantKey, grant)
@@ -112,9 +118,11 @@ export const make = (options: Cells.Options, given: Given): Effect.Effect<Cells.
       )
       if (result === "AUTHORIZED") return yield* granted(draft)
       if (grant !== undefined && !isStepUp && draft.tokens === undefined) {
-        // The server says that they are worth nothing
+        // The server says that they are worth nothing: also where another process has been quicker with them
+        const stored = yield* store.grant(grantKey)
+        if (stored !== undefined && stored.tokens.access_token !== grant.tokens.access_token) return remember(stored)
         remember(undefined)
-        yield* Effect.ignore(owner.remove(grantKey))
+        yield* store.remove(grantKey)
       }
       // Nobody is sent anywhere else: no script, and no place that another can listen to
       if (draft.url === undefined || !isTrusted(draft.url)) {
@@ -193,22 +201,29 @@ const defined = <A extends object>(options: A) =>
     [K in keyof A]?: Exclude<A[K], undefined>
   }
 
-/** The part of the store that has JSON in it. */
+/** RFC 6749 section 7.1: a client "MUST NOT use an access token if it does not understand the token type". */
+const isBearer = ({ access_token: token, token_type: type }: Drafts.Grant["tokens"]): boolean =>
+  type.toLowerCase() === "bearer" && /^[!-~]+$/.test(token)
+
+const late = () => new AuthorizationFailed({ issue: "the TokenStore took too long" })
+
+/** How long a store may take for what nobody needs to wait for. */
+const writePatience = Duration.seconds(2)
+
+const change = (work: () => Effect.Effect<void, unknown>) => Cells.inTime(Effect.suspend(work), writePatience, late)
+
+/** The part of the store that has JSON in it. It is as slow as it likes, but nobody waits for that. */
 const storeOf = (store: TokenStoreShape, server: string) => {
   const read = (key: string): Effect.Effect<unknown, unknown> =>
-    Effect.map(store.get(key), (found) =>
-      Option.getOrUndefined(
-        Option.flatMap(found, Option.liftThrowable((text): unknown => JSON.parse(Redacted.value(text))))
-      ))
+    Effect.map(
+      Cells.inTime(Effect.suspend(() => store.get(key)), Cells.patience, late),
+      (found) =>
+        Option.getOrUndefined(
+          Option.flatMap(found, Option.liftThrowable((text): unknown => JSON.parse(Redacted.value(text))))
+        )
+    )
   return {
-    grant: (key: string) =>
-      Effect.map(
-        read(key),
-        (found) =>
-          Predicate.hasProperty(found, "tokens") && Predicate.hasProperty(found.tokens, "access_token")
-            ? found as unknown as Drafts.Grant
-            : undefined
-      ),
+    grant: (key: string) => Effect.map(read(key), (found) => isGrant(found) ? found : undefined),
     client: (key: string) =>
       Effect.map(
         read(key),
@@ -217,10 +232,11 @@ const storeOf = (store: TokenStoreShape, server: string) => {
             ? found as unknown as NonNullable<Drafts.Grant["client"]>
             : undefined
       ),
+    remove: (key: string) => Effect.ignoreCause(change(() => store.remove(key))),
     // What could not be written is still known here
     write: (key: string, value: unknown) =>
       Effect.catchCause(
-        store.set(key, Redacted.make(JSON.stringify(value))),
+        change(() => store.set(key, Redacted.make(JSON.stringify(value)))),
         () =>
           Effect.logWarning(
             `What the authorization server of "${server}" has granted could not be written to the TokenStore, ` +
@@ -229,6 +245,13 @@ const storeOf = (store: TokenStoreShape, server: string) => {
       )
   }
 }
+
+/** A store may have anything in it: what would break here counts as nothing. */
+const isGrant = (found: unknown): found is Drafts.Grant =>
+  Predicate.hasProperty(found, "tokens") && Predicate.hasProperty(found.tokens, "access_token") &&
+  typeof found.tokens.access_token === "string" &&
+  Object.values(found.tokens).every((one) => typeof one === "string" || typeof one === "number") &&
+  (!Predicate.hasProperty(found, "client") || Predicate.hasProperty(found.client, "client_id"))
 
 const subjectOf = (handle: SessionHandle, identity: Identity) =>
   Effect.flatMap(handle.credentials, (newest) => {

@@ -39,7 +39,6 @@ export const make = <R>(
         const before = yield* tokens
         const attempts = Attempts.makeAttempts()
         const wanted = isStepUp ? Drafts.union(cell.scope, before?.scope, scope) : scope
-        if (isStepUp) cell.scope = wanted
         const own = Scrub.make()
         if (before !== undefined) { for (const secret of Drafts.secretsOf({ tokens: before })) own.add(secret) }
         cell.resourceMetadataUrl = resourceMetadataUrl ?? cell.resourceMetadataUrl
@@ -54,6 +53,8 @@ export const make = <R>(
             }),
           catch: attempts.issueOf
         })
+        // What could not be had is not asked for again, with what another call needs
+        if (isStepUp) cell.scope = wanted
       })
 
     return { current: Effect.map(tokens, (found) => found?.access_token), known: () => undefined, renew, cell }

@@ -1,0 +1,290 @@
+/**
+ * Authorization servers that lie, stores that hang, and callbacks that come twice or leave: over loopback.
+ */
+import { assert, describe, it } from "@effect/vitest"
+import { ClientCredentialsProvider } from "@modelcontextprotocol/sdk/client/auth-extensions.js"
+import { AuthorizationFailed } from "effect-mcp-sessions/Authorization"
+import * as Consent from "effect-mcp-sessions/Consent"
+import { Identity } from "effect-mcp-sessions/Identity"
+import type { McpSession, McpSessionError } from "effect-mcp-sessions/McpSession"
+import { SessionPool } from "effect-mcp-sessions/SessionPool"
+import { TokenStore, type TokenStoreShape } from "effect-mcp-sessions/TokenStore"
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as HttpServerRequest from "effect/http/HttpServerRequest"
+import * as Layer from "effect/Layer"
+import * as KeyValueStore from "effect/persistence/KeyValueStore"
+import * as Redacted from "effect/Redacted"
+import * as TestClock from "effect/testing/TestClock"
+import type { Answer } from "./support/authorizationServer.ts"
+import { type AnySession, generations } from "./support/generations.ts"
+import * as Protected from "./support/protected.ts"
+import { makeHandle } from "./support/sessions.ts"
+
+class Sessions extends SessionPool.Tag<Sessions, AnySession, McpSessionError>()("test/Sessions") {}
+
+const alice = Identity.fromKey("alice")
+const clientSecret = Redacted.make("client-secret-of-the-gateway")
+const redirectUrl = "http://127.0.0.1:9/oauth/callback"
+
+const call = (session: Pick<McpSession, "callTool">) => session.callTool({ name: "echo", arguments: { message: "hi" } })
+
+const echo = Sessions.withSession(alice, call)
+
+/** Opens the address in a browser, and says where that ends. */
+const browse = (url: Redacted.Redacted): Effect.Effect<string> =>
+  Effect.promise(async () => {
+    const { body, headers } = await fetch(Redacted.value(url), { redirect: "manual" })
+    await body?.cancel()
+    return headers.get("location")!
+  })
+
+const agree = ({ url }: Consent.ConsentRequest) =>
+  Effect.gen(function*() {
+    yield* Consent.finish(yield* browse(url))
+    return { action: "accept" } as const
+  })
+
+const consentOf = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+  Effect.map(Effect.flip(effect), (error) => {
+    const { reason } = error as McpSessionError
+    assert(reason._tag === "ConsentRequired")
+    return reason
+  })
+
+/** Waits for what the other side of a socket will see. */
+const eventually = (condition: () => boolean): Effect.Effect<void> =>
+  Effect.suspend(() =>
+    condition()
+      ? Effect.void
+      : Effect.andThen(Effect.promise(() => new Promise((resolve) => setImmediate(resolve))), eventually(condition))
+  )
+
+const issueOf = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+  Effect.map(Effect.flip(effect), (error) => {
+    const { reason } = error as McpSessionError
+    assert(reason._tag === "PreparationFailed")
+    const cause = Redacted.value(reason.cause)
+    assert(cause instanceof AuthorizationFailed)
+    return cause.issue
+  })
+
+const empty: TokenStoreShape = { get: () => Effect.succeedNone, set: () => Effect.void, remove: () => Effect.void }
+
+type Connector = (typeof generations)[number][1]
+
+const clientOf = (connector: Connector, { authority, server }: Protected.Protected) =>
+  connector.http({
+    url: server.url,
+    authorization: { clientCredentials: { clientId: "gateway", clientSecret, issuer: authority.issuer } }
+  })
+
+const callerOf = (connector: Connector, { server }: Protected.Protected) =>
+  Sessions.layer({
+    connect: connector.http({ url: server.url, authorization: { authorizationCode: { redirectUrl } } })
+  })
+
+/** Has the authorization server wait until it is told what to say. */
+const held = (upstream: Protected.Protected) => {
+  const asked: Array<(answer: Answer) => void> = []
+  upstream.answer = () => new Promise((resolve) => asked.push(resolve))
+  return (answer: Answer) => asked[0]!(answer)
+}
+
+for (const [sdk, connector] of generations) {
+  describe(`hostile authorization with ${sdk}`, () => {
+    it.effect("an answer that is no JSON is quoted nowhere: it may be a token", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        for (const status of [200, 400]) {
+          upstream.answer = () => ({ status, body: "gho_16C7e42F292c69" })
+          const issue = yield* issueOf(clientOf(connector, upstream)(alice, makeHandle()))
+          assert.notInclude(issue, "16C7", String(status))
+        }
+        upstream.answer = () => ({ status: 400, body: { access_token: "gho_16C7e42F292c69" } })
+        assert.notInclude(yield* issueOf(clientOf(connector, upstream)(alice, makeHandle())), "16C7")
+      }).pipe(Effect.provide(TokenStore.layerMemory)))
+
+    it.effect("a token that can't be sent as a bearer's is none, and another is asked for", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        const good = { access_token: "good-token", token_type: "bearer" }
+        const bad = [
+          { access_token: "a\r\nX-Evil: 1" },
+          { access_token: "☃" },
+          { access_token: "" },
+          { access_token: "a b" },
+          { token_type: "DPoP" },
+          { token_type: "mac" }
+        ]
+        upstream.valid.set("good-token", "")
+        for (const answer of bad) {
+          upstream.answer = () => ({ body: { ...good, ...answer } })
+          assert.match(yield* issueOf(clientOf(connector, upstream)(alice, makeHandle())), /bearer token/)
+        }
+        upstream.answer = () => ({ body: good })
+        yield* Effect.flatMap(clientOf(connector, upstream)(alice, makeHandle()), call)
+      }).pipe(Effect.provide(TokenStore.layerMemory)))
+
+    it.effect("a store that hangs when it is written costs two seconds", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        const opened = yield* Effect.forkChild(Effect.flatMap(clientOf(connector, upstream)(alice, makeHandle()), call))
+        yield* eventually(() => upstream.grants.length === 1 && upstream.valid.size === 1)
+        while (opened.pollUnsafe() === undefined) {
+          yield* TestClock.adjust("2 seconds")
+          yield* Effect.promise(() => new Promise((resolve) => setImmediate(resolve)))
+          assert.isBelow(yield* Clock.currentTimeMillis, 10_000)
+        }
+        yield* Fiber.join(opened)
+      }).pipe(
+        Effect.provide(Layer.succeed(TokenStore, { ...empty, set: () => Effect.uninterruptible(Effect.never) }))
+      ))
+
+    it.effect("a server that limits refreshes, or what stands before it, is nobody's reason to ask for consent", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        yield* Effect.gen(function*() {
+          yield* Consent.withConsent(agree)(echo)
+          upstream.revoke()
+          for (const status of [429, 403, 404, 307]) {
+            upstream.answer = () => ({ status, body: "gho_16C7e42F292c69" })
+            assert.strictEqual(yield* issueOf(echo), `the authorization server answered ${status}`)
+          }
+          upstream.answer = undefined
+          yield* echo
+        }).pipe(Effect.provide(callerOf(connector, upstream)))
+      }).pipe(Effect.provide(TokenStore.layerMemory)))
+
+    it.effect("a refresh goes on when the open that needed it has gone, and is not asked for twice", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        yield* Effect.provide(Consent.withConsent(agree)(echo), callerOf(connector, upstream), { local: true })
+        upstream.revoke()
+        const answer = held(upstream)
+        yield* Effect.gen(function*() {
+          const leader = yield* Effect.forkChild(echo)
+          yield* eventually(() => upstream.grants.length === 2)
+          yield* Fiber.interrupt(leader)
+          const before = upstream.server.requests.length
+          const next = yield* Effect.forkChild(echo, { startImmediately: true })
+          let turns = 0
+          yield* eventually(() => upstream.server.requests.length > before && turns++ > 50)
+          upstream.valid.set("good-token", "")
+          answer({ body: { access_token: "good-token", token_type: "Bearer" } })
+          yield* Fiber.join(next)
+          assert.strictEqual(upstream.grants.length, 2)
+        }).pipe(Effect.provide(callerOf(connector, upstream)))
+      }).pipe(Effect.provide(TokenStore.layerMemory)))
+
+    it.effect("a store with anything in it is a store with nothing in it", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        const texts = [
+          "{",
+          "null",
+          "[1]",
+          "{\"tokens\":{\"access_token\":5}}",
+          "{\"tokens\":{\"access_token\":\"a\",\"scope\":[]}}"
+        ]
+        for (const text of texts) {
+          const store = { ...empty, get: () => Effect.succeedSome(Redacted.make(text)) }
+          yield* Effect.flatMap(clientOf(connector, upstream)(alice, makeHandle()), call).pipe(
+            Effect.provide(Layer.succeed(TokenStore, store))
+          )
+        }
+        assert.strictEqual(upstream.grants.length, texts.length)
+      }))
+
+    it.effect("scopes that could not be had are not asked for again with others", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        const asked: Array<string> = []
+        upstream.answer = (form) => {
+          const scope = form.get("scope") ?? ""
+          asked.push(scope)
+          if (scope.includes("root")) return { status: 400, body: { error: "invalid_scope" } }
+          upstream.valid.set(`token-${asked.length}`, scope)
+          return { body: { access_token: `token-${asked.length}`, token_type: "Bearer", scope } }
+        }
+        const provider = new ClientCredentialsProvider({ clientId: "gateway", clientSecret: "client-secret" })
+        // As the second generation's does
+        provider.prepareTokenRequest = (scope) =>
+          new URLSearchParams({ grant_type: "client_credentials", ...(scope === undefined ? {} : { scope }) })
+        const session = yield* connector.http({ url: upstream.server.url, authorization: () => provider })(
+          alice,
+          makeHandle()
+        )
+        upstream.needs = ({ rpc }) => rpc === "tools/call" ? "root" : ""
+        yield* Effect.flip(call(session))
+        upstream.needs = ({ rpc }) => rpc === "tools/call" ? "files" : ""
+        yield* Effect.exit(call(session))
+        assert.isAbove(asked.length, 2)
+        assert.notInclude(asked.at(-1)!, "root")
+      }).pipe(Effect.provide(TokenStore.layerMemory)))
+
+    it.effect("a callback that comes twice at once is redeemed once", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        yield* Effect.gen(function*() {
+          const { url } = yield* consentOf(echo)
+          const back = yield* browse(url)
+          const come = Consent.callback({ isOwner: () => Effect.as(Effect.yieldNow, true) }).pipe(
+            Effect.provideService(HttpServerRequest.HttpServerRequest, HttpServerRequest.fromWeb(new Request(back))),
+            Effect.match({ onFailure: ({ why }) => why, onSuccess: () => "redeemed" })
+          )
+          const ends = yield* Effect.all([come, come], { concurrency: "unbounded" })
+          assert.deepStrictEqual(ends.toSorted(), ["redeemed", "unknown"])
+          assert.strictEqual(upstream.grants.length, 1)
+          yield* echo
+        }).pipe(Effect.provide(callerOf(connector, upstream)))
+      }).pipe(Effect.provide(TokenStore.layerMemory)))
+
+    it.effect("a callback whose browser leaves loses no tokens", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        yield* Effect.gen(function*() {
+          const { url } = yield* consentOf(echo)
+          const back = yield* browse(url)
+          const answer = held(upstream)
+          const waiting = yield* Effect.forkChild(
+            Consent.withConsent(() => Effect.succeed({ action: "accept" }))(echo),
+            { startImmediately: true }
+          )
+          const browser = yield* Effect.forkChild(Consent.finish(back))
+          yield* eventually(() => upstream.grants.length === 1)
+          yield* Fiber.interrupt(browser)
+          upstream.valid.set("good-token", "")
+          answer({ body: { access_token: "good-token", token_type: "Bearer" } })
+          yield* Fiber.join(waiting)
+          assert.strictEqual(upstream.grants.length, 1)
+        }).pipe(Effect.provide(callerOf(connector, upstream)))
+      }).pipe(Effect.provide(TokenStore.layerMemory)))
+
+    it.effect("a callback that is no address is nobody's", () =>
+      Effect.gen(function*() {
+        assert.strictEqual((yield* Effect.flip(Consent.finish("http://["))).why, "unknown")
+      }))
+
+    it.effect("a refresh that another process was quicker with costs nobody a consent", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        const process = callerOf(connector, upstream).pipe(Layer.provide(Layer.fresh(TokenStore.layerKeyValueStore)))
+        const [here, there] = [yield* Layer.build(process), yield* Layer.build(Layer.fresh(process))]
+        yield* Effect.provide(Consent.withConsent(agree)(echo), here)
+        yield* Effect.provide(echo, there)
+        upstream.revoke()
+        const refuse = held(upstream)
+        const slower = yield* Effect.forkChild(Effect.provide(echo, here))
+        yield* eventually(() => upstream.grants.length === 2)
+        upstream.answer = undefined
+        yield* Effect.provide(echo, there)
+        assert.strictEqual(upstream.grants.length, 3)
+        refuse({ status: 400, body: { error: "invalid_grant" } })
+        yield* Fiber.join(slower)
+        yield* Effect.provide(echo, there)
+        assert.strictEqual(upstream.grants.length, 3)
+      }).pipe(Effect.scoped, Effect.provide(KeyValueStore.layerMemory)))
+  })
+}
