@@ -60,6 +60,18 @@ const connectedBy = (connector: Generation) => (options: McpConnector.StdioOptio
   })
 
 // Most of the time is spent waiting for stubborn processes
+/** Takes 60 ms of each turn of the loop, until the result is called. */
+const keepBusy = (): () => void => {
+  let next: NodeJS.Immediate
+  const work = () => {
+    const until = performance.now() + 60
+    while (performance.now() < until);
+    next = setImmediate(work)
+  }
+  work()
+  return () => clearImmediate(next)
+}
+
 for (const [sdk, connector] of generations) {
   describe(`stdio with ${sdk}`, { concurrent: true }, () => {
     const connected = connectedBy(connector)
@@ -233,6 +245,19 @@ for (const [sdk, connector] of generations) {
             Stream.runHead
           )
           const listening = yield* Effect.forkChild(last, { startImmediately: true })
+          yield* Effect.flip(call(session, "last-words"))
+          assert.isTrue(Option.isSome(yield* Fiber.join(listening).pipe(Effect.timeoutOption("5 seconds"))))
+        }))
+
+      it.live("reads what its child said last, also in a process that has much else to do", () =>
+        Effect.gen(function*() {
+          const { session } = yield* connected(fixture().options)
+          const last = session.notifications.pipe(
+            Stream.filter(({ method, params }) => method === "notifications/message" && params.data === 199),
+            Stream.runHead
+          )
+          const listening = yield* Effect.forkChild(last, { startImmediately: true })
+          yield* Effect.acquireRelease(Effect.sync(keepBusy), (stop) => Effect.sync(stop))
           yield* Effect.flip(call(session, "last-words"))
           assert.isTrue(Option.isSome(yield* Fiber.join(listening).pipe(Effect.timeoutOption("5 seconds"))))
         }))

@@ -158,6 +158,25 @@ describe("exclusive leases", () => {
       assert.strictEqual((yield* Fiber.join(again)).name, "a2")
     }))
 
+  it.effect("an open that fails has failed for all who wait for it, also while it is freed past acquireTimeout", () =>
+    Effect.gen(function*() {
+      const pool = yield* openPool({
+        leases: "exclusive",
+        acquireTimeout: 60,
+        connect: () =>
+          Effect.addFinalizer(() => Effect.sleep(100)).pipe(
+            Effect.andThen(Effect.sleep(10)),
+            Effect.andThen(Effect.fail(new Refused({ why: "no" })))
+          )
+      })
+      const first = yield* fork(visit(pool, a))
+      const second = yield* fork(visit(pool, a))
+      yield* TestClock.adjust(109)
+      assert.deepStrictEqual([outcome(first), outcome(second)], ["waiting", "waiting"])
+      yield* TestClock.adjust(1)
+      assert.deepStrictEqual([outcome(first), outcome(second)], ["Refused", "Refused"])
+    }))
+
   it.effect("when the session is invalidated, those who wait get another, in their order", () =>
     Effect.gen(function*() {
       const { pool, upstream } = yield* startExclusive()

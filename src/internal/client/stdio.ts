@@ -175,9 +175,8 @@ const fromChild = (
     read(chunk)
   })
   // It can't answer any more. Most are about to exit, and with what says more than this
-  child.stdout!.once("close", () => {
-    setTimeout(() => closeBecause("the server has closed its stdout"), lastWords).unref()
-  })
+  const onDeaf = () => isReading ? void setImmediate(onDeaf) : closeBecause("the server has closed its stdout")
+  child.stdout!.once("close", () => void setTimeout(onDeaf, lastWords).unref())
   const stderr = lines(child, onStderr)
   child.on("error", report)
   stdin.on("error", report)

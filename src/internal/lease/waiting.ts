@@ -204,6 +204,8 @@ export const wait = <I extends { readonly key: string }, A, E>(
       hasWaitedLong(self, waiter)
       return Effect.timeoutOption(seated, half)
     }),
+    // What it waits its turn for has failed, which it hears when that is free. Another open is not its own any more
+    Effect.flatMap(() => comer.slot === undefined && waiter.turn?.phase === "freeing" ? seated : Effect.void),
     Effect.provideService(Clock.Clock, self.engine.clock),
     Effect.map(() => {
       comer.waited += self.engine.time.now() - since
