@@ -113,6 +113,7 @@ interface Caller extends Simulator.Caller {
   readonly key: string
   readonly upstream: string | undefined
   heldSince: number | undefined
+  endedAt: number | undefined
 }
 
 class Pool extends SessionPool.Tag<Pool, Session, ConnectFailed>()("test/Pool") {}
@@ -389,8 +390,10 @@ class Simulation extends Simulator.Simulation<Action> {
 
   askedAt(key: string): number | undefined {
     if (this.nested.includes(key)) return undefined
+    // Whoever has left in this very moment may have been there when it took its place
     const first = this.callers.find((caller) =>
-      caller.key === key && caller.exit === undefined && caller.heldSince === undefined
+      caller.key === key && caller.heldSince === undefined &&
+      (caller.endedAt === undefined || caller.endedAt === this.world.now())
     )
     return first?.startedAt
   }
@@ -516,7 +519,8 @@ class Simulation extends Simulator.Simulation<Action> {
       ...this.calling(),
       key: identity.key,
       upstream: Option.getOrUndefined(identity.upstream),
-      heldSince: undefined
+      heldSince: undefined,
+      endedAt: undefined
     }
     this.callers.push(caller)
     const use = (session: Session) => this.use(caller, session, what)
@@ -528,6 +532,7 @@ class Simulation extends Simulator.Simulation<Action> {
     )
     caller.fiber.addObserver((exit) => {
       caller.exit = exit
+      caller.endedAt = this.world.now()
       this.ended(caller, exit)
     })
   }
