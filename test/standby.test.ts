@@ -20,8 +20,10 @@ interface Child {
 /** A pool whose connector keeps `size` children ready, which start as `start` says the nth time. */
 const open = Effect.fnUntraced(function*(
   start: (n: number) => Effect.Effect<unknown, "no">,
-  { idleTimeToLive = Infinity, size = 1, hangUp = Effect.void }: {
+  { idleTimeToLive = Infinity, size = 1, hangUp = Effect.void, silence = 0 }: {
     readonly idleTimeToLive?: number
+    /** How long one that is not healthy is asked for a sign of life. */
+    readonly silence?: number
     readonly size?: number
     readonly hangUp?: Effect.Effect<void>
   } = {}
@@ -55,7 +57,7 @@ const open = Effect.fnUntraced(function*(
         yield* Effect.ensuring(start(children.length), Effect.sync(() => starting--))
         return {
           isLost: () => isLost,
-          ping: Effect.suspend(() => child.isHealthy ? Effect.void : Effect.fail("mute")),
+          ping: Effect.suspend(() => child.isHealthy ? Effect.void : Effect.delay(Effect.fail("mute"), silence)),
           adopt: ({ key }) => `${name} of ${key}`
         }
       })
@@ -206,6 +208,19 @@ describe("a child on standby", () => {
       assert.strictEqual(children.length, 1)
       yield* TestClock.adjust(101)
       assert.strictEqual(children.length, 2)
+    }))
+
+  it.effect("has its place, too, while it is asked for a sign of life", () =>
+    Effect.gen(function*() {
+      const { children, visit } = yield* open(() => Effect.void, { size: 2, silence: 1_000 })
+      children[0]!.isHealthy = false
+      const visiting = yield* fork(visit(identities(1)[0]!))
+      children[1]!.die()
+      yield* TestClock.adjust(999)
+      assert.strictEqual(children.length, 3, "one in the place of the second")
+      yield* TestClock.adjust(2_000)
+      assert.strictEqual(children.length, 4)
+      assert.strictEqual(yield* Fiber.join(visiting), "cold k0")
     }))
 
   it.effect("ends with the pool, also while it starts, and no other is started then", () =>

@@ -690,9 +690,7 @@ class Simulation extends Simulator.Simulation<Action> {
     const ahead = this.children.filter(({ owner, phase }) =>
       owner === undefined && (phase === "opening" || phase === "open" || phase === "closing")
     )
-    // One that is asked for a sign of life has left its place, and is nobody's yet
-    const asking = this.sessions.filter(({ acquired, phase }) => phase === "opening" && !acquired).length
-    const room = this.standby + asking
+    const room = this.standby
     this.expect(ahead.length <= room || !this.world.isQuiet(), `${ahead.length} children are ahead, of ${room}`)
     const { capacity, closeTimeout } = this.options
     const live = this.sessions.filter((session) =>

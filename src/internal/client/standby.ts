@@ -28,7 +28,7 @@ export interface Unowned<S> {
 }
 
 export interface Options<S, E, R> {
-  /** How many are kept ready. Those that are starting or closing take such a place, too. */
+  /** How many are kept ready. Those that are starting, asked or closing take such a place, too. */
   readonly size: number
   /** How long one waits, in milliseconds, until another takes its place. */
   readonly idleTimeToLive: number
@@ -48,6 +48,8 @@ interface Waiting<S> {
 interface Room<S> {
   /** The one that waits for longest comes first. */
   readonly ready: Set<Waiting<S>>
+  /** Those that are asked for a sign of life: one that gives none is closed in the place where it waited. */
+  readonly asked: Set<Waiting<S>>
   /** Those that nobody waits for: one may hang, and the others are started all the same. */
   readonly starting: Set<Fiber.Fiber<boolean>>
   readonly closing: Set<Fiber.Fiber<void>>
@@ -80,6 +82,7 @@ export const make = <S, E, R>(options: Options<S, E, R>): Connect<S, E, R> => {
       if (known !== undefined) return Effect.succeed(known)
       const room: Room<S> = {
         ready: new Set(),
+        asked: new Set(),
         starting: new Set(),
         closing: new Set(),
         work: Latch.makeUnsafe(true),
@@ -127,7 +130,9 @@ const take = <S>(
       const [waiting] = room.ready
       if (waiting === undefined) return Option.none()
       room.ready.delete(waiting)
+      room.asked.add(waiting)
       const pinged = yield* Effect.exit(restore(waiting.session.ping))
+      room.asked.delete(waiting)
       if (Exit.isFailure(pinged) || waiting.session.isLost()) {
         // Interrupted by whoever wanted it: that says nothing of it
         const isInterrupted = Exit.isFailure(pinged) && Cause.hasInterrupts(pinged.cause)
@@ -168,8 +173,8 @@ const keep = <S, E, R>(room: Room<S>, options: Options<S, E, R>): Effect.Effect<
     }
   })
 
-const missing = <S>({ closing, ready, starting }: Room<S>, size: number): number =>
-  Math.max(0, size - ready.size - starting.size - closing.size)
+const missing = <S>({ asked, closing, ready, starting }: Room<S>, size: number): number =>
+  Math.max(0, size - ready.size - asked.size - starting.size - closing.size)
 
 const startBeside = <S, E, R>(room: Room<S>, options: Options<S, E, R>): Effect.Effect<void, never, R> =>
   Effect.uninterruptible(
