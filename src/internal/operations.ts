@@ -4,6 +4,7 @@
 import * as Clock from "effect/Clock"
 import type * as Fiber from "effect/Fiber"
 import * as Meters from "./meters.ts"
+import * as Time from "./time.ts"
 
 type AnyFiber = Fiber.Fiber<unknown, unknown>
 
@@ -40,7 +41,7 @@ const methods: ReadonlySet<string> = new Set([
 export const isMethod = (name: string): boolean => methods.has(name)
 
 /** A moment of the fiber's monotonic clock, in seconds. */
-export const now = (fiber: AnyFiber): number => Number(fiber.getRef(Clock.Clock).monotonicTimeNanosUnsafe()) / 1e9
+export const now = (fiber: AnyFiber): number => Time.monotonic(fiber.getRef(Clock.Clock))() / 1_000
 
 /** Records an operation that began then and has ended now. What names it comes from outside, and is bounded. */
 export const record = (

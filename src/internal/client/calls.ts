@@ -20,6 +20,7 @@ import {
 } from "../../McpSessionError.ts"
 import type { ProgressOptions } from "../../Session.ts"
 import * as Sent from "../sent.ts"
+import * as Time from "../time.ts"
 import * as Sdk from "./sdk.ts"
 import * as Spans from "./spans.ts"
 import type { Wire } from "./wire.ts"
@@ -125,7 +126,7 @@ export const make = ({ closed, isOpen, reasonOf, server, timeout: defaultTimeout
     { maxTotalTimeout, timeout = defaultTimeout }: ProgressOptions
   ): Effect.Effect<A, McpSessionError> =>
     Clock.clockWith((clock) => {
-      const now = () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
+      const now = Time.monotonic(clock)
       const patience = Duration.toMillis(timeout)
       const most = maxTotalTimeout === undefined ? Infinity : Duration.toMillis(maxTotalTimeout)
       const end = now() + (Number.isFinite(most) ? most : 10 * patience)

@@ -41,6 +41,7 @@ import { McpSessionError, PreparationFailed } from "../../McpSessionError.ts"
 import type { McpSession } from "../../Session.ts"
 import * as Scrub from "../scrub.ts"
 import * as Secrets from "../secrets.ts"
+import * as Time from "../time.ts"
 import { version } from "../version.ts"
 import * as Fetch from "./fetch.ts"
 import { KnownSecrets } from "./knownSecrets.ts"
@@ -305,7 +306,7 @@ const makeFallback = () => {
     older: Effect.Effect<A, McpSessionError, R>
   ): Effect.Effect<A, McpSessionError, R> =>
     Clock.clockWith((clock) => {
-      const now = Number(clock.monotonicTimeNanosUnsafe()) / 1e6
+      const now = Time.monotonic(clock)()
       // A server of neither kind may stream something else, and for ever
       const tried = Effect.timeoutOrElse(older, { duration: "10 seconds", orElse: () => Effect.fail(undefined) })
       const opened = Effect.catchIf(newer, isNoEndpoint, (refused) =>

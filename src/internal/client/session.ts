@@ -23,6 +23,7 @@ import type { ListOptions, McpSession, ProgressOptions } from "../../Session.ts"
 import type { Scrub } from "../scrub.ts"
 import { TypeId } from "../sent.ts"
 import type { Attributes } from "../spans.ts"
+import * as Time from "../time.ts"
 import * as Calls from "./calls.ts"
 import { classify, headerMismatch } from "./classify.ts"
 import * as Lists from "./lists.ts"
@@ -241,7 +242,7 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike>(
     isKept: () => !Sdk.isModern(client),
     isAnnounced: (kind) => !wire.isDeaf && Sdk.announces(client, kind),
     timeToLive: Duration.toMillis(listTimeToLive),
-    now: () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
+    now: Time.monotonic(clock)
   })
 
   wire.listener = {

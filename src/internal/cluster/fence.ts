@@ -12,6 +12,7 @@ import type * as ShardId from "effect/cluster/ShardId"
 import * as Effect from "effect/Effect"
 import * as Equal from "effect/Equal"
 import type { ClusterMember } from "../../ClusterMembership.ts"
+import * as Time from "../time.ts"
 
 type Storage = RunnerStorage.RunnerStorage["Service"]
 
@@ -56,7 +57,7 @@ export const make = (options: {
   readonly address: RunnerAddress.RunnerAddress | undefined
 }): Fence => {
   const { clock, expiry, group, storage } = options
-  const now = () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
+  const now = Time.monotonic(clock)
   const moment = (): Moment => ({ steady: now(), wall: clock.currentTimeMillisUnsafe() })
   const held = new Map<string, Moment>()
   const onLost = new Set<(shard: string) => void>()

@@ -19,6 +19,7 @@ import { type ClusterMember, ClusterMembership } from "../../ClusterMembership.t
 import { InvalidOptions } from "../../InvalidOptions.ts"
 import * as Declared from "../../McpHttpOptions.ts"
 import * as Spans from "../spans.ts"
+import * as Time from "../time.ts"
 import * as Answers from "./answers.ts"
 import * as Link from "./link.ts"
 import * as Relay from "./relay.ts"
@@ -87,7 +88,7 @@ const tagOf = (member: ClusterMember): string =>
 export const make = Effect.fnUntraced(function*(options: Declared.RoutedOptions) {
   const { addressOf, agent, connectTimeout } = yield* parse(options)
   const membership = yield* ClusterMembership
-  const clock = yield* Clock.Clock
+  const now = Time.monotonic(yield* Clock.Clock)
   const scope = yield* Effect.scope
   const link = yield* Link.make(agent, connectTimeout)
   const own = membership.self === undefined ? undefined : tagOf(membership.self)
@@ -120,9 +121,9 @@ export const make = Effect.fnUntraced(function*(options: Declared.RoutedOptions)
     if (asking !== undefined) return Deferred.await(asking)
     const answered = Deferred.makeUnsafe<boolean>()
     asking = answered
-    const wait = Math.max(0, asked + pause - now(clock))
+    const wait = Math.max(0, asked + pause - now())
     const asks = Effect.suspend(() => {
-      asked = now(clock)
+      asked = now()
       return Effect.map(membership.nodesNow, learn)
     })
     return Effect.delay(asks, wait).pipe(
@@ -155,8 +156,8 @@ export const make = Effect.fnUntraced(function*(options: Declared.RoutedOptions)
     Effect.suspend(() => {
       const key = `${peer.tag} ${issue}`
       const last = warned.get(key)
-      if (last !== undefined && now(clock) - last < 60_000) return Effect.void
-      warned.set(key, now(clock))
+      if (last !== undefined && now() - last < 60_000) return Effect.void
+      warned.set(key, now())
       return Effect.logWarning(`McpHttp.routed: ${issue}`).pipe(Effect.annotateLogs("node", nameOf(peer.member)))
     })
 
@@ -270,8 +271,6 @@ export const make = Effect.fnUntraced(function*(options: Declared.RoutedOptions)
 
 const bodyOf = (endpoint: Endpoint, request: HttpServerRequest) =>
   Relay.readBody(request, endpoint.maxBodyBytes, endpoint.readText(request, endpoint.closing))
-
-const now = (clock: Clock.Clock): number => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
 
 /** In the span of a client, if anybody hears of spans. Its trace goes on at the other node. */
 const traced = <A, E extends Link.Unanswered, R>(

@@ -21,7 +21,7 @@ import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import type { Identity } from "../../Identity.ts"
-import type * as Time from "./time.ts"
+import type * as Time from "../time.ts"
 
 export type Blame = "caller" | "upstream" | "unknown" | "nobody"
 

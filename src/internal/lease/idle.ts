@@ -8,10 +8,10 @@
  */
 import * as Effect from "effect/Effect"
 import * as Latch from "effect/Latch"
+import type * as Time from "../time.ts"
 import * as Heap from "./heap.ts"
 import * as Linked from "./linked.ts"
 import type { Terms } from "./terms.ts"
-import type * as Time from "./time.ts"
 import type { Member } from "./upstreams.ts"
 
 export interface Node<S> extends Linked.Node<S> {

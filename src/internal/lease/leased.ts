@@ -42,11 +42,11 @@ import * as Random from "effect/Random"
 import * as Scheduler from "effect/Scheduler"
 import * as Scope from "effect/Scope"
 import * as ScopedCache from "effect/ScopedCache"
+import * as Time from "../time.ts"
 import * as CloseLog from "./closeLog.ts"
 import * as Idle from "./idle.ts"
 import * as Linked from "./linked.ts"
 import type { Terms } from "./terms.ts"
-import * as Time from "./time.ts"
 import * as Upstreams from "./upstreams.ts"
 
 /**

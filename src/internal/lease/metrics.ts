@@ -9,8 +9,8 @@ import * as Exit from "effect/Exit"
 import type * as Option from "effect/Option"
 import * as Meters from "../meters.ts"
 import * as Spans from "../spans.ts"
+import * as Time from "../time.ts"
 import * as Leased from "./leased.ts"
-import * as Time from "./time.ts"
 
 export interface Options<I, A, E> {
   /** Whose they are. */

@@ -6,7 +6,7 @@ import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 
 export interface Time {
-  /** Milliseconds of the monotonic clock, since some moment of its own. One read of the clock. */
+  /** See {@link monotonic}. One read of the clock. */
   readonly now: () => number
   /** The same moment in milliseconds since the epoch, by the wall clock as it is set now. */
   readonly onWall: (moment: number) => number
@@ -19,8 +19,12 @@ const tolerance = 10
 // costs half without the `bigint`.
 const live = Context.get(Context.empty(), Clock.Clock)
 
+/** Milliseconds of the monotonic clock, since some moment of its own. */
+export const monotonic = (clock: Clock.Clock): () => number =>
+  clock === live ? () => performance.now() : () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
+
 export const make = (clock: Clock.Clock): Time => {
-  const now = clock === live ? () => performance.now() : () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
+  const now = monotonic(clock)
   const measure = () => clock.currentTimeMillisUnsafe() - now()
   // Kept while it is right, so that one moment is always shown as the same.
   let offset = measure()
