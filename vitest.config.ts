@@ -3,6 +3,20 @@ import { fileURLToPath } from "node:url"
 import { defineConfig } from "vitest/config"
 import { BaseSequencer, type TestSpecification } from "vitest/node"
 
+// Vitest can't say what has failed without it, and Node 20 has none.
+if (!("groupBy" in Map)) {
+  Object.assign(Map, {
+    groupBy: <A, K>(items: Iterable<A>, keyOf: (item: A) => K) => {
+      const groups = new Map<K, Array<A>>()
+      for (const item of items) {
+        const key = keyOf(item)
+        groups.set(key, [...groups.get(key) ?? [], item])
+      }
+      return groups
+    }
+  })
+}
+
 const src = (path: string) => fileURLToPath(new URL(`./src/${path}`, import.meta.url))
 
 /** The package by its own name, as users write it. */

@@ -1,6 +1,7 @@
 /**
  * A real Postgres for a test: the one that npm has brought, started on a free port and stopped with its scope. It
- * refuses to run as root, and runs as another user then.
+ * refuses to run as root, and runs as another user then, who may not be let into this project's directory: it gets a
+ * copy.
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Effect from "effect/Effect"
@@ -9,9 +10,9 @@ import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import type { SqlError } from "effect/sql/SqlError"
 import { type ChildProcess, spawn, type SpawnOptions } from "node:child_process"
-import { chmodSync, chownSync, mkdtempSync, rmSync } from "node:fs"
+import { chmodSync, chownSync, cpSync, mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
-import { join } from "node:path"
+import { dirname, join, relative } from "node:path"
 import { freePorts } from "./clusterProcesses.ts"
 
 export interface Postgres {
@@ -35,6 +36,16 @@ const binaries: Effect.Effect<Binaries> = Effect.promise(() =>
 const nobody = 65_534
 const other = process.getuid?.() === 0 ? { uid: nobody, gid: nobody } : {}
 
+/** What `directory`'s owner may run. */
+const within = (directory: string, installed: Binaries): Binaries => {
+  if (other.uid === undefined) return installed
+  const from = dirname(dirname(installed.postgres))
+  const to = join(directory, "native")
+  cpSync(from, to, { recursive: true, verbatimSymlinks: true })
+  const moved = (path: string) => join(to, relative(from, path))
+  return { initdb: moved(installed.initdb), postgres: moved(installed.postgres) }
+}
+
 const exited = (child: ChildProcess) => new Promise<number | null>((done) => child.once("exit", done))
 
 /** Fails with what a program says if that is not what is waited for. */
@@ -49,7 +60,6 @@ const says = (child: ChildProcess, word: RegExp) =>
   })
 
 export const startPostgres: Effect.Effect<Postgres, never, Scope.Scope> = Effect.gen(function*() {
-  const { initdb, postgres } = yield* binaries
   const directory = yield* Effect.acquireRelease(
     Effect.sync(() => {
       const made = mkdtempSync(join(tmpdir(), "postgres-"))
@@ -59,6 +69,7 @@ export const startPostgres: Effect.Effect<Postgres, never, Scope.Scope> = Effect
     }),
     (made) => Effect.sync(() => rmSync(made, { recursive: true, force: true }))
   )
+  const { initdb, postgres } = within(directory, yield* binaries)
   const data = join(directory, "data")
   const [port] = yield* freePorts(1)
   const options: SpawnOptions = { ...other, cwd: directory, stdio: ["ignore", "ignore", "pipe"] }
