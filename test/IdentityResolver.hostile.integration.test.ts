@@ -60,32 +60,40 @@ const endless: ReadonlyArray<readonly [name: string, write: (response: ServerRes
   }]
 ]
 
+/** Whoever asks is told after five seconds, and nothing is open then. */
+const givesUp = Effect.fnUntraced(function*<E, R>(
+  server: Server,
+  path: string,
+  write: (response: ServerResponse) => void,
+  ask: Effect.Effect<unknown, E, R>,
+  name: string
+) {
+  let open = 0
+  server.answers.set(path, () => ({
+    write: (response) => {
+      open++
+      response.on("close", () => open--)
+      write(response)
+    }
+  }))
+  const waiting = yield* Effect.forkChild(ask)
+  yield* live(() => server.requests.includes(path))
+  yield* TestClock.withLive(Effect.sleep(30))
+  yield* TestClock.adjust("5 seconds")
+  assert.strictEqual(yield* joined(waiting), "IdentityUnavailable", name)
+  yield* live(() => open === 0)
+})
+
 describe("IdentityResolver.layerJwt, against a hostile world,", () => {
   it.effect("waits 5 seconds for a key server that never comes to an end, and hangs up on it", () =>
     Effect.gen(function*() {
       for (const [name, write] of endless) {
         for (const path of ["/keys", "/.well-known/oauth-authorization-server"]) {
           const server = yield* AuthorizationServer.make()
-          let open = 0
-          server.answers.set(path, () => ({
-            write: (response) => {
-              open++
-              response.on("close", () => open--)
-              write(response)
-            }
-          }))
-          yield* Effect.gen(function*() {
-            const waiting = yield* Effect.forkChild(refusal(yield* server.sign({})))
-            yield* live(() => server.requests.includes(path))
-            yield* TestClock.withLive(Effect.sleep(30))
-            yield* TestClock.adjust("5 seconds")
-            assert.strictEqual(
-              yield* joined(waiting),
-              "IdentityUnavailable",
-              name
-            )
-            yield* live(() => open === 0)
-          }).pipe(Effect.provide(jwt(server)))
+          yield* Effect.provide(
+            givesUp(server, path, write, Effect.flatMap(server.sign({}), refusal), name),
+            jwt(server)
+          )
         }
       }
     }))
@@ -273,26 +281,10 @@ describe("IdentityResolver.layerIntrospection, against a hostile world,", () => 
     Effect.gen(function*() {
       for (const [name, write] of endless) {
         const server = yield* AuthorizationServer.make()
-        let open = 0
-        server.answers.set("/introspect", () => ({
-          write: (response) => {
-            open++
-            response.on("close", () => open--)
-            write(response)
-          }
-        }))
-        yield* Effect.gen(function*() {
-          const waiting = yield* Effect.forkChild(refusal("token"))
-          yield* live(() => server.requests.length === 1)
-          yield* TestClock.withLive(Effect.sleep(30))
-          yield* TestClock.adjust("5 seconds")
-          assert.strictEqual(
-            yield* joined(waiting),
-            "IdentityUnavailable",
-            name
-          )
-          yield* live(() => open === 0)
-        }).pipe(Effect.provide(introspection(server)))
+        yield* Effect.provide(
+          givesUp(server, "/introspect", write, refusal("token"), name),
+          introspection(server)
+        )
       }
     }))
 

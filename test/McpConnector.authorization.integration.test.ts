@@ -35,9 +35,14 @@ const slow = (session: AnySession) => call(session, "slow", { ms: 1 })
 const times = <A, E, R>(n: number, effect: Effect.Effect<A, E, R>) =>
   Effect.all(Array.from({ length: n }, () => effect), { concurrency: "unbounded" })
 
-const total = many(100, 1_000)
+const total = many(50, 1_000)
 
 const clientSecret = Redacted.make("client-secret-of-the-gateway")
+
+/** The authorization of a client that asks for itself, and for nobody else. */
+const itself = ({ issuer }: { readonly issuer: string }) => ({
+  clientCredentials: { clientId: "gateway", clientSecret, issuer }
+})
 
 /** What the open or the call has failed with. */
 const failureOf = <A, R>(effect: Effect.Effect<A, McpSessionError, R>) =>
@@ -94,10 +99,7 @@ for (const [sdk, connector] of generations) {
     it.effect("gets a token for the client itself, where the server says that it wants one", () =>
       Effect.gen(function*() {
         const { authority, clients, grants, server } = yield* Protected.make
-        const connect = connector.http({
-          url: server.url,
-          authorization: { clientCredentials: { clientId: "gateway", clientSecret, issuer: authority.issuer } }
-        })
+        const connect = connector.http({ url: server.url, authorization: itself(authority) })
         const session = yield* connect(alice, makeHandle())
         assert.strictEqual(yield* call(session), "hi")
         assert.deepStrictEqual(grants.map((form) => Object.fromEntries(form)), [
@@ -114,10 +116,7 @@ for (const [sdk, connector] of generations) {
     it.effect("asks once for all calls whose token is refused, and each call runs once", () =>
       Effect.gen(function*() {
         const { authority, grants, revoke, server } = yield* Protected.make
-        const connect = connector.http({
-          url: server.url,
-          authorization: { clientCredentials: { clientId: "gateway", clientSecret, issuer: authority.issuer } }
-        })
+        const connect = connector.http({ url: server.url, authorization: itself(authority) })
         const handle = makeHandle()
         const session = yield* connect(alice, handle)
         revoke()
@@ -285,10 +284,7 @@ for (const [sdk, connector] of generations) {
       Effect.gen(function*() {
         const upstream = yield* Protected.make
         const { authority, grants, server } = upstream
-        const connect = connector.http({
-          url: server.url,
-          authorization: { clientCredentials: { clientId: "gateway", clientSecret, issuer: authority.issuer } }
-        })
+        const connect = connector.http({ url: server.url, authorization: itself(authority) })
         upstream.needs = ({ rpc }) => rpc === "tools/call" ? "mail.send" : "mail.read"
         const session = yield* connect(alice, makeHandle())
         yield* slow(session)
@@ -309,10 +305,7 @@ for (const [sdk, connector] of generations) {
         Effect.gen(function*() {
           const upstream = yield* Protected.make
           const { authority, grants, revoke, server } = upstream
-          const connect = connector.http({
-            url: server.url,
-            authorization: { clientCredentials: { clientId: "gateway", clientSecret, issuer: authority.issuer } }
-          })
+          const connect = connector.http({ url: server.url, authorization: itself(authority) })
           const handle = makeHandle()
           const session = yield* connect(alice, handle)
           revoke()
@@ -334,10 +327,7 @@ for (const [sdk, connector] of generations) {
       Effect.gen(function*() {
         const upstream = yield* Protected.make
         const { authority, grants, revoke, server } = upstream
-        const connect = connector.http({
-          url: server.url,
-          authorization: { clientCredentials: { clientId: "gateway", clientSecret, issuer: authority.issuer } }
-        })
+        const connect = connector.http({ url: server.url, authorization: itself(authority) })
         const handle = makeHandle()
         const session = yield* connect(alice, handle)
         revoke()
@@ -359,10 +349,7 @@ for (const [sdk, connector] of generations) {
       Effect.gen(function*() {
         const upstream = yield* Protected.make
         const { authority, grants, server, valid } = upstream
-        const connect = connector.http({
-          url: server.url,
-          authorization: { clientCredentials: { clientId: "gateway", clientSecret, issuer: authority.issuer } }
-        })
+        const connect = connector.http({ url: server.url, authorization: itself(authority) })
         const session = yield* connect(alice, makeHandle())
         const { refuse } = server.behaviour
         server.behaviour.refuse = (request) => {
@@ -385,7 +372,7 @@ for (const [sdk, connector] of generations) {
         let isRedirecting = false
         const connect = connector.http({
           url: server.url,
-          authorization: { clientCredentials: { clientId: "gateway", clientSecret, issuer: authority.issuer } },
+          authorization: itself(authority),
           fetch: (url, init) =>
             isRedirecting && init?.method === "POST" && url.toString() === server.url
               ? Promise.resolve(new Response(null, { status: 307, headers: { location: `${server.url}?again` } }))
@@ -406,10 +393,7 @@ for (const [sdk, connector] of generations) {
         server.behaviour.documents = {
           "/.well-known/oauth-protected-resource/mcp": { resource: new URL(server.url).origin }
         }
-        const connect = connector.sse({
-          url: server.sseUrl,
-          authorization: { clientCredentials: { clientId: "gateway", clientSecret, issuer: authority.issuer } }
-        })
+        const connect = connector.sse({ url: server.sseUrl, authorization: itself(authority) })
         const session = yield* connect(alice, makeHandle())
         assert.strictEqual(yield* call(session), "hi")
         revoke()
@@ -422,10 +406,7 @@ for (const [sdk, connector] of generations) {
       it.effect("when it is read, fails the open", () =>
         Effect.gen(function*() {
           const { authority, grants, server } = yield* Protected.make
-          const connect = connector.http({
-            url: server.url,
-            authorization: { clientCredentials: { clientId: "gateway", clientSecret, issuer: authority.issuer } }
-          })
+          const connect = connector.http({ url: server.url, authorization: itself(authority) })
           const { reason } = yield* Effect.flip(connect(alice, makeHandle()))
           assert(reason._tag === "PreparationFailed")
           assert.instanceOf(Redacted.value(reason.cause), TokenStoreError)
@@ -437,10 +418,7 @@ for (const [sdk, connector] of generations) {
           const { authority, grants, revoke, server } = yield* Protected.make
           const logged: Array<string> = []
           const logger = Logger.make<unknown, void>(({ message }) => void logged.push(String(message)))
-          const connect = connector.http({
-            url: server.url,
-            authorization: { clientCredentials: { clientId: "gateway", clientSecret, issuer: authority.issuer } }
-          })
+          const connect = connector.http({ url: server.url, authorization: itself(authority) })
           const session = yield* Effect.provide(connect(alice, makeHandle()), Logger.layer([logger]))
           yield* slow(session)
           revoke()
@@ -463,10 +441,7 @@ for (const [sdk, connector] of generations) {
             authorization_servers: [thief.authority.issuer]
           }
         }
-        const connect = connector.http({
-          url: server.url,
-          authorization: { clientCredentials: { clientId: "gateway", clientSecret, issuer: authority.issuer } }
-        })
+        const connect = connector.http({ url: server.url, authorization: itself(authority) })
         yield* connect(alice, makeHandle())
         assert.strictEqual(grants.length, 1)
         assert.deepStrictEqual(thief.authority.requests, [])

@@ -1,4 +1,4 @@
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, inject, it } from "@effect/vitest"
 import { Credentials, Identity } from "effect-mcp-sessions/Identity"
 import type * as McpConnector from "effect-mcp-sessions/McpConnector"
 import { HttpFailure, McpSession, type McpSessionErrorReason, Unreachable } from "effect-mcp-sessions/McpSession"
@@ -16,7 +16,6 @@ import { spawn } from "node:child_process"
 import { once } from "node:events"
 import type { ServerResponse } from "node:http"
 import { createServer } from "node:net"
-import { fileURLToPath } from "node:url"
 import { type AnyConnector, type Generation, generations } from "./support/generations.ts"
 import { interruptCalls, interruptedCalls } from "./support/interrupts.ts"
 import { underLoad } from "./support/load.ts"
@@ -25,9 +24,7 @@ import * as Scripted from "./support/servers/scripted.ts"
 import { makeHandle } from "./support/sessions.ts"
 import { call } from "./support/tools.ts"
 
-const everything = fileURLToPath(
-  new URL("../node_modules/@modelcontextprotocol/server-everything/dist/index.js", import.meta.url)
-)
+const { everything } = inject("referenceServers")
 
 const identity = Identity.fromKey("alice", { credentials: Credentials.bearer("first-token") })
 

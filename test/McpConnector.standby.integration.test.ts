@@ -71,21 +71,6 @@ for (const [sdk, connector] of generations) {
         assert.deepStrictEqual(yield* survivors(pids()), [])
       }))
 
-    it.live("are never put back: what one identity had is gone when its session is", () =>
-      Effect.gen(function*() {
-        const { options } = fixture()
-        const { pool, ready } = yield* open(connector.stdio({ ...options, standby: { size: 1 } }))
-        const visit = (identity: Identity) => pool.withSession(identity, (session) => Effect.succeed(session.pid!))
-        yield* ready(1)
-        const before = yield* visit(alice)
-        yield* pool.invalidate(alice)
-        yield* ready(1)
-        const after = yield* visit(alice)
-        yield* ready(1)
-        assert.strictEqual(new Set([before, after, yield* visit(bob)]).size, 3)
-        assert.deepStrictEqual(yield* survivors([before]), [])
-      }))
-
     it.live("know nothing of who was there before: lists, notifications and handles are the owner's own", () =>
       Effect.gen(function*() {
         const { options } = fixture()
@@ -102,30 +87,6 @@ for (const [sdk, connector] of generations) {
         process.kill(pid, "SIGKILL")
         yield* until(() => Effect.runSync(pool.stats).size === 1)
         assert.deepStrictEqual((yield* pool.stats).keys, [alice.key])
-      }))
-
-    it.live("that die while they wait are replaced", () =>
-      Effect.gen(function*() {
-        const { options, pids } = fixture()
-        const { pool, ready } = yield* open(connector.stdio({ ...options, standby: { size: 1 } }))
-        yield* ready(1)
-        const [first] = pids()
-        process.kill(first!, "SIGKILL")
-        yield* ready(0)
-        yield* ready(1)
-        assert.strictEqual(yield* pool.withSession(alice, (session) => call(session, "pid")), String(pids()[1]))
-      }))
-
-    it.live("that do not answer are given to nobody: a new child is started instead", () =>
-      Effect.gen(function*() {
-        const { options, pids } = fixture()
-        const { pool, ready } = yield* open(connector.stdio({ ...options, standby: { size: 1 } }))
-        yield* ready(1)
-        const [hung] = pids()
-        process.kill(hung!, "SIGSTOP")
-        const pid = yield* pool.withSession(alice, (session) => call(session, "pid"))
-        assert.notStrictEqual(pid, String(hung))
-        assert.deepStrictEqual(yield* survivors([hung!], 10_000), [])
       }))
 
     it.live("that crash at start are no spawn loop, and callers are told", () =>
@@ -187,6 +148,45 @@ for (const [sdk, connector] of generations) {
 // Each test starts several processes: what does not depend on the generation is shown with one of them
 describe("children on standby", { concurrent: true }, () => {
   const connector = McpConnector
+
+  it.live("are never put back: what one identity had is gone when its session is", () =>
+    Effect.gen(function*() {
+      const { options } = fixture()
+      const { pool, ready } = yield* open(connector.stdio({ ...options, standby: { size: 1 } }))
+      const visit = (identity: Identity) => pool.withSession(identity, (session) => Effect.succeed(session.pid!))
+      yield* ready(1)
+      const before = yield* visit(alice)
+      yield* pool.invalidate(alice)
+      yield* ready(1)
+      const after = yield* visit(alice)
+      yield* ready(1)
+      assert.strictEqual(new Set([before, after, yield* visit(bob)]).size, 3)
+      assert.deepStrictEqual(yield* survivors([before]), [])
+    }))
+
+  it.live("that die while they wait are replaced", () =>
+    Effect.gen(function*() {
+      const { options, pids } = fixture()
+      const { pool, ready } = yield* open(connector.stdio({ ...options, standby: { size: 1 } }))
+      yield* ready(1)
+      const [first] = pids()
+      process.kill(first!, "SIGKILL")
+      yield* ready(0)
+      yield* ready(1)
+      assert.strictEqual(yield* pool.withSession(alice, (session) => call(session, "pid")), String(pids()[1]))
+    }))
+
+  it.live("that do not answer are given to nobody: a new child is started instead", () =>
+    Effect.gen(function*() {
+      const { options, pids } = fixture()
+      const { pool, ready } = yield* open(connector.stdio({ ...options, standby: { size: 1 } }))
+      yield* ready(1)
+      const [hung] = pids()
+      process.kill(hung!, "SIGSTOP")
+      const pid = yield* pool.withSession(alice, (session) => call(session, "pid"))
+      assert.notStrictEqual(pid, String(hung))
+      assert.deepStrictEqual(yield* survivors([hung!], 10_000), [])
+    }))
 
   it.live("that hang at start keep nobody waiting, and are gone with the layer", () =>
     Effect.gen(function*() {

@@ -1,6 +1,6 @@
 import { assert, describe, inject, it } from "@effect/vitest"
 import { Credentials, Identity } from "effect-mcp-sessions/Identity"
-import type * as McpConnector from "effect-mcp-sessions/McpConnector"
+import * as McpConnector from "effect-mcp-sessions/McpConnector"
 import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
 import { SessionClosed, Unreachable } from "effect-mcp-sessions/McpSession"
 import * as Cause from "effect/Cause"
@@ -30,9 +30,7 @@ import { temporaryDirectory } from "./support/temporary.ts"
 import { call } from "./support/tools.ts"
 
 const script = inject("stdioServer")
-const everything = fileURLToPath(
-  new URL("../node_modules/@modelcontextprotocol/server-everything/dist/index.js", import.meta.url)
-)
+const { everything } = inject("referenceServers")
 
 const identity = Identity.fromKey("alice", { credentials: Credentials.bearer("s3cret-token") })
 
@@ -59,7 +57,6 @@ const connectedBy = (connector: Generation) => (options: McpConnector.StdioOptio
     return { session, handle, close: Scope.close(scope, Exit.void) }
   })
 
-// Most of the time is spent waiting for stubborn processes
 /** Takes 60 ms of each turn of the loop, until the result is called. */
 const keepBusy = (): () => void => {
   let next: NodeJS.Immediate
@@ -72,6 +69,7 @@ const keepBusy = (): () => void => {
   return () => clearImmediate(next)
 }
 
+// Most of the time is spent waiting for stubborn processes, so all wait at once
 for (const [sdk, connector] of generations) {
   describe(`stdio with ${sdk}`, { concurrent: true }, () => {
     const connected = connectedBy(connector)
@@ -102,30 +100,6 @@ for (const [sdk, connector] of generations) {
         assert.isFalse(isAlive(session.pid!))
         assert.deepStrictEqual(handle.retired, [])
       }))
-
-    describe("leaves nothing behind", () => {
-      const cases: ReadonlyArray<readonly [string, McpConnector.StdioOptions, () => ReadonlyArray<number>]> = [
-        ["a well-behaved server", [], false] as const,
-        ["a server behind a shell", [], true] as const,
-        ["a server that ignores the end of its stdin and SIGTERM", ["stubborn"], false] as const,
-        ["a stubborn server behind a shell", ["stubborn"], true] as const,
-        ["a grandchild that holds the pipes", ["grandchild"], false] as const,
-        ["a grandchild that has left the process group", ["detached-grandchild"], false] as const
-      ].map(([name, behaviours, isWrapped]) => {
-        const { options, pids, wrapped } = fixture(...behaviours)
-        return [name, isWrapped ? wrapped : options, pids] as const
-      })
-      for (const [name, options, pids] of cases) {
-        it.live(`of ${name}`, () =>
-          Effect.gen(function*() {
-            const { close, session } = yield* connected(options)
-            assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "hi")
-            const started = [session.pid!, ...descendants(session.pid), ...pids()]
-            yield* close
-            assert.deepStrictEqual(started.filter(isAlive), [])
-          }))
-      }
-    })
 
     describe("connecting", () => {
       it.live("to a command that does not exist fails with Unreachable, and nothing was sent", () =>
@@ -237,30 +211,20 @@ for (const [sdk, connector] of generations) {
           process.kill(session.pid!, "SIGKILL")
         }))
 
-      it.live("reads what its child said last, however much that is", () =>
-        Effect.gen(function*() {
-          const { session } = yield* connected(fixture().options)
-          const last = session.notifications.pipe(
-            Stream.filter(({ method, params }) => method === "notifications/message" && params.data === 199),
-            Stream.runHead
-          )
-          const listening = yield* Effect.forkChild(last, { startImmediately: true })
-          yield* Effect.flip(call(session, "last-words"))
-          assert.isTrue(Option.isSome(yield* Fiber.join(listening).pipe(Effect.timeoutOption("5 seconds"))))
-        }))
-
-      it.live("reads what its child said last, also in a process that has much else to do", () =>
-        Effect.gen(function*() {
-          const { session } = yield* connected(fixture().options)
-          const last = session.notifications.pipe(
-            Stream.filter(({ method, params }) => method === "notifications/message" && params.data === 199),
-            Stream.runHead
-          )
-          const listening = yield* Effect.forkChild(last, { startImmediately: true })
-          yield* Effect.acquireRelease(Effect.sync(keepBusy), (stop) => Effect.sync(stop))
-          yield* Effect.flip(call(session, "last-words"))
-          assert.isTrue(Option.isSome(yield* Fiber.join(listening).pipe(Effect.timeoutOption("5 seconds"))))
-        }))
+      for (const [when, busy] of [["however much that is", false], ["also in a process that is busy", true]] as const) {
+        it.live(`reads what its child said last, ${when}`, () =>
+          Effect.gen(function*() {
+            const { session } = yield* connected(fixture().options)
+            const last = session.notifications.pipe(
+              Stream.filter(({ method, params }) => method === "notifications/message" && params.data === 199),
+              Stream.runHead
+            )
+            const listening = yield* Effect.forkChild(last, { startImmediately: true })
+            if (busy) yield* Effect.acquireRelease(Effect.sync(keepBusy), (stop) => Effect.sync(stop))
+            yield* Effect.flip(call(session, "last-words"))
+            assert.isTrue(Option.isSome(yield* Fiber.join(listening).pipe(Effect.timeoutOption("5 seconds"))))
+          }))
+      }
 
       it.live("is retired when its child is killed, without a call", () =>
         Effect.gen(function*() {
@@ -508,32 +472,6 @@ for (const [sdk, connector] of generations) {
       }).pipe(Effect.provide(Logger.layer([logger])), Effect.provideService(References.MinimumLogLevel, "Debug"))
     })
 
-    it.live("reads a flood on stderr a few lines at a time, and all of it", () =>
-      Effect.gen(function*() {
-        const ended = yield* Deferred.make<void>()
-        let count = 0
-        let inTurn = 0
-        let most = 0
-        yield* Stdio.make({
-          command: process.execPath,
-          args: ["-e", "process.stderr.write('x\\n'.repeat(20000) + 'the end')"],
-          env: {},
-          cwd: undefined,
-          readBuffer: { append: () => {}, readMessage: () => null, clear: () => {} },
-          maxMessageBytes: 1_000,
-          serialize: JSON.stringify,
-          onStderr: (line) => {
-            count++
-            if (inTurn === 0) setImmediate(() => inTurn = 0)
-            most = Math.max(most, ++inTurn)
-            if (line === "the end") Deferred.doneUnsafe(ended, Exit.void)
-          }
-        })
-        yield* Deferred.await(ended)
-        assert.strictEqual(count, 20_001)
-        assert.isAtMost(most, 64)
-      }))
-
     it.live("logs the child's stderr at debug level, without credentials", () => {
       const lines: Array<string> = []
       const logger = Logger.make(({ logLevel, message }) => {
@@ -559,7 +497,58 @@ for (const [sdk, connector] of generations) {
   })
 }
 
-describe("stdio", () => {
+// What is of neither SDK, but of this package, is shown with one of them
+describe("stdio", { concurrent: true }, () => {
+  describe("leaves nothing behind", () => {
+    const cases: ReadonlyArray<readonly [string, McpConnector.StdioOptions, () => ReadonlyArray<number>]> = [
+      ["a well-behaved server", [], false] as const,
+      ["a server behind a shell", [], true] as const,
+      ["a server that ignores the end of its stdin and SIGTERM", ["stubborn"], false] as const,
+      ["a stubborn server behind a shell", ["stubborn"], true] as const,
+      ["a grandchild that holds the pipes", ["grandchild"], false] as const,
+      ["a grandchild that has left the process group", ["detached-grandchild"], false] as const
+    ].map(([name, behaviours, isWrapped]) => {
+      const { options, pids, wrapped } = fixture(...behaviours)
+      return [name, isWrapped ? wrapped : options, pids] as const
+    })
+    for (const [name, options, pids] of cases) {
+      it.live(`of ${name}`, () =>
+        Effect.gen(function*() {
+          const { close, session } = yield* connectedBy(McpConnector)(options)
+          assert.strictEqual(yield* call(session, "echo", { message: "hi" }), "hi")
+          const started = [session.pid!, ...descendants(session.pid), ...pids()]
+          yield* close
+          assert.deepStrictEqual(started.filter(isAlive), [])
+        }))
+    }
+  })
+
+  it.live("reads a flood on stderr a few lines at a time, and all of it", () =>
+    Effect.gen(function*() {
+      const ended = yield* Deferred.make<void>()
+      let count = 0
+      let inTurn = 0
+      let most = 0
+      yield* Stdio.make({
+        command: process.execPath,
+        args: ["-e", "process.stderr.write('x\\n'.repeat(20000) + 'the end')"],
+        env: {},
+        cwd: undefined,
+        readBuffer: { append: () => {}, readMessage: () => null, clear: () => {} },
+        maxMessageBytes: 1_000,
+        serialize: JSON.stringify,
+        onStderr: (line) => {
+          count++
+          if (inTurn === 0) setImmediate(() => inTurn = 0)
+          most = Math.max(most, ++inTurn)
+          if (line === "the end") Deferred.doneUnsafe(ended, Exit.void)
+        }
+      })
+      yield* Deferred.await(ended)
+      assert.strictEqual(count, 20_001)
+      assert.isAtMost(most, 64)
+    }))
+
   it.live("leaves nothing behind when this process exits without closing its sessions", () =>
     Effect.gen(function*() {
       const exits = fileURLToPath(new URL("./support/exits.ts", import.meta.url))

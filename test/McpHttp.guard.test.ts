@@ -359,7 +359,7 @@ const suite = (start: typeof web) => {
     }))
 }
 
-const interleavings = many(100, 1_000)
+const interleavings = many(60, 1_000)
 
 /** Turns of the event loop, of which an answer of the server inside takes some. */
 const turns = (count: number) =>

@@ -46,7 +46,7 @@ describe("McpHttp under siege", () => {
           idleTimeToLive: 30_000,
           // Half of it is of users: those who come and do no more give way
           capacity: 500,
-          patience: 150_000
+          patience: 300_000
         })
         yield* Effect.sync(() =>
           console.log(JSON.stringify({ quiet, besieged, came, before, after, settled }, null, 1))

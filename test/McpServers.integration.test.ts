@@ -2,14 +2,13 @@
  * One `mcp.json`, real servers, both generations of the SDK: each session is opened at the one that its identity chose.
  */
 import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, inject, it } from "@effect/vitest"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
 import type * as FileSystem from "effect/FileSystem"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import { mkdirSync, writeFileSync } from "node:fs"
-import { createRequire } from "node:module"
 import { join } from "node:path"
 import { Credentials, Identity } from "../src/Identity.ts"
 import { McpServers } from "../src/McpServers.ts"
@@ -19,7 +18,7 @@ import { descendants, survivors } from "./support/processes.ts"
 import * as HttpServer from "./support/servers/http.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
 
-const everything = createRequire(import.meta.url).resolve("@modelcontextprotocol/server-everything/dist/index.js")
+const { everything } = inject("referenceServers")
 
 const writeServers = (config: unknown) =>
   Effect.sync(() => {

@@ -1,12 +1,12 @@
 /**
  * Each example runs, says what it is there to say, and leaves no process behind.
  */
-import { assert, beforeAll, describe, inject, it } from "@effect/vitest"
+import { assert, describe, inject, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import { spawn } from "node:child_process"
 import { once } from "node:events"
 import { readdirSync, readFileSync, writeFileSync } from "node:fs"
-import { basename, delimiter, dirname, join } from "node:path"
+import { delimiter, join } from "node:path"
 import { setTimeout as sleep } from "node:timers/promises"
 import { fileURLToPath } from "node:url"
 import packageJson from "../package.json" with { type: "json" }
@@ -81,36 +81,26 @@ const proc = (pid: number, file: string): string => {
 const marked = (marker: string): ReadonlyArray<number> =>
   readdirSync("/proc").map(Number).filter((pid) => proc(pid, "environ").includes(marker) && isAlive(pid))
 
-// What README tells to run first is run as it says, and under load the others, too
-const commandOf = (file: string): readonly [command: string, ...args: ReadonlyArray<string>] | undefined =>
-  packageJson.scripts.start === `tsx examples/${file}` ?
-    ["npm", "start", "--silent"] :
-    inject("load") ?
-    [process.execPath, "--import", "tsx", join("examples", file)] :
-    undefined
+const isFirst = (file: string): boolean => packageJson.scripts.start === `tsx examples/${file}`
 
-let bundles: Readonly<Record<string, string>>
+// As README says
+const commandOf = (file: string): readonly [command: string, ...args: ReadonlyArray<string>] =>
+  isFirst(file) ? ["npm", "start", "--silent"] : [process.execPath, "--import", "tsx", join("examples", file)]
 
-beforeAll(async () => {
-  const names = Object.keys(examples)
-  const external = ["@modelcontextprotocol/*", "libsql", "express", "fastify", "undici", "ws"]
-  const paths = await bundle(inject("bundles"), names.map((name) => join(root, "examples", name)), external)
-  bundles = Object.fromEntries(names.map((name, i) => [name, paths[i]!]))
-})
+const externals = ["@modelcontextprotocol/*", "libsql", "express", "fastify", "undici", "ws"]
 
-/** The path of one that is bundled, or of what `edit` makes of it. */
-const bundled = (name: string, edit?: (code: string) => string): string => {
-  const path = bundles[name]!
-  if (edit === undefined) return path
-  const edited = join(dirname(path), `edited-${basename(path)}`)
-  writeFileSync(edited, edit(readFileSync(path, "utf8")))
-  return edited
+/** The path of what `edit` makes of one. */
+const edited = async (file: string, edit: (code: string) => string): Promise<string> => {
+  const [path] = await bundle(inject("bundles"), [join(root, "examples", file)], externals)
+  writeFileSync(path, edit(readFileSync(path, "utf8")))
+  return path
 }
 
 /** Runs one to its end, within a minute. With an `edit`, runs what that makes of it. */
 const run = Effect.fnUntraced(function*(file: string, edit?: (code: string) => string) {
-  const asItIs = edit === undefined ? commandOf(file) : undefined
-  const [command, ...args] = asItIs ?? [process.execPath, bundled(file, edit)]
+  const [command, ...args] = edit === undefined
+    ? commandOf(file)
+    : [process.execPath, yield* Effect.promise(() => edited(file, edit))]
   const marker = `/nowhere/${crypto.randomUUID()}`
   const child = yield* Effect.acquireRelease(
     Effect.sync(() =>
@@ -148,7 +138,9 @@ describe("examples", { concurrent: true }, () => {
     assert.include(files.map((file) => `tsx examples/${file}`), packageJson.scripts.start)
   })
 
-  describe.each(Object.entries(examples))("%s", (file, lines) => {
+  // `npm test` runs what README tells to run first, and `npm run load` the others, too
+  const now = Object.entries(examples).filter(([file]) => isFirst(file) || inject("load"))
+  describe.each(now)("%s", (file, lines) => {
     it.live("runs, and ends by itself with nothing left", () =>
       Effect.gen(function*() {
         const { code, left, servers, stderr, stdout } = yield* run(file)
@@ -168,13 +160,13 @@ describe("examples", { concurrent: true }, () => {
       }), underLoad)
   })
 
-  describe.each(["fastify.ts", "express.ts"])("%s", (file) => {
+  describe.each(inject("load") ? ["fastify.ts", "express.ts"] : [])("%s", (file) => {
     it.live("does not start with an option that means nothing", () =>
       Effect.gen(function*() {
         const { code, stderr, stdout } = yield* run(file, (source) => source.replace("capacity: 100", "capacity: 0"))
         assert.strictEqual(code, 1)
         assert.include(stderr, "InvalidOptions: SessionPool.layer: option \"capacity\"")
         assert.strictEqual(stdout, "")
-      }), 90_000)
+      }), underLoad)
   })
 })

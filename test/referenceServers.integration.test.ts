@@ -2,21 +2,19 @@
  * The reference servers that keep something, with the connectors of both SDKs, each session in a pool: what an identity
  * stores is its own, and is there on its next call.
  */
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, inject, it } from "@effect/vitest"
 import type { Client } from "@modelcontextprotocol/client"
 import { Identity, McpConnector, type McpSession, type McpSessionError, SessionPool } from "effect-mcp-sessions"
 import * as McpConnectorV2 from "effect-mcp-sessions/McpConnectorV2"
 import * as Effect from "effect/Effect"
 import { readFile, realpath } from "node:fs/promises"
 import { join } from "node:path"
-import { fileURLToPath } from "node:url"
 import { temporaryDirectory } from "./support/temporary.ts"
 import { call } from "./support/tools.ts"
 
 class PoolV2 extends SessionPool.Tag<PoolV2, McpSession<Client>, McpSessionError>()("test/PoolV2") {}
 
-const script = (name: string) =>
-  fileURLToPath(new URL(`../node_modules/@modelcontextprotocol/server-${name}/dist/index.js`, import.meta.url))
+const { filesystem, memory } = inject("referenceServers")
 
 const directory = Effect.promise(() => realpath(temporaryDirectory("reference-servers-")))
 
@@ -49,7 +47,7 @@ for (const { sdk, withCalls } of generations) {
     it.live("server-filesystem writes and reads within its directory alone", () =>
       Effect.gen(function*() {
         const path = yield* directory
-        const ask = withCalls({ command: process.execPath, args: [script("filesystem"), path] })
+        const ask = withCalls({ command: process.execPath, args: [filesystem, path] })
         yield* ask(alice, "write_file", { path: join(path, "note.txt"), content: "from alice" })
         assert.strictEqual(yield* Effect.promise(() => readFile(join(path, "note.txt"), "utf8")), "from alice")
         assert.include(yield* ask(bob, "read_text_file", { path: join(path, "note.txt") }), "from alice")
@@ -61,7 +59,7 @@ for (const { sdk, withCalls } of generations) {
         const path = yield* directory
         const ask = withCalls({
           command: process.execPath,
-          args: [script("memory")],
+          args: [memory],
           env: (identity) => ({ MEMORY_FILE_PATH: join(path, `${identity.key}.json`) })
         })
         const entities = [{ name: "Ada", entityType: "person", observations: ["wrote the first program"] }]

@@ -23,6 +23,9 @@ const options = [
   "--out-extension:.js=.mjs"
 ]
 
+// Many are called index
+const nameOf = (file: string, i: number) => `${basename(file, extname(file))}-${i}`
+
 /** Makes the scripts anew, below `directory`, with all that they import but `external`, and gives the path of each. */
 export const bundle = async <const Files extends ReadonlyArray<string>>(
   directory: string,
@@ -32,12 +35,12 @@ export const bundle = async <const Files extends ReadonlyArray<string>>(
   const outdir = mkdtempSync(join(directory, "bundle-"))
   const externals = external.map((name) => `--external:${name}`)
   await promisify(execFile)(esbuild, [
-    ...files,
+    ...files.map((file, i) => `${nameOf(file, i)}=${file}`),
     ...options,
     ...externals,
     `--outdir=${outdir}`,
     `--banner:js=${banner}`,
     "--log-level=warning"
   ])
-  return files.map((file) => join(outdir, `${basename(file, extname(file))}.mjs`)) as { [I in keyof Files]: string }
+  return files.map((file, i) => join(outdir, `${nameOf(file, i)}.mjs`)) as { [I in keyof Files]: string }
 }

@@ -13,5 +13,9 @@ declare module "vitest" {
 /** How many: the first in `npm test`, the second in `npm run load`. */
 export const many = (test: number, load: number): number => inject("load") ? load : test
 
+/** Which: the first in `npm test`, all in `npm run load`. */
+export const some = <A>(first: A, ...others: ReadonlyArray<A>): ReadonlyArray<A> =>
+  inject("load") ? [first, ...others] : [first]
+
 /** The options of such a test. */
 export const underLoad = { tags: ["load"], timeout: 600_000 }

@@ -16,10 +16,14 @@ declare module "vitest" {
     readonly bundles: string
     /** The path of `stdio.mjs`, bundled: a hundred children run it. */
     readonly stdioServer: string
+    /** Those of the reference servers, bundled. */
+    readonly referenceServers: { readonly everything: string; readonly filesystem: string; readonly memory: string }
   }
 }
 
 const pathTo = (relative: string) => fileURLToPath(new URL(relative, import.meta.url))
+
+const reference = (name: string) => pathTo(`../../node_modules/@modelcontextprotocol/server-${name}/dist/index.js`)
 
 export default async ({ provide }: TestProject) => {
   // No test needs the authorities that a machine trusts besides, and Node 20 parses them at each start: 0.15 s
@@ -33,6 +37,11 @@ export default async ({ provide }: TestProject) => {
   provide("bundles", bundles)
   const [stdioServer] = await bundle(bundles, [pathTo("./servers/stdio.mjs")])
   provide("stdioServer", stdioServer)
+  const [everything, filesystem, memory] = await bundle(
+    bundles,
+    [reference("everything"), reference("filesystem"), reference("memory")]
+  )
+  provide("referenceServers", { everything, filesystem, memory })
   return () => {
     for (const directory of [temporary, bundles]) rmSync(directory, { recursive: true, force: true })
   }

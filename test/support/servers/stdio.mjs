@@ -22,8 +22,6 @@
 import { spawn } from "node:child_process"
 import { appendFileSync, closeSync, writeSync } from "node:fs"
 import { setTimeout as sleep } from "node:timers/promises"
-import { StdioServerTransport } from "@modelcontextprotocol/sdk/server/stdio.js"
-import { makeCalls, makeServer, text } from "./tools.mjs"
 
 const behaviours = new Set(process.argv.slice(2))
 const known = new Set([
@@ -84,6 +82,8 @@ if (behaviours.has("flood-stderr")) flood()
 if (behaviours.has("hang-initialize")) {
   process.stdin.resume()
 } else {
+  // Two thirds of the time to start, which those do without that never get here
+  const { StdioServerTransport, makeCalls, makeServer, text } = await import("./stdioServer.mjs")
   const { server, watch } = makeServer(makeCalls(), {
     pid: { run: () => text(process.pid) },
     grandchild: { run: () => text(grandchild.pid) },

@@ -11,6 +11,7 @@ import {
   ListToolsRequestSchema,
   McpError
 } from "@modelcontextprotocol/sdk/types.js"
+import { AjvJsonSchemaValidator } from "@modelcontextprotocol/sdk/validation/ajv"
 
 export const text = (value) => ({ content: [{ type: "text", text: String(value) }] })
 
@@ -112,7 +113,12 @@ export const makeCalls = () => ({ started: 0, answered: 0, cancelled: 0, strayCa
 export const makeServer = (calls, extraTools = {}) => {
   const server = new Server(
     { name: "misbehaving", version: "1.0.0" },
-    { capabilities: { tools: { listChanged: true } }, instructions: "Do not trust this server." }
+    {
+      capabilities: { tools: { listChanged: true } },
+      instructions: "Do not trust this server.",
+      // One that is made when it is needed: that takes a fifth of the time to start
+      jsonSchemaValidator: { getValidator: (asked) => new AjvJsonSchemaValidator().getValidator(asked) }
+    }
   )
   const running = new Set()
   const all = {
