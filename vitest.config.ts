@@ -27,19 +27,26 @@ export const resolve = {
   ]
 }
 
-/** What takes longer than ten seconds, by the beginning of its name. */
+/** What takes longer than some seconds, by the beginning of its name: what computes and what waits by turns. */
 const longest = [
   "package.",
-  "examples.",
-  "McpConnector.stdio.",
   "McpHttp.endings.",
+  "examples.",
   "McpHttp.streams.",
-  "McpHttp.integration.",
-  "McpHttp.guard.test.",
+  "McpConnector.stdio.",
+  "ClusterNode.integration.",
+  "simulation.",
+  "McpHttp.routed.",
+  "SessionPool.invariants.",
   "support-servers.",
   "McpConnector.http.",
+  "McpHttp.integration.",
+  "ClusterNode.postgres.",
+  "McpHttp.guard.test.",
+  "SessionCluster.test.",
   "McpPool.",
-  "McpConnector.standby."
+  "McpConnector.standby.",
+  "McpHttp.arrivals."
 ]
 
 const rank = ({ moduleId }: TestSpecification) => {

@@ -18,6 +18,7 @@ import * as KeyValueStore from "effect/persistence/KeyValueStore"
 import * as Redacted from "effect/Redacted"
 import * as TestClock from "effect/testing/TestClock"
 import type { Answer } from "./support/authorizationServer.ts"
+import { browse, consentOf } from "./support/consent.ts"
 import { type AnySession, generations } from "./support/generations.ts"
 import * as Protected from "./support/protected.ts"
 import { makeHandle } from "./support/sessions.ts"
@@ -32,25 +33,10 @@ const call = (session: Pick<McpSession, "callTool">) => session.callTool({ name:
 
 const echo = Sessions.withSession(alice, call)
 
-/** Opens the address in a browser, and says where that ends. */
-const browse = (url: Redacted.Redacted): Effect.Effect<string> =>
-  Effect.promise(async () => {
-    const { body, headers } = await fetch(Redacted.value(url), { redirect: "manual" })
-    await body?.cancel()
-    return headers.get("location")!
-  })
-
 const agree = ({ url }: Consent.ConsentRequest) =>
   Effect.gen(function*() {
     yield* Consent.finish(yield* browse(url))
     return { action: "accept" } as const
-  })
-
-const consentOf = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
-  Effect.map(Effect.flip(effect), (error) => {
-    const { reason } = error as McpSessionError
-    assert(reason._tag === "ConsentRequired")
-    return reason
   })
 
 /** Waits for what the other side of a socket will see. */

@@ -21,6 +21,7 @@ import * as References from "effect/References"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
 import { inspect } from "node:util"
+import { browse, consentOf } from "./support/consent.ts"
 import { type AnySession, generations } from "./support/generations.ts"
 import * as Protected from "./support/protected.ts"
 import { makeRecorder } from "./support/spans.ts"
@@ -37,14 +38,6 @@ const echo = (identity: Identity) =>
     identity,
     (session: Pick<McpSession, "callTool">) => session.callTool({ name: "echo", arguments: { message: "hi" } })
   )
-
-/** Opens the address in a browser, and says where that ends. */
-const browse = (url: Redacted.Redacted): Effect.Effect<string> =>
-  Effect.promise(async () => {
-    const { body, headers } = await fetch(Redacted.value(url), { redirect: "manual" })
-    await body?.cancel()
-    return headers.get("location")!
-  })
 
 const asked: Array<Consent.ConsentRequest> = []
 
@@ -63,13 +56,6 @@ const deny = ({ url }: Consent.ConsentRequest) =>
     const answer = new URLSearchParams({ error: "access_denied", state })
     assert.strictEqual((yield* Effect.flip(Consent.finish(answer))).why, "denied")
     return { action: "accept" } as const
-  })
-
-const consentOf = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
-  Effect.map(Effect.flip(effect), (error) => {
-    const { reason } = error as McpSessionError
-    assert(reason._tag === "ConsentRequired")
-    return reason
   })
 
 for (const [sdk, connector] of generations) {

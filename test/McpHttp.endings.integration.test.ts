@@ -17,7 +17,7 @@ import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import { once } from "node:events"
 import { connect, type Socket } from "node:net"
-import { eventually, readUntil, textOf } from "./support/answers.ts"
+import { becomes, eventually, readUntil, textOf } from "./support/answers.ts"
 import { type AnySession, type Generation, generations } from "./support/generations.ts"
 import { type Endpoint, makeLog, makeServer, socket } from "./support/mcpHttp.ts"
 import { begin, call, post, protocolVersion, request, send } from "./support/requests.ts"
@@ -273,7 +273,7 @@ describe("a client that does not read", () => {
           "Accept: text/event-stream",
           `Mcp-Session-Id: ${session}`
         ])
-        yield* Effect.repeat(held(endpoint), { until: (count) => count === 1 })
+        yield* becomes(held(endpoint), (count) => count === 1)
         self.pause()
         const server = endpoint.log.servers.get(session)!
         const data = "x".repeat(512 * 1024)
@@ -297,7 +297,7 @@ describe("a client that does not read", () => {
         `Mcp-Protocol-Version: ${protocolVersion}`,
         `Mcp-Session-Id: ${session}`
       ])
-      yield* Effect.repeat(held(endpoint), { until: (count) => count === 1 })
+      yield* becomes(held(endpoint), (count) => count === 1)
       self.pause()
       const stream = yield* request(endpoint, "GET", { session })
       assert.strictEqual(stream.status, 200)

@@ -15,7 +15,7 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import type * as Scope from "effect/Scope"
 import * as Gateway from "../examples/gateway.ts"
-import { messagesOf, textOf } from "./support/answers.ts"
+import { becomes, messagesOf, textOf } from "./support/answers.ts"
 import { type Endpoint, socket, web } from "./support/mcpHttp.ts"
 import { begin, call, initialize, post, request } from "./support/requests.ts"
 import * as HttpServers from "./support/servers/http.ts"
@@ -108,7 +108,7 @@ describe("a gateway", () => {
       assert.strictEqual(yield* endpoint.registry.size, 2)
       // Room again, once a conversation is over; and nobody gets what was remembered of it
       yield* request(endpoint, "DELETE", { as: "alice-1", session: first })
-      yield* Effect.repeat(endpoint.pool.stats, { until: ({ size }) => size === 1 }).pipe(Effect.timeout("5 seconds"))
+      yield* becomes(endpoint.pool.stats, ({ size }) => size === 1)
       const third = yield* begin(endpoint, "alice-1")
       assert.strictEqual(yield* say(endpoint, "alice-1", third, "count"), "1")
       assert.deepStrictEqual(log, { opened: 3, closed: 1 })

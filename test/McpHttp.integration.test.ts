@@ -15,7 +15,7 @@ import type * as Scope from "effect/Scope"
 import { spawn } from "node:child_process"
 import { once } from "node:events"
 import { fileURLToPath } from "node:url"
-import { eventually } from "./support/answers.ts"
+import { becomes, eventually } from "./support/answers.ts"
 import { bundle } from "./support/bundle.ts"
 import { knowsIdsToTheByte, knowsOneIdOnly } from "./support/endpoints.ts"
 import { openGuarded } from "./support/guarded.ts"
@@ -237,7 +237,7 @@ describe("a client of the SDK", () => {
       const { breakStream, client, heard, transport } = yield* connected(endpoint, "alice")
       const server = endpoint.log.servers.get(transport.sessionId!)!
       const say = (data: string) => Effect.promise(() => server.sendLoggingMessage({ level: "info", data }))
-      yield* Effect.repeat(endpoint.registry.entries, { until: ([entry]) => entry?.holders === 1 })
+      yield* becomes(endpoint.registry.entries, ([entry]) => entry?.holders === 1)
       yield* say("first")
       yield* eventually(() => heard.length === 1)
       breakStream()
@@ -303,9 +303,7 @@ describe("whoever writes to the socket", () => {
         )
       assert.strictEqual((yield* half("x")).status, 404)
       assert.strictEqual((yield* half(session, 1_000)).status, 0)
-      yield* Effect.repeat(endpoint.registry.stats, { until: ({ held }) => held === 0 }).pipe(
-        Effect.timeout("5 seconds")
-      )
+      yield* becomes(endpoint.registry.stats, ({ held }) => held === 0)
       assert.strictEqual((yield* post(endpoint, call("echo"), { session })).status, 200)
     }))
 })

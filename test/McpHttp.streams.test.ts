@@ -9,7 +9,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
-import { eventually, messagesOf, pause, readUntil, textOf } from "./support/answers.ts"
+import { becomes, eventually, messagesOf, pause, readUntil, textOf } from "./support/answers.ts"
 import { refusesWhenClosed } from "./support/endpoints.ts"
 import { many, underLoad } from "./support/load.ts"
 import { type Endpoint, makeLog, makeServer, socket, web } from "./support/mcpHttp.ts"
@@ -174,9 +174,7 @@ const suite = (start: typeof web) => {
         // To leave is no cancellation
         assert.deepStrictEqual(endpoint.log.aborted, [])
         endpoint.log.release()
-        yield* Effect.repeat(endpoint.registry.stats, { until: ({ held }) => held === 0 }).pipe(
-          Effect.timeout("5 seconds")
-        )
+        yield* becomes(endpoint.registry.stats, ({ held }) => held === 0)
         yield* eventually(() => endpoint.log.closed.length === 1)
       }))
   })

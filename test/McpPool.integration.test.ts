@@ -8,6 +8,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Schedule from "effect/Schedule"
 import { fileURLToPath } from "node:url"
+import { becomes } from "./support/answers.ts"
 import { many, underLoad } from "./support/load.ts"
 import { descendants, isAlive, survivors } from "./support/processes.ts"
 import * as HttpServer from "./support/servers/http.ts"
@@ -65,7 +66,7 @@ describe("SessionPool over real servers", () => {
       process.kill(pid, "SIGKILL")
       assert.deepStrictEqual(yield* survivors([pid]), [])
       // Noticed by its exit, which no call has to ask for.
-      yield* Effect.repeat(SessionPool.stats, { until: (stats) => stats.size === 0 })
+      yield* becomes(SessionPool.stats, (stats) => stats.size === 0)
       const next = yield* pidOf(alice)
       assert.notStrictEqual(next, pid)
       const stats = yield* SessionPool.stats
@@ -140,7 +141,7 @@ describe("SessionPool over real servers", () => {
     Effect.gen(function*() {
       const [ofAlice, ofBob] = yield* Effect.all([pidOf(alice), pidOf(bob)], { concurrency: "unbounded" })
       process.kill(ofAlice, "SIGKILL")
-      yield* Effect.repeat(SessionPool.stats, { until: (stats) => stats.size === 1 })
+      yield* becomes(SessionPool.stats, (stats) => stats.size === 1)
       assert.strictEqual(yield* pidOf(bob), ofBob)
       assert.notStrictEqual(yield* pidOf(alice), ofAlice)
       const stats = yield* SessionPool.stats
@@ -153,7 +154,7 @@ describe("SessionPool over real servers", () => {
     return Effect.gen(function*() {
       const pid = yield* pidOf(alice)
       assert.isTrue(yield* SessionPool.invalidate(alice))
-      yield* Effect.repeat(SessionPool.stats, { until: (stats) => stats.closing === 1 })
+      yield* becomes(SessionPool.stats, (stats) => stats.closing === 1)
       assert.strictEqual(yield* echo(bob, "opened meanwhile"), "opened meanwhile")
       assert.strictEqual(yield* echo(bob, "reused meanwhile"), "reused meanwhile")
       assert.strictEqual((yield* SessionPool.stats).closing, 1)
@@ -210,7 +211,7 @@ describe("SessionPool over real servers", () => {
           SessionPool.withSession(alice, (session) => call(session, "slow", { ms: 60_000 })),
           { startImmediately: true }
         )
-        yield* Effect.repeat(SessionPool.stats, { until: (stats) => stats.leased === 1 })
+        yield* becomes(SessionPool.stats, (stats) => stats.leased === 1)
         return fiber
       }).pipe(Effect.provide(stdioPool))
       const error = yield* Effect.flip(Fiber.join(calling))

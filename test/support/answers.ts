@@ -2,6 +2,7 @@
  * What an endpoint answers, and what comes of a request a while later.
  */
 import * as Effect from "effect/Effect"
+import * as Schedule from "effect/Schedule"
 
 export const textOf = (response: Response) => Effect.promise(() => response.text())
 
@@ -28,6 +29,10 @@ export const eventually = (condition: () => boolean) =>
   Effect.gen(function*() {
     while (!condition()) yield* Effect.sleep(5)
   }).pipe(Effect.timeout("5 seconds"))
+
+/** Asks now and then, which costs little, until the answer is so. */
+export const becomes = <A, E, R>(ask: Effect.Effect<A, E, R>, isSo: (answer: A) => boolean) =>
+  Effect.repeat(ask, { until: isSo, schedule: Schedule.spaced(5) }).pipe(Effect.timeout("5 seconds"))
 
 /** Waits for as many turns of the microtask queue. */
 export const pause = (steps: number) =>
