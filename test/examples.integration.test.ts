@@ -89,18 +89,18 @@ const commandOf = (file: string): readonly [command: string, ...args: ReadonlyAr
 
 const externals = ["@modelcontextprotocol/*", "libsql", "express", "fastify", "undici", "ws"]
 
-/** The path of what `edit` makes of one. */
-const edited = async (file: string, edit: (code: string) => string): Promise<string> => {
+/** The path of one that is bundled, or of what `edit` makes of that. */
+const bundled = async (file: string, edit?: (code: string) => string): Promise<string> => {
   const [path] = await bundle(inject("bundles"), [join(root, "examples", file)], externals)
-  writeFileSync(path, edit(readFileSync(path, "utf8")))
+  if (edit !== undefined) writeFileSync(path, edit(readFileSync(path, "utf8")))
   return path
 }
 
 /** Runs one to its end, within a minute. With an `edit`, runs what that makes of it. */
 const run = Effect.fnUntraced(function*(file: string, edit?: (code: string) => string) {
-  const [command, ...args] = edit === undefined
+  const [command, ...args] = inject("load") && edit === undefined
     ? commandOf(file)
-    : [process.execPath, yield* Effect.promise(() => edited(file, edit))]
+    : [process.execPath, yield* Effect.promise(() => bundled(file, edit))]
   const marker = `/nowhere/${crypto.randomUUID()}`
   const child = yield* Effect.acquireRelease(
     Effect.sync(() =>
@@ -138,7 +138,7 @@ describe("examples", { concurrent: true }, () => {
     assert.include(files.map((file) => `tsx examples/${file}`), packageJson.scripts.start)
   })
 
-  // `npm test` runs what README tells to run first, and `npm run load` the others, too
+  // `npm test` runs the first, bundled, which takes half of the time; `npm run load` all of them, as README says
   const now = Object.entries(examples).filter(([file]) => isFirst(file) || inject("load"))
   describe.each(now)("%s", (file, lines) => {
     it.live("runs, and ends by itself with nothing left", () =>

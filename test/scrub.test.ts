@@ -378,7 +378,7 @@ describe("a secret as a row of bytes", () => {
       assert.strictEqual(scrub(text), text)
     }
     for (const row of ["1,", "1 ,  ", "ab ", "ab:", "\\x61", "\\141", "1,1,1,x", "ab ab "]) {
-      const text = row.repeat(many(50_000, 200_000))
+      const text = row.repeat(many(20_000, 200_000))
       assert.strictEqual(scrub(text), text)
     }
   })

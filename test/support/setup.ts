@@ -28,8 +28,9 @@ const reference = (name: string) => pathTo(`../../node_modules/@modelcontextprot
 export default async ({ provide }: TestProject) => {
   // No test needs the authorities that a machine trusts besides, and Node 20 parses them at each start: 0.15 s
   delete process.env["NODE_EXTRA_CA_CERTS"]
-  // The compiler is a program in Go, whose collector takes a fifth of its time; it has the room to wait for that
-  process.env["GOGC"] ??= "400"
+  // The compiler is a program in Go, whose collector takes a fifth of its time; it may have some room instead
+  process.env["GOGC"] ??= "off"
+  process.env["GOMEMLIMIT"] ??= "2GiB"
 
   const temporary = mkdtempSync(join(tmpdir(), "effect-mcp-sessions-"))
   const bundles = mkdtempSync(pathTo("../../node_modules/.bundles-"))
