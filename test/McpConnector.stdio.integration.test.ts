@@ -30,7 +30,10 @@ import { temporaryDirectory } from "./support/temporary.ts"
 import { call } from "./support/tools.ts"
 
 const script = inject("stdioServer")
-const { everything } = inject("referenceServers")
+// As it is installed: next to it are the documents that it has as resources
+const everything = fileURLToPath(
+  new URL("../node_modules/@modelcontextprotocol/server-everything/dist/index.js", import.meta.url)
+)
 
 const identity = Identity.fromKey("alice", { credentials: Credentials.bearer("s3cret-token") })
 

@@ -42,7 +42,7 @@ const served = (options: Omit<McpHttp.LayerOptions<never, never>, "server"> = {}
 }
 
 const initializes = many(400, 100_000)
-const abandoned = many(200, 10_000)
+const abandoned = many(1_000, 10_000)
 // What is compiled and cached once is not counted
 const warmUp = many(100, 300)
 
@@ -52,7 +52,7 @@ describe("McpHttp.layer under load", () => {
     () =>
       Effect.gen(function*() {
         // By default 10,000 fit, and a hundredth of them is the share
-        const capacity = many(200, 10_000)
+        const capacity = many(1_000, 10_000)
         const share = capacity / 100
         const { built, endpoint } = yield* served(capacity === 10_000 ? {} : { capacity })
         const session = yield* begin(endpoint, "bystander")
@@ -70,7 +70,7 @@ describe("McpHttp.layer under load", () => {
             const mine = response.headers.get("mcp-session-id") ?? undefined
             yield* Effect.flatMap(post(endpoint, call("hello"), { as: "greedy", session: mine }), textOf)
           }
-          if (i % capacity !== 0) continue
+          if (i % (initializes / 10) !== 0) continue
           const answer = yield* post(endpoint, call("hello"), { as: "bystander", session })
           assert.include(yield* textOf(answer), "here")
         }
