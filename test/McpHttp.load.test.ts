@@ -42,7 +42,7 @@ const served = (options: Omit<McpHttp.LayerOptions<never, never>, "server"> = {}
 }
 
 const initializes = many(400, 100_000)
-const abandoned = many(1_000, 10_000)
+const abandoned = many(200, 10_000)
 // What is compiled and cached once is not counted
 const warmUp = many(100, 300)
 
