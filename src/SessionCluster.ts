@@ -27,9 +27,8 @@ import type { Node } from "./internal/cluster/node.ts"
 import * as Owner from "./internal/cluster/owner.ts"
 import * as Options from "./internal/options.ts"
 import { type Configurable, InvalidOptions } from "./InvalidOptions.ts"
-import type { McpSessionError } from "./McpSessionError.ts"
 import type { McpSession, RemoteSession } from "./Session.ts"
-import { ClusterUnavailable } from "./SessionClusterError.ts"
+import { type ClusterConnectError, ClusterUnavailable } from "./SessionClusterError.ts"
 import * as SessionPool from "./SessionPool.ts"
 
 export type { RemoteSession } from "./Session.ts"
@@ -39,7 +38,8 @@ export * from "./SessionClusterError.ts"
  * How a node opens sessions and keeps them: everything of a pool but `prewarm`, which would open sessions that belong
  * to other nodes; and how it finds those of the others. Durations are `Duration.Input`; a number is milliseconds.
  *
- * The pool's options are each node's own: three nodes with a `capacity` of 10 have room for 30 sessions. A session
+ * `connect` fails with what a connector or `McpServers.connect` does ({@link ClusterConnectError}): its errors cross to
+ * whoever has asked. The pool's options are each node's own: three nodes with a `capacity` of 10 have room for 30 sessions. A session
  * whose `idleTimeToLive` is a function's answer is kept for an hour at most.
  *
  * @category models
@@ -47,7 +47,7 @@ export * from "./SessionClusterError.ts"
 export interface SessionClusterOptions<R, RC = R>
   extends
     Omit<ClientOptions, "leases">,
-    Omit<SessionPool.SessionPoolOptions<McpSession, McpSessionError, R, RC>, "prewarm">
+    Omit<SessionPool.SessionPoolOptions<McpSession, ClusterConnectError, R, RC>, "prewarm">
 {}
 
 /**
@@ -123,7 +123,7 @@ export interface SessionClusterEvent {
  *
  * @category errors
  */
-export type SessionClusterError = McpSessionError | SessionPool.SessionPoolError | ClusterUnavailable
+export type SessionClusterError = ClusterConnectError | SessionPool.SessionPoolError | ClusterUnavailable
 
 /**
  * The operations of a cluster.
@@ -134,7 +134,7 @@ export interface Service {
   /**
    * The session of the identity, wherever it is, opened if there is none, leased until the current scope closes.
    *
-   * Fails as the owner's pool does (`McpSessionError`, `PoolExhausted`, `ConnectTimeout`, `PoolClosed`), and with
+   * Fails as the owner's pool does (what its `connect` does, `PoolExhausted`, `ConnectTimeout`, `PoolClosed`), and with
    * `ClusterUnavailable` when nobody who may own it has answered for `locateTimeout` (20 seconds by default).
    */
   readonly get: (identity: Identity) => Effect.Effect<RemoteSession, SessionClusterError, Scope.Scope>
@@ -166,7 +166,9 @@ export interface Service {
 }
 
 // What this node owns, and what it has of others
-class Owned extends SessionPool.Tag<Owned, McpSession, McpSessionError>()("effect-mcp-sessions/SessionCluster/Owned") {}
+class Owned
+  extends SessionPool.Tag<Owned, McpSession, ClusterConnectError>()("effect-mcp-sessions/SessionCluster/Owned")
+{}
 class Leases
   extends SessionPool.Tag<Leases, Caller.Lease, Caller.LeaseError>()("effect-mcp-sessions/SessionCluster/Leases")
 {}
@@ -400,7 +402,7 @@ const make = Effect.fnUntraced(function*(
   return service
 })
 
-const fromPool = (pool: SessionPool.Service<McpSession, McpSessionError>): Service => {
+const fromPool = (pool: SessionPool.Service<McpSession, ClusterConnectError>): Service => {
   const runner = "local"
   return {
     get: (identity) => Effect.map(pool.get(identity), seenFrom(runner)),

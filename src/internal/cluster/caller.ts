@@ -26,7 +26,7 @@ import type { SessionHandle } from "../../Connector.ts"
 import type { Identity } from "../../Identity.ts"
 import { McpSessionError, type McpSessionErrorReason, SessionClosed } from "../../McpSessionError.ts"
 import type { ListOptions, ProgressOptions, RemoteSession } from "../../Session.ts"
-import { ClusterUnavailable } from "../../SessionClusterError.ts"
+import { type ClusterConnectError, ClusterUnavailable } from "../../SessionClusterError.ts"
 import type { SessionPoolError } from "../../SessionPoolError.ts"
 import * as Sent from "../sent.ts"
 import * as Codec from "./codec.ts"
@@ -35,7 +35,7 @@ import type { Node, Peer } from "./node.ts"
 import type { Owner } from "./owner.ts"
 import * as Wire from "./wire.ts"
 
-export type LeaseError = McpSessionError | SessionPoolError | ClusterUnavailable
+export type LeaseError = ClusterConnectError | SessionPoolError | ClusterUnavailable
 
 /** A lease, as the node knows it that has taken it. */
 export interface Lease {

@@ -31,6 +31,7 @@ import type { SessionHandle } from "../../Connector.ts"
 import type { Identity } from "../../Identity.ts"
 import { McpSessionError, SessionClosed } from "../../McpSessionError.ts"
 import type { McpSession } from "../../Session.ts"
+import type { ClusterConnectError } from "../../SessionClusterError.ts"
 import type * as SessionPool from "../../SessionPool.ts"
 import { namesAndPlaces } from "../places.ts"
 import * as Codec from "./codec.ts"
@@ -38,7 +39,7 @@ import type { Handlers, Node } from "./node.ts"
 import * as Seen from "./seen.ts"
 import * as Wire from "./wire.ts"
 
-type Pool = SessionPool.Service<McpSession, McpSessionError>
+type Pool = SessionPool.Service<McpSession, ClusterConnectError>
 
 /** A lease, as the node knows it that granted it. */
 interface Lease {
@@ -68,8 +69,8 @@ export interface Owner {
 /** A connect whose sessions are known until they are closed. */
 export interface Live {
   readonly connect: <R>(
-    connect: (identity: Identity, handle: SessionHandle) => Effect.Effect<McpSession, McpSessionError, R>
-  ) => (identity: Identity, handle: SessionHandle) => Effect.Effect<McpSession, McpSessionError, R | Scope.Scope>
+    connect: (identity: Identity, handle: SessionHandle) => Effect.Effect<McpSession, ClusterConnectError, R>
+  ) => (identity: Identity, handle: SessionHandle) => Effect.Effect<McpSession, ClusterConnectError, R | Scope.Scope>
   /** The keys that have a session here, opening, open or closing. */
   readonly keys: () => ReadonlyArray<string>
   /** Waits until all of the key are closed. */
