@@ -79,9 +79,9 @@ const useful = <I, A, E>(
   slots: ReadonlySet<Leased.Slot<I, A, E>>,
   upstream: Upstreams.Upstream<Leased.Slot<I, A, E>> | undefined
 ): Leased.Slot<I, A, E> | undefined => {
-  const isFull = Upstreams.isFull(upstream)
+  const isOfUse = Upstreams.couldUse(upstream)
   for (const slot of slots) {
-    if (!isFull || slot.member?.upstream === upstream) return slot
+    if (isOfUse(slot)) return slot
   }
   return undefined
 }
@@ -91,9 +91,9 @@ const victim = <I, A, E>(
   engine: Leased.Leased<I, A, E>,
   { own, upstream }: Head<I, A, E>
 ): Leased.Slot<I, A, E> | undefined => {
-  const isFull = Upstreams.isFull(upstream)
-  const idle = isFull ? upstream!.idle.head?.session : Leased.oldestIdle(engine)
+  const idle = Upstreams.isFull(upstream) ? upstream!.idle.head?.session : Leased.oldestIdle(engine)
   if (idle !== undefined) return idle
   const owned = own()
-  return Leased.longestHeld(engine, (slot) => (!isFull || slot.member?.upstream === upstream) && !owned.has(slot))
+  const isOfUse = Upstreams.couldUse(upstream)
+  return Leased.longestHeld(engine, (slot) => isOfUse(slot) && !owned.has(slot))
 }
