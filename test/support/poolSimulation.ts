@@ -774,9 +774,11 @@ class Simulation extends Simulator.Simulation<Action> {
     const hasCaller = (key: string) =>
       this.nested.includes(key) || this.callers.some((caller) => caller.key === key && caller.exit === undefined)
     const early = there.filter(({ isStubborn, key, phase }) => phase === "opening" && !isStubborn && !hasCaller(key))
+    // Whoever has joined an open that has failed waits until that is freed
+    const joined = this.sessions.filter(({ phase, wasUsed }) => phase === "closing" && !wasUsed).concat(there)
     const waitingKeys = new Map(
       this.callers.filter(({ exit, heldSince, key }) =>
-        exit === undefined && heldSince === undefined && !there.some((session) => session.key === key)
+        exit === undefined && heldSince === undefined && !joined.some((session) => session.key === key)
       ).map(({ key, upstream }) => [key, upstream])
     )
     const isWasted = Array.from(waitingKeys.values()).some((name) => {

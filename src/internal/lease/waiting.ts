@@ -44,8 +44,6 @@ export interface Waiter<I, A, E> extends Lines.Waiter<Leased.Slot<I, A, E>> {
   readonly seated: Deferred.Deferred<void, E>
   /** The session that it waits for its turn on; none while it waits for room. */
   turn: Leased.Slot<I, A, E> | undefined
-  /** For half of the time that it may. */
-  hasWaitedLong: boolean
 }
 
 interface Party<I, A, E> {
@@ -237,6 +235,7 @@ const hasWaitedLong = <I extends { readonly key: string }, A, E>(
 ): void => {
   if (waiter.caller.slot !== undefined) return
   waiter.hasWaitedLong = true
+  if (waiter.turn !== undefined || !Lines.waitsLong(self.lines, waiter)) return
   Fairness.reconsider(self.fairness)
   seat(self)
 }
@@ -336,7 +335,7 @@ export const seat = <I extends { readonly key: string }, A, E>(self: Waiting<I, 
       else serve(self, Lines.head(line))
     }
     makeWay(self)
-    Fairness.makeWay(self.fairness, self.engine, () => longWaiting(self))
+    Fairness.makeWay(self.fairness, self.engine, longWaiting(self))
   })
 }
 
@@ -361,10 +360,26 @@ export const makeWay = <I extends { readonly key: string }, A, E>(
 
 const longWaiting = <I extends { readonly key: string }, A, E>(
   self: Waiting<I, A, E>
-): ReadonlyArray<Fairness.Head<I, A, E>> =>
-  Array.from(self.lines.byUpstream.values(), (line) => Lines.head(line))
-    .filter((head) => head.hasWaitedLong)
-    .map(({ caller: { fiber }, upstream }) => ({ upstream, own: () => Holders.slotsOf(self.holders, fiber) }))
+): Fairness.Heads<I, A, E> => {
+  const headOf = (line: Lines.Line<Waiter<I, A, E>, Leased.Slot<I, A, E>>): Fairness.Head<I, A, E> => {
+    const { caller: { fiber }, upstream } = Lines.head(line)
+    return { upstream, own: () => Holders.slotsOf(self.holders, fiber) }
+  }
+  const { byUpstream, long } = self.lines
+  return {
+    *all() {
+      for (const line of long) yield headOf(line)
+    },
+    *full() {
+      if (self.upstreams === undefined) return
+      const upstreams = new Set(Leased.all(self.engine).map(({ member }) => member?.upstream))
+      for (const upstream of upstreams) {
+        const line = Upstreams.isFull(upstream) ? byUpstream.get(upstream) : undefined
+        if (line !== undefined && long.has(line)) yield headOf(line)
+      }
+    }
+  }
+}
 
 const serve = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>, first: Waiter<I, A, E>): void => {
   const { owner, waiters } = self.parties.get(first.owner.key)!
