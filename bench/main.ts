@@ -47,9 +47,7 @@ const unknown = wanted.filter((name) => !Object.hasOwn(parts, name))
 if (unknown.length > 0) throw new Error(`no such part: ${unknown}, but ${Object.keys(parts)}`)
 
 print(`Node ${process.version}`)
-const chosen = Object.entries(parts).filter(([name]) =>
-  wanted.length === 0 ? !long.has(name) : wanted.includes(name)
-)
+const chosen = Object.entries(parts).filter(([name]) => wanted.length === 0 ? !long.has(name) : wanted.includes(name))
 await Effect.runPromise(Effect.forEach(chosen, ([, part]) => part, { discard: true }))
 
 if (check) {
