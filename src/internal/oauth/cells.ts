@@ -88,10 +88,23 @@ export interface Cell {
   source: { readonly token: string; readonly until: number } | undefined
 }
 
+/** RFC 6750 section 2.1 has fewer characters than these. Others end the header, or can't be in one. */
+export const isSendable = (token: string): boolean => /^[!-~]+$/.test(token)
+
+export const notSendable = () =>
+  new AuthorizationFailed({ issue: "it can't be sent in a header: it is empty, or not all visible ASCII" })
+
 /** How long an authorization server has for all that it is asked for one token. */
 export const patience = Duration.seconds(10)
 
-/** By what the tokens are in, and whose they are: all sessions of an identity share one. */
+/** The upstream as far as it is another's: whoever listens behind another path or query is somebody else. */
+export const resourceOf = ({ origin, pathname, search }: URL): string => `${origin}${pathname}${search}`
+
+/** Whose tokens they are, and for what: a token goes nowhere else. */
+export const keyOf = ({ identity, url }: Pick<Options, "identity" | "url">): string =>
+  JSON.stringify([resourceOf(url), identity.key])
+
+/** By what the tokens are in, and by a key that tells as much as {@link keyOf}: all sessions of its share one. */
 const cells = new WeakMap<object, Map<string, Cell>>()
 
 export const cellOf = (owner: object, key: string): Effect.Effect<Cell, never, Scope.Scope> =>

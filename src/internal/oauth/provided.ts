@@ -5,7 +5,6 @@ import type { OAuthClientProvider } from "@modelcontextprotocol/sdk/client/auth.
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { AuthorizationFailed, type ProviderOf } from "../../Authorization.ts"
-import * as Scrub from "../scrub.ts"
 import * as Attempts from "./attempts.ts"
 import * as Cells from "./cells.ts"
 import * as Drafts from "./drafts.ts"
@@ -20,7 +19,7 @@ export const make = <R>(
       const found = providerOf(identity)
       return Effect.isEffect(found) ? found : Effect.succeed(found)
     })
-    const cell = yield* Cells.cellOf(providerOf, identity.key)
+    const cell = yield* Cells.cellOf(providerOf, Cells.keyOf(options))
     const hold = yield* Cells.holder(scrub)
 
     const tokens = Effect.tryPromise({
@@ -31,27 +30,29 @@ export const make = <R>(
         duration: Cells.patience,
         orElse: () => Effect.fail(new AuthorizationFailed({ issue: "the provider's `tokens` took too long" }))
       }),
-      Effect.tap((found) => Effect.sync(() => found && hold(Drafts.secretsOf({ tokens: found }))))
+      Effect.tap((found) => {
+        if (found === undefined) return Effect.void
+        hold(Drafts.secretsOf({ tokens: found }))
+        return Cells.isSendable(found.access_token) ? Effect.void : Effect.fail(Cells.notSendable())
+      })
     )
 
     const renew = ({ isStepUp, resourceMetadataUrl, scope }: Cells.Wanted) =>
       Effect.gen(function*() {
         const before = yield* tokens
-        const attempts = Attempts.makeAttempts()
-        const wanted = isStepUp ? Drafts.union(cell.scope, before?.scope, scope) : scope
-        const own = Scrub.make()
-        if (before !== undefined) { for (const secret of Drafts.secretsOf({ tokens: before })) own.add(secret) }
+        const attempt = Attempts.make({ fetch, upstream: url, scrub })
+        const wanted = isStepUp ? Drafts.widened(scope, cell.scope, before?.scope) : scope
         cell.resourceMetadataUrl = resourceMetadataUrl ?? cell.resourceMetadataUrl
         yield* Effect.tryPromise({
           try: (signal) =>
-            sdk.auth(watched(made, attempts, isStepUp), {
+            sdk.auth(watched(made, attempt, isStepUp), {
               serverUrl: url,
-              fetchFn: attempts.begin({ fetch, upstream: url, scrub: own, signal }),
+              fetchFn: attempt.fetchUntil(signal),
               ...(wanted === undefined ? {} : { scope: wanted }),
               ...(cell.resourceMetadataUrl === undefined ? {} : { resourceMetadataUrl: cell.resourceMetadataUrl }),
               ...(isStepUp ? { forceReauthorization: true } : {})
             }),
-          catch: attempts.issueOf
+          catch: attempt.issueOf
         })
         // What could not be had is not asked for again, with what another call needs
         if (isStepUp) cell.scope = wanted
@@ -60,10 +61,13 @@ export const make = <R>(
     return { current: Effect.map(tokens, (found) => found?.access_token), known: () => undefined, renew, cell }
   })
 
-/** The provider, but that it redirects nobody because a server is down, and refreshes nothing that is to be widened. */
+/**
+ * The provider, but that it redirects nobody because a server is down, refreshes nothing that is to be widened, and
+ * keeps no token that it could not send.
+ */
 const watched = (
   provider: OAuthClientProvider,
-  attempts: Attempts.Attempts,
+  attempt: Attempts.Attempt,
   isStepUp: boolean
 ): OAuthClientProvider =>
   new Proxy(provider, {
@@ -71,8 +75,14 @@ const watched = (
       const value: unknown = Reflect.get(target, property, target)
       if (property === "redirectToAuthorization") {
         return async (url: URL) => {
-          Drafts.refuseAfterFailedRefresh(attempts.last())
+          Drafts.refuseAfterFailedRefresh(attempt)
           await target.redirectToAuthorization(url)
+        }
+      }
+      if (property === "saveTokens") {
+        return async (...saved: Parameters<OAuthClientProvider["saveTokens"]>) => {
+          if (!Cells.isSendable(saved[0].access_token)) throw Cells.notSendable()
+          await target.saveTokens(...saved)
         }
       }
       if (property === "tokens" && isStepUp) {
