@@ -85,6 +85,7 @@ for (const [sdk, connector] of generations) {
         yield* TestClock.withLive(eventually(() => there.grants.length === 2))
         here.revoke()
         yield* call(session)
+        there.answer = undefined
         for (const answer of waiting) answer({ status: 503 })
         assert.strictEqual((yield* Fiber.join(failing)).reason._tag, "PreparationFailed")
         here.revoke()

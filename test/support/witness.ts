@@ -26,8 +26,9 @@ const shown = (value: unknown): string =>
   typeof value === "string" ? value : inspect(value, { depth: 12, maxArrayLength: null, maxStringLength: null })
 
 export const make = (): Witness => {
-  const written: Array<string> = []
-  const write = (value: unknown) => void written.push(shown(value))
+  // Each text once: it would be searched again and again
+  const written = new Set<string>()
+  const write = (value: unknown) => void written.add(shown(value))
   const logger = Logger.make<unknown, void>(({ cause, fiber, logLevel, message }) => {
     write(`${logLevel}: ${shown(message)} ${Cause.pretty(cause)}`)
     write(fiber.getRef(References.CurrentLogAnnotations))
@@ -50,7 +51,7 @@ export const make = (): Witness => {
     everything: Effect.map(Metric.snapshot, (metrics) => {
       for (const span of spans) write([span.name, span.attributes, span.events, span.status])
       write(metrics)
-      return written.join("\n")
+      return Array.from(written).join("\n")
     })
   }
 }
@@ -98,11 +99,25 @@ export const formsOf = (secret: string): ReadonlyArray<string> => {
   ]
 }
 
+/** How much of a form is enough to look at it more closely. */
+const windowSize = 10
+
+/** Searches once for all, however many there are. */
 export const assertClean = (everything: string, secrets: Iterable<string>): void => {
+  const windows = new Map<string, Set<string>>()
   for (const secret of secrets) {
     for (const form of formsOf(secret)) {
-      const at = everything.indexOf(form)
-      assert(at === -1, `${form} in …${everything.slice(Math.max(0, at - 300), at + form.length + 100)}…`)
+      assert.isAtLeast(form.length, windowSize)
+      const window = form.slice(0, windowSize)
+      windows.set(window, (windows.get(window) ?? new Set()).add(form))
+    }
+  }
+  for (let at = 0; at + windowSize <= everything.length; at++) {
+    for (const form of windows.get(everything.slice(at, at + windowSize)) ?? []) {
+      assert(
+        !everything.startsWith(form, at),
+        `${form} in …${everything.slice(Math.max(0, at - 300), at + form.length + 100)}…`
+      )
     }
   }
 }

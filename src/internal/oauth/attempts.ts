@@ -7,10 +7,12 @@ import * as Predicate from "effect/Predicate"
 import { AuthorizationFailed } from "../../Authorization.ts"
 import type { FetchLike } from "../../Connector.ts"
 import { isTrusted } from "../../TokenOptions.ts"
-import type { Scrub } from "../scrub.ts"
+import type { Options } from "./cells.ts"
 
 /** What happened on the way to a token, as far as the SDK keeps it to itself: it may ask several times. */
 export interface Attempt {
+  /** Whoever is told a secret may say it again much later: for a while it is taken out of what they say. */
+  readonly know: (secret: string) => void
   /** Until then. */
   readonly fetchUntil: (signal: AbortSignal) => FetchLike
   /** Why the last request failed, where no OAuth error came back. */
@@ -24,17 +26,9 @@ export interface Attempt {
   readonly issueOf: (error: unknown) => AuthorizationFailed
 }
 
-export interface Options {
-  readonly fetch: FetchLike
-  /** The upstream for which tokens are wanted. */
-  readonly upstream: URL
-  /** Of the session. */
-  readonly scrub: Scrub
-}
-
 const maxBytes = 256 * 1024
 
-export const make = ({ fetch, scrub, upstream }: Options): Attempt => {
+export const make = ({ fetch, scrub, url: upstream }: Pick<Options, "fetch" | "scrub" | "url">): Attempt => {
   // No TypeError: the SDKs take that for a browser's CORS, and try again without headers
   const failed = (issue: string): AuthorizationFailed => {
     const failure = attempt.failure = new AuthorizationFailed({ issue })
@@ -45,6 +39,7 @@ export const make = ({ fetch, scrub, upstream }: Options): Attempt => {
   const attempt: Attempt = {
     failure: undefined,
     failedRefresh: undefined,
+    know: (secret) => scrub.hold(secret)(),
     fetchUntil: (signal) => async (url, init) => {
       attempt.failure = undefined
       const target = new URL(url)
@@ -55,8 +50,7 @@ export const make = ({ fetch, scrub, upstream }: Options): Attempt => {
       const isRefresh = form.get("grant_type") === "refresh_token"
       // Until it has said no
       if (isRefresh) attempt.failedRefresh = failed("the authorization server gave no token")
-      // Whoever was told may say it again much later: for a while it stays known
-      for (const secret of secretsOf(init, form)) scrub.hold(secret)()
+      for (const secret of secretsOf(init, form)) attempt.know(secret)
       let response: Response
       let text: string
       try {

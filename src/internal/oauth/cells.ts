@@ -88,6 +88,20 @@ export interface Cell {
   source: { readonly token: string; readonly until: number } | undefined
 }
 
+/** What the SDKs are told besides. They take no `undefined`. */
+export const moreOf = (
+  cell: Cell,
+  { isStepUp, resourceMetadataUrl = cell.resourceMetadataUrl }: Wanted,
+  scope: string | undefined
+): Partial<AuthOptions> => {
+  cell.resourceMetadataUrl = resourceMetadataUrl
+  return {
+    ...(scope === undefined ? {} : { scope }),
+    ...(resourceMetadataUrl === undefined ? {} : { resourceMetadataUrl }),
+    ...(isStepUp ? { forceReauthorization: true } : {})
+  }
+}
+
 /** RFC 6750 section 2.1 has fewer characters than these. Others end the header, or can't be in one. */
 export const isSendable = (token: string): boolean => /^[!-~]+$/.test(token)
 

@@ -109,8 +109,12 @@ const makeDraft = (
     saveTokens: (saved) => {
       draft.granted = draft.tokens = saved
     },
-    state: () => draft.state,
+    state: () => {
+      attempt.know(draft.state)
+      return draft.state
+    },
     saveCodeVerifier: (verifier) => {
+      attempt.know(verifier)
       draft.verifier = verifier
     },
     codeVerifier: () => draft.verifier ?? "",

@@ -26,7 +26,7 @@ type Given = Exclude<Authorization, ProviderOf | TokenSource>
 
 export const make = (options: Cells.Options, given: Given): Effect.Effect<Cells.Tokens, unknown, Scope.Scope> =>
   Effect.gen(function*() {
-    const { fetch, handle, identity, scrub, sdk, server, url } = options
+    const { handle, identity, scrub, sdk, server, url } = options
     const context = yield* Effect.context<never>()
     const clock = yield* Clock.Clock
     const consents = Context.get(context, Consents)
@@ -73,7 +73,7 @@ export const make = (options: Cells.Options, given: Given): Effect.Effect<Cells.
 
     /** Gets what the caller's callback is good for. */
     const redeem = (draft: Drafts.Draft, more: Partial<Cells.AuthOptions>, { code, iss }: Answer) =>
-      ask(draft, { ...more, authorizationCode: code, ...defined({ iss }) }).pipe(
+      ask(draft, { ...more, authorizationCode: code, ...(iss === undefined ? {} : { iss }) }).pipe(
         Effect.andThen(granted(draft)),
         Effect.timeoutOrElse({
           duration: Cells.patience,
@@ -98,7 +98,7 @@ export const make = (options: Cells.Options, given: Given): Effect.Effect<Cells.
       if (before !== undefined && Drafts.covers(before.scope, wanted)) return yield* required(before, server)
       const client = grant?.client ?? (yield* store.client(clientKey))
       const draft = Drafts.authorizationCode(authorizationCode, {
-        attempt: Attempts.make({ fetch, upstream: url, scrub }),
+        attempt: Attempts.make(options),
         privateKeyJwt: sdk.privateKeyJwt,
         scope: wanted,
         // RFC 6749 section 6: a refresh never widens a grant
@@ -144,24 +144,20 @@ export const make = (options: Cells.Options, given: Given): Effect.Effect<Cells.
       return yield* required(consent, server)
     })
 
-    const renew = Effect.fnUntraced(function*({ isStepUp, refused, resourceMetadataUrl, scope }: Cells.Wanted) {
+    const renew = Effect.fnUntraced(function*(need: Cells.Wanted) {
+      const { isStepUp, refused, scope } = need
       const stored = yield* store.grant(grantKey)
       // Another process has been here
       if (stored !== undefined && stored.tokens.access_token !== refused) return remember(stored)
       // A store that forgets is no reason to ask anybody again
       const grant = stored ?? cell.grant
       const wanted = Drafts.widened(scope, cell.scope, isStepUp ? grant?.tokens.scope : undefined)
-      cell.resourceMetadataUrl = resourceMetadataUrl ?? cell.resourceMetadataUrl
-      const more = defined({
-        scope: wanted,
-        resourceMetadataUrl: cell.resourceMetadataUrl,
-        forceReauthorization: isStepUp ? true : undefined
-      })
+      const more = Cells.moreOf(cell, need, wanted)
       if ("authorizationCode" in given) {
         return yield* consented({ grant, isStepUp, more, wanted }, given.authorizationCode)
       }
       const draftOptions = {
-        attempt: Attempts.make({ fetch, upstream: url, scrub }),
+        attempt: Attempts.make(options),
         privateKeyJwt: sdk.privateKeyJwt,
         scope: wanted,
         tokens: undefined,
@@ -190,12 +186,6 @@ const required = ({ id, url }: { readonly id: string; readonly url: Redacted.Red
   Effect.fail(
     new McpSessionError({ reason: new ConsentRequired({ id, url, requestSent: false }), method: "connect", server })
   )
-
-/** Without what is not there: the SDKs take no `undefined`. */
-const defined = <A extends object>(options: A) =>
-  Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as {
-    [K in keyof A]?: Exclude<A[K], undefined>
-  }
 
 /** RFC 6749 section 7.1: a client "MUST NOT use an access token if it does not understand the token type". */
 const isBearer = ({ access_token: token, token_type: type }: Drafts.Grant["tokens"]): boolean =>

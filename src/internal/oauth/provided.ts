@@ -14,7 +14,7 @@ export const make = <R>(
   providerOf: ProviderOf<R>
 ): Effect.Effect<Cells.Tokens, unknown, R | Scope.Scope> =>
   Effect.gen(function*() {
-    const { fetch, identity, scrub, sdk, url } = options
+    const { identity, scrub, sdk, url } = options
     const made = yield* Effect.suspend(() => {
       const found = providerOf(identity)
       return Effect.isEffect(found) ? found : Effect.succeed(found)
@@ -37,63 +37,73 @@ export const make = <R>(
       })
     )
 
-    const renew = ({ isStepUp, resourceMetadataUrl, scope }: Cells.Wanted) =>
-      Effect.gen(function*() {
-        const before = yield* tokens
-        const attempt = Attempts.make({ fetch, upstream: url, scrub })
-        const wanted = isStepUp ? Drafts.widened(scope, cell.scope, before?.scope) : scope
-        cell.resourceMetadataUrl = resourceMetadataUrl ?? cell.resourceMetadataUrl
-        yield* Effect.tryPromise({
-          try: (signal) =>
-            sdk.auth(watched(made, attempt, isStepUp), {
-              serverUrl: url,
-              fetchFn: attempt.fetchUntil(signal),
-              ...(wanted === undefined ? {} : { scope: wanted }),
-              ...(cell.resourceMetadataUrl === undefined ? {} : { resourceMetadataUrl: cell.resourceMetadataUrl }),
-              ...(isStepUp ? { forceReauthorization: true } : {})
-            }),
-          catch: attempt.issueOf
-        })
-        // What could not be had is not asked for again, with what another call needs
-        if (isStepUp) cell.scope = wanted
+    const renew = Effect.fnUntraced(function*(need: Cells.Wanted) {
+      const { isStepUp, scope } = need
+      const before = yield* tokens
+      const attempt = Attempts.make(options)
+      const wanted = isStepUp ? Drafts.widened(scope, cell.scope, before?.scope) : scope
+      const more = Cells.moreOf(cell, need, wanted)
+      yield* Effect.tryPromise({
+        try: (signal) =>
+          sdk.auth(watched(made, attempt, isStepUp), {
+            serverUrl: url,
+            fetchFn: attempt.fetchUntil(signal),
+            ...more
+          }),
+        catch: attempt.issueOf
       })
+      // What could not be had is not asked for again, with what another call needs
+      if (isStepUp) cell.scope = wanted
+    })
 
     return { current: Effect.map(tokens, (found) => found?.access_token), known: () => undefined, renew, cell }
   })
 
 /**
  * The provider, but that it redirects nobody because a server is down, refreshes nothing that is to be widened, and
- * keeps no token that it could not send.
+ * keeps no token that it could not send. Its secrets are known from now on.
  */
 const watched = (
   provider: OAuthClientProvider,
   attempt: Attempts.Attempt,
   isStepUp: boolean
-): OAuthClientProvider =>
-  new Proxy(provider, {
+): OAuthClientProvider => {
+  const own: Partial<OAuthClientProvider> = {
+    redirectToAuthorization: async (url) => {
+      Drafts.refuseAfterFailedRefresh(attempt)
+      await provider.redirectToAuthorization(url)
+    },
+    saveTokens: async (...saved) => {
+      if (!Cells.isSendable(saved[0].access_token)) throw Cells.notSendable()
+      await provider.saveTokens(...saved)
+    },
+    saveCodeVerifier: async (verifier) => {
+      attempt.know(verifier)
+      await provider.saveCodeVerifier(verifier)
+    },
+    ...(provider.state === undefined ? {} : {
+      state: async () => {
+        const state = await provider.state!()
+        attempt.know(state)
+        return state
+      }
+    }),
+    ...(!isStepUp ? {} : {
+      // The second generation says of which issuer
+      tokens: async (...asked: Parameters<OAuthClientProvider["tokens"]>) => {
+        const tokens = await provider.tokens(...asked)
+        if (tokens === undefined) return undefined
+        const { refresh_token: _, ...rest } = tokens
+        return rest
+      }
+    })
+  }
+  return new Proxy(provider, {
     get: (target, property) => {
+      if (property in own) return own[property as keyof OAuthClientProvider]
       const value: unknown = Reflect.get(target, property, target)
-      if (property === "redirectToAuthorization") {
-        return async (url: URL) => {
-          Drafts.refuseAfterFailedRefresh(attempt)
-          await target.redirectToAuthorization(url)
-        }
-      }
-      if (property === "saveTokens") {
-        return async (...saved: Parameters<OAuthClientProvider["saveTokens"]>) => {
-          if (!Cells.isSendable(saved[0].access_token)) throw Cells.notSendable()
-          await target.saveTokens(...saved)
-        }
-      }
-      if (property === "tokens" && isStepUp) {
-        return async () => {
-          const tokens = await target.tokens()
-          if (tokens === undefined) return undefined
-          const { refresh_token: _, ...rest } = tokens
-          return rest
-        }
-      }
       // Private fields are the target's
       return typeof value === "function" ? value.bind(target) as unknown : value
     }
   })
+}
