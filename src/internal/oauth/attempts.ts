@@ -7,11 +7,11 @@ import * as Predicate from "effect/Predicate"
 import { AuthorizationFailed } from "../../Authorization.ts"
 import type { FetchLike } from "../../Connector.ts"
 import { isTrusted } from "../../TokenOptions.ts"
-import type { Options } from "./cells.ts"
+import type { Cell, Options } from "./cells.ts"
 
 /** What happened on the way to a token, as far as the SDK keeps it to itself: it may ask several times. */
 export interface Attempt {
-  /** Whoever is told a secret may say it again much later: for a while it is taken out of what they say. */
+  /** From now on it is taken out of what authorization servers say. */
   readonly know: (secret: string) => void
   /** Until then. */
   readonly fetchUntil: (signal: AbortSignal) => FetchLike
@@ -28,7 +28,12 @@ export interface Attempt {
 
 const maxBytes = 256 * 1024
 
-export const make = ({ fetch, scrub, url: upstream }: Pick<Options, "fetch" | "scrub" | "url">): Attempt => {
+export const make = (
+  { fetch, scrub, url: upstream }: Pick<Options, "fetch" | "scrub" | "url">,
+  { told }: Pick<Cell, "told">
+): Attempt => {
+  const scrubbed = (text: string) => told(scrub(text))
+
   // No TypeError: the SDKs take that for a browser's CORS, and try again without headers
   const failed = (issue: string): AuthorizationFailed => {
     const failure = attempt.failure = new AuthorizationFailed({ issue })
@@ -39,7 +44,7 @@ export const make = ({ fetch, scrub, url: upstream }: Pick<Options, "fetch" | "s
   const attempt: Attempt = {
     failure: undefined,
     failedRefresh: undefined,
-    know: (secret) => scrub.hold(secret)(),
+    know: (secret) => told.hold(secret)(),
     fetchUntil: (signal) => async (url, init) => {
       attempt.failure = undefined
       const target = new URL(url)
@@ -74,14 +79,14 @@ export const make = ({ fetch, scrub, url: upstream }: Pick<Options, "fetch" | "s
       else if (response.ok) attempt.failure = undefined
       else attempt.failure = attempt.failedRefresh = undefined
       const { headers, status, statusText } = response
-      const body = text === "" ? null : response.ok ? text : scrub(text)
+      const body = text === "" ? null : response.ok ? text : scrubbed(text)
       return Object.defineProperty(new Response(body, { headers, status, statusText }), "url", { value: target.href })
     },
     issueOf: (error) => {
       if (error instanceof AuthorizationFailed) return error
       if (attempt.failure !== undefined) return attempt.failure
       const { code, message } = describe(error)
-      const said = scrub(message).slice(0, 300)
+      const said = scrubbed(message).slice(0, 300)
       return code === undefined
         ? new AuthorizationFailed({ issue: said === "" ? "the authorization server gave none" : said })
         : new AuthorizationFailed({

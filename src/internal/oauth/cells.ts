@@ -13,7 +13,7 @@ import { AuthorizationFailed } from "../../Authorization.ts"
 import type { FetchLike, SessionHandle } from "../../Connector.ts"
 import type { Identity } from "../../Identity.ts"
 import type { McpSessionError } from "../../McpSessionError.ts"
-import type * as Scrub from "../scrub.ts"
+import * as Scrub from "../scrub.ts"
 import type * as Drafts from "./drafts.ts"
 
 /** The OAuth code of a generation of the SDK. */
@@ -71,6 +71,8 @@ export interface Wanted {
 
 export interface Cell {
   users: number
+  /** Takes out what authorization servers were told, for whomever: they may say it again much later. */
+  readonly told: Scrub.Scrub
   /** Called when it may be that nobody needs it any more. */
   readonly release: () => void
   flight: Deferred.Deferred<void, unknown> | undefined
@@ -119,18 +121,18 @@ export const keyOf = ({ identity, url }: Pick<Options, "identity" | "url">): str
   JSON.stringify([resourceOf(url), identity.key])
 
 /** By what the tokens are in, and by a key that tells as much as {@link keyOf}: all sessions of its share one. */
-const cells = new WeakMap<object, Map<string, Cell>>()
+const cells = new WeakMap<object, { readonly told: Scrub.Scrub; readonly byKey: Map<string, Cell> }>()
 
 export const cellOf = (owner: object, key: string): Effect.Effect<Cell, never, Scope.Scope> =>
   Effect.acquireRelease(
     Effect.sync(() => {
-      const found = cells.get(owner) ?? new Map<string, Cell>()
-      cells.set(owner, found)
-      const cell = found.get(key) ?? make(() => {
+      const { byKey, told } = cells.get(owner) ?? { told: Scrub.make(), byKey: new Map<string, Cell>() }
+      cells.set(owner, { told, byKey })
+      const cell = byKey.get(key) ?? make(told, () => {
         // What is on its way would be asked for twice by whoever comes next
-        if (cell.users === 0 && cell.flight === undefined && found.get(key) === cell) found.delete(key)
+        if (cell.users === 0 && cell.flight === undefined && byKey.get(key) === cell) byKey.delete(key)
       })
-      found.set(key, cell)
+      byKey.set(key, cell)
       cell.users++
       return cell
     }),
@@ -141,8 +143,9 @@ export const cellOf = (owner: object, key: string): Effect.Effect<Cell, never, S
       })
   )
 
-const make = (release: () => void): Cell => ({
+const make = (told: Scrub.Scrub, release: () => void): Cell => ({
   users: 0,
+  told,
   release,
   flight: undefined,
   flown: 0,
