@@ -7,7 +7,7 @@ import * as Predicate from "effect/Predicate"
 import { AuthorizationFailed } from "../../Authorization.ts"
 import type { FetchLike } from "../../Connector.ts"
 import { isTrusted } from "../../TokenOptions.ts"
-import type { Cell, Options } from "./cells.ts"
+import type { Scrub } from "../scrub.ts"
 
 /** What happened on the way to a token, as far as the SDK keeps it to itself: it may ask several times. */
 export interface Attempt {
@@ -28,10 +28,16 @@ export interface Attempt {
 
 const maxBytes = 256 * 1024
 
-export const make = (
-  { fetch, scrub, url: upstream }: Pick<Options, "fetch" | "scrub" | "url">,
-  { told }: Pick<Cell, "told">
-): Attempt => {
+export interface Options {
+  readonly fetch: FetchLike
+  /** The upstream for which tokens are wanted. */
+  readonly url: URL
+  /** Of the session. */
+  readonly scrub: Scrub
+}
+
+/** `told` takes out what authorization servers were told. */
+export const make = ({ fetch, scrub, url: upstream }: Options, told: Scrub): Attempt => {
   const scrubbed = (text: string) => told(scrub(text))
 
   // No TypeError: the SDKs take that for a browser's CORS, and try again without headers

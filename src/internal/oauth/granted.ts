@@ -98,7 +98,7 @@ export const make = (options: Cells.Options, given: Given): Effect.Effect<Cells.
       if (before !== undefined && Drafts.covers(before.scope, wanted)) return yield* required(before, server)
       const client = grant?.client ?? (yield* store.client(clientKey))
       const draft = Drafts.authorizationCode(authorizationCode, {
-        attempt: Attempts.make(options, cell),
+        attempt: Attempts.make(options, cell.told),
         privateKeyJwt: sdk.privateKeyJwt,
         scope: wanted,
         // RFC 6749 section 6: a refresh never widens a grant
@@ -157,7 +157,7 @@ export const make = (options: Cells.Options, given: Given): Effect.Effect<Cells.
         return yield* consented({ grant, isStepUp, more, wanted }, given.authorizationCode)
       }
       const draftOptions = {
-        attempt: Attempts.make(options, cell),
+        attempt: Attempts.make(options, cell.told),
         privateKeyJwt: sdk.privateKeyJwt,
         scope: wanted,
         tokens: undefined,

@@ -40,7 +40,7 @@ export const make = <R>(
     const renew = Effect.fnUntraced(function*(need: Cells.Wanted) {
       const { isStepUp, scope } = need
       const before = yield* tokens
-      const attempt = Attempts.make(options, cell)
+      const attempt = Attempts.make(options, cell.told)
       const wanted = isStepUp ? Drafts.widened(scope, cell.scope, before?.scope) : scope
       const more = Cells.moreOf(cell, need, wanted)
       yield* Effect.tryPromise({
