@@ -1,5 +1,6 @@
 /**
- * Certificates that sign themselves or that an authority has signed, made when a test runs: Node signs, but writes no X.509. For tests only.
+ * Certificates that sign themselves or that an authority has signed, made when a test runs: Node signs, but writes no
+ * X.509. For tests only.
  */
 import { generateKeyPairSync, type KeyObject, randomBytes, randomUUID, sign } from "node:crypto"
 

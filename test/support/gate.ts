@@ -37,7 +37,7 @@ export const gateTo = (url: string): Effect.Effect<Gate, never, Scope.Scope> =>
           for (const socket of pair.sockets) socket.resume()
         }
         const server = createServer((incoming) => {
-          if (shut === "cut") return void incoming.resetAndDestroy()
+          if (shut === "cut") return void incoming.destroy()
           const pair: Pair = {
             sockets: [incoming, connect(Number(target.port), target.hostname)],
             state: shut === undefined ? "flows" : "waits"
@@ -49,9 +49,9 @@ export const gateTo = (url: string): Effect.Effect<Gate, never, Scope.Scope> =>
             from.on("data", (data) => void to.write(data))
             from.on("error", () => undefined)
             from.on("close", () => {
-              pairs.delete(pair)
               // Nobody tells anybody of the end of what is half open
               if (pair.state !== "dead") to.destroy()
+              if (to.closed) pairs.delete(pair)
             })
           }
           if (pair.state === "flows") flow(pair)
@@ -61,7 +61,7 @@ export const gateTo = (url: string): Effect.Effect<Gate, never, Scope.Scope> =>
         const all = new URL(url)
         all.port = String((server.address() as AddressInfo).port)
         const destroy = (pair: Pair) => {
-          for (const socket of pair.sockets) socket.resetAndDestroy()
+          for (const socket of pair.sockets) socket.destroy()
         }
         const gate: Gate = {
           url: all.href,

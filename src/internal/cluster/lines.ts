@@ -9,7 +9,21 @@ const maxLineBytes = 64 * 1024 * 1024
 
 const newline = 10
 
-/** A decoder throws what is no JSON, and a line that is too long: then nothing can be read any more. */
+/**
+ * The end of a link: after a line that is too long, or no JSON, nothing can be read any more. The engine hangs up for
+ * this error alone, and answers each other one with a word, as long as a peer goes on.
+ */
+const unreadable = () => new RpcSerialization.MaxBufferSizeExceeded({ maxBufferSize: maxLineBytes })
+
+const parse = (line: string): unknown => {
+  try {
+    return JSON.parse(line)
+  } catch {
+    throw unreadable()
+  }
+}
+
+/** A decoder throws what is no JSON, and a line that is too long. */
 export const serialization = RpcSerialization.RpcSerialization.of({
   ...RpcSerialization.ndjson,
   makeUnsafe: () => {
@@ -25,7 +39,7 @@ export const serialization = RpcSerialization.RpcSerialization.of({
         bytes = end === -1 ? bytes + chunk.length : chunk.length - end - 1
         if (bytes > maxLineBytes) {
           pieces = []
-          throw new RpcSerialization.MaxBufferSizeExceeded({ maxBufferSize: maxLineBytes })
+          throw unreadable()
         }
         if (end === -1) {
           pieces.push(chunk)
@@ -35,7 +49,7 @@ export const serialization = RpcSerialization.RpcSerialization.of({
         const lines = pieces.length === 0 ? whole : Buffer.concat([...pieces, whole])
         pieces = bytes === 0 ? [] : [chunk.subarray(end + 1)]
         return Buffer.from(lines.buffer, lines.byteOffset, lines.length).toString().split("\n").flatMap((line) =>
-          line === "" ? [] : [JSON.parse(line) as unknown]
+          line === "" ? [] : [parse(line)]
         )
       }
     }

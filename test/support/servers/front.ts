@@ -36,7 +36,7 @@ const makeServer = () =>
 /** All nodes listen on one port, each at its own address: as pods do. */
 export const front = (host: string, port: number) =>
   HttpRouter.serve(
-    McpHttp.layer({ server: makeServer }).pipe(
+    McpHttp.layer({ server: makeServer, drainTimeout: "5 seconds" }).pipe(
       McpHttp.routed({ port }),
       Layer.provide(IdentityResolver.layer({ keySecret: Redacted.make(process.env.MCP_KEY_SECRET!) }))
     ),
