@@ -70,9 +70,9 @@ const open = (Sqlite: Effect.Success<typeof loadSqlite>["default"], file: string
   }
 }
 
-// Who may write to it may take every session, so it is nobody else's. One that is there is left alone: to close it is to
-// lose every lock that this process has on it, those of SQLite too (fcntl), and then whoever closes the database next
-// takes its log away as if nobody else had it.
+// Who may write to it may take every session, so it is nobody else's. One that is there is left alone: to close it is
+// to lose every lock that this process has on it, those of SQLite too (fcntl), and then whoever closes the database
+// next takes its log away as if nobody else had it.
 const create = (file: string): void => {
   try {
     closeSync(openSync(file, "wx", 0o600))
