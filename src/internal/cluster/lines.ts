@@ -29,12 +29,15 @@ export const serialization = RpcSerialization.RpcSerialization.of({
   makeUnsafe: () => {
     const { encode } = RpcSerialization.ndjson.makeUnsafe()
     /** The beginning of a line whose end has not come yet. */
-    let pieces: Array<Uint8Array> = []
+    let pieces: Array<Buffer> = []
     let bytes = 0
     return {
       encode,
       decode: (data) => {
-        const chunk = typeof data === "string" ? Buffer.from(data) : data
+        const chunk = bufferOf(data)
+        // One message and all of it, as nearly all of them come
+        const isOne = bytes === 0 && chunk.length > 1 && chunk.indexOf(newline) === chunk.length - 1
+        if (isOne) return [parse(chunk.toString())]
         const end = chunk.lastIndexOf(newline)
         bytes = end === -1 ? bytes + chunk.length : chunk.length - end - 1
         if (bytes > maxLineBytes) {
@@ -48,10 +51,15 @@ export const serialization = RpcSerialization.RpcSerialization.of({
         const whole = chunk.subarray(0, end)
         const lines = pieces.length === 0 ? whole : Buffer.concat([...pieces, whole])
         pieces = bytes === 0 ? [] : [chunk.subarray(end + 1)]
-        return Buffer.from(lines.buffer, lines.byteOffset, lines.length).toString().split("\n").flatMap((line) =>
-          line === "" ? [] : [parse(line)]
-        )
+        return lines.toString().split("\n").flatMap((line) => line === "" ? [] : [parse(line)])
       }
     }
   }
 })
+
+const bufferOf = (data: string | Uint8Array): Buffer =>
+  typeof data === "string"
+    ? Buffer.from(data)
+    : Buffer.isBuffer(data)
+    ? data
+    : Buffer.from(data.buffer, data.byteOffset, data.byteLength)

@@ -4,6 +4,10 @@
  * A link is one connection, made when there is something to send. When it breaks, everything that was sent on it fails,
  * and so does whatever waits for it to open; the next request makes another one. Nothing moves from one link to the
  * next, because what was sent may have been run.
+ *
+ * A stream is not acknowledged piece by piece, each of which would wait for the way there and back: TCP holds back who
+ * sends faster than the other end reads. And that end has to read on, whatever becomes of one stream, because the link
+ * is everybody's: whoever takes his time reads from a buffer that loses the oldest.
  */
 import * as Cause from "effect/Cause"
 import * as Deferred from "effect/Deferred"
@@ -236,7 +240,7 @@ const connect = (
           // It is about a request: if the link of that is gone, so is it
           return current?.send?.(message) ?? Effect.void
         }),
-      supportsAck: true,
+      supportsAck: false,
       supportsTransferables: false,
       codecFor: serialization.codecFor
     }
@@ -291,8 +295,9 @@ const accept = (
           conn.setTimeout(1_000)
         })
       )
-    return yield* RpcServer.makeProtocolSocketServer.pipe(
+    const protocol = yield* RpcServer.makeProtocolSocketServer.pipe(
       Effect.provideService(SocketServer.SocketServer, { address: sockets.address, run }),
       Effect.provideService(RpcSerialization.RpcSerialization, serialization)
     )
+    return { ...protocol, supportsAck: false }
   })
