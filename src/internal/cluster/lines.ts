@@ -9,7 +9,21 @@ const maxLineBytes = 64 * 1024 * 1024
 
 const newline = 10
 
-/** A decoder throws what is no JSON, and a line that is too long: then nothing can be read any more. */
+/**
+ * The end of a link: after a line that is too long, or no JSON, nothing can be read any more. The engine hangs up for
+ * this error alone, and answers each other one with a word, as long as a peer goes on.
+ */
+const unreadable = () => new RpcSerialization.MaxBufferSizeExceeded({ maxBufferSize: maxLineBytes })
+
+const parse = (line: string): unknown => {
+  try {
+    return JSON.parse(line)
+  } catch {
+    throw unreadable()
+  }
+}
+
+/** A decoder throws what is no JSON, and a line that is too long. */
 export const serialization = RpcSerialization.RpcSerialization.of({
   ...RpcSerialization.ndjson,
   makeUnsafe: () => {
@@ -23,12 +37,12 @@ export const serialization = RpcSerialization.RpcSerialization.of({
         const chunk = bufferOf(data)
         // One message and all of it, as nearly all of them come
         const isOne = bytes === 0 && chunk.length > 1 && chunk.indexOf(newline) === chunk.length - 1
-        if (isOne) return [JSON.parse(chunk.toString()) as unknown]
+        if (isOne) return [parse(chunk.toString())]
         const end = chunk.lastIndexOf(newline)
         bytes = end === -1 ? bytes + chunk.length : chunk.length - end - 1
         if (bytes > maxLineBytes) {
           pieces = []
-          throw new RpcSerialization.MaxBufferSizeExceeded({ maxBufferSize: maxLineBytes })
+          throw unreadable()
         }
         if (end === -1) {
           pieces.push(chunk)
@@ -37,7 +51,7 @@ export const serialization = RpcSerialization.RpcSerialization.of({
         const whole = chunk.subarray(0, end)
         const lines = pieces.length === 0 ? whole : Buffer.concat([...pieces, whole])
         pieces = bytes === 0 ? [] : [chunk.subarray(end + 1)]
-        return lines.toString().split("\n").flatMap((line) => line === "" ? [] : [JSON.parse(line) as unknown])
+        return lines.toString().split("\n").flatMap((line) => line === "" ? [] : [parse(line)])
       }
     }
   }

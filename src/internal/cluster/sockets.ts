@@ -18,7 +18,7 @@ import { RpcClientDefect, RpcClientError } from "effect/rpc/RpcClientError"
 import type { FromClientEncoded, FromServerEncoded, RequestEncoded } from "effect/rpc/RpcMessage"
 import * as RpcSerialization from "effect/rpc/RpcSerialization"
 import * as RpcServer from "effect/rpc/RpcServer"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import * as Socket from "effect/socket/Socket"
 import * as SocketServer from "effect/socket/SocketServer"
 import * as Net from "node:net"
@@ -272,9 +272,18 @@ const accept = (
 ): Transport<SocketServer.SocketServerError>["listen"] =>
   Effect.gen(function*() {
     const at = { host: listen!.host, port: listen!.port, noDelay: true, signal: closing }
-    const sockets = ends === undefined
-      ? yield* server.make(at)
-      : yield* server.makeTls({ ...ends.server, ...at, handshakeTimeout: 5_000 })
+    const scope = yield* Scope.fork(yield* Effect.scope)
+    const sockets = yield* Scope.provide(
+      ends === undefined
+        ? server.make(at)
+        : server.makeTls({ ...ends.server, ...at, handshakeTimeout: 5_000 }),
+      scope
+    )
+    // The server ends with its last connection. What was accepted before it closed, and is ready when nobody answers
+    // any more, is handed to nobody: it would stay for as long as the process, and the process for as long as it.
+    const hangUp = Effect.map(Effect.serviceOption(client.NetSocket), (conn) => Option.getOrThrow(conn).destroy())
+    const hangingUp = Effect.catch(sockets.run(() => hangUp), () => Effect.never)
+    yield* Effect.addFinalizer((exit) => Effect.raceFirst(Effect.interruptible(hangingUp), Scope.close(scope, exit)))
     const run: typeof sockets["run"] = (handler) =>
       sockets.run((socket) =>
         Effect.gen(function*() {
