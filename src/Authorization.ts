@@ -8,8 +8,16 @@
  * 403 `insufficient_scope`, every answer of the authorization server is bounded in time and size, and tokens are kept
  * in the `TokenStore`.
  *
+ * A token is one identity's, at one upstream: one authorization may serve several connectors, and none of them is sent
+ * what was got for another.
+ *
+ * Scopes are stepped up to those that the challenge names, together with those that were asked for and granted before,
+ * so that no other call loses its own (2026-07-28, basic/authorization, step-up authorization flow; RFC 6750 section
+ * 3.1). Where all of them are longer than 4,096 characters those of the challenge are asked for alone.
+ *
  * An authorization server that is down, hangs, or says no fails the open or the call with the reason
- * `PreparationFailed`, whose `cause` is an {@link AuthorizationFailed}. The session lives on.
+ * `PreparationFailed`, whose `cause` is an {@link AuthorizationFailed}. So does a token that can't be sent in a header,
+ * wherever it is from: it is neither sent nor kept, and quoted nowhere. The session lives on.
  */
 import type { OAuthClientProvider } from "@modelcontextprotocol/sdk/client/auth.js"
 import type { OAuthClientMetadata } from "@modelcontextprotocol/sdk/shared/auth.js"
@@ -152,14 +160,16 @@ export interface Refused {
 
 /**
  * A function that has tokens: a vault, a cloud's metadata server, a library of its own. A token is kept in memory and
- * used until it expires, or the upstream refuses it.
+ * used until it expires, or the upstream refuses it. It is asked for once for each identity and upstream, and not told
+ * which that is: give an upstream whose tokens are others a function of its own.
  *
  * @category models
  */
 export interface TokenSource<out R = never> {
   /**
    * The token of an identity, which has the newest credentials of the caller. Asked for when there is none yet. Any
-   * failure is `PreparationFailed`.
+   * failure is `PreparationFailed`, and so is a token with anything in it that is no visible ASCII (RFC 6750 section
+   * 2.1), but for space and a line's end around it.
    */
   readonly token: (identity: Identity) => Effect.Effect<Redacted.Redacted | AccessToken, unknown, R>
   /**

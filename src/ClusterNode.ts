@@ -6,19 +6,21 @@
  * replaced within `lockTimeToLive` and two intervals, by default 12 seconds; one that stops hands over at once.
  */
 import * as Clock from "effect/Clock"
+import type { Runner } from "effect/cluster/Runner"
 import * as RunnerAddress from "effect/cluster/RunnerAddress"
 import * as ShardingConfig from "effect/cluster/ShardingConfig"
 import type * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Equal from "effect/Equal"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import type { SocketServerError } from "effect/socket/SocketServer"
-import { ClusterMembership } from "./ClusterMembership.ts"
+import { type ClusterMember, ClusterMembership } from "./ClusterMembership.ts"
 import * as Memory from "./internal/cluster/memory.ts"
 import * as Node from "./internal/cluster/node.ts"
 import * as Postgres from "./internal/cluster/postgres.ts"
@@ -26,6 +28,7 @@ import * as Security from "./internal/cluster/security.ts"
 import type { Settings } from "./internal/cluster/settings.ts"
 import * as Sockets from "./internal/cluster/sockets.ts"
 import * as Sqlite from "./internal/cluster/sqlite.ts"
+import * as Welcome from "./internal/cluster/welcome.ts"
 import * as Options from "./internal/options.ts"
 import { type Configurable, InvalidOptions } from "./InvalidOptions.ts"
 import { ClusterUnavailable } from "./SessionClusterError.ts"
@@ -93,7 +96,11 @@ export interface ClusterSecurity {
    * start.
    */
   readonly secret?: Redacted.Redacted | undefined
-  /** The certificate of this node, as PEM or as the path of a file. Links are TLS 1.3, and both ends show one. */
+  /**
+   * The certificate of this node, as PEM or as the path of a file. Links are TLS 1.3, and both ends show one. It has to
+   * be good for `host`. A node whose certificate has expired, or is refused by the nodes that are there already,
+   * refuses to start. It is read once: to renew it, start the node again.
+   */
   readonly cert?: string | undefined
   /** Its private key, as PEM or as the path of a file. */
   readonly key?: Redacted.Redacted | undefined
@@ -324,9 +331,9 @@ export class ClusterNode extends Context.Service<ClusterNode, {
    * A node that is a process of its own.
    *
    * Fails with `InvalidOptions`, also when the nodes that are there already differ from it in what all have to have in
-   * common (`shards`, `keySecret`, `lockTimeToLive`, the secret of `security`), and when it is not on loopback and not
-   * secured; with `ClusterUnavailable` when its store can't be reached; with `SocketServerError` when it can't listen.
-   * Dies when a package that it needs is not installed.
+   * common (`shards`, `keySecret`, `lockTimeToLive`, the secret of `security`) or don't trust its certificate, and when
+   * it is not on loopback and not secured; with `ClusterUnavailable` when its store can't be reached; with
+   * `SocketServerError` when it can't listen. Dies when a package that it needs is not installed.
    *
    * **Example** (One of several replicas)
    *
@@ -408,8 +415,8 @@ const layerMemoryOf = (options: MemoryOptions, method: string, isOwner: boolean)
 
 const makeNode = Effect.fnUntraced(function*(options: unknown, method: string) {
   const parsed = yield* Effect.fromResult(declared.parse(options, method))
-  const security = yield* securityOf(parsed.security, method)
   const { host, listenHost = host, port } = parsed
+  const security = yield* securityOf(parsed.security, method, host)
   if (security.type === "plain" && !(Security.isLoopback(host) && Security.isLoopback(listenHost))) {
     return yield* invalid(method, "security", "must be a secret or certificates, unless host is on loopback")
   }
@@ -419,7 +426,7 @@ const makeNode = Effect.fnUntraced(function*(options: unknown, method: string) {
 const makeClient = (options: unknown, method: string) =>
   Effect.gen(function*() {
     const parsed = yield* Effect.fromResult(declaredClient.parse(options, method))
-    const security = yield* securityOf(parsed.security, method)
+    const security = yield* securityOf(parsed.security, method, undefined)
     return yield* make(parsed, security, undefined, undefined, method)
   }).pipe(
     // It listens nowhere
@@ -459,7 +466,7 @@ const make = Effect.fnUntraced(function*(
         })
       )
     ))
-  const context = yield* started(method, settings, store, transport)
+  const context = yield* started(method, settings, store, transport, (members) => Welcome.isRefused(security, members))
   // Before the rest ends: whoever connected while nobody answers any more would wait for an answer in vain
   yield* Effect.addFinalizer(() => Effect.sync(() => closing.abort()))
   return context
@@ -467,7 +474,8 @@ const make = Effect.fnUntraced(function*(
 
 const securityOf = Effect.fnUntraced(function*(
   given: Options.Parsed<typeof declaredSecurity.declaration> | undefined,
-  method: string
+  method: string,
+  host: string | undefined
 ) {
   const kinds = "either a secret, or cert, key and ca, or plain"
   if (given === undefined) return yield* invalid(method, "security", `must be given: ${kinds}`)
@@ -489,7 +497,7 @@ const securityOf = Effect.fnUntraced(function*(
         issue: "names a file that can't be read"
       })
   })
-  const issue = Security.issueOf(pem)
+  const issue = Security.issueOf(pem, (yield* Clock.Clock).currentTimeMillisUnsafe(), host)
   if (issue !== undefined) return yield* invalid(method, "security", issue)
   return { type: "certificates", ...pem } as const
 })
@@ -498,14 +506,25 @@ const started = <E>(
   method: string,
   settings: Settings,
   store: Parameters<typeof Node.make>[1],
-  transport: Parameters<typeof Node.make<E>>[2]
+  transport: Parameters<typeof Node.make<E>>[2],
+  isRefused: (members: Effect.Effect<ReadonlyArray<ClusterMember>>) => Effect.Effect<boolean> = () =>
+    Effect.succeed(false)
 ): Effect.Effect<Context.Context<ClusterNode | ClusterMembership>, E | InvalidOptions, Scope.Scope> =>
   Effect.gen(function*() {
-    const strangers = yield* Effect.match(Effect.timeout(store.getRunners, "5 seconds"), {
-      onFailure: () => [],
-      onSuccess: (runners) => runners.flatMap(([{ groups }]) => groups.includes(settings.group) ? [] : groups)
-    })
+    const runners = Effect.orElseSucceed(Effect.timeout(store.getRunners, "5 seconds"), () => [])
+    const isOurs = ({ groups }: Runner) => groups.includes(settings.group)
+    const strangers = (yield* runners).flatMap(([runner]) => isOurs(runner) ? [] : runner.groups)
     yield* refuseStrangers(method, settings, strangers)
+    const others = Effect.map(
+      runners,
+      (all) =>
+        all.flatMap(([runner]) =>
+          isOurs(runner) && !Equal.equals(runner.address, settings.address) ? [runner.address] : []
+        )
+    )
+    if (yield* isRefused(others)) {
+      return yield* invalid(method, "security", "must be that of the nodes that are there already: none lets it in")
+    }
     const node = yield* Node.make(settings, store, transport)
     return Context.make(ClusterNode, { "~node": node }).pipe(Context.add(ClusterMembership, node.membership))
   })

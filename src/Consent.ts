@@ -71,7 +71,8 @@ export class ConsentFailed extends Schema.TaggedError<ConsentFailed>("effect-mcp
   {
     /**
      * `unknown`: nobody waits for it, or not any more, or it is not for whoever has come. `denied`: the authorization
-     * server says that there is no consent. `failed`: it gave no tokens; the log says why.
+     * server says that there is no consent. `failed`: it gave no tokens, or it is another than the one that was asked
+     * (RFC 9207), for whose answer the consent goes on waiting; the log says why.
      */
     why: Schema.Literals(["unknown", "denied", "failed"])
   }
@@ -165,6 +166,7 @@ const finishAs = <R>(
     if (!(yield* Effect.orElseSucceed(isOwner(pending.identity), () => false))) {
       return yield* new ConsentFailed({ why: "unknown" })
     }
+    yield* Effect.mapError(pending.check(query.get("iss") ?? undefined), () => new ConsentFailed({ why: "failed" }))
     // Goes on when the browser leaves: a code is good for once
     const redeeming = yield* Effect.forkDetach(redeemed(consents, pending, query), { startImmediately: true })
     return yield* Fiber.join(redeeming)

@@ -98,7 +98,9 @@ export interface AuthorizationOptions {
   /**
    * What the endpoint is called: its canonical URI, as clients call it, such as `"https://mcp.example.com/mcp"` (RFC
    * 8707 section 2). An `https` URL without query and fragment, or `http` on loopback. Needed behind a proxy that
-   * clients call by another name, scheme or path, and in a router with a prefix.
+   * clients call by another name, scheme or path, and in a router with a prefix: no router says what its prefix is, so
+   * that without `resource` the metadata is at the right place only when the first request for the endpoint has come,
+   * to this process. Until then it is where it would be without a prefix.
    *
    * By default it is the URL by which the request has come. That is for the caller to choose, among `allowedHosts`: so
    * it is not held against the audience of a token, which then is for `IdentityResolver` alone to look at.

@@ -230,7 +230,7 @@ export interface McpSession<out C = SdkClient> {
  * A call that was in flight when its node was lost, or when the session had to move, fails with `SessionClosed`, whose
  * `requestSent` says whether it may have run. It never runs twice.
  *
- * Requests and answers cross as JSON, 30 Mi characters of it at most: what can't be written so fails with
+ * Requests and answers cross as JSON, `maxMessageBytes` of it at most, 16 MiB by default: what can't fails with
  * `ProtocolFailure`, and only that call.
  *
  * @category models

@@ -9,11 +9,12 @@
  * - Capacity, times to live and everything else of a pool are each node's own.
  */
 import * as Cause from "effect/Cause"
-import type * as Config from "effect/Config"
+import * as Config from "effect/Config"
 import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as Queue from "effect/Queue"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -27,9 +28,8 @@ import type { Node } from "./internal/cluster/node.ts"
 import * as Owner from "./internal/cluster/owner.ts"
 import * as Options from "./internal/options.ts"
 import { type Configurable, InvalidOptions } from "./InvalidOptions.ts"
-import type { McpSessionError } from "./McpSessionError.ts"
 import type { McpSession, RemoteSession } from "./Session.ts"
-import { ClusterUnavailable } from "./SessionClusterError.ts"
+import { type ClusterConnectError, ClusterUnavailable } from "./SessionClusterError.ts"
 import * as SessionPool from "./SessionPool.ts"
 
 export type { RemoteSession } from "./Session.ts"
@@ -39,15 +39,16 @@ export * from "./SessionClusterError.ts"
  * How a node opens sessions and keeps them: everything of a pool but `prewarm`, which would open sessions that belong
  * to other nodes; and how it finds those of the others. Durations are `Duration.Input`; a number is milliseconds.
  *
- * The pool's options are each node's own: three nodes with a `capacity` of 10 have room for 30 sessions. A session
- * whose `idleTimeToLive` is a function's answer is kept for an hour at most.
+ * `connect` fails with what a connector or `McpServers.connect` does ({@link ClusterConnectError}): its errors cross to
+ * whoever has asked. The pool's options are each node's own: three nodes with a `capacity` of 10 have room for 30
+ * sessions. A session whose `idleTimeToLive` is a function's answer is kept for an hour at most.
  *
  * @category models
  */
 export interface SessionClusterOptions<R, RC = R>
   extends
     Omit<ClientOptions, "leases">,
-    Omit<SessionPool.SessionPoolOptions<McpSession, McpSessionError, R, RC>, "prewarm">
+    Omit<SessionPool.SessionPoolOptions<McpSession, ClusterConnectError, R, RC>, "prewarm">
 {}
 
 /**
@@ -71,7 +72,21 @@ export interface ClientOptions {
    * `"exclusive"`, a client has to say so, too; then nothing is kept for `leaseTimeToLive`.
    */
   readonly leases?: "shared" | "exclusive" | undefined
+  /**
+   * How long the arguments or the answer of a call may be that goes to another node, in bytes of JSON: from 1 up to 30
+   * MiB. One that is longer fails with `ProtocolFailure`, arguments unsent, and a notification that is longer is lost.
+   * While one is written or read nothing else happens at that node: it takes some 30 ms for each MiB. Default: 16 MiB.
+   */
+  readonly maxMessageBytes?: number | undefined
 }
+
+const messageBytes = Options.custom<number, number>({
+  rule: "an integer from 1 up to 31,457,280",
+  read: Option.liftPredicate((value): value is number =>
+    typeof value === "number" && Number.isInteger(value) && value >= 1 && value <= Codec.mostBytes
+  ),
+  config: Config.Number
+})
 
 /**
  * @internal
@@ -79,7 +94,8 @@ export interface ClientOptions {
 export const declared = Options.declare<ClientOptions>()({ module: "SessionCluster", variables: "MCP_CLUSTER" }, {
   locateTimeout: Options.withDefault(Options.patience, "20 seconds"),
   leaseTimeToLive: Options.withDefault(Options.timeout, "1 second"),
-  leases: SessionPool.declared.declaration.leases
+  leases: SessionPool.declared.declaration.leases,
+  maxMessageBytes: Options.withDefault(messageBytes, 16 * 1024 * 1024, { shown: "16 MiB" })
 })
 
 /**
@@ -123,7 +139,7 @@ export interface SessionClusterEvent {
  *
  * @category errors
  */
-export type SessionClusterError = McpSessionError | SessionPool.SessionPoolError | ClusterUnavailable
+export type SessionClusterError = ClusterConnectError | SessionPool.SessionPoolError | ClusterUnavailable
 
 /**
  * The operations of a cluster.
@@ -134,7 +150,7 @@ export interface Service {
   /**
    * The session of the identity, wherever it is, opened if there is none, leased until the current scope closes.
    *
-   * Fails as the owner's pool does (`McpSessionError`, `PoolExhausted`, `ConnectTimeout`, `PoolClosed`), and with
+   * Fails as the owner's pool does (what its `connect` does, `PoolExhausted`, `ConnectTimeout`, `PoolClosed`), and with
    * `ClusterUnavailable` when nobody who may own it has answered for `locateTimeout` (20 seconds by default).
    */
   readonly get: (identity: Identity) => Effect.Effect<RemoteSession, SessionClusterError, Scope.Scope>
@@ -166,7 +182,9 @@ export interface Service {
 }
 
 // What this node owns, and what it has of others
-class Owned extends SessionPool.Tag<Owned, McpSession, McpSessionError>()("effect-mcp-sessions/SessionCluster/Owned") {}
+class Owned
+  extends SessionPool.Tag<Owned, McpSession, ClusterConnectError>()("effect-mcp-sessions/SessionCluster/Owned")
+{}
 class Leases
   extends SessionPool.Tag<Leases, Caller.Lease, Caller.LeaseError>()("effect-mcp-sessions/SessionCluster/Leases")
 {}
@@ -219,7 +237,8 @@ export class SessionCluster extends Context.Service<SessionCluster, Service>()("
 
   /**
    * The same with options from the configuration: those of the pool from its variables (`MCP_POOL_CAPACITY`, …), the
-   * others from `MCP_CLUSTER_LOCATE_TIMEOUT` and `MCP_CLUSTER_LEASE_TIME_TO_LIVE`. They win over what is given.
+   * others from `MCP_CLUSTER_LOCATE_TIMEOUT`, `MCP_CLUSTER_LEASE_TIME_TO_LIVE` and `MCP_CLUSTER_MAX_MESSAGE_BYTES`.
+   * They win over what is given.
    *
    * Fails with `ConfigError` when a variable can't be read, and with `InvalidOptions` when what it says has no meaning.
    */
@@ -252,7 +271,7 @@ export class SessionCluster extends Context.Service<SessionCluster, Service>()("
    * with `InvalidOptions`.
    */
   static readonly layerPool = <R = never, RC = never>(
-    options: Omit<SessionClusterOptions<R, RC>, "leaseTimeToLive" | "locateTimeout">
+    options: Omit<SessionClusterOptions<R, RC>, "leaseTimeToLive" | "locateTimeout" | "maxMessageBytes">
   ): Layer.Layer<SessionCluster, InvalidOptions, Exclude<R | RC, Scope.Scope>> =>
     Layer.effect(SessionCluster, Effect.map(Owned, fromPool)).pipe(Layer.provide(Owned.layer<R, RC>(options)))
 }
@@ -266,8 +285,8 @@ type Own = Effect.Success<ReturnType<typeof parseOwn>>
 const parseOwn = (options: ClientOptions, method: string) => Effect.fromResult(declared.parse(options, method))
 
 const makeOwner = Effect.fnUntraced(function*<R, RC>(options: SessionClusterOptions<R, RC>, method: string) {
-  const { leaseTimeToLive, locateTimeout, ...rest } = options
-  const own = yield* parseOwn({ leaseTimeToLive, locateTimeout, leases: rest.leases }, method)
+  const { leaseTimeToLive, locateTimeout, maxMessageBytes, ...rest } = options
+  const own = yield* parseOwn({ leaseTimeToLive, locateTimeout, leases: rest.leases, maxMessageBytes }, method)
   const { "~node": node } = yield* ClusterNode
   const invalid = (option: string, issue: string) =>
     Effect.fail(new InvalidOptions({ module: "SessionCluster", method, option, issue }))
@@ -284,6 +303,7 @@ const makeOwner = Effect.fnUntraced(function*<R, RC>(options: SessionClusterOpti
     live,
     closeTimeout: parsed.closeTimeout,
     isExclusive: parsed.leases === "exclusive",
+    maxMessageBytes: own.maxMessageBytes,
     maxIdleTime: typeof parsed.idleTimeToLive === "number" ? parsed.idleTimeToLive + 30_000 : 3_600_000
   })
   return yield* make(node, owner, own, parsed.drainTimeout)
@@ -292,10 +312,10 @@ const makeOwner = Effect.fnUntraced(function*<R, RC>(options: SessionClusterOpti
 const make = Effect.fnUntraced(function*(
   node: Node,
   owner: Owner.Owner | undefined,
-  { leaseTimeToLive, leases: sharing, locateTimeout }: Own,
+  { leaseTimeToLive, leases: sharing, locateTimeout, maxMessageBytes }: Own,
   drainTimeout: number
 ) {
-  const caller = yield* Caller.make({ node, owner, locateTimeout })
+  const caller = yield* Caller.make({ node, owner, locateTimeout, maxMessageBytes })
   const pools = yield* Layer.build(Leases.layer({
     connect: caller.lease,
     capacity: Number.MAX_SAFE_INTEGER,
@@ -400,7 +420,7 @@ const make = Effect.fnUntraced(function*(
   return service
 })
 
-const fromPool = (pool: SessionPool.Service<McpSession, McpSessionError>): Service => {
+const fromPool = (pool: SessionPool.Service<McpSession, ClusterConnectError>): Service => {
   const runner = "local"
   return {
     get: (identity) => Effect.map(pool.get(identity), seenFrom(runner)),

@@ -6,6 +6,24 @@ import * as Effect from "effect/Effect"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import * as Schema from "effect/Schema"
 import { respond } from "./internal/problem.ts"
+import { McpServersError, UnknownServer } from "./McpServersError.ts"
+import { McpSessionError } from "./McpSessionError.ts"
+
+/**
+ * What the `connect` of a cluster fails with: `McpSessionError`, which is all that a connector does, and what
+ * `McpServers.connect` fails with besides.
+ *
+ * Whoever asks may be at another node than the session, so these are errors that every node can read. A `connect` with
+ * errors of its own says them as one of these: with `Effect.mapError`.
+ *
+ * @category errors
+ */
+export type ClusterConnectError = McpSessionError | UnknownServer | McpServersError
+
+/**
+ * @category errors
+ */
+export const ClusterConnectError = Schema.Union([McpSessionError, UnknownServer, McpServersError])
 
 const causes = {
   store: "The store that says which nodes there are did not answer",

@@ -371,7 +371,8 @@ export interface Service<in out Session, in out E> {
    * Opens sessions ahead of their first callers, and counts the identities that have one then, or had one that was
    * being opened. Each open may take 5 minutes (`timeout`), whatever `connectTimeout` says; a caller who comes
    * meanwhile waits for it no longer than for any other. It takes free room alone: nobody is evicted for it, and nobody
-   * waits. What can't be opened is logged and left out. Dies with `InvalidOptions` for options that have no meaning.
+   * waits. An open that no caller has joined is given up, and left out, when another would have to wait for its place.
+   * What can't be opened is logged and left out. Dies with `InvalidOptions` for options that have no meaning.
    */
   readonly prewarm: (
     identities: Iterable<Identity>,
@@ -436,7 +437,8 @@ export interface TagClass<in out Self, in out Id extends string, in out Session,
    * Opens sessions ahead of their first callers, and counts the identities that have one then, or had one that was
    * being opened. Each open may take 5 minutes (`timeout`), whatever `connectTimeout` says; a caller who comes
    * meanwhile waits for it no longer than for any other. It takes free room alone: nobody is evicted for it, and nobody
-   * waits. What can't be opened is logged and left out. Dies with `InvalidOptions` for options that have no meaning.
+   * waits. An open that no caller has joined is given up, and left out, when another would have to wait for its place.
+   * What can't be opened is logged and left out. Dies with `InvalidOptions` for options that have no meaning.
    */
   readonly prewarm: (
     identities: Iterable<Identity>,
@@ -781,7 +783,7 @@ const hooks = <Session, E>(
   onOpened: (slot) => {
     const { failures, observed, waiting } = pool()
     failures.succeeded(slot)
-    Waiting.opened(waiting)
+    Waiting.opened(waiting, slot)
     const took = Duration.millis(Math.floor(slot.openedAt - slot.since))
     observed.events.emit({ _tag: "Opened", key: keyOf(slot), took })
   },
@@ -931,7 +933,10 @@ const acquire = <Session, E>(
     connecting.join(opening)
     return opening
   })
-  return admitted === undefined ? wait(self, caller, wanted) : Leased.join(admitted)
+  if (admitted !== undefined) return Leased.join(admitted)
+  const seated = wait(self, caller, wanted)
+  Waiting.makeWay(waiting, wanted)
+  return seated
 }
 
 // Asks the functions among the options, before anything is changed.
@@ -1221,7 +1226,7 @@ const prewarm = <Session, E>(
 const logUnlessInterrupted = (message: string, cause: Cause.Cause<unknown>): Effect.Effect<void> =>
   Cause.hasInterrupts(cause) ? Effect.interrupt : Effect.logWarning(message, namesAndPlaces(cause))
 
-// Whether the identity has a session then. Takes a place that is free, and no other.
+// Whether the identity has a session then. Takes a place that is free, and no other, and gives it up to whoever waits.
 const warm = <Session, E>(
   self: Pool<Session, E>,
   identity: Identity,
@@ -1246,7 +1251,7 @@ const warm = <Session, E>(
           ...wanted,
           terms: { ...terms, openTimeout }
         })
-        Waiting.hold(waiting, caller, opening)
+        Waiting.openEarly(waiting, caller, opening)
         connecting.join(opening)
         return opening
       })
@@ -1256,7 +1261,10 @@ const warm = <Session, E>(
       }
       if (admitted === undefined) return Effect.succeed(false)
       countMiss(self, caller)
-      return Effect.as(Leased.join(admitted), true)
+      return Effect.catchCause(
+        Effect.as(Leased.join(admitted), true),
+        (cause) => caller.slot === undefined ? Effect.succeed(false) : Effect.failCause(cause)
+      )
     })
     return Effect.onExit(opened, () => Waiting.end(waiting, caller) ?? Effect.void).pipe(
       Effect.catchCause((cause) =>

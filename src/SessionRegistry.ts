@@ -940,7 +940,7 @@ const visit = <Resource, E>(
   id: string,
   owner: SessionOwner
 ): ReturnType<Hosting<Resource, E>["visit"]> =>
-  Effect.suspend(() => {
+  Effect.uninterruptibleMask(() => {
     const { engine } = self
     const slot = find(self, id, owner)
     if (slot === undefined || !Leased.visit(engine, slot)) return notFound(self, "get")
@@ -1105,7 +1105,6 @@ const defaultLayers = layers<SessionRegistry | CreatesSessions, unknown, never>(
  * @category services
  */
 export class SessionRegistry extends Operator<SessionRegistry>()("effect-mcp-sessions/SessionRegistry") {
-  /** Makes the tag of a registry of any type of resource: {@link Tag}. */
   /** Makes the tag of a registry of any other type of resource: see {@link Tag}. */
   static readonly Tag = Tag
   /** Makes the tag of an operator's view: {@link Operator}. */

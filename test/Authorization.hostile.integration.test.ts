@@ -3,6 +3,7 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import { ClientCredentialsProvider } from "@modelcontextprotocol/sdk/client/auth-extensions.js"
+import type { OAuthClientProvider } from "@modelcontextprotocol/sdk/client/auth.js"
 import { AuthorizationFailed } from "effect-mcp-sessions/Authorization"
 import * as Consent from "effect-mcp-sessions/Consent"
 import { Identity } from "effect-mcp-sessions/Identity"
@@ -17,8 +18,13 @@ import * as Layer from "effect/Layer"
 import * as KeyValueStore from "effect/persistence/KeyValueStore"
 import * as Redacted from "effect/Redacted"
 import * as TestClock from "effect/testing/TestClock"
+import { inspect } from "node:util"
 import type { Answer } from "./support/authorizationServer.ts"
+<<<<<<< HEAD
 import { browse, consentOf } from "./support/consent.ts"
+=======
+import { agree, browse, consentOf } from "./support/consents.ts"
+>>>>>>> main
 import { type AnySession, generations } from "./support/generations.ts"
 import * as Protected from "./support/protected.ts"
 import { makeHandle } from "./support/sessions.ts"
@@ -33,12 +39,15 @@ const call = (session: Pick<McpSession, "callTool">) => session.callTool({ name:
 
 const echo = Sessions.withSession(alice, call)
 
+<<<<<<< HEAD
 const agree = ({ url }: Consent.ConsentRequest) =>
   Effect.gen(function*() {
     yield* Consent.finish(yield* browse(url))
     return { action: "accept" } as const
   })
 
+=======
+>>>>>>> main
 /** Waits for what the other side of a socket will see. */
 const eventually = (condition: () => boolean): Effect.Effect<void> =>
   Effect.suspend(() =>
@@ -172,7 +181,8 @@ for (const [sdk, connector] of generations) {
           "null",
           "[1]",
           "{\"tokens\":{\"access_token\":5}}",
-          "{\"tokens\":{\"access_token\":\"a\",\"scope\":[]}}"
+          "{\"tokens\":{\"access_token\":\"a\",\"scope\":[]}}",
+          JSON.stringify({ tokens: { access_token: "a\r\nX-Evil: 1", token_type: "Bearer" } })
         ]
         for (const text of texts) {
           const store = { ...empty, get: () => Effect.succeedSome(Redacted.make(text)) }
@@ -208,6 +218,99 @@ for (const [sdk, connector] of generations) {
         yield* Effect.exit(call(session))
         assert.isAbove(asked.length, 2)
         assert.notInclude(asked.at(-1)!, "root")
+      }).pipe(Effect.provide(TokenStore.layerMemory)))
+
+    it.effect("a provider's token that is to be widened is not refreshed: a refresh widens nothing", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        const { grants, refreshable, valid } = upstream
+        valid.set("access-token", "")
+        refreshable.add("refresh-token")
+        const redirected: Array<string | null> = []
+        const provider: OAuthClientProvider = {
+          redirectUrl,
+          clientMetadata: { redirect_uris: [redirectUrl] },
+          clientInformation: () => ({ client_id: "gateway" }),
+          tokens: () => ({ access_token: "access-token", refresh_token: "refresh-token", token_type: "Bearer" }),
+          saveTokens: () => {},
+          redirectToAuthorization: ({ searchParams }) => void redirected.push(searchParams.get("scope")),
+          saveCodeVerifier: () => {},
+          codeVerifier: () => ""
+        }
+        const session = yield* connector.http({ url: upstream.server.url, authorization: () => provider })(
+          alice,
+          makeHandle()
+        )
+        upstream.needs = ({ rpc }) => rpc === "tools/call" ? "mail.send" : ""
+        assert.strictEqual((yield* Effect.flip(call(session))).reason._tag, "Forbidden")
+        assert.deepStrictEqual(redirected, ["mail.send"])
+        assert.deepStrictEqual(grants, [])
+      }))
+
+    it.effect("scopes that a server makes up for each call do not pile up, and too many at once are none", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        const session = yield* clientOf(connector, upstream)(alice, makeHandle())
+        const scopes = Array.from({ length: 8 }, (_, i) => `${i}.${"x".repeat(1_000)}`)
+        for (const [i, scope] of scopes.entries()) {
+          upstream.needs = ({ rpc }) => rpc === "tools/call" ? scope : ""
+          yield* call(session)
+          const asked = upstream.grants.at(-1)!.get("scope")!
+          assert.isAtMost(asked.length, 4_096)
+          assert.include(asked, scope)
+          // What there is room for is kept
+          if (i === 3) assert.deepStrictEqual(asked.split(" "), scopes.slice(0, 4))
+        }
+        assert.strictEqual(upstream.grants.length, 1 + scopes.length)
+        upstream.needs = ({ rpc }) => rpc === "tools/call" ? "x".repeat(5_000) : ""
+        assert.strictEqual((yield* Effect.flip(call(session))).reason._tag, "Forbidden")
+        assert.strictEqual(upstream.grants.length, 1 + scopes.length)
+      }).pipe(Effect.provide(TokenStore.layerMemory)))
+
+    it.effect("a token that can't be in a header is said to be so, not sent and not quoted", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        const { server, valid } = upstream
+        valid.set("good-token", "")
+        const evil = [
+          "a-token\r\nX-Evil: 1",
+          "a-tok\nen",
+          "a-token\u0000",
+          "a-tok\u007fen",
+          "a-tök-☃",
+          "a tok en",
+          " \n",
+          ""
+        ]
+        for (const token of evil) {
+          let isGood = false
+          const source = () => Effect.sync(() => Redacted.make(isGood ? "good-token" : token))
+          const provider = new ClientCredentialsProvider({ clientId: "gateway", clientSecret: "client-secret" })
+          if (token !== "") provider.saveTokens({ access_token: token, token_type: "Bearer" })
+          const refreshed = {
+            token: () => Effect.succeed(Redacted.make("bad-token")),
+            refresh: () => Effect.succeed({ token: Redacted.make(token), expiresIn: "1 hour" as const })
+          }
+          const ways = token === "" ? [{ token: source }, refreshed] : [{ token: source }, refreshed, () => provider]
+          for (const way of ways) {
+            const before = server.requests.length
+            const open = connector.http({ url: server.url, authorization: way })(alice, makeHandle())
+            const error = yield* Effect.flip(open)
+            assert.match(yield* issueOf(Effect.fail(error)), /can't be sent in a header/)
+            assert.notInclude(inspect(error, { depth: null }) + JSON.stringify(error) + error.message, "a-tok")
+            const sent = server.requests.slice(before)
+            assert.isTrue(sent.every(({ authorization }) => [undefined, "Bearer bad-token"].includes(authorization)))
+            assert.isTrue(sent.every(({ headers }) => headers["x-evil"] === undefined))
+          }
+          // Nothing of it is kept
+          isGood = true
+          yield* Effect.flatMap(
+            connector.http({ url: server.url, authorization: { token: source } })(alice, makeHandle()),
+            call
+          )
+        }
+        const ofFile = { token: () => Effect.succeed(Redacted.make("good-token\n")) }
+        yield* Effect.flatMap(connector.http({ url: server.url, authorization: ofFile })(alice, makeHandle()), call)
       }).pipe(Effect.provide(TokenStore.layerMemory)))
 
     it.effect("a callback that comes twice at once is redeemed once", () =>

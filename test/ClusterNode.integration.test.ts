@@ -2,7 +2,7 @@ import { assert, layer } from "@effect/vitest"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import { existsSync, readFileSync, statSync } from "node:fs"
+import { statSync } from "node:fs"
 import { connect, type Socket } from "node:net"
 import { join } from "node:path"
 import { connect as connectTls } from "node:tls"
@@ -10,7 +10,9 @@ import {
   bundleNode,
   call,
   freePorts,
+  leaving,
   type NodeProcess,
+  noting,
   type Proxy,
   proxyTo,
   quick,
@@ -54,21 +56,6 @@ class Cluster extends Context.Service<Cluster, {
   )
 }
 
-/** A tool that says in a file that it runs, and takes its time. */
-const noting = (directory: string, name: string) => {
-  const file = join(directory, name)
-  const notes = () => existsSync(file) ? readFileSync(file, "utf8").trim().split("\n").length : 0
-  return {
-    /** How often it has run. */
-    notes,
-    begin: Effect.fnUntraced(function*(node: NodeProcess, key: string, ms: number) {
-      const answer = node.call(key, "note", { file, line: name, ms })
-      yield* until("the tool runs", () => Promise.resolve(notes() === 1))
-      return answer
-    })
-  }
-}
-
 /** All that a peer says before it hangs up. */
 const heard = (socket: Socket) =>
   Effect.promise(() =>
@@ -79,6 +66,8 @@ const heard = (socket: Socket) =>
       socket.on("close", () => done(data))
     })
   )
+
+type Note = ReturnType<typeof noting>
 
 const promised = <A>(promise: Promise<A>) => Effect.promise(() => promise)
 
@@ -150,12 +139,31 @@ layer(Cluster.layer, { excludeTestServices: true })("ClusterNode.layer, several 
       assert.strictEqual(notes(), 1)
     }))
 
+  it.effect("ends with a defect the call alone that has it, beside others of its identity that run at once", () =>
+    Effect.gen(function*() {
+      const { directory, nodes } = yield* Cluster
+      const { other, owner, pid } = yield* rolesOf(nodes, "alice")
+      const known = { text: String(pid), runner: owner.name }
+      const [one, two, dies] = ["one", "two", "dies"].map((name) => noting(directory, name)) as [Note, Note, Note]
+      const first = yield* one.begin(other, "alice", 1_000)
+      const second = yield* two.begin(owner, "alice", 1_000)
+      const third = yield* promised(other.call("alice", "defect", dies.args(0)))
+      assert.match(third.error!, /^a defect/)
+      const isLate = yield* promised(Promise.race([first, second, Promise.resolve("they still run")]))
+      assert.strictEqual(isLate, "they still run")
+      assert.deepStrictEqual(said(yield* promised(first)), known)
+      assert.deepStrictEqual(said(yield* promised(second)), known)
+      assert.deepStrictEqual([one, two, dies].map(({ notes }) => notes()), [1, 1, 1])
+      assert.deepStrictEqual(yield* call(other, "alice"), known)
+    }))
+
   it.effect("lets a node that was frozen serve nothing that it has lost, and close it when it thaws", () =>
     Effect.gen(function*() {
       const { nodes } = yield* Cluster
       const { other, owner, pid } = yield* rolesOf(nodes, "alice")
       process.kill(owner.pid, "SIGSTOP")
       const since = performance.now()
+      assert.isBelow(yield* leaving(other, "alice", 50), 100)
       // What was sent to it may have run
       const first = yield* promised(other.call("alice"))
       if (first.error !== undefined) assert.deepInclude(first, { reason: "SessionClosed", requestSent: true })
@@ -198,6 +206,7 @@ layer(Cluster.layer, { excludeTestServices: true })("ClusterNode.layer, several 
       const failed = yield* promised(answer)
       assert.isBelow(performance.now() - since, 500)
       assert.deepInclude(failed, { error: "McpSessionError", reason: "SessionClosed", requestSent: true })
+      assert.isBelow(yield* leaving(other, "alice", 50), 100)
       const next = yield* call(other, "alice")
       assert.isBelow(performance.now() - since, recovery)
       assert.strictEqual(next.runner, other.name)

@@ -6,13 +6,18 @@ import { ClusterUnavailable, SessionCluster } from "effect-mcp-sessions/SessionC
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
+import * as Scope from "effect/Scope"
+import { hkdfSync } from "node:crypto"
 import { writeFileSync } from "node:fs"
-import { createServer } from "node:net"
+import { connect, createServer } from "node:net"
 import { join } from "node:path"
+import { connect as connectTls, type ConnectionOptions } from "node:tls"
 import { selfSigned } from "./support/certificates.ts"
 import { answer, keySecret, makeUpstream } from "./support/cluster.ts"
 import { freePorts } from "./support/clusterProcesses.ts"
@@ -104,7 +109,6 @@ describe("links between nodes", () => {
     Effect.gen(function*() {
       const [port] = yield* freePorts(1)
       const { host, port: at, ...common } = optionsAt(port!, certificates)
-      yield* Layer.build(ClusterNode.layer({ ...common, host, port: at }))
       const client = yield* servicesOf(
         SessionCluster.layerClient({ locateTimeout: "1 second" }).pipe(
           Layer.provideMerge(
@@ -115,6 +119,8 @@ describe("links between nodes", () => {
           )
         )
       )
+      // Who comes later does not even start
+      yield* Layer.build(ClusterNode.layer({ ...common, host, port: at }))
       const error = yield* Effect.flip(client.withSession(alice, (session) => answer(session, "who")))
       assert.deepInclude({ ...error }, { _tag: "ClusterUnavailable", reason: "owner" })
     }))
@@ -205,6 +211,38 @@ describe("links between nodes", () => {
       )
       const error = yield* refused(ClusterNode.layer(optionsAt(port!)))
       assert.strictEqual((error as { readonly _tag: string })._tag, "SocketServerError")
+    }))
+
+  it.live.each<readonly [string, ClusterSecurity, ConnectionOptions]>([
+    ["a secret", shared, {
+      ciphers: "ECDHE-PSK-CHACHA20-POLY1305",
+      maxVersion: "TLSv1.2",
+      pskCallback: () => ({
+        psk: Buffer.from(
+          hkdfSync("sha256", Redacted.value(shared.secret), "", "effect-mcp-sessions/ClusterNode TLS", 32)
+        ),
+        identity: "effect-mcp-sessions"
+      }),
+      checkServerIdentity: () => undefined
+    }],
+    ["a certificate", certificates, { cert, key, ca: cert }]
+  ])("have an end when they open while the node stops, with $0", ([, security, good]) =>
+    Effect.gen(function*() {
+      const [port] = yield* freePorts(1)
+      const scope = yield* Scope.make()
+      yield* Layer.buildWithScope(ClusterNode.layer(optionsAt(port!, security)), scope)
+      const socket = connect(port!, "127.0.0.1")
+      yield* Effect.callback<void>((resume) => void socket.once("connect", () => resume(Effect.void)))
+      yield* Effect.sleep("100 millis")
+      const stopping = yield* Effect.forkChild(Scope.close(scope, Exit.void), { startImmediately: true })
+      yield* Effect.sleep("500 millis")
+      const late = connectTls({ ...good, socket, host: "127.0.0.1" })
+      late.on("error", () => undefined)
+      yield* Effect.callback<void>((resume) => void late.once("close", () => resume(Effect.void))).pipe(
+        Effect.timeout("2 seconds"),
+        Effect.ensuring(Effect.sync(() => late.destroy()))
+      )
+      yield* Effect.timeout(Fiber.join(stopping), "2 seconds")
     }))
 
   it.live("have an end when the store can't be opened, or is none", () =>

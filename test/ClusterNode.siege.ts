@@ -71,6 +71,8 @@ interface Churned {
   readonly invented: number
   /** How often a session was used after its successor. */
   readonly overlaps: number
+  /** With what those have ended that were stopped. */
+  readonly ends: ReadonlyArray<number | null>
 }
 
 /** Three nodes, twelve users who call without a pause, and every five seconds one leaves and another one joins. */
@@ -86,6 +88,7 @@ const churn = (storage: string, seconds: number): Effect.Effect<Churned, string,
     const end = performance.now() + seconds * 1_000
     const failures: Record<string, number> = {}
     const answered = new Set<string>()
+    const stopped: Array<Promise<number | null>> = []
     let calls = 0
 
     const user = Effect.fnUntraced(function*(i: number) {
@@ -115,6 +118,7 @@ const churn = (storage: string, seconds: number): Effect.Effect<Churned, string,
         const leaving = nodes[i % nodes.length]!
         nodes = nodes.filter((node) => node !== leaving)
         process.kill(leaving.pid, i % 2 === 0 ? "SIGKILL" : "SIGTERM")
+        if (i % 2 === 1) stopped.push(leaving.exited)
         nodes = [...nodes, yield* start]
       }
     })
@@ -138,14 +142,16 @@ const churn = (storage: string, seconds: number): Effect.Effect<Churned, string,
       failures,
       twice: Array.from(runs.values()).filter((n) => n > 1).length,
       invented: Array.from(answered).filter((line) => !runs.has(line)).length,
-      overlaps
+      overlaps,
+      ends: yield* Effect.orDie(Effect.timeout(Effect.promise(() => Promise.all(stopped)), "20 seconds"))
     }
     yield* Effect.logInfo("churned", churned)
     return churned
   })
 
-const holds = ({ calls, failures, invented, overlaps, twice }: Churned) => {
+const holds = ({ calls, ends, failures, invented, overlaps, twice }: Churned) => {
   assert.deepStrictEqual({ twice, invented, overlaps }, { twice: 0, invented: 0, overlaps: 0 })
+  assert.deepStrictEqual(ends.filter((code) => code !== 0), [])
   assert.isAbove(calls, 1_000)
   const typed = /^(?:McpSessionError (?:SessionClosed|Unreachable)|ClusterUnavailable \w+|PoolClosed )$/
   assert.deepStrictEqual(Object.keys(failures).filter((why) => !typed.test(why)), [])

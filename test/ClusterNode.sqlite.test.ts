@@ -4,7 +4,8 @@ import * as RunnerAddress from "effect/cluster/RunnerAddress"
 import * as ShardId from "effect/cluster/ShardId"
 import * as Effect from "effect/Effect"
 import * as TestClock from "effect/testing/TestClock"
-import { renameSync, rmSync } from "node:fs"
+import { execFileSync } from "node:child_process"
+import { mkdirSync, renameSync, rmSync } from "node:fs"
 import { join } from "node:path"
 import * as Sqlite from "../src/internal/cluster/sqlite.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
@@ -23,6 +24,16 @@ const newFile = () => join(temporaryDirectory("sqlite-"), "cluster.db")
 const remove = (file: string) => {
   for (const end of ["", "-wal", "-shm"]) rmSync(file + end, { force: true })
 }
+
+/** How many runners another process reads, which opens the file and closes it. */
+const elsewhere = (file: string) =>
+  Number(execFileSync(process.execPath, [
+    "-e",
+    `const db = new (require("libsql"))(process.argv[1])
+    console.log(db.prepare("SELECT COUNT(*) AS n FROM mcp_cluster_runners").get().n)
+    db.close()`,
+    file
+  ]))
 
 describe("the store of SQLite", () => {
   for (
@@ -49,6 +60,23 @@ describe("the store of SQLite", () => {
         assert.lengthOf(yield* first.acquire(a.address, shards), 0)
       }))
   }
+
+  it.effect("is shared with other processes as before when its file was away for a while", () =>
+    Effect.gen(function*() {
+      const directory = join(temporaryDirectory("sqlite-"), "store")
+      mkdirSync(directory)
+      const file = join(directory, "cluster.db")
+      const store = yield* Sqlite.make(file, expiry)
+      yield* store.register(a, true)
+      renameSync(directory, `${directory}.away`)
+      yield* Effect.flip(store.getRunners)
+      renameSync(`${directory}.away`, directory)
+      yield* store.getRunners
+      // Whoever is the last to close such a file takes what the others write into with it
+      assert.strictEqual(elsewhere(file), 1)
+      yield* store.register(b, true)
+      assert.strictEqual(elsewhere(file), 2)
+    }).pipe(TestClock.withLive))
 
   it.effect("lets go of what a lost node had within its time, also when the clock was set back", () =>
     Effect.gen(function*() {

@@ -21,7 +21,12 @@ import * as References from "effect/References"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
 import { inspect } from "node:util"
+<<<<<<< HEAD
 import { browse, consentOf } from "./support/consent.ts"
+=======
+import type { AuthorizationServer } from "./support/authorizationServer.ts"
+import { browse, consentOf } from "./support/consents.ts"
+>>>>>>> main
 import { type AnySession, generations } from "./support/generations.ts"
 import * as Protected from "./support/protected.ts"
 import { makeRecorder } from "./support/spans.ts"
@@ -58,6 +63,18 @@ const deny = ({ url }: Consent.ConsentRequest) =>
     return { action: "accept" } as const
   })
 
+<<<<<<< HEAD
+=======
+/** RFC 9207 section 3: from now on it says of each answer that it is its own. */
+const announceIssuer = ({ answers }: AuthorizationServer): void => {
+  const path = "/.well-known/oauth-authorization-server"
+  const metadata = answers.get(path)!
+  answers.set(path, async (request, body) => ({
+    body: { ...(await metadata(request, body))!.body as object, authorization_response_iss_parameter_supported: true }
+  }))
+}
+
+>>>>>>> main
 for (const [sdk, connector] of generations) {
   const pool = (upstream: Protected.Protected, authorizationCode = { redirectUrl }) =>
     Sessions.layer({
@@ -176,16 +193,52 @@ for (const [sdk, connector] of generations) {
         })
       ))
 
-    it.effect("of another authorization server is refused (RFC 9207)", () =>
-      withUpstream(({ grants }) =>
-        Effect.gen(function*() {
-          const { url } = yield* consentOf(echo(alice))
-          const back = new URL(yield* browse(url))
-          back.searchParams.set("iss", "https://elsewhere.test")
-          assert.strictEqual((yield* Effect.flip(Consent.finish(back))).why, "failed")
-          assert.deepStrictEqual(grants, [])
-        })
-      ))
+    for (const isAnnounced of [false, true]) {
+      const announced = isAnnounced ? ", where the right one always says who it is" : ""
+
+      it.effect(`of another authorization server is refused, and goes on being waited for (RFC 9207)${announced}`, () =>
+        withUpstream(({ authority, grants }) =>
+          Effect.gen(function*() {
+            if (isAnnounced) announceIssuer(authority)
+            const { id, url } = yield* consentOf(echo(alice))
+            const { searchParams } = new URL(yield* browse(url))
+            const answer = (changes: Readonly<Record<string, string>>) => {
+              const query = new URLSearchParams({ ...Object.fromEntries(searchParams), ...changes })
+              if (changes["error"] !== undefined) query.delete("code")
+              return Consent.finish(query)
+            }
+            const error = "access_denied"
+            const refused = [
+              { iss: "https://elsewhere.test" },
+              { iss: "https://elsewhere.test", error },
+              { iss: "", error },
+              { iss: `${authority.issuer}/`, error },
+              ...(isAnnounced ? [{}, { error }] : [])
+            ]
+            for (const changes of refused) {
+              assert.strictEqual((yield* Effect.flip(answer(changes))).why, "failed")
+              assert.strictEqual((yield* consentOf(echo(alice))).id, id)
+            }
+            assert.deepStrictEqual(grants, [])
+            yield* answer({ iss: authority.issuer })
+            yield* echo(alice)
+            assert.strictEqual(grants.length, 1)
+          })
+        ))
+
+      it.effect(`that its own authorization server has refused is not waited for${announced}`, () =>
+        withUpstream(({ authority }) =>
+          Effect.gen(function*() {
+            if (isAnnounced) announceIssuer(authority)
+            const { id, url } = yield* consentOf(echo(alice))
+            const state = new URL(Redacted.value(url)).searchParams.get("state")!
+            const answer = new URLSearchParams({ error: "access_denied", state, iss: authority.issuer })
+            assert.strictEqual((yield* Effect.flip(Consent.finish(answer))).why, "denied")
+            assert.strictEqual((yield* Effect.flip(Consent.finish(answer))).why, "unknown")
+            assert.notStrictEqual((yield* consentOf(echo(alice))).id, id)
+          })
+        ))
+    }
 
     it.effect("that has been given before it is waited for is not waited for", () =>
       withUpstream(() =>

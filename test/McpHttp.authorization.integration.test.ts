@@ -668,6 +668,20 @@ describe("two McpHttp.layers with authorization in one router", () => {
 })
 
 describe("McpHttp.layer with authorization in a router with a prefix", () => {
+  it.effect("is found before anybody has called it, by its resource", () =>
+    Effect.gen(function*() {
+      const server = yield* AuthorizationServer.make()
+      const options = { server: makeServer(makeLog()), authorization: { servers: [server.issuer], resource } }
+      const app = Layer.unwrap(Effect.map(HttpRouter.HttpRouter, (router) =>
+        Layer.provide(McpHttp.layer(options), Layer.succeed(HttpRouter.HttpRouter, router.prefixed("/api")))))
+      const endpoint = yield* socket(app, jwt(server))
+      for (const place of ["", "/mcp"]) {
+        const found = yield* get(endpoint, `/.well-known/oauth-protected-resource${place}`)
+        assert.strictEqual((yield* json(found))["resource"], resource)
+      }
+      assert.include(challengeOf(yield* get(endpoint, "/api/mcp", { method: "POST" })), `${new URL(resource).origin}/`)
+    }))
+
   it.effect("is called by its whole path, with parameters as they are in the request", () =>
     Effect.gen(function*() {
       const server = yield* AuthorizationServer.make()

@@ -7,23 +7,11 @@ import { Server } from "@modelcontextprotocol/sdk/server/index.js"
 import { CallToolRequestSchema } from "@modelcontextprotocol/sdk/types.js"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import * as Effect from "effect/Effect"
-import { setFlagsFromString } from "node:v8"
-import { runInNewContext } from "node:vm"
 import { textOf } from "./support/answers.ts"
+import { heap } from "./support/heap.ts"
 import { many, underLoad } from "./support/load.ts"
 import { web } from "./support/mcpHttp.ts"
 import { begin, call, initialize, post } from "./support/requests.ts"
-
-setFlagsFromString("--expose-gc")
-const collect: () => void = runInNewContext("gc")
-
-const heap = Effect.gen(function*() {
-  for (let i = 0; i < 3; i++) {
-    collect()
-    yield* Effect.promise(() => new Promise((resolve) => setImmediate(resolve)))
-  }
-  return process.memoryUsage().heapUsed
-})
 
 const served = (options: Omit<McpHttp.LayerOptions<never, never>, "server"> = {}) => {
   const built = { count: 0 }

@@ -47,6 +47,9 @@ const withToken = (token: string) => Identity.fromKey("alice", { credentials: Cr
 
 const who = (session: RemoteSession) => answer(session, "who")
 
+/** Characters of two bytes each, for JSON of so many with what is around them. */
+const text = (bytes: number, around: number) => "é".repeat((bytes - around) / 2)
+
 const tick = Effect.promise(() => new Promise<void>((resolve) => setImmediate(resolve)))
 
 /** Runs until it is so, without time. */
@@ -180,6 +183,42 @@ describe("SessionCluster", () => {
       assert.strictEqual(upstream.runs.size, 0)
       const after = yield* passing(other.cluster.withSession(alice, who))
       assert.strictEqual(after, yield* passing(owner.cluster.withSession(alice, who)))
+      assert.lengthOf(upstream.opened, 1)
+    }))
+
+  it.effect("fails a call whose arguments or answer are longer than maxMessageBytes, and carries the longest", () =>
+    Effect.gen(function*() {
+      const maxMessageBytes = 1_000
+      let runs = 0
+      const { nodes, upstream } = yield* startNodes(["a", "b"], { sessions: { maxMessageBytes } })
+      const asked = JSON.stringify({ name: "take", arguments: { id: "" } }).length
+      const answered = JSON.stringify({ content: [], _meta: { text: "" } }).length
+      upstream.tools.take = { run: () => ({ content: [], _meta: { runs: ++runs } }) }
+      upstream.tools.answer = { run: ({ bytes }) => ({ content: [], _meta: { text: text(Number(bytes), answered) } }) }
+      yield* passing(nodes[0]!.cluster.withSession(alice, who))
+      const { other, owner } = rolesOf(upstream, nodes, "alice")
+      const run = (node: typeof other, name: string, args: Record<string, unknown>) =>
+        passing(Effect.exit(node.cluster.withSession(alice, (session) => session.callTool({ name, arguments: args }))))
+      const longest = maxMessageBytes - asked % 2
+      const longestAnswer = maxMessageBytes - answered % 2
+      assert.isTrue(Exit.isSuccess(yield* run(other, "take", { id: text(longest, asked) })))
+      assert.isTrue(Exit.isSuccess(yield* run(other, "answer", { bytes: longestAnswer })))
+      assert.strictEqual(runs, 1)
+      for (
+        const [name, args, requestSent] of [
+          ["take", { id: text(longest + 2, asked) }, false],
+          ["answer", { bytes: longestAnswer + 2 }, true]
+        ] as const
+      ) {
+        const error = Option.getOrThrow(Exit.findErrorOption(yield* run(other, name, args)))
+        if (!(error instanceof McpSessionError)) return assert.fail(String(error))
+        assert.strictEqual(error.reason._tag, "ProtocolFailure")
+        assert.strictEqual(error.reason.requestSent, requestSent)
+        assert.include(error.message, "maxMessageBytes (1,000)")
+        // Nothing crosses to who has the session
+        assert.isTrue(Exit.isSuccess(yield* run(owner, name, args)))
+      }
+      assert.strictEqual(runs, 2)
       assert.lengthOf(upstream.opened, 1)
     }))
 
@@ -498,7 +537,7 @@ describe("SessionCluster", () => {
       const told = spans.map((span) =>
         JSON.stringify([span.name, ...span.attributes, ...span.events])
       )
-      for (const text of [...logs, ...told]) assert.notInclude(text, secret)
+      for (const line of [...logs, ...told]) assert.notInclude(line, secret)
     }))
 
   it.effect("makes the trace of a call go on at its owner", () =>

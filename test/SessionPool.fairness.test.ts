@@ -4,6 +4,8 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as TestClock from "effect/testing/TestClock"
+import * as Fairness from "../src/internal/lease/fairness.ts"
+import * as Leased from "../src/internal/lease/leased.ts"
 import { fork, outcome, settle } from "./support/fibers.ts"
 import { a, b, c, d, identities } from "./support/identities.ts"
 import { lease, type OpenPool, record, start, visit } from "./support/pool.ts"
@@ -253,5 +255,44 @@ describe("fairness", () => {
         () => Effect.flip(pool.withSession(a, () => visit(pool, b)))
       )
       assert.isTrue(held.every((error) => error._tag === "PoolExhausted" && error.held === 1))
+    }))
+
+  it.effect("lines without end cost no more than there are sessions that could give way", () =>
+    Effect.gen(function*() {
+      const engine = yield* Leased.make<string, string, never, never>({
+        capacity: 3,
+        idleTimeToLive: Infinity,
+        maxLifetime: Infinity,
+        openTimeout: 1_000,
+        closeTimeout: 1_000,
+        drainTimeout: 0,
+        open: ({ key }) => Effect.succeed(key),
+        openTimedOut: () => assert.fail(),
+        shutDown: () => assert.fail(),
+        labels: () => ({}),
+        onOpened: () => {},
+        onOpenFailed: () => {},
+        onRetired: () => {},
+        onClosed: () => {},
+        onCloseFailed: () => {}
+      })
+      for (const key of ["a", "b", "c"]) Leased.admit(engine, key, key, 1)
+      let looked = 0
+      const heads: Fairness.Heads<string, string, never> = {
+        full: () => [],
+        *all() {
+          while (true) {
+            assert.isAtMost(++looked, 4)
+            yield { upstream: undefined, own: () => new Set() }
+          }
+        }
+      }
+      const fairness = Fairness.make<string, string, never>()
+      for (let round = 0; round < 2; round++) {
+        looked = 0
+        Fairness.reconsider(fairness)
+        Fairness.makeWay(fairness, engine, heads)
+        assert.strictEqual(fairness.draining.size, 3)
+      }
     }))
 })

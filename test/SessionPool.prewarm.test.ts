@@ -1,4 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
+import { Identity } from "effect-mcp-sessions/Identity"
 import { InvalidOptions } from "effect-mcp-sessions/InvalidOptions"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
@@ -39,6 +40,91 @@ describe("SessionPool.prewarm", () => {
       assert.strictEqual(yield* pool.prewarm([d]), 0)
       yield* held[0]!.release
       assert.strictEqual((yield* Fiber.join(waiting)).name, "c1")
+    }))
+
+  it.effect("gives its place to a caller who would have to wait, as many as are needed and those begun first", () =>
+    Effect.gen(function*() {
+      const { pool, upstream } = yield* start({
+        capacity: 3,
+        upstream: { handshake: ({ identity }) => identity.key === d.key ? Effect.void : Effect.never }
+      })
+      const warming = yield* fork(pool.prewarm([a, b, c], { concurrency: 3 }))
+      const held = yield* lease(pool, d)
+      assert.deepStrictEqual(upstream.gone, ["a1"])
+      assert.strictEqual((yield* pool.stats).opening, 2)
+      yield* held.release
+      yield* TestClock.adjust("5 minutes")
+      assert.strictEqual(yield* Fiber.join(warming), 0)
+      assert.strictEqual((yield* pool.stats).failures, 2)
+    }).pipe(Effect.provide(Logger.layer([]))))
+
+  it.effect("that ignores its interruption holds up callers for no longer than closeTimeout, however many", () =>
+    Effect.gen(function*() {
+      const hung = [a, b, c]
+      const e = Identity.fromKey("e")
+      const { pool } = yield* start({
+        capacity: 3,
+        closeTimeout: "1 second",
+        upstream: {
+          dial: ({ identity }) => hung.includes(identity) ? Effect.uninterruptible(Effect.sleep("1 hour")) : Effect.void
+        }
+      })
+      yield* fork(pool.prewarm(hung, { concurrency: 3 }))
+      const callers = [yield* fork(lease(pool, d)), yield* fork(lease(pool, d)), yield* fork(lease(pool, e))]
+      yield* TestClock.adjust("1 second")
+      assert.deepStrictEqual(callers.map(outcome), ["success", "success", "success"])
+      assert.strictEqual((yield* pool.stats).opening, 1)
+    }).pipe(Effect.provide(Logger.layer([]))))
+
+  it.effect("gives its place to the next who comes where nobody waits", () =>
+    Effect.gen(function*() {
+      const { pool } = yield* start({
+        capacity: 1,
+        acquireTimeout: 0,
+        upstream: { dial: ({ identity }) => identity.key === b.key ? Effect.void : Effect.never }
+      })
+      const warming = yield* fork(pool.prewarm([a]))
+      const first = yield* fork(visit(pool, b))
+      yield* settle
+      assert.strictEqual(outcome(first), "PoolExhausted")
+      assert.strictEqual(yield* Fiber.join(warming), 0)
+      assert.strictEqual((yield* visit(pool, b)).name, "b1")
+    }))
+
+  for (const leases of ["shared", "exclusive"] as const) {
+    it.effect(`that a caller has joined is the caller's, until it has left (${leases})`, () =>
+      Effect.gen(function*() {
+        const { pool, upstream } = yield* start({
+          capacity: 1,
+          leases,
+          acquireTimeout: "1 hour",
+          connectTimeout: "1 hour",
+          upstream: { dial: ({ identity }) => identity.key === b.key ? Effect.void : Effect.never }
+        })
+        yield* fork(pool.prewarm([a], { timeout: "1 hour" }))
+        const joined = yield* fork(visit(pool, a))
+        const waiting = yield* fork(visit(pool, b))
+        yield* TestClock.adjust("10 minutes")
+        assert.deepStrictEqual([joined, waiting].map(outcome), ["waiting", "waiting"])
+        assert.strictEqual(upstream.connects, 1)
+        yield* Fiber.interrupt(joined)
+        assert.strictEqual((yield* Fiber.join(waiting)).name, "b1")
+      }))
+  }
+
+  it.effect("gives no place to a caller who could not use it", () =>
+    Effect.gen(function*() {
+      const { pool } = yield* start({
+        capacity: 3,
+        capacityPerUpstream: 1,
+        upstream: { dial: ({ identity }) => /a$|c$/.test(identity.key) ? Effect.never : Effect.void }
+      })
+      yield* fork(pool.prewarm([a.at("x"), c.at("y")]))
+      yield* visit(pool, b.at("z"))
+      const held = yield* lease(pool, b.at("z"))
+      assert.strictEqual((yield* visit(pool, b.at("y"))).name, "~y/b1")
+      assert.strictEqual((yield* pool.stats).opening, 1)
+      yield* held.release
     }))
 
   it.effect("takes no more of an upstream than it may have, and leaves nothing of it behind", () =>

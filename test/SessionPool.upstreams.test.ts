@@ -5,10 +5,14 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Metric from "effect/Metric"
+import * as Schedule from "effect/Schedule"
 import * as TestClock from "effect/testing/TestClock"
 import { fork, outcome, settle } from "./support/fibers.ts"
+import { heap } from "./support/heap.ts"
 import { a, b, c, d, identities } from "./support/identities.ts"
-import { lease, refusal, start, visit } from "./support/pool.ts"
+import { many, underLoad } from "./support/load.ts"
+import { lease, openPool, refusal, start, visit } from "./support/pool.ts"
 import { makeUpstream, Refused } from "./support/upstream.ts"
 
 /** Two upstreams, by short names, of which the one is full before the other. */
@@ -246,4 +250,61 @@ describe("capacityPerUpstream", () => {
       assert.strictEqual(outcome(waiting), "success")
       assert.include(upstream.closed, "~fast/a1")
     }))
+})
+
+describe("upstreams that somebody has made up", () => {
+  it.effect(
+    "leave nothing behind, whether they open, fail or wait, and slow down nobody",
+    () =>
+      Effect.gen(function*() {
+        const count = many(500, 100_000)
+        const pool = yield* openPool({
+          capacity: 20,
+          capacityPerUpstream: 2,
+          acquireTimeout: "1 second",
+          idleTimeToLive: "1 minute",
+          failureBackoff: Schedule.exponential("1 second"),
+          connect: (identity, handle) =>
+            identity.key.startsWith("~bad")
+              ? Effect.fail(new Refused({ why: identity.key }))
+              : Effect.succeed({ name: identity.key, identity, handle, isOpen: true })
+        })
+        const use = (name: string) => Effect.exit(visit(pool, a.at(name)))
+        const round = Effect.fnUntraced(function*(n: number) {
+          for (let i = 0; i < n; i++) {
+            yield* use(`good-${i}`)
+            yield* use(`bad-${i}`)
+          }
+          const held = yield* Effect.forEach(identities(20), (identity) => lease(pool, identity))
+          for (let i = 0; i < n; i += 200) {
+            const waiting: Array<Fiber.Fiber<unknown>> = []
+            for (let j = i; j < Math.min(n, i + 200); j++) waiting.push(yield* fork(use(`wait-${j}`)))
+            assert.strictEqual((yield* pool.stats).waiting, waiting.length)
+            yield* TestClock.adjust("1 second")
+            yield* Fiber.awaitAll(waiting)
+          }
+          for (const { release } of held) yield* release
+          yield* TestClock.adjust("2 minutes")
+          const { draining, size, upstreams, waiting } = yield* pool.stats
+          assert.deepStrictEqual({ draining, size, upstreams, waiting }, {
+            draining: 0,
+            size: 0,
+            upstreams: [],
+            waiting: 0
+          })
+          return yield* heap
+        })
+        const before = yield* round(200)
+        const perUpstream = ((yield* round(count)) - before) / count
+        // What is left of one would be some kilobytes
+        assert.isBelow(perUpstream, many(2_500, 100))
+        const snapshot = yield* Metric.snapshot
+        const names = new Set(
+          snapshot.map(({ attributes }) => attributes?.["upstream"]).filter((name) => name !== undefined)
+        )
+        assert.isAtMost(names.size, 102)
+        assert.isTrue(names.has("other"))
+      }).pipe(Effect.provideService(Metric.MetricRegistry, new Map())),
+    underLoad
+  )
 })

@@ -7,6 +7,9 @@ const maxChallenges = 8
 const maxParameters = 16
 const maxValue = 1_000
 
+/** A list of scopes is longer than other values. One of this length was cut: nobody knows its last word. */
+export const maxScope = 4_096
+
 const token = "[\\w!#$%&'*+.^`|~-]+"
 
 // What stands between two of anything; then a name, and whether it is followed by a value
@@ -34,9 +37,10 @@ export const parse = (header: string): ReadonlyArray<Challenge> => {
     if (next(blob) === null) {
       for (let found = next(parameter); found !== null; found = next(parameter)) {
         const [, key, quoted, plain = ""] = found
-        const value = (quoted?.replace(/\\(.)/gs, "$1") ?? plain).slice(0, maxValue)
-        if (parameters.size < maxParameters && !parameters.has(key!.toLowerCase())) {
-          parameters.set(key!.toLowerCase(), value)
+        const called = key!.toLowerCase()
+        const value = quoted?.replace(/\\(.)/gs, "$1") ?? plain
+        if (parameters.size < maxParameters && !parameters.has(called)) {
+          parameters.set(called, value.slice(0, called === "scope" ? maxScope : maxValue))
         }
       }
     }

@@ -19,6 +19,8 @@ export interface Answer {
 export interface Pending {
   readonly id: string
   readonly state: string
+  /** Where its tokens will be. */
+  readonly store: object
   /** Whose it is, at which upstream. */
   readonly key: string
   readonly identity: Identity
@@ -27,6 +29,8 @@ export interface Pending {
   readonly scope: string | undefined
   /** When it is too late, in milliseconds since the epoch. */
   readonly until: number
+  /** Fails for what somebody else sends: it says nothing of this consent, not even that there is none. */
+  readonly check: (iss: Answer["iss"]) => Effect.Effect<void, unknown>
   readonly redeem: (answer: Answer) => Effect.Effect<void, unknown>
   /** Whether there are tokens now. */
   readonly done: Deferred.Deferred<boolean>
@@ -35,7 +39,7 @@ export interface Pending {
 export interface Consents {
   readonly add: (pending: Pending) => Effect.Effect<void>
   /** The one that is being waited for already. */
-  readonly ofKey: (key: string) => Effect.Effect<Pending | undefined>
+  readonly ofKey: (store: object, key: string) => Effect.Effect<Pending | undefined>
   readonly ofId: (id: string) => Effect.Effect<Pending | undefined>
   readonly ofState: (state: string) => Effect.Effect<Pending | undefined>
   /**
@@ -52,12 +56,19 @@ const maxPending = 10_000
 const make = (): Consents => {
   const byId = new Map<string, Pending>()
   const byState = new Map<string, Pending>()
-  const byKey = new Map<string, Pending>()
+  const byStore = new WeakMap<object, Map<string, Pending>>()
+
+  const within = (store: object): Map<string, Pending> => {
+    let kept = byStore.get(store)
+    if (kept === undefined) byStore.set(store, kept = new Map())
+    return kept
+  }
 
   const claim = ({ state }: Pending) => byState.delete(state)
 
   const settle = (pending: Pending) => {
-    if (byKey.get(pending.key) === pending) byKey.delete(pending.key)
+    const known = within(pending.store)
+    if (known.get(pending.key) === pending) known.delete(pending.key)
   }
 
   const remove = (pending: Pending) => {
@@ -66,7 +77,7 @@ const make = (): Consents => {
     settle(pending)
   }
 
-  const within = (map: ReadonlyMap<string, Pending>, key: string) =>
+  const inTime = (map: ReadonlyMap<string, Pending>, key: string) =>
     Effect.map(Clock.currentTimeMillis, (now) => {
       const pending = map.get(key)
       if (pending === undefined || now < pending.until) return pending
@@ -84,11 +95,11 @@ const make = (): Consents => {
         }
         byId.set(pending.id, pending)
         byState.set(pending.state, pending)
-        byKey.set(pending.key, pending)
+        within(pending.store).set(pending.key, pending)
       }),
-    ofKey: (key) => within(byKey, key),
-    ofId: (id) => within(byId, id),
-    ofState: (state) => within(byState, state),
+    ofKey: (store, key) => inTime(within(store), key),
+    ofId: (id) => inTime(byId, id),
+    ofState: (state) => inTime(byState, state),
     claim,
     settle
   }

@@ -6,23 +6,26 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { build, stop } from "esbuild"
 import { type ChildProcess, fork } from "node:child_process"
-import { mkdtempSync, rmSync } from "node:fs"
-import { type AddressInfo, connect, createServer, type Socket } from "node:net"
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs"
+import { connect, createServer, type Socket } from "node:net"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
 import { afterAll, beforeAll, inject } from "vitest"
 import { resolve } from "../../vitest.config.ts"
 
+interface Call {
+  readonly key: string
+  readonly tool: string
+  readonly args?: Record<string, unknown>
+  readonly progress?: boolean
+}
+
 export type Question =
   & { readonly id: number }
   & (
-    | {
-      readonly ask: "call"
-      readonly key: string
-      readonly tool: string
-      readonly args?: Record<string, unknown>
-      readonly progress?: boolean
-    }
+    | Call & { readonly ask: "call" }
+    /** Interrupts a call after so many milliseconds, and tells how long that took. */
+    | Call & { readonly ask: "leave"; readonly after: number }
     | { readonly ask: "members" | "ready" | "drain" | "stats" | "shards" }
   )
 
@@ -50,20 +53,24 @@ export const bundleNode = () => {
     script = join(directory, "node.mjs")
     await build({
       entryPoints: [join(root, "test/support/servers/node.ts")],
-      outfile: script,
+      outdir: directory,
+      outExtension: { ".js": ".mjs" },
+      splitting: true,
       bundle: true,
       platform: "node",
       format: "esm",
       external: ["libsql"],
       alias: Object.fromEntries(names.map(([name, file]) => [name, file])),
-      banner: { js: "import { createRequire } from \"node:module\"; const require = createRequire(import.meta.url);" }
+      banner: { js: "import { createRequire as from } from \"node:module\"; const require = from(import.meta.url);" }
     })
     await stop()
   })
   afterAll(() => rmSync(directory, { recursive: true, force: true }))
 }
 
-const names = ["", "/ClusterMembership", "/ClusterNode", "/McpConnector", "/SessionCluster"].map((name) => {
+const modules = ["ClusterMembership", "ClusterNode", "IdentityResolver", "McpConnector", "McpHttp", "SessionCluster"]
+
+const names = ["", ...modules.map((name) => `/${name}`)].map((name) => {
   const full = `effect-mcp-sessions${name}`
   const alias = resolve.alias.find(({ find }) => find.test(full))!
   return [full, full.replace(alias.find, alias.replacement)] as const
@@ -72,14 +79,25 @@ const names = ["", "/ClusterMembership", "/ClusterNode", "/McpConnector", "/Sess
 export const secret = "what all nodes know, and nobody else"
 export const keySecret = "sixteen characters and more"
 
-/** Ports that were free a moment ago. */
+const isFree = (port: number): Effect.Effect<boolean> =>
+  Effect.callback((resume) => {
+    const server = createServer()
+    server.once("error", () => resume(Effect.succeed(false)))
+    server.listen({ port, host: "0.0.0.0" }, () => server.close(() => resume(Effect.succeed(true))))
+  })
+
+/**
+ * Ports that were free a moment ago, at every address of this machine. They are below those that a system gives by
+ * itself: a connection of another test may have one of these by the time that it is listened on.
+ */
 export const freePorts = (n: number): Effect.Effect<ReadonlyArray<number>> =>
-  Effect.promise(async () => {
-    const servers = Array.from({ length: n }, () => createServer())
-    await Promise.all(servers.map((server) => new Promise<void>((done) => server.listen(0, "127.0.0.1", done))))
-    const ports = servers.map((server) => (server.address() as AddressInfo).port)
-    await Promise.all(servers.map((server) => new Promise((done) => server.close(done))))
-    return ports
+  Effect.gen(function*() {
+    const ports = new Set<number>()
+    while (ports.size < n) {
+      const port = 10_000 + Math.floor(Math.random() * 20_000)
+      if (yield* isFree(port)) ports.add(port)
+    }
+    return Array.from(ports)
   })
 
 export interface NodeProcess {
@@ -251,3 +269,29 @@ export const rolesOf = Effect.fnUntraced(function*(nodes: ReadonlyArray<NodeProc
   const owner = nodes.find(({ name }) => name === runner)!
   return { owner, other: nodes.find((node) => node !== owner)!, pid: Number(text) }
 })
+
+/** A tool that says in a file that it runs, and takes its time. */
+export const noting = (directory: string, name: string) => {
+  const file = join(directory, name)
+  const notes = () => existsSync(file) ? readFileSync(file, "utf8").trim().split("\n").length : 0
+  const runs = until("the tool runs", () => Promise.resolve(notes() === 1))
+  return {
+    args: (ms: number) => ({ file, line: name, ms }),
+    /** How often it has run. */
+    notes,
+    /** Until it does. */
+    runs,
+    begin: Effect.fnUntraced(function*(node: NodeProcess, key: string, ms: number) {
+      const answer = node.call(key, "note", { file, line: name, ms })
+      yield* runs
+      return answer
+    })
+  }
+}
+
+/** How long it takes at best, in milliseconds, until an interrupted call has returned: three are, after `after`. */
+export const leaving = (node: NodeProcess, key: string, after: number, tool = "pid", args = {}) =>
+  Effect.map(
+    Effect.forEach([1, 2, 3], () => Effect.promise(() => node.ask({ ask: "leave", key, tool, args, after }))),
+    (answers) => Math.min(...answers.map(({ error, value }) => error === undefined ? Number(value) : Infinity))
+  )

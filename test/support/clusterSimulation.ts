@@ -331,10 +331,10 @@ class Simulation extends Simulator.Simulation<Action> {
     return Effect.forever(Effect.gen({ self: this }, function*() {
       yield* Effect.sleep(this.locks.refreshInterval)
       const shards = Array.from(machine.activations.values(), ({ key }) => shardIdOf(key))
-      const had = yield* Effect.timeoutOption(
-        Effect.orDie(fence.storage.refresh(address, shards)),
-        this.locks.refreshInterval
-      )
+      const asked = Effect.orDie(fence.storage.refresh(address, shards))
+      const had = this.isSilent(machine.name)
+        ? yield* Effect.timeoutOption(asked, this.locks.refreshInterval)
+        : Option.some(yield* asked)
       if (Option.isNone(had)) return
       const kept = new Set(had.value.map(String))
       for (const activation of machine.activations.values()) {

@@ -753,6 +753,7 @@ class Simulation extends Simulator.Simulation<Action> {
       this.expect(sessions <= limit, `3: ${sessions} sessions of ${upstream} take a place, of ${limit}`)
     }
     if (!this.world.isQuiet()) return
+    this.examineEarly(stats)
     const canClose = stats.closing < capacity
     for (const { capacity: limit, idle, sessions, upstream, waiting } of stats.upstreams) {
       if (waiting === 0) continue
@@ -764,6 +765,36 @@ class Simulation extends Simulator.Simulation<Action> {
       this.expect(evictable === 0 || !canClose, `10: callers of ${upstream} wait while ${evictable} could be evicted`)
     }
     this.examineFairness(stats)
+  }
+
+  /** Nobody waits for room while a session is opened that nobody has asked for, unless as much is on its way. */
+  examineEarly({ draining, opening, upstreams, waiting }: SessionPool.SessionPoolStats): void {
+    if (waiting === 0) return
+    const there = this.sessions.filter(({ phase }) => phase === "opening" || phase === "open")
+    const hasCaller = (key: string) =>
+      this.nested.includes(key) || this.callers.some((caller) => caller.key === key && caller.exit === undefined)
+    const early = there.filter(({ isStubborn, key, phase }) => phase === "opening" && !isStubborn && !hasCaller(key))
+    // Whoever has joined an open that has failed waits until that is freed
+    const joined = this.sessions.filter(({ phase, wasUsed }) => phase === "closing" && !wasUsed).concat(there)
+    const waitingKeys = new Map(
+      this.callers.filter(({ exit, heldSince, key }) =>
+        exit === undefined && heldSince === undefined && !joined.some((session) => session.key === key)
+      ).map(({ key, upstream }) => [key, upstream])
+    )
+    const isWasted = Array.from(waitingKeys.values()).some((name) => {
+      const own = upstreams.find(({ upstream }) => upstream === name)
+      return early.some(({ upstream }) => own === undefined || own.sessions < own.capacity || upstream === name)
+    })
+    this.expect(!isWasted || draining > 0, `12: callers wait while session ${early[0]?.id} opens for nobody`)
+    if (this.hasUpstreams && this.limits !== undefined) return
+    // What has been given up is still seen to open, and is draining
+    const asked = there.filter(({ key, phase }) => phase === "opening" && hasCaller(key)).length
+    this.expect(
+      early.length === 0 || waitingKeys.size <= draining || opening <= asked,
+      `12: ${waitingKeys.size} wait for room, and ${draining} places come, while session ${
+        early[0]?.id
+      } opens for nobody`
+    )
   }
 
   /**
@@ -801,6 +832,15 @@ class Simulation extends Simulator.Simulation<Action> {
       const age = this.world.now() - session.openedAt
       this.expect(idle <= this.idleTimeToLive(session.key), `session ${session.id} is idle for ${idle} ms`)
       this.expect(age <= this.maxLifetime(session.key), `session ${session.id} is idle at the age of ${age} ms`)
+    }
+  }
+
+  /** What stands by ends with the pool, unless that takes longer than closeTimeout. */
+  override hasShutDown(): void {
+    if (this.world.now() - this.shutdownAt! >= this.options.closeTimeout) return
+    for (const { acquired, id, owner, phase } of this.children) {
+      const isEnded = owner !== undefined || !acquired || phase === "closed"
+      this.expect(isEnded, `child ${id} is ${phase} when the pool has ended`)
     }
   }
 

@@ -22,6 +22,8 @@ export interface Protected {
   readonly valid: Map<string, string>
   /** No token is good any more. */
   readonly revoke: () => void
+  /** How it spells the secrets that it makes. */
+  spell: (secret: string) => string
   /** The scopes that the request needs. */
   needs: (request: HttpServer.RecordedRequest) => string
   /** In place of a token. */
@@ -49,6 +51,7 @@ export const make = Effect.gen(function*() {
     refreshable: new Set(),
     valid: new Map(),
     revoke: () => self.valid.clear(),
+    spell: (secret) => secret,
     needs: () => "",
     answer: undefined
   }
@@ -82,7 +85,7 @@ export const make = Effect.gen(function*() {
 
   authority.answers.set("/register", (_, body) => {
     issued++
-    const secret = keep(`registered-secret-number-${issued}`)
+    const secret = keep(self.spell(`registered-secret-number-${issued}`))
     const client = { ...JSON.parse(body), client_id: `registered-${issued}`, client_secret: secret }
     return { status: 201, body: client }
   })
@@ -90,7 +93,7 @@ export const make = Effect.gen(function*() {
   authority.answers.set("/authorize", (request) => {
     const asked = new URL(request.url!, authority.issuer).searchParams
     issued++
-    const code = keep(`authorization-code-number-${issued}`)
+    const code = keep(self.spell(`authorization-code-number-${issued}`))
     codes.set(code, { challenge: asked.get("code_challenge")!, scope: asked.get("scope") ?? "" })
     const back = new URL(asked.get("redirect_uri")!)
     back.searchParams.set("code", code)
@@ -106,7 +109,7 @@ export const make = Effect.gen(function*() {
     const form = new URLSearchParams(body)
     self.grants.push(form)
     self.clients.push(request.headers.authorization)
-    for (const name of ["code_verifier", "subject_token"]) if (form.has(name)) keep(form.get(name)!)
+    for (const name of ["client_assertion", "code_verifier", "subject_token"]) if (form.has(name)) keep(form.get(name)!)
     if (self.answer !== undefined) return self.answer(form)
     const code = codes.get(form.get("code") ?? "")
     codes.delete(form.get("code") ?? "")
@@ -117,8 +120,8 @@ export const make = Effect.gen(function*() {
     }[form.get("grant_type") ?? ""]
     if (isGranted === false) return { status: 400, body: { error: "invalid_grant" } }
     issued++
-    const token = keep(`access-token-number-${issued}`)
-    const refresh = keep(`refresh-token-number-${issued}`)
+    const token = keep(self.spell(`access-token-number-${issued}`))
+    const refresh = keep(self.spell(`refresh-token-number-${issued}`))
     const scope = code?.scope ?? form.get("scope") ?? ""
     self.valid.set(token, scope)
     self.refreshable.add(refresh)

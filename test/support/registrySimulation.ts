@@ -26,6 +26,7 @@ import type { Dice } from "./world.ts"
 type Action =
   | { readonly do: "create"; readonly owner: number; readonly isHeld: boolean; readonly body: Body }
   | { readonly do: "get"; readonly session: number; readonly stranger: boolean; readonly body: Body }
+  | { readonly do: "visit"; readonly session: number; readonly stranger: boolean; readonly visit: Visit }
   | { readonly do: "terminate"; readonly session: number; readonly stranger: boolean; readonly times: number }
   | { readonly do: "terminateAll"; readonly owner: number }
   | { readonly do: "clear" }
@@ -39,6 +40,12 @@ type Body =
   | { readonly is: "none" | "instant" | "call" | "stream" | "fails" | "dies" }
   | { readonly is: "takes"; readonly millis: number }
 
+/** A visitor waits for so long, and again before each time that it holds the session. */
+interface Visit {
+  readonly millis: number
+  readonly holds: ReadonlyArray<Body>
+}
+
 const owners = 4
 
 /** Everybody without an identity of their own. */
@@ -50,7 +57,8 @@ const action = (dice: Dice): Action => {
   if (roll < 0.28) {
     return { do: "create", owner: dice.below(owners), isHeld: dice.chance(0.3), body: body(dice, 0.5) }
   }
-  if (roll < 0.52) return { do: "get", session: dice.below(12), stranger, body: body(dice, 0) }
+  if (roll < 0.43) return { do: "get", session: dice.below(12), stranger, body: body(dice, 0) }
+  if (roll < 0.52) return { do: "visit", session: dice.below(12), stranger, visit: visit(dice) }
   if (roll < 0.62) return { do: "terminate", session: dice.below(12), stranger, times: dice.pick([1, 1, 3]) }
   if (roll < 0.65) return { do: "terminateAll", owner: dice.below(owners) }
   if (roll < 0.66) return { do: "clear" }
@@ -69,6 +77,11 @@ const body = (dice: Dice, none: number): Body => {
   return { is: roll < 0.94 ? "fails" : "dies" }
 }
 
+const visit = (dice: Dice): Visit => ({
+  millis: dice.pick([0, 1, 20, 49, 60, 200, 600]),
+  holds: Array.from({ length: dice.pick([0, 1, 1, 2]) }, () => body(dice, 0))
+})
+
 // -----------------------------------------------------------------------------
 // What the world sees
 // -----------------------------------------------------------------------------
@@ -83,6 +96,9 @@ interface Session extends Simulator.Opened {
   readonly began: number
   readonly createdAt: number
   holders: number
+  visitors: number
+  /** When the first of them came. */
+  visitedSince: number
   /** When it was closed, or had failed with nothing to close. */
   goneAt: number | undefined
   lastActivityAt: number
@@ -107,9 +123,10 @@ interface Sweep {
 }
 
 interface Caller extends Simulator.Caller {
-  readonly does: "create" | "get"
+  readonly does: "create" | "get" | "visit"
   readonly owner: string
-  readonly body: Body
+  /** What it does with what it holds. */
+  body: Body
   /** The turn in which it began. */
   readonly began: number
   session: Session | undefined
@@ -178,9 +195,18 @@ class Simulation extends Simulator.Simulation<Action> {
       Stream.runForEach(this.registry.events, (event) =>
         Effect.sync(() => {
           this.said += JSON.stringify(event)
-          if (event._tag === "Ended" && event.reason === "evicted") this.evicted(event.session)
+          if (event._tag !== "Ended") return
+          if (event.reason === "evicted") this.evicted(event.session)
+          if (event.reason === "expired") this.expired(event.session)
         }))
     )
+  }
+
+  /** It was visited by nobody who had come before this moment. */
+  expired(name: string): void {
+    const { id, visitedSince, visitors } = this.sessions.find((other) => other.name.startsWith(name))!
+    const isVisited = visitors > 0 && visitedSince < this.world.now()
+    this.expect(!isVisited, `1: session ${id} has expired under ${visitors} visitors`)
   }
 
   /** Whoever gives way was never used, and has waited for that the longest. */
@@ -210,6 +236,8 @@ class Simulation extends Simulator.Simulation<Action> {
           began: this.turns++,
           createdAt: info.createdAt,
           holders: 0,
+          visitors: 0,
+          visitedSince: 0,
           goneAt: undefined,
           lastActivityAt: 0,
           known: undefined,
@@ -278,6 +306,8 @@ class Simulation extends Simulator.Simulation<Action> {
         return this.create(`owner-${next.owner}`, next.isHeld, next.body)
       case "get":
         return this.get(next.session, next.stranger, next.body)
+      case "visit":
+        return this.visit(next.session, next.stranger, next.visit)
       case "terminate":
         for (let i = 0; i < next.times; i++) this.terminate(next.session, next.stranger)
         return
@@ -361,6 +391,65 @@ class Simulation extends Simulator.Simulation<Action> {
     if (chosen === undefined) return
     const caller = this.caller("get", chosen.by.key, what)
     this.run(caller, this.use(caller, chosen.session, chosen.by))
+  }
+
+  visit(index: number, stranger: boolean, { holds, millis }: Visit): void {
+    const chosen = this.choose(index, stranger)
+    if (chosen === undefined) return
+    const { by, session } = chosen
+    const caller = this.caller("visit", by.key, { is: "none" })
+    caller.session = session
+    const since = this.world.now()
+    const come = Effect.map(this.registry.visit(session.name, by), (visited) => {
+      this.note(`caller ${caller.id} visits session ${session.id}`)
+      this.expect(visited.session.resource === session, `caller ${caller.id} visits the session of another`)
+      this.expect(by.key === session.owner, `caller ${caller.id} visits what is not its own`)
+      this.expect(
+        !this.isOver(session, caller.began),
+        `caller ${caller.id} visits session ${session.id}, which is over`
+      )
+      if (session.visitors++ === 0) session.visitedSince = this.world.now()
+      return visited
+    })
+    const leave = Effect.sync(() => {
+      session.visitors--
+      caller.held = this.world.now() - since
+    })
+    const stay = ({ hold }: SessionRegistry.Visit<Session>) =>
+      Effect.forEach(
+        holds,
+        (what) => Effect.andThen(Effect.sleep(millis), this.holdVisited(caller, session, what, hold)),
+        { discard: true }
+      ).pipe(Effect.andThen(Effect.sleep(millis)))
+    this.run(caller, Effect.scoped(Effect.acquireUseRelease(come, stay, () => leave)))
+  }
+
+  holdVisited(
+    caller: Caller,
+    session: Session,
+    what: Body,
+    hold: SessionRegistry.Visit<Session>["hold"]
+  ): Effect.Effect<unknown, unknown> {
+    return Effect.suspend(() => {
+      const began = this.turns++
+      caller.body = what
+      const begin = () =>
+        Effect.sync(() => {
+          const isOver = this.isOver(session, began)
+          this.expect(!isOver, `caller ${caller.id} has session ${session.id}, which is over`)
+          session.isUsed = true
+          return this.begin(caller, session)
+        })
+      return this.holding(caller, Effect.tapError(hold, () => this.heldInVain(caller, session)), begin)
+    })
+  }
+
+  /** A visitor is refused only what is over, however long it was idle. */
+  heldInVain(caller: Caller, session: Session): Effect.Effect<void> {
+    return Effect.sync(() => {
+      const isThere = session.visitors > 0 && this.isUndisturbed(session) && this.isOpenToRequests(session)
+      this.expect(!isThere, `session ${session.id} is refused to caller ${caller.id}, who visits it`)
+    })
   }
 
   use(caller: Caller, session: Session, by: Identity): Effect.Effect<unknown, unknown> {
@@ -500,7 +589,7 @@ class Simulation extends Simulator.Simulation<Action> {
   /** It waits for its first use, for sure, if it has not given way: a get has it before its caller hears of that. */
   isWaiting(session: Session): boolean {
     const isAskedFor = this.callers.some(({ does, owner, session: asked }) =>
-      does === "get" && asked === session && owner === session.owner
+      does !== "create" && asked === session && owner === session.owner
     )
     return !isAskedFor && !session.isUsed && !session.hasGivenWay && session.holders === 0 &&
       this.takesRequests(session)
@@ -508,11 +597,16 @@ class Simulation extends Simulator.Simulation<Action> {
 
   /** Whether its id was nobody's any more in turn `by`, for sure. */
   isDead(session: Session, by: number): boolean {
+    return this.isOver(session, by) || this.isOverdue(session)
+  }
+
+  /** The same, by whatever but its idleness: visitors keep it, and whoever comes before that is noticed. */
+  isOver(session: Session, by: number): boolean {
     const isSwept = this.sweeps.some((sweep) =>
       (sweep.owner ?? session.owner) === session.owner &&
       sweep.began > session.began && sweep.ended !== undefined && sweep.ended < by
     )
-    return isSwept || (session.terminated !== undefined && session.terminated < by) || this.isOverdue(session) ||
+    return isSwept || (session.terminated !== undefined && session.terminated < by) ||
       this.world.now() - session.openedAt > this.options.maxLifetime
   }
 
@@ -522,8 +616,13 @@ class Simulation extends Simulator.Simulation<Action> {
   }
 
   takesRequests(session: Session): boolean {
+    return this.isOpenToRequests(session) && !this.isOverdue(session)
+  }
+
+  /** The same, but for its idleness. */
+  isOpenToRequests(session: Session): boolean {
     return session.known !== undefined && session.phase === "open" && this.shutdownAt === undefined &&
-      !this.mayBeTerminated(session) && !this.isOverdue(session) &&
+      !this.mayBeTerminated(session) &&
       this.world.now() - session.openedAt < this.options.maxLifetime * 0.975
   }
 
@@ -532,7 +631,7 @@ class Simulation extends Simulator.Simulation<Action> {
   /** What a caller is told, and when. */
   ended(caller: Caller, exit: Exit.Exit<unknown, unknown>): void {
     this.note(`caller ${caller.id} ${Exit.isSuccess(exit) ? "succeeds" : `ends: ${Cause.pretty(exit.cause)}`}`)
-    const longest = caller.does === "get" ? 0 : this.options.openTimeout + this.options.closeTimeout
+    const longest = caller.does !== "create" ? 0 : this.options.openTimeout + this.options.closeTimeout
     this.examineEnd(caller, exit, longest)
   }
 
@@ -703,7 +802,10 @@ class Simulation extends Simulator.Simulation<Action> {
     if (closing >= this.options.capacity) return
     for (const session of this.sessions) {
       if (session.phase !== "open" || session.holders > 0) continue
-      this.expect(!this.isOverdue(session), `session ${session.id} is idle for too long`)
+      this.expect(
+        session.visitors > 0 || !this.isOverdue(session),
+        `session ${session.id} is idle for too long`
+      )
       const age = this.world.now() - session.openedAt
       this.expect(age <= this.options.maxLifetime, `session ${session.id} is idle at the age of ${age} ms`)
     }

@@ -3,7 +3,10 @@
  */
 import * as Effect from "effect/Effect"
 import { textOf } from "./answers.ts"
-import type { Endpoint } from "./mcpHttp.ts"
+import type * as McpHttp from "./mcpHttp.ts"
+
+/** Where it is, and how it is reached. */
+export type Endpoint = Pick<McpHttp.Endpoint, "url" | "fetch">
 
 export const protocolVersion = "2025-11-25"
 

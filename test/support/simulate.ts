@@ -2,10 +2,7 @@
  * `npm run simulate -- --seeds 10000 --from 0 --only pool`
  */
 import { parseArgs } from "node:util"
-import { cluster } from "./clusterSimulation.ts"
-import { pool } from "./poolSimulation.ts"
-import { registry } from "./registrySimulation.ts"
-import { report } from "./simulator.ts"
+import { cluster, pool, registry, report } from "./simulations.ts"
 
 const { values } = parseArgs({
   options: {

@@ -70,7 +70,6 @@ const tooMany = 200_000
 
 interface Timer {
   readonly at: number
-  readonly order: number
   readonly resume: (effect: Effect.Effect<void>) => void
 }
 
@@ -83,15 +82,23 @@ const nanos = (millis: number) => BigInt(Math.floor(millis * 1e6))
 export const makeWorld = (dice: Dice, opsBeforeYield: number): World => {
   const tasks: Array<() => void> = []
   const fibers = new Set<Fiber.Fiber<unknown, unknown>>()
-  let timers: Array<Timer> = []
+  const timers: Array<Timer> = []
+  const drop = (timer: Timer): void => {
+    const index = timers.indexOf(timer)
+    if (index !== -1) timers.splice(index, 1)
+  }
   let now = 1_000
   let ahead = 1_700_000_000_000
-  let order = 0
 
+  // Asked at each operation of a fiber, of many in a row
+  let last: Fiber.Fiber<unknown, unknown> | undefined
   const scheduler: Scheduler.Scheduler = {
     executionMode: "async",
     shouldYield: (fiber) => {
-      fibers.add(fiber)
+      if (fiber !== last) {
+        fibers.add(fiber)
+        last = fiber
+      }
       return fiber.currentOpCount >= opsBeforeYield
     },
     makeDispatcher: () => ({
@@ -102,11 +109,9 @@ export const makeWorld = (dice: Dice, opsBeforeYield: number): World => {
 
   const sleep = (duration: Duration.Duration): Effect.Effect<void> =>
     Effect.callback((resume) => {
-      const timer: Timer = { at: now + Duration.toMillis(duration), order: order++, resume }
+      const timer: Timer = { at: now + Duration.toMillis(duration), resume }
       timers.push(timer)
-      return Effect.sync(() => {
-        timers = timers.filter((other) => other !== timer)
-      })
+      return Effect.sync(() => drop(timer))
     })
 
   const wall = () => now + ahead
@@ -150,9 +155,11 @@ export const makeWorld = (dice: Dice, opsBeforeYield: number): World => {
       run(Infinity)
       const end = now + millis
       while (true) {
-        const due = timers.filter((timer) => timer.at <= end).toSorted((a, b) => a.at - b.at || a.order - b.order)[0]
+        let due: Timer | undefined
+        // They are in the order in which they began
+        for (const timer of timers) if (timer.at <= end && (due === undefined || timer.at < due.at)) due = timer
         if (due === undefined) break
-        timers = timers.filter((timer) => timer !== due)
+        drop(due)
         now = Math.max(now, due.at)
         due.resume(Effect.void)
         run(Infinity)

@@ -16,6 +16,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
+import * as Pull from "effect/Pull"
 import * as Queue from "effect/Queue"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
@@ -26,7 +27,7 @@ import type { SessionHandle } from "../../Connector.ts"
 import type { Identity } from "../../Identity.ts"
 import { McpSessionError, type McpSessionErrorReason, SessionClosed } from "../../McpSessionError.ts"
 import type { ListOptions, ProgressOptions, RemoteSession } from "../../Session.ts"
-import { ClusterUnavailable } from "../../SessionClusterError.ts"
+import { type ClusterConnectError, ClusterUnavailable } from "../../SessionClusterError.ts"
 import type { SessionPoolError } from "../../SessionPoolError.ts"
 import * as Sent from "../sent.ts"
 import * as Codec from "./codec.ts"
@@ -35,7 +36,7 @@ import type { Node, Peer } from "./node.ts"
 import type { Owner } from "./owner.ts"
 import * as Wire from "./wire.ts"
 
-export type LeaseError = McpSessionError | SessionPoolError | ClusterUnavailable
+export type LeaseError = ClusterConnectError | SessionPoolError | ClusterUnavailable
 
 /** A lease, as the node knows it that has taken it. */
 export interface Lease {
@@ -88,8 +89,9 @@ export const make = Effect.fnUntraced(function*(options: {
   readonly owner: Owner | undefined
   /** In milliseconds. */
   readonly locateTimeout: number
+  readonly maxMessageBytes: number
 }) {
-  const { locateTimeout, node, owner } = options
+  const { locateTimeout, maxMessageBytes, node, owner } = options
   const scope = yield* Effect.scope
   const runFork = Effect.runForkWith(yield* Effect.context<never>())
   const client = yield* Wire.makeEntity(node.settings.group).client.pipe(
@@ -221,7 +223,10 @@ export const make = Effect.fnUntraced(function*(options: {
     const written = (method: string, params: unknown) =>
       params === undefined
         ? Effect.succeed({})
-        : Effect.map(Codec.carried(params, { method, server, requestSent: false }), (json) => ({ params: json }))
+        : Effect.map(
+          Codec.carried(params, { method, server, requestSent: false, maxMessageBytes }),
+          (json) => ({ params: json })
+        )
 
     // Counted for the lease of whatever pool or cluster it is made within, as any call of any session is
     const counted = <A>(
@@ -323,23 +328,25 @@ export const make = Effect.fnUntraced(function*(options: {
     Effect.gen(function*() {
       const since = node.fence.now()
       const reports = yield* Queue.sliding<Progress, Cause.Done>(256)
-      const handling = yield* Effect.forkChild(
-        Stream.runForEach(Stream.fromQueue(reports), onProgress),
-        { startImmediately: true }
-      )
-      const answer = yield* detached(Stream.runFold(
-        peer["Session.CallReported"](call),
-        (): string | undefined => undefined,
-        (last, report) => {
-          if (report._tag === "Answer") return report.json
-          Queue.offerUnsafe(reports, Codec.parse(report.json) as Progress)
-          return last
-        }
-      ))
+      const handling = yield* Effect.forkChild(untilDone(Effect.flatMap(Queue.take(reports), onProgress)), {
+        startImmediately: true
+      })
+      let answer: string | undefined
+      const listening = Effect.flatMap(peer["Session.CallReported"](call, { asQueue: true }), (arrived) =>
+        untilDone(Effect.map(Queue.takeAll(arrived), (all) => {
+          for (const report of all) {
+            if (report._tag === "Answer") {
+              answer = report.json
+            } else Queue.offerUnsafe(reports, Codec.parse(report.json) as Progress)
+          }
+        })))
+      yield* detached(Effect.scoped(listening))
       Queue.endUnsafe(reports)
       const left = Math.max(0, (call.maxTotalTimeout ?? timeout) - (node.fence.now() - since))
       const handled = yield* Effect.timeoutOption(Fiber.await(handling), left)
-      if (Option.isSome(handled) && Exit.isFailure(handled.value)) return yield* handled.value
+      if (Option.isSome(handled) && Exit.isFailure(handled.value)) {
+        return yield* handled.value
+      }
       yield* Fiber.interrupt(handling)
       return Codec.parse(answer)
     })
@@ -387,6 +394,9 @@ const isSame = (one: Identity, other: Identity): boolean => {
     Redacted.value(one.credentials.value.header) === Redacted.value(other.credentials.value.header)
 }
 
+const untilDone = <E>(step: Effect.Effect<void, E | Cause.Done>): Effect.Effect<void, E> =>
+  Pull.catchDone(Effect.forever(step), () => Effect.void) as Effect.Effect<void, E>
+
 const millis = <K extends string>(key: K, input: Duration.Input | undefined) => {
   if (input === undefined) return {}
   const value = Duration.toMillis(input)
@@ -401,7 +411,11 @@ const notificationsOf = (
   Stream.suspend(() => {
     const told: Stream.Stream<unknown, unknown> = peer === undefined
       ? owner?.notificationsHere(id) ?? Stream.empty
-      : Stream.map(peer["Session.Listen"]({ lease: id }), Codec.parse)
+      // The link is not to wait for who reads slowly: it is everybody's
+      : Stream.buffer(Stream.map(peer["Session.Listen"]({ lease: id }), Codec.parse), {
+        capacity: 256,
+        strategy: "sliding"
+      })
     return Stream.catchCause(told, () => Stream.empty) as Stream.Stream<ServerNotification>
   })
 

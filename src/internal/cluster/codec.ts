@@ -18,22 +18,33 @@ export const stringify = (value: unknown): string => JSON.stringify(value) ?? "n
 export const parse = (json: string | undefined): unknown => json === undefined ? undefined : JSON.parse(json)
 
 /**
- * How many characters of JSON cross at once. Within a message each may become two, and a link ends at a line of 64 Mi
- * of them: with it everybody's calls.
+ * More bytes of JSON than this never cross at once. Within a message each may become two, and a link ends at a line of
+ * 64 MiB: with it everybody's calls.
  */
-export const maxLength = 30 * 1024 * 1024
+export const mostBytes = 30 * 1024 * 1024
+
+/** Whether a text may cross: to write and to read one stops everybody else at both nodes for as long. */
+export const isShort = (text: string, maxMessageBytes: number): boolean =>
+  text.length * 3 <= maxMessageBytes || Buffer.byteLength(text) <= maxMessageBytes
+
+export interface Crossing {
+  readonly method: string
+  readonly requestSent: boolean
+  readonly server: string
+  readonly maxMessageBytes: number
+}
 
 /** What a caller asks with or a server has answered, as text. Fails when it can't cross: that is its call's affair. */
 export const carried = (
   value: unknown,
-  { method, requestSent, server }: { readonly method: string; readonly requestSent: boolean; readonly server: string }
+  { maxMessageBytes, method, requestSent, server }: Crossing
 ): Effect.Effect<string, McpSessionError> =>
   Effect.suspend(() => {
     const text = Result.try(() => stringify(value))
-    if (Result.isSuccess(text) && text.success.length <= maxLength) return Effect.succeed(text.success)
+    if (Result.isSuccess(text) && isShort(text.success, maxMessageBytes)) return Effect.succeed(text.success)
     const what = requestSent ? "The answer" : "The request"
     const message = Result.isSuccess(text)
-      ? `${what} has more than ${maxLength} characters of JSON, too many for another node`
+      ? `${what} is longer than maxMessageBytes (${maxMessageBytes.toLocaleString("en-US")}), too long for another node`
       : `${what} can't be written as JSON`
     const reason = new ProtocolFailure({ code: requestSent ? -32603 : -32602, message, data: undefined, requestSent })
     return Effect.fail(new McpSessionError({ reason, method, server }))
@@ -45,8 +56,12 @@ export const carried = (
 
 export type Facts = Pick<McpSession, "serverInfo" | "capabilities" | "instructions" | "protocolVersion">
 
-export const factsOf = ({ capabilities, instructions, protocolVersion, serverInfo }: Facts): string =>
-  stringify({ serverInfo, capabilities, instructions, protocolVersion })
+export const factsOf = ({ capabilities, instructions, protocolVersion, serverInfo }: Facts): Facts => ({
+  serverInfo,
+  capabilities,
+  instructions,
+  protocolVersion
+})
 
 export const parseFacts = (json: string): Facts => {
   const facts = parse(json) as Facts

@@ -168,7 +168,7 @@ export const make = (): Memory => {
             if (message._tag === "Request") requests.set(message.id, client)
             return server.receive(link.id, message)
           }),
-        supportsAck: true,
+        supportsAck: false,
         supportsTransferables: false,
         codecFor: json.codecFor
       }
@@ -209,7 +209,7 @@ export const make = (): Memory => {
         end: () => Effect.void,
         clientIds: Effect.sync(() => new Set(server.links.keys())),
         initialMessage: Effect.succeedNone,
-        supportsAck: true,
+        supportsAck: false,
         supportsTransferables: false,
         supportsSpanPropagation: true,
         supportsNotifications: true,

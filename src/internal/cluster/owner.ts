@@ -31,6 +31,7 @@ import type { SessionHandle } from "../../Connector.ts"
 import type { Identity } from "../../Identity.ts"
 import { McpSessionError, SessionClosed } from "../../McpSessionError.ts"
 import type { McpSession } from "../../Session.ts"
+import type { ClusterConnectError } from "../../SessionClusterError.ts"
 import type * as SessionPool from "../../SessionPool.ts"
 import { namesAndPlaces } from "../places.ts"
 import * as Codec from "./codec.ts"
@@ -38,7 +39,7 @@ import type { Handlers, Node } from "./node.ts"
 import * as Seen from "./seen.ts"
 import * as Wire from "./wire.ts"
 
-type Pool = SessionPool.Service<McpSession, McpSessionError>
+type Pool = SessionPool.Service<McpSession, ClusterConnectError>
 
 /** A lease, as the node knows it that granted it. */
 interface Lease {
@@ -68,8 +69,8 @@ export interface Owner {
 /** A connect whose sessions are known until they are closed. */
 export interface Live {
   readonly connect: <R>(
-    connect: (identity: Identity, handle: SessionHandle) => Effect.Effect<McpSession, McpSessionError, R>
-  ) => (identity: Identity, handle: SessionHandle) => Effect.Effect<McpSession, McpSessionError, R | Scope.Scope>
+    connect: (identity: Identity, handle: SessionHandle) => Effect.Effect<McpSession, ClusterConnectError, R>
+  ) => (identity: Identity, handle: SessionHandle) => Effect.Effect<McpSession, ClusterConnectError, R | Scope.Scope>
   /** The keys that have a session here, opening, open or closing. */
   readonly keys: () => ReadonlyArray<string>
   /** Waits until all of the key are closed. */
@@ -112,10 +113,11 @@ export const make = Effect.fnUntraced(function*(options: {
   readonly live: Live
   readonly closeTimeout: number
   readonly isExclusive: boolean
+  readonly maxMessageBytes: number
   /** How long an entity is kept that nobody asks anything of: longer than its session may be idle. */
   readonly maxIdleTime: number
 }) {
-  const { closeTimeout, isExclusive, live, node, pool } = options
+  const { closeTimeout, isExclusive, live, maxMessageBytes, node, pool } = options
   const { fence, settings } = node
   const leases = new Map<string, Lease>()
   const byKey = new Map<string, Set<Lease>>()
@@ -177,6 +179,12 @@ export const make = Effect.fnUntraced(function*(options: {
     const hurry = yield* Effect.forkScoped(Effect.forever(makeRoom))
     const session = yield* pool.get(identity)
     hurry.interruptUnsafe()
+    const facts = yield* Codec.carried(Codec.factsOf(session), {
+      method: "connect",
+      server: session.serverInfo.name,
+      requestSent: true,
+      maxMessageBytes
+    })
     const lease: Lease = {
       id: Crypto.randomUUID(),
       shard,
@@ -193,7 +201,7 @@ export const make = Effect.fnUntraced(function*(options: {
     leases.set(lease.id, lease)
     const others = byKey.get(identity.key) ?? new Set()
     byKey.set(identity.key, others.add(lease))
-    Queue.offerUnsafe(events, Wire.Granted.make({ lease: lease.id, facts: Codec.factsOf(session) }))
+    Queue.offerUnsafe(events, Wire.Granted.make({ lease: lease.id, facts }))
   })
 
   const lease = Effect.fnUntraced(function*(shard: string, identity: Identity) {
@@ -256,7 +264,9 @@ export const make = Effect.fnUntraced(function*(options: {
   const callFrom = (call: Wire.Call, onProgress?: (progress: Progress) => Effect.Effect<void>) => {
     const server = leases.get(call.lease)?.session.serverInfo.name ?? "cluster"
     return underTrace(call, callHere(call, Codec.parse(call.params), onProgress)).pipe(
-      Effect.flatMap((answer) => Codec.carried(answer, { method: call.operation, server, requestSent: true })),
+      Effect.flatMap((answer) =>
+        Codec.carried(answer, { method: call.operation, server, requestSent: true, maxMessageBytes })
+      ),
       Effect.mapError(Codec.crossing)
     )
   }
@@ -264,15 +274,22 @@ export const make = Effect.fnUntraced(function*(options: {
   const handlers: Handlers = {
     call: (call) => callFrom(call),
     callReported: (call) =>
-      Stream.callback<Wire.Reported, Wire.Failure>((queue) =>
+      together(Stream.callback<Wire.Reported, Wire.Failure>((queue) =>
         callFrom(call, (progress) =>
           // The caller loses the oldest, as it would here
-          Effect.sync(() => void Queue.offerUnsafe(queue, { _tag: "Progress", json: Codec.stringify(progress) }))).pipe(
+          Effect.sync(() => {
+            const json = Codec.stringify(progress)
+            if (Codec.isShort(json, maxMessageBytes)) Queue.offerUnsafe(queue, { _tag: "Progress", json })
+          })).pipe(
             Effect.flatMap((json) => Queue.offer(queue, { _tag: "Answer", json })),
             Effect.andThen(Queue.end(queue)),
             Effect.catch((error) => Queue.fail(queue, error))
-          ), { bufferSize: 257, strategy: "sliding" }),
-    listen: (id) => Stream.map(notificationsHere(id), Codec.stringify),
+          ), { bufferSize: 257, strategy: "sliding" })),
+    listen: (id) =>
+      Stream.filter(
+        Stream.map(notificationsHere(id), Codec.stringify),
+        (json) => Codec.isShort(json, maxMessageBytes)
+      ),
     inspect: (what) =>
       what === "stats" ? Effect.map(pool.stats, Codec.stats.encode) : Effect.map(pool.entries, Codec.entries.encode),
     watch: Stream.map(pool.events, Codec.events.encode)
@@ -315,11 +332,11 @@ export const make = Effect.fnUntraced(function*(options: {
     Effect.sync(() => fence.onLost.add(onLost)),
     () => Effect.sync(() => fence.onLost.delete(onLost))
   )
-  yield* Effect.forkScoped(Effect.forever(Effect.gen(function*() {
-    yield* Effect.sleep(settings.lockTimeToLive / 20)
-    const shards = new Set(live.keys().map(shardOf))
-    for (const shard of shards) if (fence.remaining(shard) <= margin) yield* evict(shard)
-  })))
+  const evictLost = Effect.suspend(() => {
+    const shards = Array.from(new Set(live.keys().map(shardOf))).filter((shard) => fence.remaining(shard) <= margin)
+    return shards.length === 0 ? Effect.void : Effect.forEach(shards, evict, { discard: true })
+  })
+  yield* Effect.forkScoped(Effect.forever(Effect.delay(evictLost, settings.lockTimeToLive / 20)))
 
   yield* Effect.forkScoped(
     Stream.runForEach(pool.events, (event) =>
@@ -367,6 +384,10 @@ export const make = Effect.fnUntraced(function*(options: {
   const owner: Owner = { handlers, callHere, notificationsHere }
   return owner
 })
+
+/** What comes in one turn of the event loop goes in one message. */
+const together = <A, E>(stream: Stream.Stream<A, E>): Stream.Stream<A, E> =>
+  Stream.transformPull(stream, (pull) => Effect.succeed(Effect.andThen(Effect.yieldNow, pull)))
 
 const underTrace = <A, E>({ trace }: Wire.Call, effect: Effect.Effect<A, E>): Effect.Effect<A, E> =>
   trace === undefined ? effect : Effect.withParentSpan(effect, Tracer.externalSpan(trace))

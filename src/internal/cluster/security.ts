@@ -4,7 +4,7 @@
 import { createHmac, createPrivateKey, hkdfSync, X509Certificate } from "node:crypto"
 import { readFileSync } from "node:fs"
 import { isIP } from "node:net"
-import type { ConnectionOptions, TlsOptions } from "node:tls"
+import { checkServerIdentity, type ConnectionOptions, type TlsOptions } from "node:tls"
 
 /** How links are secured, as it was read. */
 export type Security =
@@ -67,17 +67,28 @@ export const digest = (secret: string, purpose: string): string =>
 /** PEM, given as it is or as the path of a file. */
 export const read = (pem: string): string => /^-----BEGIN /m.test(pem) ? pem : readFileSync(pem, "utf8")
 
-/** What is wrong with a certificate and its key, worded to follow the option's name. */
-export const issueOf = ({ ca, cert, key }: { readonly ca: string; readonly cert: string; readonly key: string }) => {
+/**
+ * What is wrong with a certificate and its key, worded to follow the option's name: also what every other node would
+ * refuse it for, by the time in milliseconds and for the `host` at which they reach it, if they do.
+ */
+export const issueOf = (
+  { ca, cert, key }: { readonly ca: string; readonly cert: string; readonly key: string },
+  now: number,
+  host: string | undefined
+): string | undefined => {
   try {
     void new X509Certificate(ca)
   } catch {
     return "has no certificate in its \"ca\""
   }
   try {
-    return new X509Certificate(cert).checkPrivateKey(createPrivateKey(key))
+    const own = new X509Certificate(cert)
+    if (!own.checkPrivateKey(createPrivateKey(key))) return "has a \"key\" that is not that of its \"cert\""
+    if (now < Date.parse(own.validFrom)) return `has a "cert" that is not valid before ${own.validFrom}`
+    if (now > Date.parse(own.validTo)) return `has a "cert" that has expired: ${own.validTo}`
+    return host === undefined || checkServerIdentity(host, own.toLegacyObject()) === undefined
       ? undefined
-      : "has a \"key\" that is not that of its \"cert\""
+      : "has a \"cert\" that is not for the name or the address that is \"host\""
   } catch {
     return "has no certificate in its \"cert\", or no private key in its \"key\""
   }

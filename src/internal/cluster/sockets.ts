@@ -4,6 +4,10 @@
  * A link is one connection, made when there is something to send. When it breaks, everything that was sent on it fails,
  * and so does whatever waits for it to open; the next request makes another one. Nothing moves from one link to the
  * next, because what was sent may have been run.
+ *
+ * A stream is not acknowledged piece by piece, each of which would wait for the way there and back: TCP holds back who
+ * sends faster than the other end reads. And that end has to read on, whatever becomes of one stream, because the link
+ * is everybody's: whoever takes his time reads from a buffer that loses the oldest.
  */
 import * as Cause from "effect/Cause"
 import * as Deferred from "effect/Deferred"
@@ -14,7 +18,7 @@ import { RpcClientDefect, RpcClientError } from "effect/rpc/RpcClientError"
 import type { FromClientEncoded, FromServerEncoded, RequestEncoded } from "effect/rpc/RpcMessage"
 import * as RpcSerialization from "effect/rpc/RpcSerialization"
 import * as RpcServer from "effect/rpc/RpcServer"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import * as Socket from "effect/socket/Socket"
 import * as SocketServer from "effect/socket/SocketServer"
 import * as Net from "node:net"
@@ -236,7 +240,7 @@ const connect = (
           // It is about a request: if the link of that is gone, so is it
           return current?.send?.(message) ?? Effect.void
         }),
-      supportsAck: true,
+      supportsAck: false,
       supportsTransferables: false,
       codecFor: serialization.codecFor
     }
@@ -268,9 +272,18 @@ const accept = (
 ): Transport<SocketServer.SocketServerError>["listen"] =>
   Effect.gen(function*() {
     const at = { host: listen!.host, port: listen!.port, noDelay: true, signal: closing }
-    const sockets = ends === undefined
-      ? yield* server.make(at)
-      : yield* server.makeTls({ ...ends.server, ...at, handshakeTimeout: 5_000 })
+    const scope = yield* Scope.fork(yield* Effect.scope)
+    const sockets = yield* Scope.provide(
+      ends === undefined
+        ? server.make(at)
+        : server.makeTls({ ...ends.server, ...at, handshakeTimeout: 5_000 }),
+      scope
+    )
+    // The server ends with its last connection. What was accepted before it closed, and is ready when nobody answers
+    // any more, is handed to nobody: it would stay for as long as the process, and the process for as long as it.
+    const hangUp = Effect.map(Effect.serviceOption(client.NetSocket), (conn) => Option.getOrThrow(conn).destroy())
+    const hangingUp = Effect.catch(sockets.run(() => hangUp), () => Effect.never)
+    yield* Effect.addFinalizer((exit) => Effect.raceFirst(Effect.interruptible(hangingUp), Scope.close(scope, exit)))
     const run: typeof sockets["run"] = (handler) =>
       sockets.run((socket) =>
         Effect.gen(function*() {
@@ -282,8 +295,9 @@ const accept = (
           conn.setTimeout(1_000)
         })
       )
-    return yield* RpcServer.makeProtocolSocketServer.pipe(
+    const protocol = yield* RpcServer.makeProtocolSocketServer.pipe(
       Effect.provideService(SocketServer.SocketServer, { address: sockets.address, run }),
       Effect.provideService(RpcSerialization.RpcSerialization, serialization)
     )
+    return { ...protocol, supportsAck: false }
   })

@@ -35,8 +35,7 @@ interface RunnerRow {
 
 /** The file as it was opened, and what is asked of it. */
 const open = (Sqlite: Effect.Success<typeof loadSqlite>["default"], file: string) => {
-  // Who may write to it may take every session, so it is nobody else's
-  closeSync(openSync(file, "a", 0o600))
+  create(file)
   // Nobody waits in SQLite itself, which would stop the process: see `patience`
   const db = new Sqlite(file, { timeout: 0 })
   try {
@@ -68,6 +67,17 @@ const open = (Sqlite: Effect.Success<typeof loadSqlite>["default"], file: string
   } catch (error) {
     db.close()
     throw error
+  }
+}
+
+// Who may write to it may take every session, so it is nobody else's. One that is there is left alone: to close it is
+// to lose every lock that this process has on it, those of SQLite too (fcntl), and then whoever closes the database
+// next takes its log away as if nobody else had it.
+const create = (file: string): void => {
+  try {
+    closeSync(openSync(file, "wx", 0o600))
+  } catch (error) {
+    if ((error as { readonly code?: unknown }).code !== "EEXIST") throw error
   }
 }
 

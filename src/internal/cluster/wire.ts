@@ -12,6 +12,7 @@ import * as RpcGroup from "effect/rpc/RpcGroup"
 import * as Schema from "effect/Schema"
 import { Identity } from "../../Identity.ts"
 import { McpSessionError } from "../../McpSessionError.ts"
+import { ClusterConnectError } from "../../SessionClusterError.ts"
 import { SessionPoolError } from "../../SessionPoolError.ts"
 
 /** What a remote session can be asked. Lists and `ping` have no params. */
@@ -43,7 +44,7 @@ export const Granted = Schema.TaggedStruct("Granted", {
 export const LeaseEvent = Schema.Union([
   Schema.TaggedStruct("Located", { host: Schema.String, port: Schema.Int }),
   Granted,
-  Schema.TaggedStruct("Failed", { error: Schema.Union([McpSessionError, ...SessionPoolError.members]) }),
+  Schema.TaggedStruct("Failed", { error: Schema.Union([...ClusterConnectError.members, ...SessionPoolError.members]) }),
   /** Whatever opened it has a bug. */
   Schema.TaggedStruct("Died", { message: Schema.String }),
   /** It takes no new callers. */

@@ -47,30 +47,37 @@ export interface Head<I, A, E> {
   readonly own: () => ReadonlySet<Leased.Slot<I, A, E>>
 }
 
+/** The heads that have waited long. They may be many more than there are sessions: each is looked at as it comes. */
+export interface Heads<I, A, E> {
+  readonly all: () => Iterable<Head<I, A, E>>
+  /** Those whose upstream is full, found by its sessions. */
+  readonly full: () => Iterable<Head<I, A, E>>
+}
+
 /**
  * Sees to it that as many sessions drain as there are such heads, if anything has changed.
  */
 export const makeWay = <I, A, E>(
   self: Fairness<I, A, E>,
   engine: Leased.Leased<I, A, E>,
-  waiting: () => ReadonlyArray<Head<I, A, E>>
+  heads: Heads<I, A, E>
 ): void => {
   if (!self.isStale) return
   self.isStale = false
-  // First those whose upstream is full: they have less to choose from
-  const heads = waiting()
-  const isFull = ({ upstream }: Head<I, A, E>) => Upstreams.isFull(upstream)
   const claimable = new Set(self.draining)
-  for (const head of [...heads.filter(isFull), ...heads.filter((other) => !isFull(other))]) {
+  const makeWayFor = (head: Head<I, A, E>): boolean => {
     const coming = useful(claimable, head.upstream)
-    if (coming !== undefined) {
-      claimable.delete(coming)
-      continue
-    }
+    if (coming !== undefined) return claimable.delete(coming)
     const slot = victim(engine, head)
-    if (slot === undefined) continue
+    if (slot === undefined) return false
     self.draining.add(slot)
-    Leased.retire(engine, slot, "evicted")
+    return Leased.retire(engine, slot, "evicted")
+  }
+  // First those whose upstream is full: they have less to choose from
+  for (const head of heads.full()) makeWayFor(head)
+  for (const head of heads.all()) {
+    // What is not there for whoever could have any is there for nobody
+    if (!Upstreams.isFull(head.upstream) && !makeWayFor(head) && head.own().size === 0) break
   }
 }
 
@@ -79,9 +86,9 @@ const useful = <I, A, E>(
   slots: ReadonlySet<Leased.Slot<I, A, E>>,
   upstream: Upstreams.Upstream<Leased.Slot<I, A, E>> | undefined
 ): Leased.Slot<I, A, E> | undefined => {
-  const isFull = Upstreams.isFull(upstream)
+  const isOfUse = Upstreams.couldUse(upstream)
   for (const slot of slots) {
-    if (!isFull || slot.member?.upstream === upstream) return slot
+    if (isOfUse(slot)) return slot
   }
   return undefined
 }
@@ -91,9 +98,9 @@ const victim = <I, A, E>(
   engine: Leased.Leased<I, A, E>,
   { own, upstream }: Head<I, A, E>
 ): Leased.Slot<I, A, E> | undefined => {
-  const isFull = Upstreams.isFull(upstream)
-  const idle = isFull ? upstream!.idle.head?.session : Leased.oldestIdle(engine)
+  const idle = Upstreams.isFull(upstream) ? upstream!.idle.head?.session : Leased.oldestIdle(engine)
   if (idle !== undefined) return idle
   const owned = own()
-  return Leased.longestHeld(engine, (slot) => (!isFull || slot.member?.upstream === upstream) && !owned.has(slot))
+  const isOfUse = Upstreams.couldUse(upstream)
+  return Leased.longestHeld(engine, (slot) => isOfUse(slot) && !owned.has(slot))
 }

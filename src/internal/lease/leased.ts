@@ -284,7 +284,8 @@ export const atomically = <I, A, E, T>(self: Leased<I, A, E>, step: () => T): T 
 // -----------------------------------------------------------------------------
 
 /**
- * How many sessions are in which state. Those that are retired and not closing yet are `draining`.
+ * How many sessions are in which state. Those that are retired and not closing yet are `draining`, and so are those
+ * that are there for their visitors alone.
  */
 export interface Census {
   readonly leased: number
@@ -298,18 +299,21 @@ export const census = <I, A, E>(self: Leased<I, A, E>): Census => ({
   leased: size(self) - idleSize(self),
   idle: idleSize(self),
   opening: self.opening,
-  draining: live(self) - self.current.size,
+  draining: live(self) - self.current.size + self.overdue.size,
   closing: self.closing
 })
 
 const idleLists = <I, A, E>({ idle, unused }: Leased<I, A, E>): ReadonlyArray<Idle.Idle<Slot<I, A, E>>> =>
   unused === idle ? [idle] : [idle, unused]
 
-const idleSize = <I, A, E>(self: Leased<I, A, E>): number =>
-  idleLists(self).reduce((sum, list) => sum + list.size, self.overdue.size)
+const idleSize = <I, A, E>(self: Leased<I, A, E>): number => idleLists(self).reduce((sum, list) => sum + list.size, 0)
 
 /** How many sessions can be had at once: the idle and the leased. */
-export const size = <I, A, E>(self: Leased<I, A, E>): number => self.current.size - self.opening
+export const size = <I, A, E>(self: Leased<I, A, E>): number => self.current.size - self.opening - self.overdue.size
+
+/** Whether it is there for those alone who have it, or visit it. */
+export const isDraining = <I, A, E>(self: Leased<I, A, E>, slot: Slot<I, A, E>): boolean =>
+  self.current.get(slot.key) !== slot || self.overdue.has(slot)
 
 /** The session of `key` that takes new leases, open or opening. */
 export const find = <I, A, E>(self: Leased<I, A, E>, key: string): Slot<I, A, E> | undefined => self.current.get(key)
@@ -362,7 +366,7 @@ export const isUnused = <I, A, E>(slot: Slot<I, A, E>): boolean => slot.uses ===
 /** The idle and the leased sessions, the least recently used first. */
 export const inOrder = <I, A, E>(self: Leased<I, A, E>): Array<Slot<I, A, E>> => {
   const leased = Array.from(self.current.values()).filter((slot) => slot.phase === "open" && slot.leases > 0)
-  const idle = [...self.overdue, ...idleLists(self).flatMap(Linked.toArray)]
+  const idle = idleLists(self).flatMap(Linked.toArray)
   if (self.unused !== self.idle) idle.sort((a, b) => a.usedAt - b.usedAt)
   return [...idle, ...leased.toSorted((a, b) => a.turn - b.turn)]
 }

@@ -12,6 +12,8 @@ export interface Waiter<S> extends Heap.Node {
   readonly order: number
   /** That has a limit of its own. */
   readonly upstream: Upstream<S> | undefined
+  /** For half of the time that it may. */
+  hasWaitedLong: boolean
 }
 
 export interface Line<W extends Waiter<S>, S> extends Heap.Node {
@@ -25,6 +27,8 @@ export interface Lines<W extends Waiter<S>, S> {
   readonly open: Heap.Heap<Line<W, S>>
   /** Those that stand aside because nothing can be closed for them. */
   readonly stuck: Set<Line<W, S>>
+  /** Those whose head has waited long. There may be a line for every name that somebody has made up. */
+  readonly long: Set<Line<W, S>>
   /** How many wait. */
   size: number
 }
@@ -35,6 +39,7 @@ export const make = <W extends Waiter<S>, S>(): Lines<W, S> => ({
   byUpstream: new Map(),
   open: Heap.make((a, b) => byOrder(head(a), head(b))),
   stuck: new Set(),
+  long: new Set(),
   size: 0
 })
 
@@ -57,6 +62,19 @@ export const join = <W extends Waiter<S>, S>(self: Lines<W, S>, waiter: W): void
   } else if (Heap.has(self.open, line)) {
     Heap.update(self.open, line)
   }
+  headHasChanged(self, line)
+}
+
+const headHasChanged = <W extends Waiter<S>, S>({ long }: Lines<W, S>, line: Line<W, S>): void => {
+  if (head(line).hasWaitedLong) long.add(line)
+  else long.delete(line)
+}
+
+/** The waiter, who is there, has waited long. Whether it is the head of its line. */
+export const waitsLong = <W extends Waiter<S>, S>(self: Lines<W, S>, waiter: W): boolean => {
+  const line = self.byUpstream.get(waiter.upstream)!
+  headHasChanged(self, line)
+  return head(line) === waiter
 }
 
 /** The waiter, who is there, leaves from wherever in its line it is. */
@@ -68,12 +86,14 @@ export const leave = <W extends Waiter<S>, S>(self: Lines<W, S>, waiter: W): voi
   if (Heap.size(line.waiters) > 1) {
     Heap.remove(line.waiters, waiter)
     if (Heap.has(self.open, line)) Heap.update(self.open, line)
+    headHasChanged(self, line)
     return
   }
   // Out of the heap while it still has the head that the heap knows it by.
   Heap.remove(self.open, line)
   Heap.remove(line.waiters, waiter)
   self.stuck.delete(line)
+  self.long.delete(line)
   self.byUpstream.delete(upstream)
 }
 

@@ -244,6 +244,6 @@ const byReason = <S>(begin: (reason: string) => S): (reason: string) => S => {
 
 const stateOf = <I, A, E>(engine: Leased.Leased<I, A, E>, slot: Leased.Slot<I, A, E>): State => {
   if (slot.phase === "closing") return "closing"
-  if (Leased.find(engine, slot.key) !== slot) return "draining"
+  if (Leased.isDraining(engine, slot)) return "draining"
   return slot.phase !== "open" ? "opening" : slot.leases > 0 ? "leased" : "idle"
 }

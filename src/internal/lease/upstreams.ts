@@ -54,6 +54,14 @@ export const forgetUnused = <S>(self: Upstreams<S>, upstream: Upstream<S>): void
 export const isFull = <S>(upstream: Upstream<S> | undefined): boolean =>
   upstream !== undefined && upstream.places >= upstream.limit
 
+/** Whether a place would be of use to this upstream: while it is full, only that of a session of its own. */
+export const couldUse = <S extends { readonly member: Member<S> | undefined }>(
+  upstream: Upstream<S> | undefined
+): (session: S) => boolean => {
+  const isOwnAlone = isFull(upstream)
+  return ({ member }) => !isOwnAlone || member?.upstream === upstream
+}
+
 export const member = <S>(upstream: Upstream<S>, session: S): Member<S> => ({
   session,
   upstream,

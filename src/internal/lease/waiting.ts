@@ -10,6 +10,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
+import * as Early from "./early.ts"
 import * as Fairness from "./fairness.ts"
 import * as Heap from "./heap.ts"
 import * as Holders from "./holders.ts"
@@ -43,8 +44,6 @@ export interface Waiter<I, A, E> extends Lines.Waiter<Leased.Slot<I, A, E>> {
   readonly seated: Deferred.Deferred<void, E>
   /** The session that it waits for its turn on; none while it waits for room. */
   turn: Leased.Slot<I, A, E> | undefined
-  /** For half of the time that it may. */
-  hasWaitedLong: boolean
 }
 
 interface Party<I, A, E> {
@@ -58,6 +57,8 @@ export interface Waiting<I extends { readonly key: string }, A, E> extends Optio
   readonly parties: Map<string, Party<I, A, E>>
   readonly lines: Lines.Lines<Waiter<I, A, E>, Leased.Slot<I, A, E>>
   readonly fairness: Fairness.Fairness<I, A, E>
+  /** Opens that give way to those who wait for room. */
+  readonly early: Early.Early<Caller<I, A, E>, Leased.Slot<I, A, E>>
   /** Those who wait for their turn, by the id of each session that somebody has. None where leases are shared. */
   readonly turns: Map<number, Heap.Heap<Waiter<I, A, E>>> | undefined
   /** The callers that have a lease. */
@@ -92,6 +93,7 @@ export const make = <I extends { readonly key: string }, A, E>(
   parties: new Map(),
   lines: Lines.make(),
   fairness: Fairness.make(),
+  early: new Map(),
   turns: options.isExclusive ? new Map() : undefined,
   holders: Holders.make(),
   size: 0,
@@ -233,6 +235,7 @@ const hasWaitedLong = <I extends { readonly key: string }, A, E>(
 ): void => {
   if (waiter.caller.slot !== undefined) return
   waiter.hasWaitedLong = true
+  if (waiter.turn !== undefined || !Lines.waitsLong(self.lines, waiter)) return
   Fairness.reconsider(self.fairness)
   seat(self)
 }
@@ -278,7 +281,9 @@ export const giveBack = <I extends { readonly key: string }, A, E>(
   slot: Leased.Slot<I, A, E>
 ): Effect.Effect<void> | undefined => {
   if (self.turns !== undefined && passOn(self, self.turns, slot)) return undefined
-  return Leased.release(self.engine, slot)
+  const freed = Leased.release(self.engine, slot)
+  if (slot.phase === "opening") makeWay(self)
+  return freed
 }
 
 const leave = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>, leaver: Caller<I, A, E>): void => {
@@ -287,6 +292,7 @@ const leave = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>,
   const waitedForRoom = waiter.turn === undefined
   dismiss(self, waiter)
   if (waitedForRoom) seat(self)
+  else makeWay(self)
 }
 
 // It waits no more.
@@ -328,16 +334,52 @@ export const seat = <I extends { readonly key: string }, A, E>(self: Waiting<I, 
       if (full === "upstream") Lines.standAside(self.lines, line, !Leased.canClose(self.engine))
       else serve(self, Lines.head(line))
     }
-    Fairness.makeWay(self.fairness, self.engine, () => longWaiting(self))
+    makeWay(self)
+    Fairness.makeWay(self.fairness, self.engine, longWaiting(self))
   })
+}
+
+/**
+ * What is opened ahead of its callers gives way to those who wait, and to a newcomer, who may be too late to wait.
+ */
+export const makeWay = <I extends { readonly key: string }, A, E>(
+  self: Waiting<I, A, E>,
+  comer?: Wanted<I, A, E>
+): void => {
+  if (self.early.size === 0) return
+  const needs = () => {
+    const upstreams = Array.from(self.parties.values(), ({ waiters: [first] }) => first!.upstream)
+    return comer === undefined || self.parties.has(comer.owner.key) ? upstreams : [...upstreams, comer.upstream]
+  }
+  const isJoined = (slot: Leased.Slot<I, A, E>, opener: Caller<I, A, E>) =>
+    opener.slot !== slot || slot.leases > 1 || turnsOn(self, slot).length > 0
+  for (const opener of Early.giveWay(self.early, needs, isJoined)) {
+    Leased.start(self.engine, Effect.suspend(() => end(self, opener) ?? Effect.void))
+  }
 }
 
 const longWaiting = <I extends { readonly key: string }, A, E>(
   self: Waiting<I, A, E>
-): ReadonlyArray<Fairness.Head<I, A, E>> =>
-  Array.from(self.lines.byUpstream.values(), (line) => Lines.head(line))
-    .filter((head) => head.hasWaitedLong)
-    .map(({ caller: { fiber }, upstream }) => ({ upstream, own: () => Holders.slotsOf(self.holders, fiber) }))
+): Fairness.Heads<I, A, E> => {
+  const headOf = (line: Lines.Line<Waiter<I, A, E>, Leased.Slot<I, A, E>>): Fairness.Head<I, A, E> => {
+    const { caller: { fiber }, upstream } = Lines.head(line)
+    return { upstream, own: () => Holders.slotsOf(self.holders, fiber) }
+  }
+  const { byUpstream, long } = self.lines
+  return {
+    *all() {
+      for (const line of long) yield headOf(line)
+    },
+    *full() {
+      if (self.upstreams === undefined) return
+      const upstreams = new Set(Leased.all(self.engine).map(({ member }) => member?.upstream))
+      for (const upstream of upstreams) {
+        const line = Upstreams.isFull(upstream) ? byUpstream.get(upstream) : undefined
+        if (line !== undefined && long.has(line)) yield headOf(line)
+      }
+    }
+  }
+}
 
 const serve = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>, first: Waiter<I, A, E>): void => {
   const { owner, waiters } = self.parties.get(first.owner.key)!
@@ -389,11 +431,26 @@ export const left = <I extends { readonly key: string }, A, E>(
   slot: Leased.Slot<I, A, E>
 ): void => {
   changed(self, slot)
+  self.early.delete(slot)
   Fairness.left(self.fairness, slot)
 }
 
-/** A session is open now, and could give way. */
-export const opened = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>): void => {
+/** The caller, whom nobody waits for, has this open, and will give it up for others. */
+export const openEarly = <I extends { readonly key: string }, A, E>(
+  self: Waiting<I, A, E>,
+  opener: Caller<I, A, E>,
+  slot: Leased.Slot<I, A, E>
+): void => {
+  hold(self, opener, slot)
+  self.early.set(slot, opener)
+}
+
+/** The session is open now, and could give way. */
+export const opened = <I extends { readonly key: string }, A, E>(
+  self: Waiting<I, A, E>,
+  slot: Leased.Slot<I, A, E>
+): void => {
+  self.early.delete(slot)
   if (self.lines.size === 0) return
   Fairness.reconsider(self.fairness)
   Leased.start(self.engine, Effect.sync(() => seat(self)))

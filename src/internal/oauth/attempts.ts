@@ -9,9 +9,12 @@ import type { FetchLike } from "../../Connector.ts"
 import { isTrusted } from "../../TokenOptions.ts"
 import type { Scrub } from "../scrub.ts"
 
-/** What happened on the way to a token, as far as the SDK keeps it to itself. */
+/** What happened on the way to a token, as far as the SDK keeps it to itself: it may ask several times. */
 export interface Attempt {
-  readonly fetch: FetchLike
+  /** From now on it is taken out of what authorization servers say. */
+  readonly know: (secret: string) => void
+  /** Until then. */
+  readonly fetchUntil: (signal: AbortSignal) => FetchLike
   /** Why the last request failed, where no OAuth error came back. */
   failure: AuthorizationFailed | undefined
   /**
@@ -19,20 +22,24 @@ export interface Attempt {
    * it is not them who can repair that.
    */
   failedRefresh: AuthorizationFailed | undefined
-}
-
-export interface Options {
-  readonly fetch: FetchLike
-  /** The upstream for which tokens are wanted. */
-  readonly upstream: URL
-  readonly scrub: Scrub
-  /** Ends all of it. */
-  readonly signal: AbortSignal
+  /** What an error of the SDK means. */
+  readonly issueOf: (error: unknown) => AuthorizationFailed
 }
 
 const maxBytes = 256 * 1024
 
-export const make = ({ fetch, scrub, signal, upstream }: Options): Attempt => {
+export interface Options {
+  readonly fetch: FetchLike
+  /** The upstream for which tokens are wanted. */
+  readonly url: URL
+  /** Of the session. */
+  readonly scrub: Scrub
+}
+
+/** `told` takes out what authorization servers were told. */
+export const make = ({ fetch, scrub, url: upstream }: Options, told: Scrub): Attempt => {
+  const scrubbed = (text: string) => told(scrub(text))
+
   // No TypeError: the SDKs take that for a browser's CORS, and try again without headers
   const failed = (issue: string): AuthorizationFailed => {
     const failure = attempt.failure = new AuthorizationFailed({ issue })
@@ -43,7 +50,8 @@ export const make = ({ fetch, scrub, signal, upstream }: Options): Attempt => {
   const attempt: Attempt = {
     failure: undefined,
     failedRefresh: undefined,
-    fetch: async (url, init) => {
+    know: (secret) => told.hold(secret)(),
+    fetchUntil: (signal) => async (url, init) => {
       attempt.failure = undefined
       const target = new URL(url)
       if (!isAllowed(target, init, upstream)) {
@@ -53,7 +61,7 @@ export const make = ({ fetch, scrub, signal, upstream }: Options): Attempt => {
       const isRefresh = form.get("grant_type") === "refresh_token"
       // Until it has said no
       if (isRefresh) attempt.failedRefresh = failed("the authorization server gave no token")
-      for (const secret of secretsOf(init, form)) scrub.add(secret)
+      for (const secret of secretsOf(init, form)) attempt.know(secret)
       let response: Response
       let text: string
       try {
@@ -77,8 +85,20 @@ export const make = ({ fetch, scrub, signal, upstream }: Options): Attempt => {
       else if (response.ok) attempt.failure = undefined
       else attempt.failure = attempt.failedRefresh = undefined
       const { headers, status, statusText } = response
-      const body = text === "" ? null : response.ok ? text : scrub(text)
+      const body = text === "" ? null : response.ok ? text : scrubbed(text)
       return Object.defineProperty(new Response(body, { headers, status, statusText }), "url", { value: target.href })
+    },
+    issueOf: (error) => {
+      if (error instanceof AuthorizationFailed) return error
+      if (attempt.failure !== undefined) return attempt.failure
+      const { code, message } = describe(error)
+      const said = scrubbed(message).slice(0, 300)
+      return code === undefined
+        ? new AuthorizationFailed({ issue: said === "" ? "the authorization server gave none" : said })
+        : new AuthorizationFailed({
+          issue: `the authorization server says ${code}${said === "" ? "" : `: ${said}`}`,
+          code
+        })
     }
   }
   return attempt
@@ -146,45 +166,6 @@ const secretParameters = [
   "refresh_token",
   "subject_token"
 ]
-
-// -----------------------------------------------------------------------------
-// Attempts
-// -----------------------------------------------------------------------------
-
-/** One run of the SDK's code, which may ask several times. */
-export interface Attempts {
-  readonly begin: (options: Options) => FetchLike
-  readonly last: () => Attempt
-  /** What an error of the SDK means. */
-  readonly issueOf: (error: unknown) => AuthorizationFailed
-}
-
-const none: Attempt = { fetch: () => Promise.reject(new Error()), failure: undefined, failedRefresh: undefined }
-
-export const makeAttempts = (): Attempts => {
-  let last = none
-  let scrub: Scrub | undefined
-  return {
-    begin: (options) => {
-      scrub = options.scrub
-      last = make(options)
-      return last.fetch
-    },
-    last: () => last,
-    issueOf: (error) => {
-      if (error instanceof AuthorizationFailed) return error
-      if (last.failure !== undefined) return last.failure
-      const { code, message } = describe(error)
-      const said = (scrub ?? String)(message).slice(0, 300)
-      return code === undefined
-        ? new AuthorizationFailed({ issue: said === "" ? "the authorization server gave none" : said })
-        : new AuthorizationFailed({
-          issue: `the authorization server says ${code}${said === "" ? "" : `: ${said}`}`,
-          code
-        })
-    }
-  }
-}
 
 const describe = (error: unknown): { readonly code: string | undefined; readonly message: string } => {
   if (!(error instanceof Error)) return { code: undefined, message: "" }

@@ -13,7 +13,7 @@ import { AuthorizationFailed } from "../../Authorization.ts"
 import type { FetchLike, SessionHandle } from "../../Connector.ts"
 import type { Identity } from "../../Identity.ts"
 import type { McpSessionError } from "../../McpSessionError.ts"
-import type * as Scrub from "../scrub.ts"
+import * as Scrub from "../scrub.ts"
 import type * as Drafts from "./drafts.ts"
 
 /** The OAuth code of a generation of the SDK. */
@@ -71,6 +71,8 @@ export interface Wanted {
 
 export interface Cell {
   users: number
+  /** Takes out what authorization servers were told, for whomever: they may say it again much later. */
+  readonly told: Scrub.Scrub
   /** Called when it may be that nobody needs it any more. */
   readonly release: () => void
   flight: Deferred.Deferred<void, unknown> | undefined
@@ -88,22 +90,49 @@ export interface Cell {
   source: { readonly token: string; readonly until: number } | undefined
 }
 
+/** What the SDKs are told besides. They take no `undefined`. */
+export const moreOf = (
+  cell: Cell,
+  { isStepUp, resourceMetadataUrl = cell.resourceMetadataUrl }: Wanted,
+  scope: string | undefined
+): Partial<AuthOptions> => {
+  cell.resourceMetadataUrl = resourceMetadataUrl
+  return {
+    ...(scope === undefined ? {} : { scope }),
+    ...(resourceMetadataUrl === undefined ? {} : { resourceMetadataUrl }),
+    ...(isStepUp ? { forceReauthorization: true } : {})
+  }
+}
+
+/** RFC 6750 section 2.1 has fewer characters than these. Others end the header, or can't be in one. */
+export const isSendable = (token: string): boolean => /^[!-~]+$/.test(token)
+
+export const notSendable = () =>
+  new AuthorizationFailed({ issue: "it can't be sent in a header: it is empty, or not all visible ASCII" })
+
 /** How long an authorization server has for all that it is asked for one token. */
 export const patience = Duration.seconds(10)
 
-/** By what the tokens are in, and whose they are: all sessions of an identity share one. */
-const cells = new WeakMap<object, Map<string, Cell>>()
+/** The upstream as far as it is another's: whoever listens behind another path or query is somebody else. */
+export const resourceOf = ({ origin, pathname, search }: URL): string => `${origin}${pathname}${search}`
+
+/** Whose tokens they are, and for what: a token goes nowhere else. */
+export const keyOf = ({ identity, url }: Pick<Options, "identity" | "url">): string =>
+  JSON.stringify([resourceOf(url), identity.key])
+
+/** By what the tokens are in, and by a key that tells as much as {@link keyOf}: all sessions of its share one. */
+const cells = new WeakMap<object, { readonly told: Scrub.Scrub; readonly byKey: Map<string, Cell> }>()
 
 export const cellOf = (owner: object, key: string): Effect.Effect<Cell, never, Scope.Scope> =>
   Effect.acquireRelease(
     Effect.sync(() => {
-      const found = cells.get(owner) ?? new Map<string, Cell>()
-      cells.set(owner, found)
-      const cell = found.get(key) ?? make(() => {
+      const { byKey, told } = cells.get(owner) ?? { told: Scrub.make(), byKey: new Map<string, Cell>() }
+      cells.set(owner, { told, byKey })
+      const cell = byKey.get(key) ?? make(told, () => {
         // What is on its way would be asked for twice by whoever comes next
-        if (cell.users === 0 && cell.flight === undefined && found.get(key) === cell) found.delete(key)
+        if (cell.users === 0 && cell.flight === undefined && byKey.get(key) === cell) byKey.delete(key)
       })
-      found.set(key, cell)
+      byKey.set(key, cell)
       cell.users++
       return cell
     }),
@@ -114,8 +143,9 @@ export const cellOf = (owner: object, key: string): Effect.Effect<Cell, never, S
       })
   )
 
-const make = (release: () => void): Cell => ({
+const make = (told: Scrub.Scrub, release: () => void): Cell => ({
   users: 0,
+  told,
   release,
   flight: undefined,
   flown: 0,

@@ -33,6 +33,7 @@ export type PrivateKeyJwt = (options: {
 
 export interface Draft {
   readonly provider: OAuthClientProvider
+  readonly attempt: Attempt
   /** What has come of it. */
   granted: OAuthTokens | undefined
   client: OAuthClientInformationMixed | undefined
@@ -50,7 +51,7 @@ export interface Draft {
 }
 
 export interface DraftOptions {
-  readonly attempt: () => Attempt
+  readonly attempt: Attempt
   readonly privateKeyJwt: PrivateKeyJwt
   readonly tokens: OAuthTokens | undefined
   readonly client: OAuthClientInformationMixed | undefined
@@ -62,6 +63,21 @@ export interface DraftOptions {
 export const union = (...scopes: ReadonlyArray<string | undefined>): string | undefined => {
   const all = new Set(scopes.flatMap((scope) => scope?.split(" ") ?? []).filter((one) => one !== ""))
   return all.size === 0 ? undefined : Array.from(all).join(" ")
+}
+
+/** As much as fits an address. */
+const maxScope = 4_096
+
+/**
+ * What to ask for when `wanted` is needed: with what was asked for and granted before, or permissions for other calls
+ * would be lost with each (2026-07-28, basic/authorization, step-up authorization flow, SEP-2350; RFC 6750 section 3.1
+ * has servers name what the one request needs). Where that gets too long `wanted` alone, which is "authoritative for
+ * satisfying the current request" (2025-11-25, basic/authorization): who always names something new gets no endless
+ * list.
+ */
+export const widened = (wanted: string | undefined, ...before: ReadonlyArray<string | undefined>) => {
+  const all = union(...before, wanted)
+  return all === undefined || all.length <= maxScope ? all : wanted
 }
 
 /** Whether `scope` has all of `wanted`. */
@@ -76,6 +92,7 @@ const makeDraft = (
 ): Draft => {
   const draft: Draft = {
     provider: undefined as never,
+    attempt,
     granted: undefined,
     client,
     isRegistered: false,
@@ -92,13 +109,17 @@ const makeDraft = (
     saveTokens: (saved) => {
       draft.granted = draft.tokens = saved
     },
-    state: () => draft.state,
+    state: () => {
+      attempt.know(draft.state)
+      return draft.state
+    },
     saveCodeVerifier: (verifier) => {
+      attempt.know(verifier)
       draft.verifier = verifier
     },
     codeVerifier: () => draft.verifier ?? "",
     redirectToAuthorization: (url) => {
-      refuseAfterFailedRefresh(attempt())
+      refuseAfterFailedRefresh(attempt)
       draft.url = url
       draft.scope = url.searchParams.get("scope") ?? draft.scope
     },

@@ -154,7 +154,8 @@ const refusalOf = (response: Response, upstream: URL): Omit<Cells.Wanted, "refus
   const { parameters } = Challenges.parse(response.headers.get("www-authenticate") ?? "")
     .find(({ scheme }) => scheme.toLowerCase() === "bearer") ?? { parameters: undefined }
   const isStepUp = response.status === 403
-  const scope = parameters?.["scope"]
+  const named = parameters?.["scope"] ?? ""
+  const scope = named.length < Challenges.maxScope ? named || undefined : undefined
   // RFC 6750 section 3.1. Without a scope there is nothing to ask for
   if (isStepUp && (parameters?.["error"] !== "insufficient_scope" || scope === undefined)) return undefined
   return { isStepUp, scope, resourceMetadataUrl: metadataUrl(parameters?.["resource_metadata"], upstream) }

@@ -18,7 +18,6 @@ import { ConsentRequired, McpSessionError } from "../../McpSessionError.ts"
 import { isTrusted } from "../../TokenOptions.ts"
 import { TokenStore, type TokenStoreShape } from "../../TokenStore.ts"
 import { type Answer, Consents } from "../consents.ts"
-import * as Scrub from "../scrub.ts"
 import * as Attempts from "./attempts.ts"
 import * as Cells from "./cells.ts"
 import * as Drafts from "./drafts.ts"
@@ -27,7 +26,7 @@ type Given = Exclude<Authorization, ProviderOf | TokenSource>
 
 export const make = (options: Cells.Options, given: Given): Effect.Effect<Cells.Tokens, unknown, Scope.Scope> =>
   Effect.gen(function*() {
-    const { fetch, handle, identity, scrub, sdk, server, url } = options
+    const { handle, identity, scrub, sdk, server, url } = options
     const context = yield* Effect.context<never>()
     const clock = yield* Clock.Clock
     const consents = Context.get(context, Consents)
@@ -66,28 +65,25 @@ export const make = (options: Cells.Options, given: Given): Effect.Effect<Cells.
         return store.write(grantKey, grant)
       })
 
-    const ask = (draft: Drafts.Draft, attempts: Attempts.Attempts, more: Partial<Cells.AuthOptions>) =>
+    const ask = ({ attempt, provider }: Drafts.Draft, more: Partial<Cells.AuthOptions>) =>
       Effect.tryPromise({
-        try: (signal) => {
-          const secrets = Scrub.make()
-          for (const secret of cell.grant === undefined ? [] : Drafts.secretsOf(cell.grant)) secrets.add(secret)
-          const fetchFn = attempts.begin({ fetch, upstream: url, scrub: secrets, signal })
-          return sdk.auth(draft.provider, { serverUrl: url, fetchFn, ...more })
-        },
-        catch: attempts.issueOf
+        try: (signal) => sdk.auth(provider, { serverUrl: url, fetchFn: attempt.fetchUntil(signal), ...more }),
+        catch: attempt.issueOf
       })
 
     /** Gets what the caller's callback is good for. */
-    const redeem = (draft: Drafts.Draft, more: Partial<Cells.AuthOptions>) => ({ code, iss }: Answer) =>
-      checkIss(draft, iss).pipe(
-        Effect.andThen(
-          ask(draft, Attempts.makeAttempts(), { ...more, authorizationCode: code, ...defined({ iss }) })
-        ),
+    const redeem = (draft: Drafts.Draft, more: Partial<Cells.AuthOptions>, { code, iss }: Answer) =>
+      ask(draft, { ...more, authorizationCode: code, ...(iss === undefined ? {} : { iss }) }).pipe(
         Effect.andThen(granted(draft)),
         Effect.timeoutOrElse({
           duration: Cells.patience,
           orElse: () => Effect.fail(new AuthorizationFailed({ issue: "the authorization server took too long" }))
-        }),
+        })
+      )
+
+    /** Nobody but the log hears what was wrong with a callback. */
+    const told = (effect: Effect.Effect<void, AuthorizationFailed>) =>
+      effect.pipe(
         Effect.tapError(({ message }) => Effect.logWarning(message)),
         Effect.annotateLogs({ server, session: identity.key }),
         Effect.provideContext(context)
@@ -98,12 +94,11 @@ export const make = (options: Cells.Options, given: Given): Effect.Effect<Cells.
       authorizationCode: Extract<Given, { readonly authorizationCode: unknown }>["authorizationCode"]
     ) {
       const isAsked = isStepUp || grant?.tokens.refresh_token === undefined
-      const before = isAsked ? yield* consents.ofKey(grantKey) : undefined
+      const before = isAsked ? yield* consents.ofKey(owner, grantKey) : undefined
       if (before !== undefined && Drafts.covers(before.scope, wanted)) return yield* required(before, server)
-      const attempts = Attempts.makeAttempts()
       const client = grant?.client ?? (yield* store.client(clientKey))
       const draft = Drafts.authorizationCode(authorizationCode, {
-        attempt: attempts.last,
+        attempt: Attempts.make(options, cell.told),
         privateKeyJwt: sdk.privateKeyJwt,
         scope: wanted,
         // RFC 6749 section 6: a refresh never widens a grant
@@ -111,7 +106,7 @@ export const make = (options: Cells.Options, given: Given): Effect.Effect<Cells.
         client
       })
       const result = yield* Effect.ensuring(
-        ask(draft, attempts, more),
+        ask(draft, more),
         Effect.suspend(() =>
           draft.isRegistered && draft.client !== client ? store.write(clientKey, draft.client) : Effect.void
         )
@@ -135,37 +130,34 @@ export const make = (options: Cells.Options, given: Given): Effect.Effect<Cells.
         // Nobody can tell the one from the other
         id: createHash("sha256").update(draft.state).digest("base64url").slice(0, 22),
         state: draft.state,
+        store: owner,
         key: grantKey,
         identity,
         url: Redacted.make(draft.url.href),
         scope: draft.scope,
         until: clock.currentTimeMillisUnsafe() + timeout,
-        redeem: redeem(draft, more),
+        check: (iss: Answer["iss"]) => told(checkIss(draft, iss)),
+        redeem: (answer: Answer) => told(redeem(draft, more, answer)),
         done: Deferred.makeUnsafe<boolean>()
       }
       yield* consents.add(consent)
       return yield* required(consent, server)
     })
 
-    const renew = Effect.fnUntraced(function*({ isStepUp, refused, resourceMetadataUrl, scope }: Cells.Wanted) {
+    const renew = Effect.fnUntraced(function*(need: Cells.Wanted) {
+      const { isStepUp, refused, scope } = need
       const stored = yield* store.grant(grantKey)
       // Another process has been here
       if (stored !== undefined && stored.tokens.access_token !== refused) return remember(stored)
       // A store that forgets is no reason to ask anybody again
       const grant = stored ?? cell.grant
-      const wanted = Drafts.union(cell.scope, isStepUp ? grant?.tokens.scope : undefined, scope)
-      cell.resourceMetadataUrl = resourceMetadataUrl ?? cell.resourceMetadataUrl
-      const more = defined({
-        scope: wanted,
-        resourceMetadataUrl: cell.resourceMetadataUrl,
-        forceReauthorization: isStepUp ? true : undefined
-      })
+      const wanted = Drafts.widened(scope, cell.scope, isStepUp ? grant?.tokens.scope : undefined)
+      const more = Cells.moreOf(cell, need, wanted)
       if ("authorizationCode" in given) {
         return yield* consented({ grant, isStepUp, more, wanted }, given.authorizationCode)
       }
-      const attempts = Attempts.makeAttempts()
       const draftOptions = {
-        attempt: attempts.last,
+        attempt: Attempts.make(options, cell.told),
         privateKeyJwt: sdk.privateKeyJwt,
         scope: wanted,
         tokens: undefined,
@@ -174,7 +166,7 @@ export const make = (options: Cells.Options, given: Given): Effect.Effect<Cells.
       const draft = "clientCredentials" in given
         ? Drafts.clientCredentials(given.clientCredentials, draftOptions)
         : Drafts.tokenExchange(given.tokenExchange, yield* subjectOf(handle, identity), draftOptions)
-      yield* ask(draft, attempts, more)
+      yield* ask(draft, more)
       return yield* granted(draft)
     })
 
@@ -195,15 +187,9 @@ const required = ({ id, url }: { readonly id: string; readonly url: Redacted.Red
     new McpSessionError({ reason: new ConsentRequired({ id, url, requestSent: false }), method: "connect", server })
   )
 
-/** Without what is not there: the SDKs take no `undefined`. */
-const defined = <A extends object>(options: A) =>
-  Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as {
-    [K in keyof A]?: Exclude<A[K], undefined>
-  }
-
 /** RFC 6749 section 7.1: a client "MUST NOT use an access token if it does not understand the token type". */
 const isBearer = ({ access_token: token, token_type: type }: Drafts.Grant["tokens"]): boolean =>
-  type.toLowerCase() === "bearer" && /^[!-~]+$/.test(token)
+  type.toLowerCase() === "bearer" && Cells.isSendable(token)
 
 const late = () => new AuthorizationFailed({ issue: "the TokenStore took too long" })
 
@@ -249,7 +235,7 @@ const storeOf = (store: TokenStoreShape, server: string) => {
 /** A store may have anything in it: what would break here counts as nothing. */
 const isGrant = (found: unknown): found is Drafts.Grant =>
   Predicate.hasProperty(found, "tokens") && Predicate.hasProperty(found.tokens, "access_token") &&
-  typeof found.tokens.access_token === "string" &&
+  typeof found.tokens.access_token === "string" && Cells.isSendable(found.tokens.access_token) &&
   Object.values(found.tokens).every((one) => typeof one === "string" || typeof one === "number") &&
   (!Predicate.hasProperty(found, "client") || Predicate.hasProperty(found.client, "client_id"))
 
@@ -261,7 +247,10 @@ const subjectOf = (handle: SessionHandle, identity: Identity) =>
       : Effect.fail(new AuthorizationFailed({ issue: "the caller has presented no bearer token to exchange" }))
   })
 
-/** RFC 9207 section 2.4: the second generation looks at it itself, the first does not. */
+/**
+ * RFC 9207 section 2.4: an answer whose `iss` is another, or is missing where the server always has one, MUST be
+ * rejected, and an error is not to be taken for one of the server that was asked.
+ */
 const checkIss = ({ discovery }: Drafts.Draft, iss: string | undefined): Effect.Effect<void, AuthorizationFailed> => {
   const metadata = discovery?.authorizationServerMetadata as
     | { readonly issuer?: string; readonly authorization_response_iss_parameter_supported?: boolean }
@@ -277,9 +266,8 @@ const checkIss = ({ discovery }: Drafts.Draft, iss: string | undefined): Effect.
 /** Where a grant is kept: nothing of it can be read back, and it fits a file's name. */
 const keysOf = (given: Given, url: URL, identity: Identity) => {
   const [kind, client] = clientOf(given)
-  const server = `${url.origin}${url.pathname}${url.search}`
   const digest = (whose: string) =>
-    createHash("sha256").update(JSON.stringify([kind, server, client, whose])).digest("base64url")
+    createHash("sha256").update(JSON.stringify([kind, Cells.resourceOf(url), client, whose])).digest("base64url")
   return {
     // One for all identities where it is the client's own
     grantKey: `grant-${digest(kind === "clientCredentials" ? "" : identity.key)}`,
@@ -293,8 +281,8 @@ const clientOf = (given: Given): readonly [kind: string, client: ReadonlyArray<u
     return ["clientCredentials", [issuer, clientId, scope]]
   }
   if ("tokenExchange" in given) {
-    const { audience, clientId, issuer, scope } = given.tokenExchange
-    return ["tokenExchange", [issuer, clientId, scope, audience]]
+    const { audience, clientId, issuer, scope, subjectTokenType } = given.tokenExchange
+    return ["tokenExchange", [issuer, clientId, scope, audience, subjectTokenType]]
   }
   const { clientId, clientMetadataUrl, issuer, redirectUrl, scope } = given.authorizationCode
   return ["authorizationCode", [issuer, clientId, scope, String(redirectUrl), clientMetadataUrl]]

@@ -5,7 +5,6 @@ import type { OAuthClientProvider } from "@modelcontextprotocol/sdk/client/auth.
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { AuthorizationFailed, type ProviderOf } from "../../Authorization.ts"
-import * as Scrub from "../scrub.ts"
 import * as Attempts from "./attempts.ts"
 import * as Cells from "./cells.ts"
 import * as Drafts from "./drafts.ts"
@@ -15,12 +14,12 @@ export const make = <R>(
   providerOf: ProviderOf<R>
 ): Effect.Effect<Cells.Tokens, unknown, R | Scope.Scope> =>
   Effect.gen(function*() {
-    const { fetch, identity, scrub, sdk, url } = options
+    const { identity, scrub, sdk, url } = options
     const made = yield* Effect.suspend(() => {
       const found = providerOf(identity)
       return Effect.isEffect(found) ? found : Effect.succeed(found)
     })
-    const cell = yield* Cells.cellOf(providerOf, identity.key)
+    const cell = yield* Cells.cellOf(providerOf, Cells.keyOf(options))
     const hold = yield* Cells.holder(scrub)
 
     const tokens = Effect.tryPromise({
@@ -31,59 +30,80 @@ export const make = <R>(
         duration: Cells.patience,
         orElse: () => Effect.fail(new AuthorizationFailed({ issue: "the provider's `tokens` took too long" }))
       }),
-      Effect.tap((found) => Effect.sync(() => found && hold(Drafts.secretsOf({ tokens: found }))))
+      Effect.tap((found) => {
+        if (found === undefined) return Effect.void
+        hold(Drafts.secretsOf({ tokens: found }))
+        return Cells.isSendable(found.access_token) ? Effect.void : Effect.fail(Cells.notSendable())
+      })
     )
 
-    const renew = ({ isStepUp, resourceMetadataUrl, scope }: Cells.Wanted) =>
-      Effect.gen(function*() {
-        const before = yield* tokens
-        const attempts = Attempts.makeAttempts()
-        const wanted = isStepUp ? Drafts.union(cell.scope, before?.scope, scope) : scope
-        const own = Scrub.make()
-        if (before !== undefined) { for (const secret of Drafts.secretsOf({ tokens: before })) own.add(secret) }
-        cell.resourceMetadataUrl = resourceMetadataUrl ?? cell.resourceMetadataUrl
-        yield* Effect.tryPromise({
-          try: (signal) =>
-            sdk.auth(watched(made, attempts, isStepUp), {
-              serverUrl: url,
-              fetchFn: attempts.begin({ fetch, upstream: url, scrub: own, signal }),
-              ...(wanted === undefined ? {} : { scope: wanted }),
-              ...(cell.resourceMetadataUrl === undefined ? {} : { resourceMetadataUrl: cell.resourceMetadataUrl }),
-              ...(isStepUp ? { forceReauthorization: true } : {})
-            }),
-          catch: attempts.issueOf
-        })
-        // What could not be had is not asked for again, with what another call needs
-        if (isStepUp) cell.scope = wanted
+    const renew = Effect.fnUntraced(function*(need: Cells.Wanted) {
+      const { isStepUp, scope } = need
+      const before = yield* tokens
+      const attempt = Attempts.make(options, cell.told)
+      const wanted = isStepUp ? Drafts.widened(scope, cell.scope, before?.scope) : scope
+      const more = Cells.moreOf(cell, need, wanted)
+      yield* Effect.tryPromise({
+        try: (signal) =>
+          sdk.auth(watched(made, attempt, isStepUp), {
+            serverUrl: url,
+            fetchFn: attempt.fetchUntil(signal),
+            ...more
+          }),
+        catch: attempt.issueOf
       })
+      // What could not be had is not asked for again, with what another call needs
+      if (isStepUp) cell.scope = wanted
+    })
 
     return { current: Effect.map(tokens, (found) => found?.access_token), known: () => undefined, renew, cell }
   })
 
-/** The provider, but that it redirects nobody because a server is down, and refreshes nothing that is to be widened. */
+/**
+ * The provider, but that it redirects nobody because a server is down, refreshes nothing that is to be widened, and
+ * keeps no token that it could not send. Its secrets are known from now on.
+ */
 const watched = (
   provider: OAuthClientProvider,
-  attempts: Attempts.Attempts,
+  attempt: Attempts.Attempt,
   isStepUp: boolean
-): OAuthClientProvider =>
-  new Proxy(provider, {
+): OAuthClientProvider => {
+  const own: Partial<OAuthClientProvider> = {
+    redirectToAuthorization: async (url) => {
+      Drafts.refuseAfterFailedRefresh(attempt)
+      await provider.redirectToAuthorization(url)
+    },
+    saveTokens: async (...saved) => {
+      if (!Cells.isSendable(saved[0].access_token)) throw Cells.notSendable()
+      await provider.saveTokens(...saved)
+    },
+    saveCodeVerifier: async (verifier) => {
+      attempt.know(verifier)
+      await provider.saveCodeVerifier(verifier)
+    },
+    ...(provider.state === undefined ? {} : {
+      state: async () => {
+        const state = await provider.state!()
+        attempt.know(state)
+        return state
+      }
+    }),
+    ...(!isStepUp ? {} : {
+      // The second generation says of which issuer
+      tokens: async (...asked: Parameters<OAuthClientProvider["tokens"]>) => {
+        const tokens = await provider.tokens(...asked)
+        if (tokens === undefined) return undefined
+        const { refresh_token: _, ...rest } = tokens
+        return rest
+      }
+    })
+  }
+  return new Proxy(provider, {
     get: (target, property) => {
+      if (property in own) return own[property as keyof OAuthClientProvider]
       const value: unknown = Reflect.get(target, property, target)
-      if (property === "redirectToAuthorization") {
-        return async (url: URL) => {
-          Drafts.refuseAfterFailedRefresh(attempts.last())
-          await target.redirectToAuthorization(url)
-        }
-      }
-      if (property === "tokens" && isStepUp) {
-        return async () => {
-          const tokens = await target.tokens()
-          if (tokens === undefined) return undefined
-          const { refresh_token: _, ...rest } = tokens
-          return rest
-        }
-      }
       // Private fields are the target's
       return typeof value === "function" ? value.bind(target) as unknown : value
     }
   })
+}

@@ -20,16 +20,19 @@ export const make = <R>(
     const { handle, identity, scrub } = options
     const context = yield* Effect.context<R>()
     const clock = yield* Clock.Clock
-    const cell = yield* Cells.cellOf(source, identity.key)
+    const cell = yield* Cells.cellOf(source, Cells.keyOf(options))
     const hold = yield* Cells.holder(scrub)
 
     const take = (found: Redacted.Redacted | AccessToken) => {
       const { expiresIn, token } = Redacted.isRedacted(found) ? { token: found, expiresIn: undefined } : found
-      const text = Redacted.value(token)
+      // RFC 9110 section 5.5: a field's value has none at its ends, and a file's last line has
+      const text = Redacted.value(token).trim()
       const until = expiresIn === undefined
         ? Option.getOrElse(expiryOf(text), () => Infinity)
         : clock.currentTimeMillisUnsafe() + Duration.toMillis(expiresIn)
+      if (!Cells.isSendable(text)) return Effect.fail(Cells.notSendable())
       cell.source = { token: text, until }
+      return Effect.void
     }
     const owner = Effect.map(handle.credentials, (newest) =>
       Option.isNone(newest) ? identity : new Identity({ ...identity, credentials: newest }, { disableChecks: true }))
@@ -39,7 +42,7 @@ export const make = <R>(
         refused === undefined || source.refresh === undefined
           ? source.token(caller)
           : source.refresh(caller, { token: Redacted.make(refused), scope })).pipe(
-          Effect.map(take),
+          Effect.flatMap(take),
           Effect.provideContext(context)
         )
 

@@ -28,8 +28,10 @@ export interface Behaviour {
   lostSession: 404 | 400
   /** Every request whose `authorization` header is not this one is answered 401. */
   authorization: string | undefined
-  /** What a request is answered in place of all else: a status, and with which challenge. */
-  refuse: ((request: RecordedRequest) => readonly [status: 401 | 403, challenge: string] | undefined) | undefined
+  /** What a request is answered in place of all else: a status, with which challenge, and in which words. */
+  refuse:
+    | ((request: RecordedRequest) => readonly [status: number, challenge: string, said?: string] | undefined)
+    | undefined
   /** JSON documents that anybody may read, by their path. */
   documents: Readonly<Record<string, unknown>>
   /** Every request is answered this status: 403, 429, 503. */
@@ -214,7 +216,7 @@ export const start = (options: Partial<Behaviour> = {}): Effect.Effect<HttpFixtu
       const refusal = behaviour.refuse?.(record)
       if (refusal !== undefined) {
         response.setHeader("www-authenticate", refusal[1])
-        return answer(response, refusal[0], "Refused")
+        return answer(response, refusal[0], refusal[2] ?? "Refused")
       }
       if (behaviour.authorization !== undefined && record.authorization !== behaviour.authorization) {
         response.setHeader("www-authenticate", "Bearer error=\"invalid_token\"")

@@ -2,7 +2,8 @@
  * A node of a cluster as a process of its own, whose options are in its environment. It does what its parent asks over
  * the channel between them; without a parent it ends.
  *
- * Its sessions are children: the server over stdio whose path is `STDIO_SERVER`.
+ * Its sessions are children: the server over stdio whose path is `STDIO_SERVER`. With `HTTP_PORT` it also has sessions
+ * of its own clients, and drains before it stops.
  */
 import { Identity } from "effect-mcp-sessions"
 import { ClusterMembership } from "effect-mcp-sessions/ClusterMembership"
@@ -11,17 +12,38 @@ import * as McpConnector from "effect-mcp-sessions/McpConnector"
 import { SessionCluster } from "effect-mcp-sessions/SessionCluster"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
 import * as References from "effect/References"
 import type { Answer, Question } from "../clusterProcesses.ts"
 
-const connect = McpConnector.stdio({ command: process.execPath, args: [process.env.STDIO_SERVER!] })
+const child = McpConnector.stdio({ command: process.execPath, args: [process.env.STDIO_SERVER!] })
+
+/** `defect` does what `note` does, and dies of it. */
+const connect: typeof child = (identity, handle) =>
+  Effect.map(child(identity, handle), (session) => ({
+    ...session,
+    callTool: (params, options) =>
+      params.name === "defect"
+        ? Effect.andThen(session.callTool({ ...params, name: "note" }, options), Effect.die(new Error("a defect")))
+        : session.callTool(params, options)
+  }))
 
 const Node = process.env.CLIENT === undefined
   ? Layer.provideMerge(SessionCluster.layer({ connect, closeTimeout: "2 seconds" }), ClusterNode.layerConfig())
   : Layer.provideMerge(SessionCluster.layerClient(), ClusterNode.layerClientConfig())
+
+const { HTTP_PORT, MCP_CLUSTER_HOST } = process.env
+
+// Who has no need of it does not load it
+const Front = HTTP_PORT === undefined
+  ? Layer.empty
+  : Layer.unwrap(Effect.map(
+    Effect.promise(() => import("./front.ts")),
+    ({ front }) => front(MCP_CLUSTER_HOST!, Number(HTTP_PORT))
+  ))
 
 const say = (answer: Answer) => void process.send!(answer)
 
@@ -40,6 +62,14 @@ const answerTo = (
             ({ content }) => ({ text: (content as ReadonlyArray<{ text: string }>)[0]!.text, runner: session.runner })
           )
       )
+    case "leave":
+      return Effect.gen(function*() {
+        const fiber = yield* Effect.forkChild(answerTo({ ...question, ask: "call" }))
+        yield* Effect.sleep(question.after)
+        const since = performance.now()
+        yield* Fiber.interrupt(fiber)
+        return performance.now() - since
+      })
     case "members":
       return ClusterMembership.members
     case "ready":
@@ -81,8 +111,9 @@ const main = Effect.gen(function*() {
     process.once("SIGTERM", () => resume(Effect.void))
     process.once("disconnect", () => resume(Effect.void))
   })
+  if (HTTP_PORT !== undefined) yield* ClusterMembership.drain
 }).pipe(
-  Effect.provide(Node),
+  Effect.provide(Layer.provideMerge(Front, Node)),
   Effect.catchCause((cause) => Effect.sync(() => say({ id: 0, error: Cause.pretty(cause) }))),
   Effect.provide(Logger.layer([Logger.formatLogFmt.pipe(Logger.withConsoleError)])),
   Effect.provideService(References.MinimumLogLevel, "Info")

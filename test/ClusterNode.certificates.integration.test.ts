@@ -1,0 +1,286 @@
+/**
+ * Two nodes whose links are secured with certificates, and those who have none that is good for it.
+ */
+import { assert, layer } from "@effect/vitest"
+import { Identity, InvalidOptions } from "effect-mcp-sessions"
+import { ClusterNode, type NodeOptions } from "effect-mcp-sessions/ClusterNode"
+import { SessionCluster } from "effect-mcp-sessions/SessionCluster"
+import * as Runner from "effect/cluster/Runner"
+import * as RunnerAddress from "effect/cluster/RunnerAddress"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
+import * as Scope from "effect/Scope"
+import { connect, createServer, type Server, type Socket } from "node:net"
+import { join } from "node:path"
+import { connect as connectTls } from "node:tls"
+import { shardName } from "../src/internal/cluster/owner.ts"
+import * as Sqlite from "../src/internal/cluster/sqlite.ts"
+import { authority, type Certificate } from "./support/certificates.ts"
+import { answer, keySecret, makeUpstream, type Upstream } from "./support/cluster.ts"
+import { freePorts, until } from "./support/clusterProcesses.ts"
+import { refused } from "./support/fibers.ts"
+import { many, underLoad } from "./support/load.ts"
+import { temporaryDirectory } from "./support/temporary.ts"
+
+const ours = authority()
+const another = authority()
+const past = new Date("2021-01-01")
+
+const shards = 10
+
+const locateTimeout = 3_000
+
+interface Node {
+  readonly port: number
+  readonly sessions: SessionCluster["Service"]
+  readonly size: () => number
+  readonly owns: (key: string) => boolean
+  readonly group: string
+  readonly stop: Effect.Effect<void>
+}
+
+/** Two of them, and what a third would be started with. */
+class Pair extends Context.Service<Pair, {
+  readonly file: string
+  readonly upstream: Upstream
+  readonly optionsAt: (port: number, certificate: Certificate, ca?: string) => NodeOptions
+  readonly start: (port: number, certificate: Certificate) => Effect.Effect<Node, unknown>
+  nodes: readonly [Node, Node]
+}>()("test/Pair") {
+  static readonly layer = Layer.effect(
+    Pair,
+    Effect.gen(function*() {
+      const file = join(temporaryDirectory("certificates-"), "cluster.db")
+      const upstream = makeUpstream()
+      const optionsAt = (port: number, { cert, key }: Certificate, ca = ours.cert): NodeOptions => ({
+        host: "127.0.0.1",
+        port,
+        storage: `sqlite:${file}`,
+        security: { cert, key: Redacted.make(key), ca },
+        keySecret,
+        shards,
+        lockTimeToLive: "3 seconds",
+        refreshInterval: "1 second",
+        assignmentsInterval: "100 millis"
+      })
+      const outer = yield* Effect.scope
+      const start: Pair["Service"]["start"] = Effect.fnUntraced(function*(port, certificate) {
+        const scope = yield* Scope.fork(outer)
+        const context = yield* Layer.buildWithScope(
+          SessionCluster.layer<never, never>({ connect: upstream.connectAt(String(port)), locateTimeout })
+            .pipe(Layer.provideMerge(ClusterNode.layer(optionsAt(port, certificate)))),
+          scope
+        )
+        const { "~node": node } = Context.get(context, ClusterNode)
+        return {
+          port,
+          sessions: Context.get(context, SessionCluster),
+          size: node.fence.size,
+          owns: (key) => node.fence.holds(shardName(node, key)),
+          group: node.settings.group,
+          stop: Scope.close(scope, Exit.void)
+        }
+      })
+      const [one, other] = yield* freePorts(2)
+      const a = yield* start(one!, ours.issue())
+      const b = yield* start(other!, ours.issue())
+      yield* settled([a, b])
+      return { file, upstream, optionsAt, start, nodes: [a, b] as const }
+    })
+  )
+}
+
+const settled = (nodes: ReadonlyArray<Node>) =>
+  until("all nodes have their share", () =>
+    Promise.resolve(
+      nodes.every(({ size }) => size() > 0) && nodes.reduce((sum, { size }) => sum + size(), 0) === shards
+    ))
+
+const users = Array.from({ length: 6 }, (_, i) => Identity.fromKey(`user${i}`))
+
+/** Whose session each of them has, at each node. */
+const places = (nodes: ReadonlyArray<Node>) =>
+  Effect.forEach(
+    nodes,
+    ({ sessions }) => Effect.forEach(users, (user) => sessions.withSession(user, (session) => answer(session, "who")))
+  )
+
+/** All that a peer says before it hangs up, and whatever is written to it until then. */
+const heard = (socket: Socket, words: (socket: Socket) => void) =>
+  Effect.callback<string>((resume) => {
+    let said = ""
+    socket.on("data", (data) => said += String(data))
+    socket.on("error", () => undefined)
+    socket.on("close", () => resume(Effect.succeed(said)))
+    words(socket)
+    return Effect.sync(() => socket.destroy())
+  })
+
+const ping = (socket: Socket) => void socket.write("{\"_tag\":\"Ping\"}\n")
+
+const line = (word: string) => (socket: Socket) => void socket.write(`${word}\n`.repeat(1_000))
+
+const mebibyte = Buffer.alloc(1024 * 1024, "x")
+
+/** For as long as it is taken. */
+const flood = (socket: Socket) => {
+  const more = () => {
+    while (!socket.destroyed && socket.write(mebibyte)) continue
+  }
+  socket.on("drain", more)
+  more()
+}
+
+layer(Pair.layer, { excludeTestServices: true })("ClusterNode.layer with certificates", (it) => {
+  it.effect(
+    "answers nobody who has none of its authority that is good, and moves no shard for them",
+    () =>
+      Effect.gen(function*() {
+        const { nodes } = yield* Pair
+        const shares = () => nodes.map(({ size }) => size())
+        const [before, known] = [shares(), yield* places(nodes)]
+        const tls = (port: number, shown?: Certificate) =>
+          connectTls({ port, host: "127.0.0.1", ca: ours.cert, ...shown, minVersion: "TLSv1.3" })
+        const expired = ours.issue({ until: past })
+        const strange = Effect.fnUntraced(function*({ port }: Node) {
+          const strangers: ReadonlyArray<readonly [Socket, (socket: Socket) => void]> = [
+            [connect(port, "127.0.0.1"), ping],
+            [connect(port, "127.0.0.1"), flood],
+            // For as long as a handshake may take
+            ...Array.from({ length: many(0, 1) }, () => [connect(port, "127.0.0.1"), () => undefined] as const),
+            [tls(port), ping],
+            [tls(port), flood],
+            [tls(port, another.issue()), ping],
+            [tls(port, expired), ping],
+            [
+              connectTls({
+                port,
+                host: "127.0.0.1",
+                ciphers: "ECDHE-PSK-CHACHA20-POLY1305",
+                maxVersion: "TLSv1.2",
+                pskCallback: () => ({ psk: Buffer.alloc(32, 1), identity: "effect-mcp-sessions" }),
+                checkServerIdentity: () => undefined
+              }),
+              ping
+            ]
+          ]
+          const said = yield* Effect.forEach(strangers, ([socket, words]) => heard(socket, words), {
+            concurrency: "unbounded"
+          }).pipe(Effect.timeout("8 seconds"))
+          for (const words of said) assert.notInclude(words, "Pong")
+        })
+        yield* Effect.forEach(nodes, strange, { concurrency: "unbounded" })
+        assert.deepStrictEqual(shares(), before)
+        assert.deepStrictEqual(yield* places(nodes), known)
+        // And one that is good for it is answered, or none of this says anything
+        const good = yield* heard(tls(nodes[0].port, ours.issue()), (socket) => {
+          ping(socket)
+          socket.on("data", () => socket.destroy())
+        })
+        assert.include(good, "Pong")
+      }),
+    underLoad
+  )
+
+  it.effect(
+    "hangs up on a node that floods it with what nobody can read, and goes on with the others",
+    () =>
+      Effect.gen(function*() {
+        const { nodes } = yield* Pair
+        const known = yield* places(nodes)
+        // A line without an end is read for as long as one may be that has files in it
+        const words = [line("nonsense"), line("null"), ...Array.from({ length: many(0, 1) }, () => flood)]
+        for (const write of words) {
+          const { cert, key } = ours.issue()
+          const peer = connectTls({ port: nodes[0].port, host: "127.0.0.1", ca: ours.cert, cert, key })
+          yield* Effect.timeout(heard(peer, write), "10 seconds")
+          assert.deepStrictEqual(yield* places(nodes), known)
+        }
+      }),
+    underLoad
+  )
+
+  it.effect("is refused where the others would never let it in, before it has a share", () =>
+    Effect.gen(function*() {
+      const { nodes, optionsAt } = yield* Pair
+      const shares = () => nodes.map(({ size }) => size())
+      const [before, known] = [shares(), yield* places(nodes)]
+      const [port] = yield* freePorts(1)
+      const others: ReadonlyArray<readonly [NodeOptions, RegExp]> = [
+        [optionsAt(port!, ours.issue({ until: past })), /has a "cert" that has expired: Jan/],
+        [optionsAt(port!, ours.issue({ ip: [10, 0, 0, 7] })), /that is not for the name or the address/],
+        [optionsAt(port!, another.issue(), another.cert), /must be that of the nodes that are there/],
+        // It knows them, but they don't know it
+        [optionsAt(port!, another.issue()), /must be that of the nodes that are there/]
+      ]
+      for (const [options, issue] of others) {
+        const error = yield* refused(ClusterNode.layer(options))
+        assert.instanceOf(error, InvalidOptions)
+        assert.strictEqual((error as InvalidOptions).option, "security")
+        assert.match((error as InvalidOptions).issue, issue)
+      }
+      yield* Effect.sleep("500 millis")
+      assert.deepStrictEqual(shares(), before)
+      assert.deepStrictEqual(yield* places(nodes), known)
+    }))
+
+  it.effect("has another certificate when it is started again, and those who went on talk to it", () =>
+    Effect.gen(function*() {
+      const pair = yield* Pair
+      const [a, b] = pair.nodes
+      yield* b.stop
+      // Everything is served meanwhile
+      yield* places([a])
+      const again = yield* pair.start(b.port, ours.issue())
+      pair.nodes = [a, again]
+      yield* settled(pair.nodes)
+      const [one, other] = yield* places(pair.nodes)
+      assert.deepStrictEqual(one, other)
+      assert.isAbove(new Set(one!.map((who) => who.slice(who.indexOf("@"), who.indexOf("#")))).size, 1)
+      assert.strictEqual(pair.upstream.overlaps(), 1)
+    }))
+
+  it.effect("waits no longer than it may for a peer that accepts and says nothing", () =>
+    Effect.gen(function*() {
+      const { file, nodes } = yield* Pair
+      const [a] = nodes
+      const [port] = yield* freePorts(1)
+      const peers = new Set<Socket>()
+      yield* Effect.acquireRelease(
+        Effect.callback<Server>((resume) => {
+          const server = createServer((peer) => void peers.add(peer.on("error", () => undefined)))
+          server.listen(port, "127.0.0.1", () => resume(Effect.succeed(server)))
+        }),
+        (server) =>
+          Effect.sync(() => {
+            server.close()
+            for (const peer of peers) peer.destroy()
+          })
+      )
+      const store = yield* Sqlite.make(file, 3_000)
+      const address = RunnerAddress.make("127.0.0.1", port!)
+      const before = a.size()
+      yield* store.register(Runner.make({ address, groups: [a.group], weight: 1 }), true)
+      const isNobodys = (user: Identity) => nodes.every(({ owns }) => !owns(user.key))
+      const late = Array.from({ length: 500 }, (_, i) => Identity.fromKey(`late${i}`))
+      yield* until("it has its share", () => Promise.resolve(a.size() < before && late.some(isNobodys)))
+      const asking = late.filter(isNobodys).slice(0, 3)
+      const since = performance.now()
+      const exits = yield* Effect.forEach(
+        asking,
+        (user) => Effect.exit(a.sessions.withSession(user, (session) => answer(session, "who"))),
+        { concurrency: "unbounded" }
+      )
+      assert.isBelow(performance.now() - since, locateTimeout + 5_000)
+      for (const exit of exits) {
+        assert.deepInclude({ ...Option.getOrUndefined(Exit.findErrorOption(exit)) }, { _tag: "ClusterUnavailable" })
+      }
+      yield* store.unregister(address)
+      yield* settled(nodes)
+      yield* places(nodes)
+    }))
+})
