@@ -20,11 +20,7 @@ import * as Redacted from "effect/Redacted"
 import * as TestClock from "effect/testing/TestClock"
 import { inspect } from "node:util"
 import type { Answer } from "./support/authorizationServer.ts"
-<<<<<<< HEAD
-import { browse, consentOf } from "./support/consent.ts"
-=======
 import { agree, browse, consentOf } from "./support/consents.ts"
->>>>>>> main
 import { type AnySession, generations } from "./support/generations.ts"
 import * as Protected from "./support/protected.ts"
 import { makeHandle } from "./support/sessions.ts"
@@ -39,15 +35,6 @@ const call = (session: Pick<McpSession, "callTool">) => session.callTool({ name:
 
 const echo = Sessions.withSession(alice, call)
 
-<<<<<<< HEAD
-const agree = ({ url }: Consent.ConsentRequest) =>
-  Effect.gen(function*() {
-    yield* Consent.finish(yield* browse(url))
-    return { action: "accept" } as const
-  })
-
-=======
->>>>>>> main
 /** Waits for what the other side of a socket will see. */
 const eventually = (condition: () => boolean): Effect.Effect<void> =>
   Effect.suspend(() =>

@@ -21,12 +21,8 @@ import * as References from "effect/References"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
 import { inspect } from "node:util"
-<<<<<<< HEAD
-import { browse, consentOf } from "./support/consent.ts"
-=======
 import type { AuthorizationServer } from "./support/authorizationServer.ts"
 import { browse, consentOf } from "./support/consents.ts"
->>>>>>> main
 import { type AnySession, generations } from "./support/generations.ts"
 import * as Protected from "./support/protected.ts"
 import { makeRecorder } from "./support/spans.ts"
@@ -63,8 +59,6 @@ const deny = ({ url }: Consent.ConsentRequest) =>
     return { action: "accept" } as const
   })
 
-<<<<<<< HEAD
-=======
 /** RFC 9207 section 3: from now on it says of each answer that it is its own. */
 const announceIssuer = ({ answers }: AuthorizationServer): void => {
   const path = "/.well-known/oauth-authorization-server"
@@ -74,7 +68,6 @@ const announceIssuer = ({ answers }: AuthorizationServer): void => {
   }))
 }
 
->>>>>>> main
 for (const [sdk, connector] of generations) {
   const pool = (upstream: Protected.Protected, authorizationCode = { redirectUrl }) =>
     Sessions.layer({
