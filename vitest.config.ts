@@ -38,6 +38,7 @@ const longest = [
   "McpHttp.guard.test.",
   "support-servers.",
   "McpConnector.http.",
+  "Authorization.secrets.",
   "McpPool.",
   "McpConnector.standby."
 ]
