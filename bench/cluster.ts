@@ -72,24 +72,10 @@ const plain = (cluster: Cluster) => cluster.withSession(identity, (session) => s
 const streamed = (cluster: Cluster) =>
   cluster.withSession(identity, (session) => session.callTool(echo, { onProgress: () => Effect.void }))
 
-/**
- * The next turn of the event loop. A call in a pool has none, and so finds everything where the last one has left it;
- * a caller that has read its request from a socket comes from one.
- */
-const turn = Effect.promise(() => new Promise<void>((done) => setImmediate(done)))
-
-/**
- * The median and the 99th of so many calls, one after the other, and how many a second 32 callers have. What goes
- * `before` a call is not measured.
- */
-const measure = Effect.fnUntraced(function*(
-  call: Effect.Effect<unknown, unknown>,
-  count: number,
-  before: Effect.Effect<void> = Effect.void
-) {
+/** The median and the 99th of so many calls, one after the other, and how many a second 32 callers have. */
+const measure = Effect.fnUntraced(function*(call: Effect.Effect<unknown, unknown>, count: number) {
   const times: Array<number> = []
   for (let i = 0; i < count; i++) {
-    yield* before
     const since = process.hrtime.bigint()
     yield* call
     times.push(Number(process.hrtime.bigint() - since))
@@ -105,8 +91,6 @@ const measure = Effect.fnUntraced(function*(
     perSecond: Math.round(count / (performance.now() - since) * 1_000)
   }
 })
-
-const afterTurn = "in a pool, after a turn of the event loop"
 
 export const main = Effect.gen(function*() {
   const directory = yield* Effect.acquireRelease(
@@ -126,7 +110,6 @@ export const main = Effect.gen(function*() {
   const [owner, other] = quick[0]! < quick[1]! ? [nodes[0], nodes[1]] : [nodes[1], nodes[0]]
   const sides = {
     "in a pool": plain(local),
-    [afterTurn]: plain(local),
     "in a pool, with progress": streamed(local),
     "at the owner": plain(owner),
     "from another node": plain(other),
@@ -136,7 +119,7 @@ export const main = Effect.gen(function*() {
   const last: Record<string, { readonly p99: number; readonly perSecond: number }> = {}
   for (let round = 0; round < 5; round++) {
     for (const [name, call] of Object.entries(sides)) {
-      const { p50, ...rest } = yield* measure(call, 960, name === afterTurn ? turn : undefined)
+      const { p50, ...rest } = yield* measure(call, 960)
       figures.set(name, [...figures.get(name) ?? [], p50])
       last[name] = rest
     }
