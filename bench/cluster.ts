@@ -110,6 +110,7 @@ export const main = Effect.gen(function*() {
   const [owner, other] = quick[0]! < quick[1]! ? [nodes[0], nodes[1]] : [nodes[1], nodes[0]]
   const sides = {
     "in a pool": plain(local),
+    "in a pool, with progress": streamed(local),
     "at the owner": plain(owner),
     "from another node": plain(other),
     "from another node, with progress": streamed(other)

@@ -58,7 +58,7 @@ layer(PostgresCluster.layer, { excludeTestServices: true })("ClusterNode.layer, 
       yield* until("the old child is gone", () => Promise.resolve(!isAlive(pid)))
       const late = owner.call("alice")
       gateOf(owner).open()
-      assert.isBelow(yield* settled(nodes), recovery)
+      assert.isBelow(yield* settled(nodes), 12_000)
       assert.notStrictEqual(said(yield* Effect.promise(() => late)).text, String(pid))
       const [one, two] = yield* Effect.forEach(nodes, (node) => call(node, "alice"))
       assert.deepStrictEqual(one, two)

@@ -1,6 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import type { Identity } from "effect-mcp-sessions/Identity"
-import { Tag } from "effect-mcp-sessions/SessionPool"
+import { PoolClosed, Tag } from "effect-mcp-sessions/SessionPool"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -231,6 +231,24 @@ describe("a child on standby", () => {
       assert.sameMembers(log, ["child 1 starts", "child 2 starts", "child 1 ends", "child 2 ends"])
       yield* TestClock.adjust("1 hour")
       assert.strictEqual(log.length, 4)
+    }))
+
+  it.effect("that is asked for a sign of life when the pool ends has ended before the pool", () =>
+    Effect.gen(function*() {
+      const { children, close, log, visit } = yield* open(() => Effect.void, {
+        hangUp: Effect.sleep("3 seconds"),
+        silence: 10_000
+      })
+      children[0]!.isHealthy = false
+      const caller = yield* fork(visit(identities(1)[0]!))
+      yield* settle
+      const closing = yield* fork(close)
+      yield* TestClock.adjust("2999 millis")
+      assert.isUndefined(closing.pollUnsafe())
+      yield* TestClock.adjust("1 millis")
+      assert.isDefined(closing.pollUnsafe())
+      assert.deepStrictEqual(log, ["child 1 starts", "child 1 ends"])
+      assert.instanceOf(yield* Effect.flip(Fiber.join(caller)), PoolClosed)
     }))
 
   it.effect("that takes for ever to end is given up by the pool after closeTimeout", () =>

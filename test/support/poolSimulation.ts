@@ -835,6 +835,15 @@ class Simulation extends Simulator.Simulation<Action> {
     }
   }
 
+  /** What stands by ends with the pool, unless that takes longer than closeTimeout. */
+  override hasShutDown(): void {
+    if (this.world.now() - this.shutdownAt! >= this.options.closeTimeout) return
+    for (const { acquired, id, owner, phase } of this.children) {
+      const isEnded = owner !== undefined || !acquired || phase === "closed"
+      this.expect(isEnded, `child ${id} is ${phase} when the pool has ended`)
+    }
+  }
+
   examineShutdown(): void {
     // Callers may hold what has been closed under them: there is nothing to tell.
     for (const { fiber } of this.prewarms) this.expect(fiber.pollUnsafe() !== undefined, "6: a prewarm does not end")

@@ -172,6 +172,8 @@ export abstract class Simulation<Action> {
   abstract examine(): void
   /** What must hold before the end, when everything that is due has run. */
   abstract examineRest(): void
+  /** What must hold in the moment in which the shutdown is over. */
+  hasShutDown(): void {}
   /** What must hold when the shutdown is over, and some callers still hold what they have. */
   abstract examineShutdown(): void
   /** What must hold when everything has come to its end. */
@@ -355,6 +357,7 @@ export abstract class Simulation<Action> {
     if (this.shutdown !== undefined) return
     this.shutdownAt = this.world.now()
     this.shutdown = this.world.fork(Scope.close(this.scope, Exit.void))
+    this.shutdown.addObserver(() => this.hasShutDown())
   }
 
   expect(holds: boolean, message: string): void {

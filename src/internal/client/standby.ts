@@ -137,7 +137,9 @@ const take = <S>(
         // Interrupted by whoever wanted it: that says nothing of it
         const isInterrupted = Exit.isFailure(pinged) && Cause.hasInterrupts(pinged.cause)
         if (!isInterrupted) room.failures++
-        discard(room, waiting)
+        const closing = discard(room, waiting)
+        // Whoever closes the room has not seen it
+        if (room.isClosed) yield* Fiber.await(closing)
         return isInterrupted ? yield* Effect.interrupt : Option.none()
       }
       room.failures = 0
@@ -173,8 +175,8 @@ const keep = <S, E, R>(room: Room<S>, options: Options<S, E, R>): Effect.Effect<
     }
   })
 
-const missing = <S>({ asked, closing, ready, starting }: Room<S>, size: number): number =>
-  Math.max(0, size - ready.size - asked.size - starting.size - closing.size)
+const missing = <S>({ asked, closing, isClosed, ready, starting }: Room<S>, size: number): number =>
+  isClosed ? 0 : Math.max(0, size - ready.size - asked.size - starting.size - closing.size)
 
 const startBeside = <S, E, R>(room: Room<S>, options: Options<S, E, R>): Effect.Effect<void, never, R> =>
   Effect.uninterruptible(
@@ -229,13 +231,14 @@ const lose = <S>(room: Room<S>, waiting: Waiting<S>): void => {
 }
 
 // In a fiber of its own: nobody waits for it.
-const discard = <S>(room: Room<S>, waiting: Waiting<S>): void => {
+const discard = <S>(room: Room<S>, waiting: Waiting<S>): Fiber.Fiber<void> => {
   const closing = room.fork(Effect.ignoreCause(Scope.close(waiting.scope, Exit.void)))
   room.closing.add(closing)
   closing.addObserver(() => {
     room.closing.delete(closing)
     room.work.openUnsafe()
   })
+  return closing
 }
 
 const close = <S>(room: Room<S>, keeper: Fiber.Fiber<unknown>): Effect.Effect<void> =>
