@@ -44,6 +44,7 @@ const longest = [
   "ClusterNode.postgres.",
   "McpHttp.guard.test.",
   "SessionCluster.test.",
+  "Authorization.secrets.",
   "McpPool.",
   "McpConnector.standby.",
   "McpHttp.arrivals."
@@ -71,6 +72,7 @@ export default defineConfig({
     globalSetup: ["test/support/setup.ts"],
     setupFiles: ["test/support/leaks.ts"],
     testTimeout: 30_000,
+    // Some start several processes, and a database
     hookTimeout: 30_000,
     // To load Effect and the SDKs takes a second, and most files take less: a worker runs one after the other.
     isolate: false,

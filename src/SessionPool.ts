@@ -562,8 +562,8 @@ interface Pool<Session, E> {
   readonly waiting: Waiting.Waiting<Identity, Session, E | SessionPoolError>
   readonly checks: Checks.Checks<Identity, Session, E | SessionPoolError>
   readonly failures: Failures.Failures<E | SessionPoolError>
-  /** Whether a failure has come that those who wait for room have not been asked about. */
-  hasFailed: boolean
+  /** The keys of failures that those who wait for room have not been asked about, and whether it is all of them. */
+  readonly failed: { readonly keys: Set<string>; isAll: boolean }
   /** What connectors keep ready. */
   readonly ahead: Ahead.Host
   /** Throws when a function among the options does, or answers with what has no meaning. */
@@ -640,9 +640,12 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC, RP, RO>(
       backoff: options.failureBackoff,
       blame: blameOf,
       capacity: options.capacity,
-      onFailure: () => void (self.hasFailed = true)
+      onFailure: (key) => {
+        if (key === undefined) self.failed.isAll = true
+        else self.failed.keys.add(key)
+      }
     }),
-    hasFailed: false,
+    failed: { keys: new Set(), isAll: false },
     ahead,
     terms: Terms.make(options, invalid),
     observed
@@ -826,10 +829,12 @@ const hooks = <Session, E>(
   },
   onIdle: (slot) => Waiting.changed(pool().waiting, slot),
   onRoom: () => {
-    const self = pool()
-    const { waiting } = self
-    if (self.hasFailed) Waiting.refuse(waiting)
-    self.hasFailed = false
+    const { failed, waiting } = pool()
+    if (failed.isAll || failed.keys.size > 0) {
+      Waiting.refuse(waiting, failed.isAll ? undefined : failed.keys)
+      failed.isAll = false
+      failed.keys.clear()
+    }
     Waiting.seat(waiting)
   }
 })

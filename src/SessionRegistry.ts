@@ -26,6 +26,7 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { randomBytes } from "node:crypto"
 import type { SessionKey } from "./Identity.ts"
+import * as Finalizers from "./internal/finalizers.ts"
 import * as Events from "./internal/lease/events.ts"
 import * as Leased from "./internal/lease/leased.ts"
 import * as Metrics from "./internal/lease/metrics.ts"
@@ -815,7 +816,7 @@ const createHeld = <Resource, E>(
       owner,
       names,
       Effect.interruptible,
-      (slot) => Effect.addFinalizer(() => letGo(self, slot) ?? Effect.void),
+      (slot) => Finalizers.add(Effect.suspend(() => letGo(self, slot) ?? Effect.void)),
       announce
     )
   )
@@ -948,7 +949,7 @@ const visit = <Resource, E>(
     const hold = Effect.uninterruptible(
       Effect.suspend(() => Leased.leaseVisited(engine, slot) ? held(self, slot) : notFound(self, "get"))
     )
-    return Effect.as(Effect.addFinalizer(() => Effect.sync(() => Leased.leave(engine, slot))), { session, hold })
+    return Effect.as(Finalizers.add(Effect.sync(() => Leased.leave(engine, slot))), { session, hold })
   })
 
 // Leased a moment ago, until the current scope closes.

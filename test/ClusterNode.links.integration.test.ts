@@ -75,20 +75,19 @@ describe("links between nodes", () => {
       upstream.tools.big = { run: () => ({ content: [{ type: "text", text: "x".repeat(11 * 1024 * 1024) }] }) }
       assert.strictEqual(yield* client.withSession(alice, (session) => answer(session, "who")), "alice@owner#1")
       assert.strictEqual(yield* owner.withSession(alice, (session) => answer(session, "who")), "alice@owner#1")
-      // Where Nagle's algorithm holds one back, it is for 40 ms at least, and 180 ms were seen
+      // Where Nagle's algorithm holds one back, it is for 40 ms at least, and 180 ms were seen: all but the first few,
+      // which are acknowledged at once. A slow machine holds back most, but not all.
       const times: Array<number> = []
-      for (let i = 0; i < 11; i++) {
+      for (let i = 0; i < 31; i++) {
         const since = performance.now()
         yield* client.withSession(alice, (session) =>
           session.callTool({ name: "echo", arguments: { message: "hi" } }, { onProgress: () => Effect.void }))
         times.push(performance.now() - since)
       }
-      assert.isBelow(
-        times.toSorted((a, b) =>
-          a - b
-        )[5]!,
-        35
+      const [, , , , fifth] = times.toSorted((a, b) =>
+        a - b
       )
+      assert.isBelow(fifth!, 35)
       const big = yield* client.withSession(alice, (session) => answer(session, "big"))
       assert.strictEqual(big.length, 11 * 1024 * 1024)
     }))

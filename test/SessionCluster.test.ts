@@ -120,19 +120,21 @@ describe("SessionCluster", () => {
     Effect.gen(function*() {
       const { nodes, upstream } = yield* startNodes(["a", "b"])
       let meeting = 0
-      let most = 0
+      let all: (() => void) | undefined
+      const everyone = new Promise<void>((resolve) => {
+        all = resolve
+      })
       upstream.tools.meet = {
         run: async () => {
-          most = Math.max(most, ++meeting)
-          await new Promise((resolve) => setTimeout(resolve, 20))
-          meeting--
+          if (++meeting === 4) all?.()
+          await everyone
           return { content: [] }
         }
       }
       yield* passing(Effect.forEach([...nodes, ...nodes], ({ cluster }) =>
         cluster.withSession(alice, (session) =>
           session.callTool({ name: "meet" })), { concurrency: "unbounded" }))
-      assert.strictEqual(most, 4)
+      assert.strictEqual(meeting, 4)
     }))
 
   it.effect("lets a defect of one caller's handler be that of its call alone", () =>

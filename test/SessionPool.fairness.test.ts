@@ -9,6 +9,7 @@ import * as Leased from "../src/internal/lease/leased.ts"
 import { fork, outcome, settle } from "./support/fibers.ts"
 import { a, b, c, d, identities } from "./support/identities.ts"
 import { lease, type OpenPool, record, start, visit } from "./support/pool.ts"
+import { Refused } from "./support/upstream.ts"
 
 /** Callers of one identity who come every 50 ms and stay for 100: its session is never without a lease. */
 const overlapping = (pool: OpenPool, identity: Identity, times = 1_000) =>
@@ -294,5 +295,32 @@ describe("fairness", () => {
         Fairness.makeWay(fairness, engine, heads)
         assert.strictEqual(fairness.draining.size, 3)
       }
+    }))
+
+  it.effect("the failure of one identity costs no look at each of the others who wait", () =>
+    Effect.gen(function*() {
+      const count = 300
+      let looks = 0
+      const watched = identities(count).map((identity): Identity =>
+        Object.create(identity, {
+          upstream: {
+            get: () => {
+              looks++
+              return identity.upstream
+            }
+          }
+        })
+      )
+      const { pool } = yield* start({
+        capacity: 1,
+        acquireTimeout: "1 minute",
+        failureTimeToLive: "1 minute",
+        upstream: { dial: ({ name }) => Effect.andThen(Effect.sleep(1), Effect.fail(new Refused({ why: name }))) }
+      })
+      const callers: Array<Fiber.Fiber<unknown, { readonly _tag: string }>> = []
+      for (const identity of watched) callers.push(yield* fork(visit(pool, identity)))
+      for (let i = 0; i < count; i++) yield* TestClock.adjust(1)
+      assert.isTrue(callers.every((caller) => outcome(caller) === "Refused"))
+      assert.isBelow(looks / count, 50)
     }))
 })

@@ -4,6 +4,7 @@
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
+import * as Finalizers from "./finalizers.ts"
 
 export interface Drains {
   /** Adds what may be busy, until the current scope closes. */
@@ -16,11 +17,7 @@ export const make = (): Drains => {
   const all = new Set<() => boolean>()
   const look = Effect.suspend(() => Array.from(all).some((isBusy) => isBusy()) ? Effect.fail("busy") : Effect.void)
   return {
-    add: (isBusy) =>
-      Effect.asVoid(Effect.acquireRelease(
-        Effect.sync(() => all.add(isBusy)),
-        () => Effect.sync(() => all.delete(isBusy))
-      )),
+    add: (isBusy) => Finalizers.hold(() => all.add(isBusy), () => all.delete(isBusy)),
     wait: (millis) =>
       look.pipe(Effect.retry({ schedule: Schedule.spaced(100) }), Effect.timeoutOption(millis), Effect.ignore)
   }

@@ -21,6 +21,7 @@ import {
   type Visit
 } from "../../SessionRegistry.ts"
 import type { OpenTimeout, RegistryClosed, RegistryFull } from "../../SessionRegistryError.ts"
+import * as Finalizers from "../finalizers.ts"
 import type * as Options from "../options.ts"
 import * as Problem from "../problem.ts"
 import * as Answers from "./answers.ts"
@@ -87,7 +88,7 @@ export const make = Effect.fnUntraced(function*<A, R>(
         }
       }
       return Effect.andThen(
-        Effect.addFinalizer(() => --holders === 0 ? Scope.close(held, Exit.void) : Effect.void),
+        Finalizers.add(Effect.suspend(() => --holders === 0 ? Scope.close(held, Exit.void) : Effect.void)),
         Effect.map(Effect.provideService(session, Scope.Scope, held), (found) => ({ session: found, lease }))
       )
     })

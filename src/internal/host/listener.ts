@@ -12,6 +12,7 @@ import type { HttpServerRequest } from "effect/http/HttpServerRequest"
 import * as Latch from "effect/Latch"
 import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
+import * as Finalizers from "../finalizers.ts"
 
 // A `Server` of node:http.
 interface Listener {
@@ -56,19 +57,18 @@ export const make = Effect.fnUntraced(function*(end: Effect.Effect<void>) {
   return (request: HttpServerRequest): Effect.Effect<void, never, Scope.Scope> => {
     const listener = listenerOf(request)
     if (listener === undefined) return Effect.void
-    return Effect.acquireRelease(
-      Effect.sync(() => {
+    return Finalizers.hold(
+      () => {
         known.add(listener)
         requests.set(listener, (requests.get(listener) ?? 0) + 1)
         isQuiet = false
         anyRequest.openUnsafe()
-      }),
-      () =>
-        Effect.sync(() => {
-          const others = requests.get(listener)! - 1
-          if (others > 0) requests.set(listener, others)
-          else requests.delete(listener)
-        })
+      },
+      () => {
+        const others = requests.get(listener)! - 1
+        if (others > 0) requests.set(listener, others)
+        else requests.delete(listener)
+      }
     )
   }
 })

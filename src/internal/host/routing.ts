@@ -18,6 +18,7 @@ import { createHash } from "node:crypto"
 import { type ClusterMember, ClusterMembership } from "../../ClusterMembership.ts"
 import { InvalidOptions } from "../../InvalidOptions.ts"
 import * as Declared from "../../McpHttpOptions.ts"
+import * as Finalizers from "../finalizers.ts"
 import * as Spans from "../spans.ts"
 import * as Time from "../time.ts"
 import * as Answers from "./answers.ts"
@@ -174,7 +175,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.RoutedOptions)
       return yield* new Link.Unanswered({ isSent: false, code: "EINVAL" })
     }
     let abort: (() => void) | undefined
-    yield* Effect.addFinalizer(() => Effect.sync(() => abort !== undefined && peer.exchanges.delete(abort)))
+    yield* Finalizers.add(Effect.sync(() => abort !== undefined && peer.exchanges.delete(abort)))
     const exchange = traced(request, base, (traceparent) =>
       link.send({
         base,
@@ -251,7 +252,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.RoutedOptions)
   const router: Router = {
     suffix: own === undefined ? "" : `.${own}`,
     join: () => void endpoints++,
-    working: Effect.acquireRelease(Effect.sync(() => void works++), () => Effect.sync(() => void works--)),
+    working: Finalizers.hold(() => void works++, () => void works--),
     elsewhere: (endpoint, request, id) => {
       const meant = request.headers[header]
       if (meant !== undefined) return meant === own ? undefined : Effect.fail(misled)

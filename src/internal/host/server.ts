@@ -30,6 +30,7 @@ import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import type * as Scope from "effect/Scope"
 import type { AccessDenied, Identity } from "../../Identity.ts"
 import type { ServerLike } from "../../McpHttpOptions.ts"
+import * as Finalizers from "../finalizers.ts"
 import * as Answers from "./answers.ts"
 import * as Callers from "./callers.ts"
 import type { Lease } from "./endpoint.ts"
@@ -436,7 +437,7 @@ const make = (scope: Scope.Scope, options: Options) => {
       }
       return Effect.as(
         // Not the stream's own: it may never begin, if the client is gone by now.
-        Effect.addFinalizer(() => Effect.sync(outlet.leave)),
+        Finalizers.add(Effect.sync(outlet.leave)),
         HttpServerResponse.stream(outlet.stream, {
           status,
           headers: Web.headersOf(response),

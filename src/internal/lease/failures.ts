@@ -50,8 +50,8 @@ export interface Options {
   readonly blame: (error: unknown) => Blame
   /** How many failures are kept: the newest. */
   readonly capacity: number
-  /** A failure has come that may answer callers who wait for room. */
-  readonly onFailure: () => void
+  /** A failure has come that may answer callers who wait for room: those of this key, or of any where there is none. */
+  readonly onFailure: (key: string | undefined) => void
 }
 
 interface Failure<E> {
@@ -206,8 +206,9 @@ const remembering = <E>(options: Options): Failures<E> => {
       if (attempt === undefined) return
       const blamed = blame(Cause.squash(cause))
       if (blamed === "nobody") return
-      remember(...place(attempt.caller, blamed), attempt, cause)
-      onFailure()
+      const [kept, key] = place(attempt.caller, blamed)
+      remember(kept, key, attempt, cause)
+      onFailure(kept === own ? key : undefined)
     },
     ended,
     forget: ({ key }) => forgetWhere((caller) => caller.key === key),

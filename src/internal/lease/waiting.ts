@@ -400,11 +400,14 @@ const serve = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>,
 }
 
 /**
- * Sends those away whom a failure answers, wherever they are in the line.
+ * Sends those away whom a failure answers, wherever they are in the line: those of these keys, or of all.
  */
-export const refuse = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>): void =>
+export const refuse = <I extends { readonly key: string }, A, E>(
+  self: Waiting<I, A, E>,
+  keys: Iterable<string> = self.parties.keys()
+): void =>
   Leased.atomically(self.engine, () => {
-    for (const key of Array.from(self.parties.keys())) answer(self, key)
+    for (const key of Array.from(keys)) answer(self, key)
   })
 
 const answer = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>, key: string): boolean => {
