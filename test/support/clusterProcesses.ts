@@ -176,11 +176,13 @@ export const startProcess = (
   )
 
 /** Asks again and again, until it is so: for 20 seconds. Gives how many milliseconds it took. */
-export const until = (what: string, isSo: () => Promise<boolean>): Effect.Effect<number> =>
+export const until = (what: string | (() => string), isSo: () => Promise<boolean>): Effect.Effect<number> =>
   Effect.gen(function*() {
     const since = performance.now()
     while (!(yield* Effect.promise(isSo))) {
-      if (performance.now() - since > 20_000) return yield* Effect.die(new Error(`it never was so: ${what}`))
+      if (performance.now() - since > 20_000) {
+        return yield* Effect.die(new Error(`it never was so: ${typeof what === "string" ? what : what()}`))
+      }
       yield* Effect.sleep(20)
     }
     return performance.now() - since
@@ -239,14 +241,17 @@ export const quick = {
 }
 
 /** Until all of them know each other, and have all shards between them. */
-export const settled = (nodes: ReadonlyArray<NodeProcess>): Effect.Effect<number> =>
-  until("all nodes have their share", async () => {
+export const settled = (nodes: ReadonlyArray<NodeProcess>): Effect.Effect<number> => {
+  let seen: ReadonlyArray<unknown> = []
+  return until(() => `all nodes have their share: ${JSON.stringify(seen)}`, async () => {
     const members = await Promise.all(nodes.map(({ ask }) => ask({ ask: "members" })))
     const shares = await Promise.all(nodes.map(({ ask }) => ask({ ask: "shards" })))
+    seen = [...members, ...shares].map(({ error, value }) => error ?? value)
     return members.every(({ value }) => Array.isArray(value) && value.length === nodes.length) &&
       shares.every(({ value }) => Number(value) > 0) &&
       shares.reduce((sum, { value }) => sum + Number(value), 0) === shards
   })
+}
 
 /** What a tool has answered, and where. */
 export interface Said {
