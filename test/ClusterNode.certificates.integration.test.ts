@@ -277,6 +277,8 @@ layer(Pair.layer, { excludeTestServices: true })("ClusterNode.layer with certifi
       )
       assert.isBelow(performance.now() - since, locateTimeout + 5_000)
       for (const exit of exits) {
+        // Unless the others have given it up by then, and serve its share
+        if (Exit.isSuccess(exit)) continue
         assert.deepInclude({ ...Option.getOrUndefined(Exit.findErrorOption(exit)) }, { _tag: "ClusterUnavailable" })
       }
       yield* store.unregister(address)

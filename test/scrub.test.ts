@@ -120,6 +120,14 @@ describe("Scrub", () => {
     )
   })
 
+  it("finds one in a URL when what stands before it looks like the beginning of an escape", () => {
+    for (const one of ["AAAAj=uI", "ab c/d?e", "ffé=12345"]) {
+      for (const encode of [encodeURIComponent, encodeURI]) {
+        assert.strictEqual(scrubbing(one)(`100%${encode(one)}`), "100%<redacted>")
+      }
+    }
+  })
+
   it("leaves less than 15 characters of one that somebody else has cut", () => {
     fc.assert(
       fc.property(

@@ -135,7 +135,7 @@ const maxReleased = 1_000
 // The forms of a secret
 // -----------------------------------------------------------------------------
 
-// What a text may quote in its place. Encodings that can be undone wherever they stand are none of them: see `decoded`.
+// What a text may quote in its place. Encodings that can be undone wherever they stand are not here: see `decoded`.
 const formsOf = (secret: string): ReadonlyArray<string> => {
   const forms = new Set([secret])
   const trimmed = secret.trim()
@@ -143,6 +143,8 @@ const formsOf = (secret: string): ReadonlyArray<string> => {
   if (secret.length < leastPartial) return Array.from(forms)
   forms.add(secret.replaceAll(" ", "+"))
   const bytes = Buffer.from(secret)
+  // Undone elsewhere, unless a percent sign stands before it that seems to be of its first two digits
+  for (const encode of [encodeURIComponent, encodeURI]) forms.add(encode(bytes.toString()))
   forms.add(bytes.toString("base64").replace(/=+$/, ""))
   forms.add(bytes.toString("base64url"))
   for (const form of within(bytes)) if (form.length >= windowSize) forms.add(form)
