@@ -295,7 +295,7 @@ const makeOwner = Effect.fnUntraced(function*<R, RC>(options: SessionClusterOpti
     return yield* invalid("connect", "is of no use to a node that owns no sessions: use layerClient")
   }
   const parsed = yield* Effect.fromResult(SessionPool.declared.parse(rest, method))
-  const live = Owner.makeLive((key) => node.fence.holds(Owner.shardName(node, key)))
+  const live = Owner.makeLive((key) => node.fence.mayOpen(Owner.shardName(node, key)))
   const pools = yield* Layer.build(Owned.layer<R, RC>({ ...rest, connect: live.connect(rest.connect) }))
   const owner = yield* Owner.make({
     node,

@@ -609,6 +609,53 @@ describe("SessionCluster", () => {
       assert.strictEqual(upstream.overlaps(), 1)
     }))
 
+  it.effect("opens nothing in the last third of a lock, which is for closing, until the store is heard of", () =>
+    Effect.gen(function*() {
+      const wall = yield* makeWall
+      const { nodes: [node], upstream } = yield* startNodes(["a"], {
+        on: wall.on,
+        node: { lockTimeToLive: "10 seconds", refreshInterval: "500 millis" }
+      })
+      yield* passing(node!.cluster.withSession(alice, who))
+      yield* passing(node!.cluster.invalidate(alice))
+      yield* wall.jump(8_000)
+      const asked = yield* fork(node!.cluster.withSession(alice, who))
+      for (let turns = 0; turns < 100; turns++) yield* tick
+      assert.strictEqual(upstream.opened.length, 1)
+      yield* passing(Fiber.join(asked))
+      assert.strictEqual(upstream.opened.length, 2)
+    }))
+
+  it.effect.each<readonly [string, number]>([
+    ["has nearly run out", 8_000],
+    ["may have run out", 10_500]
+  ])(
+    "has whoever waited for room ask again when the lock %s meanwhile, and blames no server",
+    ([, jump]) =>
+      Effect.gen(function*() {
+        const wall = yield* makeWall
+        const { nodes: [node], upstream } = yield* startNodes(["a"], {
+          on: wall.on,
+          node: { lockTimeToLive: "10 seconds", refreshInterval: "500 millis" },
+          sessions: { capacity: 1, failureTimeToLive: "1 minute" }
+        })
+        const hung: Array<() => void> = []
+        upstream.tools.hang = { run: () => new Promise((resolve) => hung.push(() => resolve({ content: [] }))) }
+        const calling = yield* fork(
+          node!.cluster.withSession(bob, (session) => session.callTool({ name: "hang" }))
+        )
+        yield* passing(Effect.sleep(100))
+        const asked = yield* fork(node!.cluster.withSession(alice, who))
+        yield* passing(Effect.sleep(100))
+        assert.strictEqual(upstream.opened.length, 1)
+        yield* wall.jump(jump)
+        for (const answers of hung) answers()
+        assert.match(yield* passing(Fiber.join(asked)), /^alice@a/)
+        yield* Fiber.await(calling)
+        assert.strictEqual(upstream.opened.length, 2)
+      })
+  )
+
   it.effect("gives an exclusive session to one caller at a time, of whichever node", () =>
     Effect.gen(function*() {
       const { memory, nodes, upstream } = yield* startNodes(["a", "b"], { sessions: { leases: "exclusive" } })

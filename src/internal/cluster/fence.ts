@@ -36,8 +36,13 @@ export interface Fence {
   readonly storage: Storage
   /** Whether the shard is ours, beyond doubt. */
   readonly holds: (shard: string) => boolean
-  /** For how many milliseconds it will be, if the store is not heard of again. */
+  /** In how many milliseconds the last third of its lock begins, if the store is not heard of again. */
   readonly remaining: (shard: string) => number
+  /**
+   * Whether a session may be opened for the shard, or granted. The last third of a lock is for closing what there is:
+   * what is opened within it may outlast the lock.
+   */
+  readonly mayOpen: (shard: string) => boolean
   /** Called when the store says that a shard is not ours any more. */
   readonly onLost: Set<(shard: string) => void>
   /** How many shards this node has. */
@@ -64,11 +69,12 @@ export const make = (options: {
   let seen: Seen | undefined
   let isDraining = false
 
-  const remaining = (shard: string): number => {
+  const left = (shard: string): number => {
     const since = held.get(shard)
     if (since === undefined) return 0
     return Math.max(0, expiry - Math.max(now() - since.steady, clock.currentTimeMillisUnsafe() - since.wall))
   }
+  const remaining = (shard: string): number => Math.max(0, left(shard) - expiry * forClosing)
 
   const lose = (shard: string): void => {
     if (held.delete(shard)) { for (const listener of onLost) listener(shard) }
@@ -92,8 +98,9 @@ export const make = (options: {
     })
 
   return {
-    holds: (shard) => remaining(shard) > 0,
+    holds: (shard) => left(shard) > 0,
     remaining,
+    mayOpen: (shard) => remaining(shard) > 0,
     onLost,
     size: () => held.size,
     seen: () => seen,
@@ -142,5 +149,8 @@ export const make = (options: {
     }
   }
 }
+
+/** How much of a lock is for closing the sessions that were opened before. */
+const forClosing = 0.3
 
 export const nameOf = ({ host, port }: ClusterMember): string => `${host}:${port}`

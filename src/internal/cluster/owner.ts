@@ -29,10 +29,11 @@ import * as Tracer from "effect/Tracer"
 import * as Crypto from "node:crypto"
 import type { SessionHandle } from "../../Connector.ts"
 import type { Identity } from "../../Identity.ts"
-import { McpSessionError, SessionClosed } from "../../McpSessionError.ts"
+import type { McpSessionError } from "../../McpSessionError.ts"
 import type { McpSession } from "../../Session.ts"
 import type { ClusterConnectError } from "../../SessionClusterError.ts"
 import type * as SessionPool from "../../SessionPool.ts"
+import * as Elsewhere from "../elsewhere.ts"
 import { namesAndPlaces } from "../places.ts"
 import * as Codec from "./codec.ts"
 import type { Handlers, Node } from "./node.ts"
@@ -77,14 +78,14 @@ export interface Live {
   readonly awaitClosed: (key: string) => Effect.Effect<void>
 }
 
-export const makeLive = (isOurs: (key: string) => boolean): Live => {
+export const makeLive = (mayOpen: (key: string) => boolean): Live => {
   const live = new Map<string, Set<Deferred.Deferred<void>>>()
   return {
     connect: (connect) =>
       // What a connector keeps ahead it says as a property of its own
       Object.assign((identity: Identity, handle: SessionHandle) =>
         Effect.suspend(() => {
-          if (!isOurs(identity.key)) return Effect.fail(lost("connect"))
+          if (!mayOpen(identity.key)) return Effect.fail(Elsewhere.make())
           const closed = Deferred.makeUnsafe<void>()
           const incarnations = live.get(identity.key) ?? new Set()
           live.set(identity.key, incarnations.add(closed))
@@ -104,9 +105,6 @@ export const makeLive = (isOurs: (key: string) => boolean): Live => {
   }
 }
 
-const lost = (method: string) =>
-  new McpSessionError({ reason: new SessionClosed({ requestSent: false }), method, server: "cluster" })
-
 export const make = Effect.fnUntraced(function*(options: {
   readonly node: Node
   readonly pool: Pool
@@ -124,8 +122,6 @@ export const make = Effect.fnUntraced(function*(options: {
   // Of those that are over, by name, which calls they had: one that comes twice has run, whenever it comes again
   const over = new Map<string, Seen.Seen>()
   const shardOf = (key: string) => shardName(node, key)
-  // No lease may outlast the lock: what is closed in the last third of it is closed in time
-  const margin = settings.lockTimeToLive * 0.3
 
   // ---------------------------------------------------------------------------
   // Leases
@@ -145,10 +141,10 @@ export const make = Effect.fnUntraced(function*(options: {
     if (lease.inFlight === 0) Deferred.doneUnsafe(lease.idle, Exit.void)
   }
 
-  // Until the lock is about to run out: while it is refreshed it never does.
+  // Until the last third of the lock, which is for closing: while it is refreshed that never comes.
   const nearlyLost = (shard: string): Effect.Effect<void> =>
     Effect.suspend(() => {
-      const left = fence.remaining(shard) - margin
+      const left = fence.remaining(shard)
       return left <= 0 ? Effect.void : Effect.flatMap(Effect.sleep(Math.max(50, left)), () => nearlyLost(shard))
     })
 
@@ -206,8 +202,8 @@ export const make = Effect.fnUntraced(function*(options: {
 
   const lease = Effect.fnUntraced(function*(shard: string, identity: Identity) {
     const events = yield* Queue.make<Wire.LeaseEvent, Cause.Done>()
-    // Not ours any more, whatever the engine thinks: the caller looks for the owner again
-    if (!fence.holds(shard)) {
+    // Not ours any more, or perhaps so soon, whatever the engine thinks: the caller looks for the owner again
+    if (!fence.mayOpen(shard)) {
       Queue.endUnsafe(events)
       return events
     }
@@ -333,7 +329,7 @@ export const make = Effect.fnUntraced(function*(options: {
     () => Effect.sync(() => fence.onLost.delete(onLost))
   )
   const evictLost = Effect.suspend(() => {
-    const shards = Array.from(new Set(live.keys().map(shardOf))).filter((shard) => fence.remaining(shard) <= margin)
+    const shards = Array.from(new Set(live.keys().map(shardOf))).filter((shard) => !fence.mayOpen(shard))
     return shards.length === 0 ? Effect.void : Effect.forEach(shards, evict, { discard: true })
   })
   yield* Effect.forkScoped(Effect.forever(Effect.delay(evictLost, settings.lockTimeToLive / 20)))
@@ -397,9 +393,10 @@ const remembered = 4_096
 
 const retired: Wire.LeaseEvent = { _tag: "Retired" }
 
-/** What the caller is told of a lease that could not be had. Nothing where it was only interrupted. */
+/** What the caller is told of a lease that could not be had. Nothing if it was interrupted, or is to be elsewhere. */
 const failedOf = (cause: Cause.Cause<Effect.Error<ReturnType<Pool["get"]>>>): Wire.LeaseEvent | undefined => {
   const error = Cause.findErrorOption(cause)
+  if (Option.isSome(error) && Elsewhere.is(error.value)) return undefined
   if (Option.isSome(error)) return { _tag: "Failed", error: Codec.crossing(error.value) }
   return Cause.hasDies(cause) ? { _tag: "Died", message: namesAndPlaces(cause) } : undefined
 }

@@ -3,10 +3,12 @@
  */
 import * as Predicate from "effect/Predicate"
 import { ConnectTimeout } from "../../SessionPoolError.ts"
+import * as Elsewhere from "../elsewhere.ts"
 import type { Blame } from "./failures.ts"
 
 export const blameOf = (error: unknown): Blame => {
   if (error instanceof ConnectTimeout) return "upstream"
+  if (Elsewhere.is(error)) return "nobody"
   const isOurs = Predicate.isTagged(error, "McpSessionError") && Predicate.hasProperty(error, "reason")
   const reason: unknown = isOurs ? error.reason : error
   if (Predicate.isTagged(reason, "ConsentRequired")) return "nobody"
