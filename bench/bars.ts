@@ -55,9 +55,9 @@ export const bars = {
   /** ÷ the same SDK server bare */
   inbound: { goal: 1.1, today: 1.18 },
   /** a call of a session at another node ÷ one of this process */
-  remoteCall: { goal: 4 },
+  remoteCall: { goal: 4, today: 5.16 },
   /** the same with three notifications of progress ÷ the same */
-  remoteStreamed: { goal: 10 },
+  remoteStreamed: { goal: 10, today: 9.06 },
   /** a POST of a session at another node ÷ at its own */
-  routed: { goal: 3 }
+  routed: { goal: 3, today: 1.65 }
 } satisfies Readonly<Record<string, Bar>>
