@@ -80,5 +80,6 @@ layer(PostgresCluster.layer, { excludeTestServices: true })("ClusterNode.layer, 
       process.kill(owner.pid, "SIGCONT")
       assert.notStrictEqual(said(yield* Effect.promise(() => late)).text, String(pid))
       yield* until("the old child is gone", () => Promise.resolve(!isAlive(pid)))
+      yield* settled(nodes)
     }))
 })
