@@ -25,7 +25,7 @@ const start = Effect.fnUntraced(function*(
 
 const inside = (memory: MemoryCluster) => memory["~effect-mcp-sessions/MemoryCluster"]
 
-/** The same whose store answers after ten milliseconds, as others do, when it is asked for locks to be kept or freed. */
+/** The same whose store takes ten milliseconds, as others do, when locks are to be kept or freed. */
 const slowly = (memory: MemoryCluster): MemoryCluster => {
   const { storage, ...rest } = inside(memory)
   return {
