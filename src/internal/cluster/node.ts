@@ -135,6 +135,9 @@ export const configOf = (settings: Settings): Partial<ShardingConfig.ShardingCon
   shardLockExpiration: settings.lockTimeToLive,
   shardLockRefreshInterval: settings.refreshInterval,
   refreshAssignmentsInterval: settings.assignmentsInterval,
+  // How often it looks for shards that it should have and has not, say because they were lost and nobody else wants
+  // them, or because the store failed once: without that it may wait for 10 seconds, its default. No message is stored.
+  entityMessagePollInterval: settings.assignmentsInterval,
   entityTerminationTimeout: settings.terminationTimeout,
   // A pool says how many sessions there may be, and an entity is one that there was
   maxResidentEntities: "unbounded",
