@@ -70,9 +70,9 @@ export class ConsentFailed extends Schema.TaggedError<ConsentFailed>("effect-mcp
   "ConsentFailed",
   {
     /**
-     * `unknown`: nobody waits for it, or not any more, or it is not for whoever has come, or it says something twice. `denied`: the authorization
-     * server says that there is no consent. `failed`: it gave no tokens, or it is another than the one that was asked
-     * (RFC 9207), for whose answer the consent goes on waiting; the log says why.
+     * `unknown`: nobody waits for it, or not any more, or it is not for whoever has come, or it says something twice.
+     * `denied`: the authorization server says that there is no consent. `failed`: it gave no tokens, or it is another
+     * than the one that was asked (RFC 9207), for whose answer the consent goes on waiting; the log says why.
      */
     why: Schema.Literals(["unknown", "denied", "failed"])
   }
