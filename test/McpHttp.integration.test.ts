@@ -19,6 +19,7 @@ import { becomes, eventually } from "./support/answers.ts"
 import { bundle } from "./support/bundle.ts"
 import { knowsIdsToTheByte, knowsOneIdOnly } from "./support/endpoints.ts"
 import { openGuarded } from "./support/guarded.ts"
+import { assertWithin, underLoad } from "./support/load.ts"
 import { type Endpoint, makeLog, makeServer, socket } from "./support/mcpHttp.ts"
 import { head, write } from "./support/rawHttp.ts"
 import { begin, call, post } from "./support/requests.ts"
@@ -328,8 +329,8 @@ describe("a process that serves", () => {
     Effect.gen(function*() {
       const { elapsed, ...rest } = JSON.parse(yield* run("serves.ts")) as { readonly elapsed: number }
       assert.deepStrictEqual(rest, { opened: 3, closed: 3, aborted: 1 } as object)
-      assert.isBelow(elapsed, 3_000)
-    }))
+      assertWithin(elapsed, 3_000)
+    }), underLoad)
 
   it.live("exits by itself with guard, too", () =>
     Effect.gen(function*() {

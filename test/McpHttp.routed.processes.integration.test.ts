@@ -11,6 +11,7 @@ import { mkdirSync, renameSync } from "node:fs"
 import { join } from "node:path"
 import { messagesOf, readUntil, textOf } from "./support/answers.ts"
 import { bundleNode, noting, settled, until } from "./support/clusterProcesses.ts"
+import { assertWithin, underLoad } from "./support/load.ts"
 import { begin, call, initialize, post, request, send } from "./support/requests.ts"
 import { makeNodes, raw, type RoutedNode } from "./support/routedProcesses.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
@@ -129,32 +130,36 @@ layer(Cluster.layer, { excludeTestServices: true })("McpHttp.routed, several pro
       assert.strictEqual((yield* request(b, "DELETE", { as: "alice", session })).status, 204)
     }))
 
-  it.effect("ends what is asked of a session whose node is frozen, and says 404 only when that is given up", () =>
-    Effect.gen(function*() {
-      const { directory, nodes } = yield* Cluster
-      const [a, b, c] = first(nodes)
-      const session = yield* begin(a, "alice")
-      const alice = { as: "alice", session }
-      const { args, notes } = noting(directory, "frozen")
-      process.kill(a.pid, "SIGSTOP")
-      const since = performance.now()
-      const asked = [
-        send(b, "POST", alice, call("note", args(0), "seven")),
-        send(c, "GET", { ...alice, headers: stream }),
-        send(c, "DELETE", alice)
-      ]
-      const answers = yield* Effect.promise(() => Promise.all(asked))
-      assert.isBelow(performance.now() - since, 8_000)
-      assert.deepStrictEqual(answers.map(({ status }) => status), [200, 503, 503])
-      assert.include(JSON.stringify(yield* messagesOf(answers[0]!)), "It may have run")
-      yield* known([b, c], 2)
-      for (const node of [b, c]) assert.strictEqual((yield* post(node, call("say"), alice)).status, 404)
-      process.kill(a.pid, "SIGCONT")
-      yield* settled(nodes)
-      assert.isAtMost(notes(), 1)
-      // Nobody has ended it, or it was ended when it thawed
-      assert.include([200, 404], (yield* post(b, call("say"), alice)).status)
-    }))
+  it.effect(
+    "ends what is asked of a session whose node is frozen, and says 404 only when that is given up",
+    () =>
+      Effect.gen(function*() {
+        const { directory, nodes } = yield* Cluster
+        const [a, b, c] = first(nodes)
+        const session = yield* begin(a, "alice")
+        const alice = { as: "alice", session }
+        const { args, notes } = noting(directory, "frozen")
+        process.kill(a.pid, "SIGSTOP")
+        const since = performance.now()
+        const asked = [
+          send(b, "POST", alice, call("note", args(0), "seven")),
+          send(c, "GET", { ...alice, headers: stream }),
+          send(c, "DELETE", alice)
+        ]
+        const answers = yield* Effect.promise(() => Promise.all(asked))
+        assertWithin(performance.now() - since, 8_000)
+        assert.deepStrictEqual(answers.map(({ status }) => status), [200, 503, 503])
+        assert.include(JSON.stringify(yield* messagesOf(answers[0]!)), "It may have run")
+        yield* known([b, c], 2)
+        for (const node of [b, c]) assert.strictEqual((yield* post(node, call("say"), alice)).status, 404)
+        process.kill(a.pid, "SIGCONT")
+        yield* settled(nodes)
+        assert.isAtMost(notes(), 1)
+        // Nobody has ended it, or it was ended when it thawed
+        assert.include([200, 404], (yield* post(b, call("say"), alice)).status)
+      }),
+    underLoad
+  )
 
   it.effect("drains when it is stopped: what runs is finished, and new sessions begin elsewhere", () =>
     Effect.gen(function*() {
@@ -185,36 +190,40 @@ layer(Cluster.layer, { excludeTestServices: true })("McpHttp.routed, several pro
       for (const node of cluster.nodes) assert.strictEqual((yield* post(node, call("say"), alice)).status, 404)
     }))
 
-  it.effect("answers at once what a node had in flight that was killed, 503 while it may live, and then 404", () =>
-    Effect.gen(function*() {
-      const { directory, nodes } = yield* Cluster
-      const [a, b, c] = first(nodes)
-      const session = yield* begin(a, "alice")
-      const alice = { as: "alice", session }
-      const { args, notes, runs } = noting(directory, "killed")
-      const listener = yield* request(c, "GET", { ...alice, headers: stream })
-      const running = send(b, "POST", alice, call("note", args(5_000), "seven"))
-      yield* runs
-      const since = performance.now()
-      process.kill(a.pid, "SIGKILL")
-      const messages = yield* Effect.flatMap(Effect.promise(() => running), messagesOf)
-      assert.deepStrictEqual(messages.map(({ id }) => id), ["seven"])
-      assert.include(JSON.stringify(messages), "It may have run")
-      yield* ended(listener)
-      assert.isBelow(performance.now() - since, 2_000)
-      for (const node of [b, c]) {
-        for (const method of ["GET", "POST", "DELETE"]) {
-          const body = method === "POST" ? call("note", args(0)) : undefined
-          const { headers, status } = yield* request(node, method, {
-            ...alice,
-            headers: method === "GET" ? stream : {}
-          }, body)
-          assert.deepStrictEqual([status, headers.get("retry-after")], [503, "10"])
+  it.effect(
+    "answers at once what a node had in flight that was killed, 503 while it may live, and then 404",
+    () =>
+      Effect.gen(function*() {
+        const { directory, nodes } = yield* Cluster
+        const [a, b, c] = first(nodes)
+        const session = yield* begin(a, "alice")
+        const alice = { as: "alice", session }
+        const { args, notes, runs } = noting(directory, "killed")
+        const listener = yield* request(c, "GET", { ...alice, headers: stream })
+        const running = send(b, "POST", alice, call("note", args(5_000), "seven"))
+        yield* runs
+        const since = performance.now()
+        process.kill(a.pid, "SIGKILL")
+        const messages = yield* Effect.flatMap(Effect.promise(() => running), messagesOf)
+        assert.deepStrictEqual(messages.map(({ id }) => id), ["seven"])
+        assert.include(JSON.stringify(messages), "It may have run")
+        yield* ended(listener)
+        assertWithin(performance.now() - since, 2_000)
+        for (const node of [b, c]) {
+          for (const method of ["GET", "POST", "DELETE"]) {
+            const body = method === "POST" ? call("note", args(0)) : undefined
+            const { headers, status } = yield* request(node, method, {
+              ...alice,
+              headers: method === "GET" ? stream : {}
+            }, body)
+            assert.deepStrictEqual([status, headers.get("retry-after")], [503, "10"])
+          }
         }
-      }
-      assert.strictEqual((yield* post(b, initialize, { as: "alice" })).status, 200)
-      yield* known([b, c], 2)
-      for (const node of [b, c]) assert.strictEqual((yield* post(node, call("note", args(0)), alice)).status, 404)
-      assert.strictEqual(notes(), 1)
-    }))
+        assert.strictEqual((yield* post(b, initialize, { as: "alice" })).status, 200)
+        yield* known([b, c], 2)
+        for (const node of [b, c]) assert.strictEqual((yield* post(node, call("note", args(0)), alice)).status, 404)
+        assert.strictEqual(notes(), 1)
+      }),
+    underLoad
+  )
 })

@@ -2,7 +2,7 @@
  * Tests whose numbers are the point: `npm test` shows with smaller ones that the rule holds, `npm run load` with great
  * ones that it scales.
  */
-import { inject } from "vitest"
+import { assert, inject } from "vitest"
 
 declare module "vitest" {
   interface ProvidedContext {
@@ -19,3 +19,11 @@ export const some = <A>(first: A, ...others: ReadonlyArray<A>): ReadonlyArray<A>
 
 /** The options of such a test. */
 export const underLoad = { tags: ["load"], timeout: 600_000 }
+
+/**
+ * Asserts that something took less, both in milliseconds, in `npm run load`, where nothing else runs. `npm test` runs
+ * files side by side: how long a process waits there for its turn says nothing about the code.
+ */
+export const assertWithin = (elapsed: number, limit: number): void => {
+  if (inject("load")) assert.isBelow(elapsed, limit)
+}

@@ -40,7 +40,7 @@ interface Course {
   readonly stepUps: number
 }
 
-/** How long a token that was refused as soon as it had come is not replaced. */
+/** How long a token that was refused as soon as it had come, or has come again, is not replaced. */
 const restMillis = 30_000
 
 const maxStepUps = 2
@@ -63,17 +63,29 @@ export const make = (sdk: Cells.Sdk): Authorized => (options) =>
           while (cell.flight !== undefined) yield* Deferred.await(cell.flight)
           const now = yield* current
           if (now !== wanted.refused) return now
-          if (cell.flown > flown && cell.failed !== undefined) return yield* Effect.as(cell.failed, undefined)
+          if (cell.flown > flown) {
+            if (cell.failed !== undefined) return yield* Effect.as(cell.failed, undefined)
+            // It has brought the same again
+            if (!wanted.isStepUp || cell.widenedBy === wanted.scope) return undefined
+          }
           const { unproven } = cell
           const time = clock.currentTimeMillisUnsafe()
           const isResting = unproven !== undefined && unproven.token === now && time < unproven.since + restMillis
           if (isResting && !wanted.isStepUp) return undefined
-          isOwn = yield* Cells.fly(cell, renew(wanted))
+          isOwn = yield* Cells.fly(
+            cell,
+            Effect.suspend(() => {
+              if (wanted.isStepUp) cell.widenedBy = wanted.scope
+              return renew(wanted)
+            })
+          )
         }
         const next = yield* current
-        if (next === undefined || next === wanted.refused) return undefined
-        cell.unproven = { token: next, since: clock.currentTimeMillisUnsafe() }
-        return next
+        const isOther = next !== wanted.refused
+        if (next !== undefined && (isOther || !wanted.isStepUp)) {
+          cell.unproven = { token: next, since: clock.currentTimeMillisUnsafe() }
+        }
+        return isOther ? next : undefined
       })
 
     // Whoever has given up hears that, and not that a fiber was interrupted
