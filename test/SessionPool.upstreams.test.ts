@@ -167,7 +167,7 @@ describe("capacityPerUpstream", () => {
         }))
         yield* TestClock.adjust(100)
         yield* Effect.repeat(settle, { times: 2 })
-        assert.deepStrictEqual([told, comes].map(outcome), ["success", "success"], `a yield after each ${ops}`)
+        assert.deepStrictEqual([outcome(told), outcome(comes)], ["success", "success"], `a yield after each ${ops}`)
         const waiting = yield* fork(visit(pool, slowC))
         yield* settle
         assert.strictEqual(outcome(waiting), "waiting", `a yield after each ${ops}`)
