@@ -191,7 +191,7 @@ for (const [sdk, connector] of generations) {
         assert.strictEqual(upstream.grants.length, texts.length)
       }))
 
-    it.effect("the same token again is asked for once by all who were refused with it, and not again for a while", () =>
+    it.effect("the same token again is asked for once by all who were refused with it", () =>
       Effect.gen(function*() {
         const upstream = yield* Protected.make
         const { authority, server, valid } = upstream
@@ -221,14 +221,12 @@ for (const [sdk, connector] of generations) {
           const calls = Effect.all(Array.from({ length: 5 }, () => Effect.flip(call(session))), {
             concurrency: "unbounded"
           })
-          for (const error of [...yield* calls, ...yield* calls]) {
-            assert.strictEqual(error.reason._tag, "Unauthorized")
-          }
+          for (const error of yield* calls) assert.strictEqual(error.reason._tag, "Unauthorized")
           assert.strictEqual(asked, 1)
-          yield* TestClock.adjust("30 seconds")
+          // Another is asked for by those who come later
           yield* calls
           assert.strictEqual(asked, 2)
-          // More than it can do is asked for once, too, for as long as the calls overlap
+          // More than it can do is asked for once, too
           server.behaviour.refuse = ({ rpc }) =>
             rpc === "tools/call" ? [403, "Bearer error=\"insufficient_scope\", scope=\"root\""] : undefined
           for (const error of yield* calls) assert.strictEqual(error.reason._tag, "Forbidden")
