@@ -186,7 +186,7 @@ export const answering = <E extends Respondable, R>(
 
 /**
  * Takes a request upon an endpoint: whatever the answer, web pages of allowed origins can read it, and a client that
- * does not is not waited for. An answer that is a stream is bounded where it is made.
+ * does not, or that still has more to say, is not waited for. An answer that is a stream is bounded where it is made.
  */
 export const serving = <E extends Respondable, R>(
   { cors, protects, streamTimeToLive }: ReturnType<typeof toSettings>,
@@ -198,8 +198,8 @@ export const serving = <E extends Respondable, R>(
     const answered = answering(answer, protects === undefined ? undefined : () => protects.of(request))
     return Effect.tap(cors(request, answered), ({ body }) =>
       body._tag === "Uint8Array" && body.contentLength > maxUnread && streamTimeToLive < Infinity
-        ? Socket.hangUpUnread(request, streamTimeToLive)
-        : Effect.void)
+        ? Effect.andThen(Socket.hangUpUnfinished(request), Socket.hangUpUnread(request, streamTimeToLive))
+        : Socket.hangUpUnfinished(request))
   })
 
 // What a connection keeps of an answer, whether or not it is read. No request waits for less to be read.
