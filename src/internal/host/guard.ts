@@ -292,8 +292,8 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
 })
 
 const sharedInside = Effect.logError(
-  "McpHttp.guard: the server inside began the same session for two callers, and the second was refused. A server needs " +
-    "a session of its own for each"
+  "McpHttp.guard: the server inside began the same session for two callers, and the second was refused. Each needs a " +
+    "session of its own there"
 )
 
 // The id is in the response when everything else has had its say.
