@@ -70,9 +70,9 @@ export class ConsentFailed extends Schema.TaggedError<ConsentFailed>("effect-mcp
   "ConsentFailed",
   {
     /**
-     * `unknown`: nobody waits for it, or not any more, or it is not for whoever has come. `denied`: the authorization
-     * server says that there is no consent. `failed`: it gave no tokens, or it is another than the one that was asked
-     * (RFC 9207), for whose answer the consent goes on waiting; the log says why.
+     * `unknown`: nobody waits for it, or not any more, or it is not for whoever has come, or it says something twice.
+     * `denied`: the authorization server says that there is no consent. `failed`: it gave no tokens, or it is another
+     * than the one that was asked (RFC 9207), for whose answer the consent goes on waiting; the log says why.
      */
     why: Schema.Literals(["unknown", "denied", "failed"])
   }
@@ -101,6 +101,9 @@ export class ConsentFailed extends Schema.TaggedError<ConsentFailed>("effect-mcp
  * The caller may take as long as the connector's `authorizationCode.timeout` says. A caller who declines, an `ask` that
  * fails and a consent that does not come in time leave the effect's own error. No session is held meanwhile, unless
  * this stands within a lease: put it around `SessionPool.withSession`.
+ *
+ * An identity's consents at one upstream are the four newest, and those of a process 10,000: an older one's callback
+ * comes in vain.
  *
  * @category combinators
  */
@@ -160,6 +163,8 @@ const finishAs = <R>(
 ): Effect.Effect<Identity, ConsentFailed, R> =>
   Effect.gen(function*() {
     const query = queryOf(answer)
+    // RFC 6749 section 3.1. Which of them counts is nothing that whoever has added one should decide
+    if (once.some((name) => query.getAll(name).length > 1)) return yield* new ConsentFailed({ why: "unknown" })
     const consents = yield* Pending.Consents
     const pending = yield* consents.ofState(query.get("state") ?? "")
     if (pending === undefined) return yield* new ConsentFailed({ why: "unknown" })
@@ -184,20 +189,17 @@ const redeemed = (consents: Pending.Consents, pending: Pending.Pending, query: U
         () => new ConsentFailed({ why: "failed" })
       )
     return Effect.as(
-      Effect.onExit(given, (exit) => Effect.sync(() => settled(consents, pending, Exit.isSuccess(exit)))),
+      Effect.onExit(given, (exit) => Deferred.succeed(pending.done, Exit.isSuccess(exit))),
       pending.identity
     )
   })
+
+const once = ["state", "code", "iss", "error"]
 
 const queryOf = (answer: string | URL | URLSearchParams): URLSearchParams => {
   if (answer instanceof URLSearchParams) return answer
   const text = String(answer)
   return URL.canParse(text, "http://localhost") ? new URL(text, "http://localhost").searchParams : new URLSearchParams()
-}
-
-const settled = (consents: Pending.Consents, pending: Pending.Pending, isGiven: boolean): void => {
-  consents.settle(pending)
-  Deferred.doneUnsafe(pending.done, Exit.succeed(isGiven))
 }
 
 /**

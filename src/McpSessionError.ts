@@ -173,8 +173,9 @@ export class PreparationFailed extends Schema.TaggedClass<PreparationFailed>()("
   /** The option whose Effect failed. */
   option: Schema.Literals(["headers", "env", "server", "transport", "authorization"]),
   /**
-   * What it failed, died or threw with; of `authorization` an `AuthorizationFailed`. Redacted, because it may quote
-   * what it was about: `Redacted.value(cause)`.
+   * What it failed, died or threw with, or that it has interrupted itself; of `authorization` an
+   * `AuthorizationFailed`, unless it is a function of your own that has failed. Redacted, because it may quote what it
+   * was about: `Redacted.value(cause)`.
    */
   cause: Schema.Redacted(Schema.Unknown),
   /** Whether the request may have reached the server. */

@@ -1249,9 +1249,13 @@ const warm = <Session, E>(
       const { terms, upstream } = wanted
       const admitted = Leased.atomically(engine, () => {
         // Those who wait come first, and may take the room
-        if (!Waiting.isNext(waiting, upstream) || !Leased.hasRoom(engine) || Upstreams.isFull(upstream)) {
-          return undefined
+        const hasRoom = Waiting.isNext(waiting, upstream) && Leased.hasRoom(engine) && !Upstreams.isFull(upstream)
+        if (upstream !== undefined) {
+          // Before the open, which may be over at once, and the upstream unused again
+          const settle = hasRoom ? Upstreams.keep : Upstreams.forgetUnused
+          settle(waiting.upstreams!, upstream)
         }
+        if (!hasRoom) return undefined
         const opening = Leased.admit(engine, identity.key, identity, 1, {
           ...wanted,
           terms: { ...terms, openTimeout }
@@ -1260,10 +1264,6 @@ const warm = <Session, E>(
         connecting.join(opening)
         return opening
       })
-      if (upstream !== undefined) {
-        const settle = admitted === undefined ? Upstreams.forgetUnused : Upstreams.keep
-        settle(waiting.upstreams!, upstream)
-      }
       if (admitted === undefined) return Effect.succeed(false)
       countMiss(self, caller)
       return Effect.catchCause(

@@ -89,7 +89,8 @@ const failed = (method: TokenStoreError["method"]) =>
 /**
  * Keeps what the `authorization` of a connector has got: access tokens, refresh tokens, and what a client was told when
  * it registered. A key is one of `SHA-256` over the identity's key, the upstream and the client, in base64url behind a
- * word: safe to log, and short enough for the name of a file. A value is JSON, and all of it is secret.
+ * word: safe to log, and short enough for the name of a file. A value is JSON, all of it is secret, and it counts under
+ * its own key alone, which is in it.
  *
  * A connector takes the store of the layer that it is used in. By default that is the memory of this process, with room
  * for 10,000 values: the one that was used least recently makes room.

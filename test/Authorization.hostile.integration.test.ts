@@ -4,6 +4,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import { ClientCredentialsProvider } from "@modelcontextprotocol/sdk/client/auth-extensions.js"
 import type { OAuthClientProvider } from "@modelcontextprotocol/sdk/client/auth.js"
+import type { OAuthTokens } from "@modelcontextprotocol/sdk/shared/auth.js"
 import { AuthorizationFailed } from "effect-mcp-sessions/Authorization"
 import * as Consent from "effect-mcp-sessions/Consent"
 import { Identity } from "effect-mcp-sessions/Identity"
@@ -15,6 +16,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as KeyValueStore from "effect/persistence/KeyValueStore"
 import * as Redacted from "effect/Redacted"
 import * as TestClock from "effect/testing/TestClock"
@@ -163,21 +165,110 @@ for (const [sdk, connector] of generations) {
     it.effect("a store with anything in it is a store with nothing in it", () =>
       Effect.gen(function*() {
         const upstream = yield* Protected.make
+        const values = [
+          null,
+          [1],
+          { tokens: { access_token: 5 } },
+          { tokens: { access_token: "a", scope: [] } },
+          { tokens: { access_token: "a\r\nX-Evil: 1", token_type: "Bearer" } }
+        ]
         const texts = [
-          "{",
-          "null",
-          "[1]",
-          "{\"tokens\":{\"access_token\":5}}",
-          "{\"tokens\":{\"access_token\":\"a\",\"scope\":[]}}",
-          JSON.stringify({ tokens: { access_token: "a\r\nX-Evil: 1", token_type: "Bearer" } })
+          () => "{",
+          () => "null",
+          () => "[1]",
+          (key: string) => JSON.stringify({ key }),
+          ...values.map((value) => (key: string) => JSON.stringify({ key, value }))
         ]
         for (const text of texts) {
-          const store = { ...empty, get: () => Effect.succeedSome(Redacted.make(text)) }
+          const store: TokenStoreShape = {
+            ...empty,
+            get: (key) => Effect.succeedSome(Redacted.make(text(key)))
+          }
           yield* Effect.flatMap(clientOf(connector, upstream)(alice, makeHandle()), call).pipe(
             Effect.provide(Layer.succeed(TokenStore, store))
           )
         }
         assert.strictEqual(upstream.grants.length, texts.length)
+      }))
+
+    it.effect("the same token again is asked for once by all who were refused with it", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        const { authority, server, valid } = upstream
+        const { refuse } = server.behaviour
+        let asked = 0
+        upstream.answer = () => {
+          asked++
+          return { body: { access_token: "the-only-one", token_type: "Bearer" } }
+        }
+        const provider = new ClientCredentialsProvider({ clientId: "gateway", clientSecret: "client-secret" })
+        const token = Effect.sync(() => {
+          asked++
+          return Redacted.make("the-only-one")
+        })
+        const ways = [
+          { clientCredentials: { clientId: "gateway", clientSecret, issuer: authority.issuer } },
+          { token: () => token },
+          () => provider
+        ]
+        for (const authorization of ways) {
+          valid.set("the-only-one", "")
+          server.behaviour.refuse = refuse
+          const session = yield* connector.http({ url: server.url, authorization })(alice, makeHandle())
+          asked = 0
+          server.behaviour.refuse = ({ rpc }) =>
+            rpc === "tools/call" ? [401, "Bearer error=\"invalid_token\""] : undefined
+          const calls = Effect.all(Array.from({ length: 5 }, () => Effect.flip(call(session))), {
+            concurrency: "unbounded"
+          })
+          for (const error of yield* calls) assert.strictEqual(error.reason._tag, "Unauthorized")
+          assert.strictEqual(asked, 1)
+          // Another is asked for by those who come later
+          yield* calls
+          assert.strictEqual(asked, 2)
+          // More than it can do is asked for once, too
+          server.behaviour.refuse = ({ rpc }) =>
+            rpc === "tools/call" ? [403, "Bearer error=\"insufficient_scope\", scope=\"root\""] : undefined
+          for (const error of yield* calls) assert.strictEqual(error.reason._tag, "Forbidden")
+          assert.strictEqual(asked, 3)
+        }
+      }).pipe(Effect.provide(TokenStore.layerMemory)))
+
+    it.effect("what interrupts itself on the way to a token is a failure like any other", () =>
+      Effect.gen(function*() {
+        const { authority, server } = yield* Protected.make
+        const itself = { clientCredentials: { clientId: "gateway", clientSecret, issuer: authority.issuer } }
+        for (const authorization of [itself, { token: () => Effect.interrupt }]) {
+          const { reason } = yield* Effect.flip(
+            connector.http({ url: server.url, authorization })(alice, makeHandle())
+          )
+          assert(reason._tag === "PreparationFailed")
+          assert.strictEqual(reason.option, "authorization")
+        }
+        const session = yield* connector.http({
+          url: server.url,
+          authorization: { token: () => Effect.interrupt },
+          headers: () => Effect.interrupt
+        })(alice, makeHandle()).pipe(Effect.flip)
+        assert(session.reason._tag === "PreparationFailed")
+      }).pipe(Effect.provide(Layer.succeed(TokenStore, { ...empty, get: () => Effect.interrupt }))))
+
+    it.effect("a store that answers for somebody else has nothing", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        const written: Array<Redacted.Redacted> = []
+        // As one does whose keys are cut off, or in one case
+        const store = Layer.succeed(TokenStore, {
+          ...empty,
+          get: () => Effect.succeed(Option.fromUndefinedOr(written.at(-1))),
+          set: (key, value) => Effect.sync(() => void (key.startsWith("grant-") && written.push(value)))
+        })
+        yield* Effect.gen(function*() {
+          yield* Consent.withConsent(agree)(echo)
+          yield* Effect.provide(echo, Layer.fresh(callerOf(connector, upstream)))
+          const bob = Sessions.withSession(Identity.fromKey("bob"), call)
+          assert.strictEqual((yield* Effect.flip(bob) as Effect.Effect<McpSessionError>).reason._tag, "ConsentRequired")
+        }).pipe(Effect.provide(callerOf(connector, upstream)), Effect.provide(store))
       }))
 
     it.effect("scopes that could not be had are not asked for again with others", () =>
@@ -206,6 +297,31 @@ for (const [sdk, connector] of generations) {
         assert.isAbove(asked.length, 2)
         assert.notInclude(asked.at(-1)!, "root")
       }).pipe(Effect.provide(TokenStore.layerMemory)))
+
+    it.effect("a provider may be frozen, and say null where it has nothing", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        let kept: OAuthTokens | null = null
+        const provider = Object.freeze({
+          redirectUrl: undefined,
+          clientMetadata: { redirect_uris: [], grant_types: ["client_credentials"] },
+          clientInformation: () => ({ client_id: "gateway", client_secret: "client-secret" }),
+          prepareTokenRequest: () => new URLSearchParams({ grant_type: "client_credentials" }),
+          tokens: () => kept as OAuthTokens | undefined,
+          saveTokens: (tokens: OAuthTokens) => {
+            kept = tokens
+          },
+          redirectToAuthorization: () => {},
+          saveCodeVerifier: () => {},
+          codeVerifier: () => ""
+        })
+        const session = yield* connector.http({ url: upstream.server.url, authorization: () => provider })(
+          alice,
+          makeHandle()
+        )
+        yield* call(session)
+        assert.strictEqual(upstream.grants.length, 1)
+      }))
 
     it.effect("a provider's token that is to be widened is not refreshed: a refresh widens nothing", () =>
       Effect.gen(function*() {
@@ -335,6 +451,51 @@ for (const [sdk, connector] of generations) {
           answer({ body: { access_token: "good-token", token_type: "Bearer" } })
           yield* Fiber.join(waiting)
           assert.strictEqual(upstream.grants.length, 1)
+        }).pipe(Effect.provide(callerOf(connector, upstream)))
+      }).pipe(Effect.provide(TokenStore.layerMemory)))
+
+    it.effect("a callback that says something twice is nobody's (RFC 6749 section 3.1)", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        yield* Effect.gen(function*() {
+          const { id, url } = yield* consentOf(echo)
+          const back = new URL(yield* browse(url))
+          for (const name of ["state", "code", "iss", "error"]) {
+            const twice = new URL(back)
+            twice.searchParams.append(name, upstream.authority.issuer)
+            twice.searchParams.append(name, "https://elsewhere.test")
+            assert.strictEqual((yield* Effect.flip(Consent.finish(twice))).why, "unknown", name)
+          }
+          assert.deepStrictEqual(upstream.grants, [])
+          assert.strictEqual((yield* consentOf(echo)).id, id)
+          yield* Consent.finish(back)
+          yield* echo
+        }).pipe(Effect.provide(callerOf(connector, upstream)))
+      }).pipe(Effect.provide(TokenStore.layerMemory)))
+
+    it.effect("a caller who needs another consent with each call takes nobody's place", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        yield* Effect.gen(function*() {
+          const bob = Identity.fromKey("bob")
+          const ofBob = yield* consentOf(Sessions.withSession(bob, call))
+          yield* Consent.withConsent(agree)(echo)
+          const asked: Array<string> = []
+          for (let i = 0; i < 12; i++) {
+            upstream.needs = ({ authorization, rpc }) =>
+              authorization !== undefined && rpc === "tools/call" ? `${i}` : ""
+            asked.push(yield* Effect.flatMap(consentOf(echo), ({ url }) => browse(url)))
+          }
+          upstream.needs = () => ""
+          const ends = yield* Effect.forEach(
+            asked,
+            (back) => Effect.match(Consent.finish(back), { onFailure: ({ why }) => why, onSuccess: () => "redeemed" })
+          )
+          assert.deepStrictEqual(ends, [
+            ...Array.from({ length: 8 }, () => "unknown"),
+            ...Array.from({ length: 4 }, () => "redeemed")
+          ])
+          assert.strictEqual((yield* Consent.finish(yield* browse(ofBob.url))).key, "bob")
         }).pipe(Effect.provide(callerOf(connector, upstream)))
       }).pipe(Effect.provide(TokenStore.layerMemory)))
 

@@ -11,17 +11,22 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Redacted from "effect/Redacted"
+import * as RpcClient from "effect/rpc/RpcClient"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
+import * as TestClock from "effect/testing/TestClock"
 import { hkdfSync } from "node:crypto"
+import { once } from "node:events"
 import { writeFileSync } from "node:fs"
-import { connect, createServer } from "node:net"
+import { type AddressInfo, connect, createServer } from "node:net"
 import { join } from "node:path"
 import { connect as connectTls, type ConnectionOptions } from "node:tls"
+import * as Sockets from "../src/internal/cluster/sockets.ts"
+import * as Wire from "../src/internal/cluster/wire.ts"
 import { selfSigned } from "./support/certificates.ts"
 import { answer, keySecret, makeUpstream } from "./support/cluster.ts"
 import { freePorts } from "./support/clusterProcesses.ts"
-import { refused } from "./support/fibers.ts"
+import { fork, refused } from "./support/fibers.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
 
 const { cert, key } = selfSigned()
@@ -63,6 +68,22 @@ const startPair = Effect.fnUntraced(function*(security: ClusterSecurity) {
 })
 
 const alice = Identity.fromKey("alice")
+
+/** It takes connections, and says nothing. */
+const muteServer = Effect.acquireRelease(
+  Effect.promise(async () => {
+    const server = createServer((socket) => socket.on("error", () => undefined))
+    const connected = once(server, "connection")
+    server.listen(0, "127.0.0.1")
+    await once(server, "listening")
+    return { server, connected, port: (server.address() as AddressInfo).port }
+  }),
+  ({ connected, server }) =>
+    Effect.promise(async () => {
+      for (const socket of await connected) socket.destroy()
+      server.close()
+    })
+)
 
 describe("links between nodes", () => {
   it.live.each<readonly [string, ClusterSecurity]>([
@@ -242,6 +263,30 @@ describe("links between nodes", () => {
         Effect.ensuring(Effect.sync(() => late.destroy()))
       )
       yield* Effect.timeout(Fiber.join(stopping), "2 seconds")
+    }))
+
+  it.effect("are not waited for when who is to answer has left meanwhile, as a machine that has vanished", () =>
+    Effect.gen(function*() {
+      const server = yield* muteServer
+      let isThere = true
+      const transport = yield* Sockets.make({
+        security: { type: "secret", secret: Redacted.value(shared.secret) },
+        listen: undefined,
+        closing: new AbortController().signal,
+        pingInterval: 2_000
+      })
+      const protocol = yield* transport.connect({ host: "127.0.0.1", port: server.port }, () => isThere)
+      const peer = yield* Effect.provideService(RpcClient.make(Wire.Rpcs), RpcClient.Protocol, protocol)
+      const asking = yield* fork(Effect.flip(peer["Session.Inspect"]({ what: "stats" })))
+      yield* Effect.promise(() => server.connected)
+      yield* TestClock.adjust(500)
+      assert.isUndefined(asking.pollUnsafe())
+      isThere = false
+      // A connection that does not open is given up after two seconds
+      yield* TestClock.adjust(200)
+      const { reason } = yield* Fiber.join(asking)
+      // So that it is known that nothing was sent
+      assert.strictEqual(reason._tag, "SocketOpenError")
     }))
 
   it.live("have an end when the store can't be opened, or is none", () =>

@@ -94,4 +94,15 @@ layer(PostgresCluster.layer, { excludeTestServices: true })("ClusterNode.layer, 
       }),
     underLoad
   )
+
+  it.effect("frees its locks when it stops", () =>
+    Effect.gen(function*() {
+      const { nodes: [node], postgres } = yield* PostgresCluster
+      node!.child.kill("SIGTERM")
+      yield* Effect.promise(() => node!.exited)
+      assert.deepStrictEqual(
+        yield* postgres.query(`SELECT shard_id FROM mcp_cluster_locks WHERE address = '${node!.name}'`),
+        []
+      )
+    }))
 })

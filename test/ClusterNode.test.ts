@@ -2,10 +2,14 @@ import { assert, describe, it } from "@effect/vitest"
 import { InvalidOptions } from "effect-mcp-sessions"
 import { ClusterMembership } from "effect-mcp-sessions/ClusterMembership"
 import { ClusterNode, type MemoryCluster, type MemoryOptions } from "effect-mcp-sessions/ClusterNode"
+import * as Clock from "effect/Clock"
+import * as RunnerAddress from "effect/cluster/RunnerAddress"
+import * as ShardId from "effect/cluster/ShardId"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import * as TestClock from "effect/testing/TestClock"
+import * as Fence from "../src/internal/cluster/fence.ts"
 import { build, fork, refused } from "./support/fibers.ts"
 
 const keySecret = Redacted.make("sixteen characters and more")
@@ -20,6 +24,24 @@ const start = Effect.fnUntraced(function*(
 })
 
 const inside = (memory: MemoryCluster) => memory["~effect-mcp-sessions/MemoryCluster"]
+
+/** The same whose store takes ten milliseconds, as others do, when locks are to be kept or freed. */
+const slowly = (memory: MemoryCluster): MemoryCluster => {
+  const { storage, ...rest } = inside(memory)
+  return {
+    "~effect-mcp-sessions/MemoryCluster": {
+      ...rest,
+      storage: (...options) => {
+        const store = storage(...options)
+        return {
+          ...store,
+          refresh: (...asked) => Effect.tap(store.refresh(...asked), () => Effect.sleep(10)),
+          release: (...asked) => Effect.tap(store.release(...asked), () => Effect.sleep(10))
+        }
+      }
+    }
+  }
+}
 
 /** How many shards each node has locked. */
 const shares = (memory: MemoryCluster) => {
@@ -103,6 +125,36 @@ describe("ClusterNode", () => {
       yield* TestClock.adjust("4 seconds")
       assert.isDefined(closing.pollUnsafe())
       assert.deepStrictEqual(shares(memory), { "a:1": 100 })
+    }))
+
+  it.effect("has a share again, and soon, that it had lost and that nobody else wants", () =>
+    Effect.gen(function*() {
+      const memory = slowly(ClusterNode.memory())
+      yield* start(memory, "a")
+      yield* TestClock.adjust("4 seconds")
+      const store = inside(memory).storage(yield* Clock.Clock, 10_000, "b:1")
+      yield* store.releaseAll(RunnerAddress.make("a", 1))
+      assert.deepStrictEqual(shares(memory), {})
+      // It hears of it within three seconds, and asks for them within one
+      yield* TestClock.adjust("5 seconds")
+      assert.deepStrictEqual(shares(memory), { "a:1": 100 })
+    }))
+
+  it.effect("knows nothing of a shard that it has released while the store was being asked for it", () =>
+    Effect.gen(function*() {
+      const clock = yield* Clock.Clock
+      const address = RunnerAddress.make("a", 1)
+      const store = inside(slowly(ClusterNode.memory())).storage(clock, 10_000, "a:1")
+      const fence = Fence.make({ storage: store, clock, expiry: 10_000, group: "mcp", address })
+      const [kept, left] = [ShardId.make("mcp", 1), ShardId.make("mcp", 2)]
+      yield* fence.storage.acquire(address, [kept, left])
+      const refreshing = yield* fork(fence.storage.refresh(address, [kept, left]))
+      yield* fork(fence.storage.release(address, left))
+      yield* TestClock.adjust(20)
+      assert.isDefined(refreshing.pollUnsafe())
+      assert.isTrue(fence.holds(String(kept)))
+      assert.isFalse(fence.holds(String(left)))
+      assert.strictEqual(fence.size(), 1)
     }))
 
   it.effect("answers with ClusterUnavailable of type store, and is unready, while the store is silent", () =>

@@ -251,6 +251,19 @@ describe("a body that does not arrive", () => {
       }
     }))
 
+  it.live("is not listened to for ever when its request has been refused", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open({ maxBodyBytes: 1_000 })
+      const session = yield* begin(endpoint)
+      for (const [head, refusal] of [[half("unknown"), 404], [half(session, 1_001), 413]] as const) {
+        const { closed, said, socket: self } = yield* peer(endpoint, head, { body: "{" })
+        yield* Effect.forkChild(Effect.forever(Effect.andThen(Effect.sync(() => self.write(" ")), Effect.sleep(100))))
+        yield* eventually(() => said().includes("\r\n\r\n"))
+        assert.match(said(), new RegExp(`^HTTP/1\\.1 ${refusal} `))
+        yield* Effect.promise(() => closed).pipe(Effect.timeout("4 seconds"))
+      }
+    }))
+
   it.live("is refused before it comes when it is too large", () =>
     Effect.gen(function*() {
       const endpoint = yield* open({ maxBodyBytes: 1_000 })
@@ -301,6 +314,19 @@ describe("a client that does not read", () => {
       self.pause()
       const stream = yield* request(endpoint, "GET", { session })
       assert.strictEqual(stream.status, 200)
+      yield* Effect.promise(() => endpoint.log.servers.get(session)!.sendToolListChanged())
+      yield* readUntil(stream, "list_changed")
+    }))
+
+  it.live("gets it also if it asks for events that nobody has kept", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open()
+      const session = yield* begin(endpoint)
+      const ghost = yield* request(endpoint, "GET", { session })
+      const headers = { "last-event-id": "of another server" }
+      const stream = yield* request(endpoint, "GET", { session, headers })
+      assert.strictEqual(stream.status, 200)
+      yield* textOf(ghost)
       yield* Effect.promise(() => endpoint.log.servers.get(session)!.sendToolListChanged())
       yield* readUntil(stream, "list_changed")
     }))

@@ -5,8 +5,10 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Logger from "effect/Logger"
 import * as Metric from "effect/Metric"
 import * as Schedule from "effect/Schedule"
+import * as Scheduler from "effect/Scheduler"
 import * as TestClock from "effect/testing/TestClock"
 import { fork, outcome, settle } from "./support/fibers.ts"
 import { heap } from "./support/heap.ts"
@@ -135,6 +137,43 @@ describe("capacityPerUpstream", () => {
       for (const identity of [slowA, fastA, slowB]) yield* Effect.flip(visit(pool, identity))
       assert.deepStrictEqual((yield* pool.stats).upstreams, [])
       assert.deepStrictEqual(asked, ["slow", "fast", "slow"])
+    }))
+
+  it.effect("one whose session fails to open ahead at once is forgotten, too", () =>
+    Effect.gen(function*() {
+      const { pool } = yield* start({
+        capacityPerUpstream: 1,
+        upstream: { dial: () => Effect.fail(new Refused({ why: "down" })) }
+      })
+      assert.strictEqual(yield* pool.prewarm([slowA, fastA]), 0)
+      assert.deepStrictEqual((yield* pool.stats).upstreams, [])
+    }).pipe(Effect.provide(Logger.layer([]))))
+
+  it.effect("holds when somebody comes while another, who was the last to wait there, is being told", () =>
+    Effect.gen(function*() {
+      // Between two steps of the one there may be any of the other's
+      for (let ops = 5; ops <= 12; ops++) {
+        const { pool } = yield* start({ capacity: 2, capacityPerUpstream: 1, acquireTimeout: 100 })
+        const held = yield* Effect.forEach([a, b], (identity) => lease(pool, identity))
+        const told = yield* fork(
+          Effect.provideService(Effect.exit(visit(pool, slowA)), Scheduler.MaxOpsBeforeYield, ops)
+        )
+        yield* settle
+        assert.strictEqual((yield* pool.stats).waiting, 1)
+        const comes = yield* fork(Effect.gen(function*() {
+          while ((yield* pool.stats).waiting > 0) yield* Effect.yieldNow
+          for (const { release } of held) yield* release
+          return yield* lease(pool, slowB)
+        }))
+        yield* TestClock.adjust(100)
+        yield* Effect.repeat(settle, { times: 2 })
+        assert.deepStrictEqual([outcome(told), outcome(comes)], ["success", "success"], `a yield after each ${ops}`)
+        const waiting = yield* fork(visit(pool, slowC))
+        yield* settle
+        assert.strictEqual(outcome(waiting), "waiting", `a yield after each ${ops}`)
+        yield* Fiber.interrupt(waiting)
+        yield* pool.close
+      }
     }))
 
   it.effect("holds when the only session of an upstream is evicted for the next of the same", () =>

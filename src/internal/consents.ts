@@ -4,7 +4,7 @@
  */
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
-import type * as Deferred from "effect/Deferred"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import type * as Redacted from "effect/Redacted"
 import type { Identity } from "../Identity.ts"
@@ -47,39 +47,38 @@ export interface Consents {
    * it.
    */
   readonly claim: (pending: Pending) => boolean
-  /** There are tokens, or there are none. Whoever was asked for it just before still hears which. */
-  readonly settle: (pending: Pending) => void
 }
 
 const maxPending = 10_000
 
+/** Also those that are over: whoever asks again and again, or declines so, takes nobody else's place. */
+const maxPerKey = 4
+
 const make = (): Consents => {
   const byId = new Map<string, Pending>()
   const byState = new Map<string, Pending>()
-  const byStore = new WeakMap<object, Map<string, Pending>>()
+  const byStore = new WeakMap<object, Map<string, ReadonlyArray<Pending>>>()
 
-  const within = (store: object): Map<string, Pending> => {
-    let kept = byStore.get(store)
-    if (kept === undefined) byStore.set(store, kept = new Map())
-    return kept
-  }
+  /** The newest last. */
+  const ofKey = (store: object, key: string) => byStore.get(store)?.get(key) ?? []
 
   const claim = ({ state }: Pending) => byState.delete(state)
-
-  const settle = (pending: Pending) => {
-    const known = within(pending.store)
-    if (known.get(pending.key) === pending) known.delete(pending.key)
-  }
 
   const remove = (pending: Pending) => {
     byId.delete(pending.id)
     claim(pending)
-    settle(pending)
+    keep(pending, ofKey(pending.store, pending.key).filter((other) => other !== pending))
   }
 
-  const inTime = (map: ReadonlyMap<string, Pending>, key: string) =>
+  const keep = ({ key, store }: Pending, all: ReadonlyArray<Pending>) => {
+    const byKey = byStore.get(store) ?? new Map<string, ReadonlyArray<Pending>>()
+    byStore.set(store, byKey)
+    if (all.length > 0) byKey.set(key, all)
+    else byKey.delete(key)
+  }
+
+  const inTime = (pending: Pending | undefined) =>
     Effect.map(Clock.currentTimeMillis, (now) => {
-      const pending = map.get(key)
       if (pending === undefined || now < pending.until) return pending
       remove(pending)
       return undefined
@@ -93,17 +92,21 @@ const make = (): Consents => {
           if (other.until > now && byId.size < maxPending) break
           remove(other)
         }
+        const all = [...ofKey(pending.store, pending.key), pending]
+        for (const other of all.slice(0, -maxPerKey)) remove(other)
         byId.set(pending.id, pending)
         byState.set(pending.state, pending)
-        within(pending.store).set(pending.key, pending)
+        keep(pending, all.slice(-maxPerKey))
       }),
-    ofKey: (store, key) => inTime(within(store), key),
-    ofId: (id) => inTime(byId, id),
-    ofState: (state) => inTime(byState, state),
-    claim,
-    settle
+    ofKey: (store, key) => Effect.suspend(() => inTime(ofKey(store, key).findLast(isAwaited))),
+    ofId: (id) => Effect.suspend(() => inTime(byId.get(id))),
+    ofState: (state) => Effect.suspend(() => inTime(byState.get(state))),
+    claim
   }
 }
+
+/** Whoever was asked for one just before it was over still hears how. */
+const isAwaited = ({ done }: Pending): boolean => !Deferred.isDoneUnsafe(done)
 
 /** Those of this process. */
 export const Consents = Context.Reference<Consents>("effect-mcp-sessions/Consents", { defaultValue: make })

@@ -668,7 +668,7 @@ const prepared = <A, R>(
   effect: Effect.Effect<A, unknown, R>
 ): Effect.Effect<A, McpSessionError, R> =>
   Effect.catchCause(effect, (cause) => {
-    if (Cause.hasInterruptsOnly(cause)) return Effect.failCause(cause as Cause.Cause<never>)
+    // Also where it has interrupted itself. A caller who is interrupted from without does not come here
     const error = Cause.squash(cause)
     if (error instanceof McpSessionError) return Effect.fail(error)
     const reason = new PreparationFailed({ option, cause: Redacted.make(error), requestSent: false })

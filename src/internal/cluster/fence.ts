@@ -91,7 +91,8 @@ export const make = (options: {
       const wanted = Array.from(shards)
       return Effect.map(ask(wanted), (had) => {
         const names = new Set(had.map(String))
-        for (const name of names) held.set(name, since)
+        // What was released meanwhile stays so, whatever the store has said before
+        for (const name of names) if (!isRefresh || held.has(name)) held.set(name, since)
         if (isRefresh) { for (const shard of wanted) if (!names.has(String(shard))) lose(String(shard)) }
         return had
       })

@@ -62,12 +62,18 @@ export const make = Effect.fnUntraced(function*<E>(
   const membership = yield* Members.make(settings, fence)
   const directory: { handlers: Handlers | undefined } = { handlers: undefined }
 
+  const connect = (member: Membership.ClusterMember) =>
+    transport.connect(
+      member,
+      () => fence.seen()?.nodes.some((node) => Fence.nameOf(node) === Fence.nameOf(member)) ?? true
+    )
+
   const engine = Sharding.layer.pipe(
     Layer.provideMerge(Runners.layerRpc),
     Layer.provideMerge(Layer.mergeAll(
       Layer.succeed(Runners.RpcClientProtocol, {
         codecFor: transport.codecFor,
-        make: ({ host, port }) => transport.connect({ host, port })
+        make: ({ host, port }) => connect({ host, port })
       }),
       Layer.succeed(RunnerStorage.RunnerStorage, fence.storage),
       RunnerHealth.layerNoop,
@@ -89,7 +95,7 @@ export const make = Effect.fnUntraced(function*<E>(
   const peers = yield* RcMap.make({
     lookup: (name: string) =>
       Effect.flatMap(
-        transport.connect(memberOf(name)),
+        connect(memberOf(name)),
         (protocol) =>
           Effect.provideService(
             RpcClient.make(Wire.Rpcs, { spanPrefix: "SessionCluster", disableTracing: true }),
@@ -135,6 +141,9 @@ export const configOf = (settings: Settings): Partial<ShardingConfig.ShardingCon
   shardLockExpiration: settings.lockTimeToLive,
   shardLockRefreshInterval: settings.refreshInterval,
   refreshAssignmentsInterval: settings.assignmentsInterval,
+  // How often it looks for shards that it should have and has not, say because they were lost and nobody else wants
+  // them, or because the store failed once: without that it may wait for 10 seconds, its default. No message is stored.
+  entityMessagePollInterval: settings.assignmentsInterval,
   entityTerminationTimeout: settings.terminationTimeout,
   // A pool says how many sessions there may be, and an entity is one that there was
   maxResidentEntities: "unbounded",

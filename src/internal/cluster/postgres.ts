@@ -11,7 +11,7 @@ import * as SqlRunnerStorage from "effect/cluster/SqlRunnerStorage"
 import * as Effect from "effect/Effect"
 import * as Reactivity from "effect/reactivity/Reactivity"
 import type * as Redacted from "effect/Redacted"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import * as SqlClient from "effect/sql/SqlClient"
 import { load } from "./peers.ts"
 
@@ -26,6 +26,9 @@ export const make = Effect.fnUntraced(function*(
   url: Redacted.Redacted,
   config: ShardingConfig.ShardingConfig["Service"]
 ): Effect.fn.Return<RunnerStorage.RunnerStorage["Service"], PersistenceError, Scope.Scope> {
+  // Whatever is asked of it runs in fibers of its scope: in the node's, which is closed already when a node that stops
+  // frees its locks, nothing would
+  const scope = yield* Scope.fork(yield* Effect.scope)
   const PgClient = yield* loadPostgres
   const client = yield* PgClient.make({
     url,
@@ -35,12 +38,14 @@ export const make = Effect.fnUntraced(function*(
     maxConnections: 3
   }).pipe(
     Effect.provide(Reactivity.layer),
+    Scope.provide(scope),
     Effect.mapError((cause) => new PersistenceError({ cause }))
   )
   // The first that is asked of it, which connects
   yield* Effect.mapError(client`SELECT 1`, (cause) => new PersistenceError({ cause }))
   return yield* SqlRunnerStorage.make({ prefix: "mcp_cluster" }).pipe(
     Effect.provideService(SqlClient.SqlClient, client),
+    Scope.provide(scope),
     Effect.provideService(ShardingConfig.ShardingConfig, { ...config, shardLockDisableAdvisory: true }),
     Effect.mapError((cause) => new PersistenceError({ cause })),
     // What is wrong with the tables is a defect there: who starts the node can mend it, say with a permission

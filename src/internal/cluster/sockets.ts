@@ -66,7 +66,7 @@ export const make = (options: SocketOptions): Effect.Effect<Transport<SocketServ
     const ends = Security.endsOf(options.security)
     return {
       codecFor: serialization.codecFor,
-      connect: (member) => connect(dial(sockets, member, ends), options),
+      connect: (member, isThere) => connect(dial(sockets, member, ends), isThere, options),
       listen: accept(sockets, options, ends)
     }
   })
@@ -128,6 +128,7 @@ interface Link {
 
 const connect = (
   dialed: Effect.Effect<Socket.Socket>,
+  isThere: () => boolean,
   { pingInterval }: SocketOptions
 ): Effect.Effect<RpcClient.Protocol["Service"], never, Scope.Scope> =>
   RpcClient.Protocol.make(Effect.fnUntraced(function*(write, clients) {
@@ -159,11 +160,15 @@ const connect = (
         Deferred.doneUnsafe(link.ended, Effect.void)
       })))
 
+    const untilGone = Effect.forever(
+      Effect.delay(Effect.suspend(() => isThere() ? Effect.void : Effect.fail(openFailed(gone))), 100)
+    )
+
     // Reads until the link breaks, or the other end does not answer
     const run = Effect.fnUntraced(function*(link: Link) {
       const socket = yield* dialed
       const writer = yield* socket.writer
-      const { pull } = yield* socket.reader
+      const { pull } = yield* Effect.raceFirst(socket.reader, untilGone)
       const parser = serialization.makeUnsafe()
       let unanswered = 0
       let isDelivering = false
@@ -258,6 +263,8 @@ const errorOf = (cause: Cause.Cause<RpcClientError | Socket.SocketError>): RpcCl
 const silent = new RpcClientError({
   reason: new Socket.SocketReadError({ cause: new Error("the peer does not answer") })
 })
+
+const gone = new Error("the peer is not there any more")
 
 const lost = new Socket.SocketError({ reason: new Socket.SocketCloseError({ code: 1006 }) })
 

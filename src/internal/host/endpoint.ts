@@ -23,6 +23,7 @@ import {
 import type { OpenTimeout, RegistryClosed, RegistryFull } from "../../SessionRegistryError.ts"
 import * as Finalizers from "../finalizers.ts"
 import type * as Options from "../options.ts"
+import { namesAndPlaces } from "../places.ts"
 import * as Problem from "../problem.ts"
 import * as Answers from "./answers.ts"
 import * as Cors from "./cors.ts"
@@ -181,12 +182,15 @@ export const answering = <E extends Respondable, R>(
       return resource === undefined ? response : Effect.map(response, (said) => Problem.pointing(said, resource))
     }
     if (Cause.hasInterruptsOnly(cause)) return Effect.failCause(cause as Cause.Cause<never>)
-    return Effect.as(Effect.logError("An MCP request could not be answered", cause), Answers.unavailable.response)
+    return Effect.as(
+      Effect.logError("An MCP request could not be answered", namesAndPlaces(cause)),
+      Answers.unavailable.response
+    )
   })
 
 /**
  * Takes a request upon an endpoint: whatever the answer, web pages of allowed origins can read it, and a client that
- * does not is not waited for. An answer that is a stream is bounded where it is made.
+ * does not, or that still has more to say, is not waited for. An answer that is a stream is bounded where it is made.
  */
 export const serving = <E extends Respondable, R>(
   { cors, protects, streamTimeToLive }: ReturnType<typeof toSettings>,
@@ -198,8 +202,8 @@ export const serving = <E extends Respondable, R>(
     const answered = answering(answer, protects === undefined ? undefined : () => protects.of(request))
     return Effect.tap(cors(request, answered), ({ body }) =>
       body._tag === "Uint8Array" && body.contentLength > maxUnread && streamTimeToLive < Infinity
-        ? Socket.hangUpUnread(request, streamTimeToLive)
-        : Effect.void)
+        ? Effect.andThen(Socket.hangUpUnfinished(request), Socket.hangUpUnread(request, streamTimeToLive))
+        : Socket.hangUpUnfinished(request))
   })
 
 // What a connection keeps of an answer, whether or not it is read. No request waits for less to be read.

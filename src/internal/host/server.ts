@@ -368,7 +368,8 @@ const make = (scope: Scope.Scope, options: Options) => {
       }
       for (const id of exchange.ids) inFlight.set(id, exchange)
       if (exchange.ids.length > 0) exchange.lease.retain()
-      if (exchange.isListening && !request.headers["last-event-id"]) replaceListener()
+      const isResuming = options.eventStore !== undefined && Boolean(request.headers["last-event-id"])
+      if (exchange.isListening && !isResuming) replaceListener()
       const parsed = body === undefined ? { authInfo } : { authInfo, parsedBody: body }
       onBehalfOf(exchange, () => transport.handleRequest(webRequest, parsed)).then(
         (response) => {

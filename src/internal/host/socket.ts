@@ -2,6 +2,7 @@
  * What can be done with the connection that a request came over, where that is one of Node's HTTP server. With any
  * other server all of this does nothing.
  */
+import type * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as HttpBody from "effect/http/HttpBody"
@@ -107,6 +108,25 @@ export const hangUpUnread = (request: HttpServerRequest, patience: Duration.Inpu
       (fiber) => void response.once("close", () => fiber.interruptUnsafe())
     )
   })
+
+/**
+ * Closes the connection if the request's body is not there two seconds after the answer. Nobody waits for it any more,
+ * but a connection with such a body is not idle, and the end of its server would wait for that.
+ */
+export const hangUpUnfinished = (request: HttpServerRequest): Effect.Effect<void> =>
+  Effect.contextWith((services: Context.Context<never>) => {
+    const response = responseOf(request)
+    if (response === undefined || hasArrived(request)) return Effect.void
+    const late = Effect.andThen(
+      Effect.sleep("2 seconds"),
+      Effect.sync(() => hasArrived(request) ? undefined : hangUp(request))
+    )
+    response.once("close", () => hasArrived(request) ? undefined : Effect.runForkWith(services)(late))
+    return Effect.void
+  })
+
+const hasArrived = ({ source }: HttpServerRequest): boolean =>
+  !Predicate.hasProperty(source, "complete") || source.complete === true
 
 /**
  * A stream that ends with the connection of a client who leaves what it was given unread: for so many milliseconds, or

@@ -47,8 +47,10 @@ export const keep = <S>(self: Upstreams<S>, upstream: Upstream<S>): void => {
   self.byName.set(upstream.name, upstream)
 }
 
+/** Unless there is another of its name by now, which whoever comes has to find. */
 export const forgetUnused = <S>(self: Upstreams<S>, upstream: Upstream<S>): void => {
-  if (upstream.places + upstream.waiting === 0) self.byName.delete(upstream.name)
+  const isUnused = upstream.places + upstream.waiting === 0
+  if (isUnused && self.byName.get(upstream.name) === upstream) self.byName.delete(upstream.name)
 }
 
 export const isFull = <S>(upstream: Upstream<S> | undefined): boolean =>

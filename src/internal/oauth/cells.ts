@@ -80,6 +80,8 @@ export interface Cell {
   flown: number
   /** What the last of them has failed with. It answers all who had sent their request by then. */
   failed: Exit.Exit<void, unknown> | undefined
+  /** The scopes of the last of them that was to widen a token. */
+  widenedBy: string | undefined
   /** What it has brought, and nobody has accepted yet: since when. */
   unproven: { readonly token: string; readonly since: number } | undefined
   grant: Drafts.Grant | undefined
@@ -150,6 +152,7 @@ const make = (told: Scrub.Scrub, release: () => void): Cell => ({
   flight: undefined,
   flown: 0,
   failed: undefined,
+  widenedBy: undefined,
   unproven: undefined,
   grant: undefined,
   isRead: false,

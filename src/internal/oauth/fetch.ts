@@ -63,12 +63,22 @@ export const make = (sdk: Cells.Sdk): Authorized => (options) =>
           while (cell.flight !== undefined) yield* Deferred.await(cell.flight)
           const now = yield* current
           if (now !== wanted.refused) return now
-          if (cell.flown > flown && cell.failed !== undefined) return yield* Effect.as(cell.failed, undefined)
+          if (cell.flown > flown) {
+            if (cell.failed !== undefined) return yield* Effect.as(cell.failed, undefined)
+            // It has brought the same again
+            if (!wanted.isStepUp || cell.widenedBy === wanted.scope) return undefined
+          }
           const { unproven } = cell
           const time = clock.currentTimeMillisUnsafe()
           const isResting = unproven !== undefined && unproven.token === now && time < unproven.since + restMillis
           if (isResting && !wanted.isStepUp) return undefined
-          isOwn = yield* Cells.fly(cell, renew(wanted))
+          isOwn = yield* Cells.fly(
+            cell,
+            Effect.suspend(() => {
+              if (wanted.isStepUp) cell.widenedBy = wanted.scope
+              return renew(wanted)
+            })
+          )
         }
         const next = yield* current
         if (next === undefined || next === wanted.refused) return undefined

@@ -203,10 +203,13 @@ const storeOf = (store: TokenStoreShape, server: string) => {
   const read = (key: string): Effect.Effect<unknown, unknown> =>
     Effect.map(
       Cells.inTime(Effect.suspend(() => store.get(key)), Cells.patience, late),
-      (found) =>
-        Option.getOrUndefined(
+      (found) => {
+        const kept = Option.getOrUndefined(
           Option.flatMap(found, Option.liftThrowable((text): unknown => JSON.parse(Redacted.value(text))))
         )
+        // Of a store that takes two keys for one, such as by their case, it may be somebody else's
+        return Predicate.hasProperty(kept, "key") && kept.key === key && "value" in kept ? kept.value : undefined
+      }
     )
   return {
     grant: (key: string) => Effect.map(read(key), (found) => isGrant(found) ? found : undefined),
@@ -222,7 +225,7 @@ const storeOf = (store: TokenStoreShape, server: string) => {
     // What could not be written is still known here
     write: (key: string, value: unknown) =>
       Effect.catchCause(
-        change(() => store.set(key, Redacted.make(JSON.stringify(value)))),
+        change(() => store.set(key, Redacted.make(JSON.stringify({ key, value })))),
         () =>
           Effect.logWarning(
             `What the authorization server of "${server}" has granted could not be written to the TokenStore, ` +
