@@ -174,8 +174,7 @@ export interface TokenSource<out R = never> {
   readonly token: (identity: Identity) => Effect.Effect<Redacted.Redacted | AccessToken, unknown, R>
   /**
    * Another one, asked for once for all calls whose token was refused with 401, or has expired. When it is the same
-   * again, they fail with `Unauthorized`, and so do others for half a minute unless the upstream takes it. Default:
-   * `token` is asked again.
+   * again, they fail with `Unauthorized`. Default: `token` is asked again.
    */
   readonly refresh?:
     | ((identity: Identity, refused: Refused) => Effect.Effect<Redacted.Redacted | AccessToken, unknown, R>)

@@ -174,7 +174,8 @@ export class PreparationFailed extends Schema.TaggedClass<PreparationFailed>()("
   option: Schema.Literals(["headers", "env", "server", "transport", "authorization"]),
   /**
    * What it failed, died or threw with, or that it has interrupted itself; of `authorization` an
-   * `AuthorizationFailed`. Redacted, because it may quote what it was about: `Redacted.value(cause)`.
+   * `AuthorizationFailed`, unless it is a function of your own that has failed. Redacted, because it may quote what it
+   * was about: `Redacted.value(cause)`.
    */
   cause: Schema.Redacted(Schema.Unknown),
   /** Whether the request may have reached the server. */

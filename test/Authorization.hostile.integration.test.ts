@@ -4,6 +4,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import { ClientCredentialsProvider } from "@modelcontextprotocol/sdk/client/auth-extensions.js"
 import type { OAuthClientProvider } from "@modelcontextprotocol/sdk/client/auth.js"
+import type { OAuthTokens } from "@modelcontextprotocol/sdk/shared/auth.js"
 import { AuthorizationFailed } from "effect-mcp-sessions/Authorization"
 import * as Consent from "effect-mcp-sessions/Consent"
 import { Identity } from "effect-mcp-sessions/Identity"
@@ -190,7 +191,7 @@ for (const [sdk, connector] of generations) {
         assert.strictEqual(upstream.grants.length, texts.length)
       }))
 
-    it.effect("the same token again is asked for once by all who were refused with it, and not again for a while", () =>
+    it.effect("the same token again is asked for once by all who were refused with it", () =>
       Effect.gen(function*() {
         const upstream = yield* Protected.make
         const { authority, server, valid } = upstream
@@ -220,14 +221,12 @@ for (const [sdk, connector] of generations) {
           const calls = Effect.all(Array.from({ length: 5 }, () => Effect.flip(call(session))), {
             concurrency: "unbounded"
           })
-          for (const error of [...yield* calls, ...yield* calls]) {
-            assert.strictEqual(error.reason._tag, "Unauthorized")
-          }
+          for (const error of yield* calls) assert.strictEqual(error.reason._tag, "Unauthorized")
           assert.strictEqual(asked, 1)
-          yield* TestClock.adjust("30 seconds")
+          // Another is asked for by those who come later
           yield* calls
           assert.strictEqual(asked, 2)
-          // More than it can do is asked for once, too, for as long as the calls overlap
+          // More than it can do is asked for once, too
           server.behaviour.refuse = ({ rpc }) =>
             rpc === "tools/call" ? [403, "Bearer error=\"insufficient_scope\", scope=\"root\""] : undefined
           for (const error of yield* calls) assert.strictEqual(error.reason._tag, "Forbidden")
@@ -298,6 +297,31 @@ for (const [sdk, connector] of generations) {
         assert.isAbove(asked.length, 2)
         assert.notInclude(asked.at(-1)!, "root")
       }).pipe(Effect.provide(TokenStore.layerMemory)))
+
+    it.effect("a provider may be frozen, and say null where it has nothing", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        let kept: OAuthTokens | null = null
+        const provider = Object.freeze({
+          redirectUrl: undefined,
+          clientMetadata: { redirect_uris: [], grant_types: ["client_credentials"] },
+          clientInformation: () => ({ client_id: "gateway", client_secret: "client-secret" }),
+          prepareTokenRequest: () => new URLSearchParams({ grant_type: "client_credentials" }),
+          tokens: () => kept as OAuthTokens | undefined,
+          saveTokens: (tokens: OAuthTokens) => {
+            kept = tokens
+          },
+          redirectToAuthorization: () => {},
+          saveCodeVerifier: () => {},
+          codeVerifier: () => ""
+        })
+        const session = yield* connector.http({ url: upstream.server.url, authorization: () => provider })(
+          alice,
+          makeHandle()
+        )
+        yield* call(session)
+        assert.strictEqual(upstream.grants.length, 1)
+      }))
 
     it.effect("a provider's token that is to be widened is not refreshed: a refresh widens nothing", () =>
       Effect.gen(function*() {

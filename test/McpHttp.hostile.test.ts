@@ -113,6 +113,8 @@ describe("a Host that is not one", () => {
             ["/mcp", "local host password"],
             ["/mcp", "localhost:password"],
             ["/mcp", "[password]"],
+            // Decoded in a URL, and quoted in a challenge
+            ["/mcp", "%22password%22"],
             ["http://user:password@localhost/mcp", "localhost"]
           ]
         ) {

@@ -23,6 +23,7 @@ import {
 import type { OpenTimeout, RegistryClosed, RegistryFull } from "../../SessionRegistryError.ts"
 import * as Finalizers from "../finalizers.ts"
 import type * as Options from "../options.ts"
+import { namesAndPlaces } from "../places.ts"
 import * as Problem from "../problem.ts"
 import * as Answers from "./answers.ts"
 import * as Cors from "./cors.ts"
@@ -181,7 +182,10 @@ export const answering = <E extends Respondable, R>(
       return resource === undefined ? response : Effect.map(response, (said) => Problem.pointing(said, resource))
     }
     if (Cause.hasInterruptsOnly(cause)) return Effect.failCause(cause as Cause.Cause<never>)
-    return Effect.as(Effect.logError("An MCP request could not be answered", cause), Answers.unavailable.response)
+    return Effect.as(
+      Effect.logError("An MCP request could not be answered", namesAndPlaces(cause)),
+      Answers.unavailable.response
+    )
   })
 
 /**

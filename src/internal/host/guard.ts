@@ -64,6 +64,8 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
   let inside: Handler | undefined
   /** Whether the server inside has sessions, as far as is known: one of 2026-07-28 alone has none. */
   let isSessionful = true
+  /** The ids that the sessions of the server inside have there. */
+  const taken = new Set<string>()
 
   const free = (url: string, id: string): Effect.Effect<void> =>
     inside === undefined ? Effect.void : Effect.flatMap(deleted(inside, url, id), (status) =>
@@ -73,6 +75,9 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
         )
         : Effect.void)
 
+  /** Frees what nobody has heard of: nobody waits for that. */
+  const discard = (url: string, id: string) => Effect.forkDetach(free(url, id), { startImmediately: true })
+
   const { protects } = settings
   const endpoint = yield* Endpoint.make(options, { method, protects }, () =>
     Effect.acquireRelease(
@@ -80,7 +85,9 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
       (session) =>
         Effect.suspend(() => {
           session.hasEnded = true
-          return session.id === undefined ? Effect.void : free(session.url, session.id)
+          if (session.id === undefined) return Effect.void
+          taken.delete(session.id)
+          return free(session.url, session.id)
         })
     ))
 
@@ -92,7 +99,14 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
           if (minted === undefined) {
             return Effect.as(Effect.ignore(endpoint.registry.terminate(id, identity)), response)
           }
-          if (resource.hasEnded) return Effect.as(free(url, minted), Answers.unavailable.response)
+          if (taken.has(minted)) {
+            return sharedInside.pipe(
+              Effect.andThen(Effect.ignore(endpoint.registry.terminate(id, identity))),
+              Effect.as(Answers.unavailable.response)
+            )
+          }
+          if (resource.hasEnded) return Effect.as(discard(url, minted), Answers.unavailable.response)
+          taken.add(minted)
           resource.id = minted
           resource.url = url
           isSessionful = true
@@ -107,7 +121,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
       beforeResponse((minted, response) =>
         minted === undefined
           ? Effect.succeed(response)
-          : Effect.as(free(url, minted), Answers.initializeMalformed.response)
+          : Effect.as(discard(url, minted), Answers.initializeMalformed.response)
       )
     )
 
@@ -236,7 +250,11 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
           return Effect.succeed(response)
         }
         return advise.pipe(
-          Effect.andThen(minted === undefined ? Effect.void : Effect.asVoid(deleted(routes, request.url, minted))),
+          Effect.andThen(
+            minted === undefined
+              ? Effect.void
+              : Effect.forkDetach(deleted(routes, request.url, minted), { startImmediately: true })
+          ),
           Effect.as(Answers.unavailable.response)
         )
       })
@@ -272,6 +290,11 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
 
   return Context.make(settings.sessions, operatorOf(endpoint.registry))
 })
+
+const sharedInside = Effect.logError(
+  "McpHttp.guard: the server inside began the same session for two callers, and the second was refused. Each needs a " +
+    "session of its own there"
+)
 
 // The id is in the response when everything else has had its say.
 const beforeResponse = (

@@ -77,8 +77,9 @@ const allows = (
   return (value) => listed.has(value) || (shorten !== undefined && listed.has(shorten(value)))
 }
 
-// A name or an address, and a port. Some put credentials before it.
-const isHost = (host: string): boolean => /^(?:\[[\da-f:.]+\]|[\w.~!$&'()*+,;=%-]+)(?::\d*)?$/i.test(host)
+// A name or an address, and a port. Some put credentials before it, and what is percent-encoded may be a quote: URLs
+// have it decoded, and so would a challenge that says where this is.
+const isHost = (host: string): boolean => /^(?:\[[\da-f:.]+\]|[\w.~!$&'()*+,;=-]+)(?::\d*)?$/i.test(host)
 
 const loopback = /^(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])$/
 

@@ -40,7 +40,7 @@ interface Course {
   readonly stepUps: number
 }
 
-/** How long a token that was refused as soon as it had come, or has come again, is not replaced. */
+/** How long a token that was refused as soon as it had come is not replaced. */
 const restMillis = 30_000
 
 const maxStepUps = 2
@@ -81,11 +81,9 @@ export const make = (sdk: Cells.Sdk): Authorized => (options) =>
           )
         }
         const next = yield* current
-        const isOther = next !== wanted.refused
-        if (next !== undefined && (isOther || !wanted.isStepUp)) {
-          cell.unproven = { token: next, since: clock.currentTimeMillisUnsafe() }
-        }
-        return isOther ? next : undefined
+        if (next === undefined || next === wanted.refused) return undefined
+        cell.unproven = { token: next, since: clock.currentTimeMillisUnsafe() }
+        return next
       })
 
     // Whoever has given up hears that, and not that a fiber was interrupted

@@ -23,7 +23,8 @@ export const make = <R>(
     const hold = yield* Cells.holder(scrub)
 
     const tokens = Effect.tryPromise({
-      try: async () => made.tokens(),
+      // What was never kept is `null` in many a store
+      try: async () => await made.tokens() ?? undefined,
       catch: () => new AuthorizationFailed({ issue: "the provider's `tokens` failed" })
     }).pipe(
       Effect.timeoutOrElse({
@@ -91,19 +92,21 @@ const watched = (
     ...(!isStepUp ? {} : {
       // The second generation says of which issuer
       tokens: async (...asked: Parameters<OAuthClientProvider["tokens"]>) => {
-        const tokens = await provider.tokens(...asked)
+        const tokens = await provider.tokens(...asked) ?? undefined
         if (tokens === undefined) return undefined
         const { refresh_token: _, ...rest } = tokens
         return rest
       }
     })
   }
-  return new Proxy(provider, {
-    get: (target, property) => {
-      if (property in own) return own[property as keyof OAuthClientProvider]
-      const value: unknown = Reflect.get(target, property, target)
-      // Private fields are the target's
-      return typeof value === "function" ? value.bind(target) as unknown : value
+  // A proxy of the provider itself would have to answer for a frozen one as that is
+  return new Proxy({} as OAuthClientProvider, {
+    has: (_, property) => property in provider,
+    get: (_, property) => {
+      if (Object.hasOwn(own, property)) return own[property as keyof OAuthClientProvider]
+      const value: unknown = Reflect.get(provider, property)
+      // Private fields are the provider's
+      return typeof value === "function" ? value.bind(provider) as unknown : value
     }
   })
 }

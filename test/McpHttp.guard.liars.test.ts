@@ -1,0 +1,81 @@
+/**
+ * A guard before a server that does not do what servers do.
+ */
+import { assert, describe, it } from "@effect/vitest"
+import * as McpHttp from "effect-mcp-sessions/McpHttp"
+import * as Effect from "effect/Effect"
+import * as HttpRouter from "effect/http/HttpRouter"
+import { HttpServerRequest } from "effect/http/HttpServerRequest"
+import * as HttpServerResponse from "effect/http/HttpServerResponse"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import { textOf } from "./support/answers.ts"
+import { web } from "./support/mcpHttp.ts"
+import { begin, call, initialize, post, request } from "./support/requests.ts"
+
+type Inside = (method: string, body: string) => Effect.Effect<HttpServerResponse.HttpServerResponse>
+
+/** An answer, in a session of that id. */
+const answer = (session: string) =>
+  HttpServerResponse.setHeader(
+    HttpServerResponse.jsonUnsafe({ jsonrpc: "2.0", id: 0, result: {} }),
+    "mcp-session-id",
+    session
+  )
+
+const open = (inside: Inside) =>
+  Effect.gen(function*() {
+    const deleted: Array<string | undefined> = []
+    const logged: Array<string> = []
+    const route = HttpRouter.add(
+      "*",
+      "/mcp",
+      Effect.gen(function*() {
+        const { headers, method, text } = yield* HttpServerRequest
+        if (method === "DELETE") deleted.push(headers["mcp-session-id"])
+        return yield* inside(method, method === "POST" ? yield* Effect.orDie(text) : "")
+      })
+    )
+    const logger = Logger.layer([Logger.map(Logger.formatLogFmt, (line) => void logged.push(line))])
+    const app = Layer.provideMerge(Layer.mergeAll(McpHttp.guard(), route), logger)
+    return { ...yield* web(app), deleted, logged }
+  })
+
+describe("a server behind McpHttp.guard", () => {
+  it.live("that has one session for two callers has it for the first of them alone", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open(() => Effect.succeed(answer("one for all")))
+      const session = yield* begin(endpoint, "alice")
+      const second = yield* post(endpoint, initialize, { as: "bob" })
+      assert.strictEqual(second.status, 503)
+      assert.isNull(second.headers.get("mcp-session-id"))
+      assert.strictEqual(yield* endpoint.registry.size, 1)
+      assert.match(endpoint.logged.join("\n"), /same session for two/)
+      assert.deepStrictEqual(endpoint.deleted, [])
+      yield* request(endpoint, "DELETE", { as: "alice", session })
+      assert.deepStrictEqual(endpoint.deleted, ["one for all"])
+      yield* begin(endpoint, "bob")
+    }))
+
+  it.live("that begins sessions unasked, and never ends one, keeps nobody waiting", () =>
+    Effect.gen(function*() {
+      let minted = 0
+      const endpoint = yield* open((method) =>
+        method === "DELETE" ? Effect.never : Effect.sync(() => answer(`unasked ${++minted}`))
+      )
+      const response = yield* post(endpoint, call("echo")).pipe(Effect.timeout("2 seconds"))
+      assert.strictEqual(response.status, 400)
+      assert.isNull(response.headers.get("mcp-session-id"))
+      assert.deepStrictEqual(endpoint.deleted, [`unasked ${minted}`])
+    }))
+
+  it.live("that dies of what its caller has sent tells that neither to the caller nor to the log", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open(() => Effect.die(new TypeError("not a header: Bearer sk-live-SECRET")))
+      const response = yield* post(endpoint, initialize, { as: "sk-live-SECRET" })
+      assert.strictEqual(response.status, 503)
+      assert.notInclude(yield* textOf(response), "SECRET")
+      assert.include(endpoint.logged.join("\n"), "TypeError")
+      assert.notInclude(endpoint.logged.join("\n"), "SECRET")
+    }))
+})
