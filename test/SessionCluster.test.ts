@@ -572,7 +572,7 @@ describe("SessionCluster", () => {
   it.effect("ends nothing while the store is away for less time than its locks hold without it", () =>
     Effect.gen(function*() {
       const { memory, nodes, upstream } = yield* startNodes(["a", "b"])
-      let finish = () => {}
+      let finish: (() => void) | undefined
       upstream.tools.slow = {
         run: () =>
           new Promise((resolve) => {
@@ -587,7 +587,7 @@ describe("SessionCluster", () => {
       yield* passing(Effect.sleep("3900 millis"), 100)
       inside(memory).isStoreDown = false
       yield* passing(Effect.sleep("10 seconds"), 100)
-      finish()
+      finish!()
       assert.strictEqual(yield* passing(Fiber.join(call)), "done")
       assert.strictEqual(upstream.opened.length, 1)
     }))
