@@ -591,6 +591,27 @@ describe("SessionCluster", () => {
       assert.isAtMost(upstream.opened.length, 3)
     }))
 
+  it.effect("gives nobody a session again that was invalidated while it opened, at whichever node they ask", () =>
+    Effect.gen(function*() {
+      const memory = ClusterNode.memory()
+      const upstream = makeUpstream()
+      const connect = upstream.connectAt("a")
+      const node = yield* startNode(
+        "a",
+        nodeLayer(memory, upstream, "a", {
+          sessions: { connect: (identity, handle) => Effect.delay(connect(identity, handle), 1_000) }
+        })
+      )
+      const client = yield* startNode("c", clientLayer(memory, "c"))
+      yield* TestClock.adjust("12 seconds")
+      const first = yield* fork(client.cluster.withSession(alice, who))
+      yield* passing(Effect.sleep(500))
+      assert.isTrue(yield* passing(node.cluster.invalidate(alice)))
+      // Who waited for it already has it
+      assert.strictEqual(yield* passing(Fiber.join(first)), "alice@a#1")
+      assert.strictEqual(yield* passing(client.cluster.withSession(alice, who)), "alice@a#2")
+    }))
+
   it.effect("ends nothing while the store is away for less time than its locks hold without it", () =>
     Effect.gen(function*() {
       const { memory, nodes, upstream } = yield* startNodes(["a", "b"])
