@@ -9,7 +9,6 @@ import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Option from "effect/Option"
 import * as Early from "./early.ts"
 import * as Fairness from "./fairness.ts"
 import * as Heap from "./heap.ts"
@@ -199,22 +198,25 @@ export const wait = <I extends { readonly key: string }, A, E>(
   else Heap.add(self.turns!.get(waiter.turn.id)!, waiter)
   const seated = Deferred.await(waiter.seated)
   const since = self.engine.time.now()
-  const half = (millis - comer.waited) / 2
-  return Effect.timeoutOption(seated, half).pipe(
-    Effect.flatMap((first) => {
-      if (Option.isSome(first)) return Effect.void
-      hasWaitedLong(self, waiter)
-      return Effect.timeoutOption(seated, half)
-    }),
-    // What it waits its turn for has failed, which it hears when that is free. Another open is not its own any more
-    Effect.flatMap(() => comer.slot === undefined && waiter.turn?.phase === "freeing" ? seated : Effect.void),
-    Effect.provideService(Clock.Clock, self.engine.clock),
-    Effect.map(() => {
+  const half = Effect.sleep((millis - comer.waited) / 2)
+  const tooLong = half.pipe(
+    Effect.andThen(Effect.sync(() => hasWaitedLong(self, waiter))),
+    Effect.andThen(half)
+  )
+  return Effect.raceFirst(seated, tooLong).pipe(
+    Effect.andThen(Effect.suspend(() => {
       comer.waited += self.engine.time.now() - since
-      return comer.slot === undefined ? giveUp(self, waiter) : undefined
-    })
+      // It was answered in that very moment. Or what it waits its turn for has failed, which it hears when that is free:
+      // another open is not its own any more
+      return !isWaiting(waiter) || waiter.turn?.phase === "freeing"
+        ? Effect.as(seated, undefined)
+        : Effect.succeed(giveUp(self, waiter))
+    })),
+    Effect.provideService(Clock.Clock, self.engine.clock)
   )
 }
+
+const isWaiting = <I, A, E>(waiter: Waiter<I, A, E>): boolean => waiter.caller.waiter === waiter
 
 // It joins the line for room.
 const queue = <I extends { readonly key: string }, A, E>(self: Waiting<I, A, E>, waiter: Waiter<I, A, E>): void => {
@@ -233,7 +235,7 @@ const hasWaitedLong = <I extends { readonly key: string }, A, E>(
   self: Waiting<I, A, E>,
   waiter: Waiter<I, A, E>
 ): void => {
-  if (waiter.caller.slot !== undefined) return
+  if (!isWaiting(waiter)) return
   waiter.hasWaitedLong = true
   if (waiter.turn !== undefined || !Lines.waitsLong(self.lines, waiter)) return
   Fairness.reconsider(self.fairness)
