@@ -184,6 +184,10 @@ const disorders: Readonly<Record<string, Disorder>> = {
   "401": (said) => ({ status: 401, body: { error: "invalid_client", error_description: said } }),
   "invalid_grant": (said) => ({ status: 400, body: { error: "invalid_grant", error_description: said } }),
   "an error that is a quotation": (said) => ({ status: 400, body: { error: said } }),
+  "an error that is called a success": (said) => ({ body: { error: "invalid_grant", error_description: said } }),
+  "an error of that kind whose code is a secret": (said) => ({
+    body: { error: /[\w-]*secret[\w-]*/.exec(said)?.[0] ?? "server_error", error_description: said }
+  }),
   "JSON in JSON": (said) => ({
     status: 400,
     body: { error: "server_error", error_description: JSON.stringify({ said: JSON.stringify(said) }) }

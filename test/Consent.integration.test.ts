@@ -339,6 +339,20 @@ for (const [sdk, connector] of generations) {
         })
       ))
 
+    it.effect("is asked for again when that is said with status 200", () =>
+      withUpstream((upstream) =>
+        Effect.gen(function*() {
+          yield* Consent.withConsent(agree)(echo(alice))
+          upstream.revoke()
+          upstream.answer = (form) =>
+            form.get("grant_type") === "refresh_token" ? { body: { error: "invalid_grant" } } : undefined
+          yield* consentOf(echo(alice))
+          upstream.answer = undefined
+          yield* Consent.withConsent(agree)(echo(alice))
+          assert.strictEqual(asked.length, 2)
+        })
+      ))
+
     it.effect("to more than was agreed to is asked for when the server says so", () =>
       withUpstream((upstream) =>
         Effect.gen(function*() {

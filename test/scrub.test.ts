@@ -357,6 +357,9 @@ describe("a secret as a row of bytes", () => {
     "an Uint8Array, as Node shows it": (text) => inspect(new Uint8Array(Buffer.from(text))),
     "hexadecimal with colons": (text) => hex(text, ":"),
     "hexadecimal with spaces, in capitals": (text) => hex(text, " ").toUpperCase(),
+    "bytes as Go shows them": (text) => `[${bytesOf(text).join(" ")}]`,
+    "bytes as Go and C write them": (text) =>
+      `{${bytesOf(text).map((byte, at) => `0x${byte.toString(16)}${at % 12 === 11 ? ",\n\t" : ", "}`).join("")}}`,
     "escapes of bytes": (text) => `\\x${hex(text, "\\x")}`,
     "octal escapes": (text) => bytesOf(text).map((byte) => `\\${byte.toString(8).padStart(3, "0")}`).join("")
   }
@@ -385,7 +388,23 @@ describe("a secret as a row of bytes", () => {
     ) {
       assert.strictEqual(scrub(text), text)
     }
-    for (const row of ["1,", "1 ,  ", "ab ", "ab:", "\\x61", "\\141", "1,1,1,x", "ab ab "]) {
+    for (
+      const row of [
+        "1,",
+        "1 ,  ",
+        "ab ",
+        "ab:",
+        "\\x61",
+        "\\141",
+        "1,1,1,x",
+        "ab ab ",
+        "0xa, ",
+        "0xab,\n",
+        "104 ",
+        "64 ",
+        "64 6 6a "
+      ]
+    ) {
       const text = row.repeat(many(20_000, 200_000))
       assert.strictEqual(scrub(text), text)
     }

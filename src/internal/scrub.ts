@@ -335,8 +335,11 @@ interface View {
 
 const escapes = new RegExp(
   [
-    // Rows of bytes: `\x73\x6b`, `\163\153`, `73 6b` and `73:6b`, `115, 107`. A shorter row is rather a time or a sum.
+    // Rows of bytes: `\x73\x6b`, `\163\153`, `115 107`, `0x73, 0x6b`, `73 6b` and `73:6b`, `115, 107`. A shorter row is
+    // rather a time or a sum, and one of two digits each rather hexadecimal.
     /((?:\\x[\da-f]{2}){2,4096})|((?:\\[0-3][0-7]{2}){2,4096})/,
+    /((?=(?:\d\d ){0,4096}(?:\d|\d{3})\b)(?:\b\d{1,3} ){7,4096}\d{1,3}\b)/,
+    /((?:\b0x[\da-f]{1,2}[\s,]{1,32}){7,4096}0x[\da-f]{1,2}\b)/,
     /((?:\b[\da-f]{2}[ :]){7,4096}[\da-f]{2}\b)|((?:\b\d{1,3}\s{0,32},\s{0,32}){7,4096}\d{1,3}\b)/,
     /((?:%[\da-f]{2})+)/,
     /\\(?:u\{([\da-f]{1,6})\}|u([\da-f]{4})|x([\da-f]{2})|([^]))/,
@@ -349,6 +352,8 @@ const escapes = new RegExp(
 const bytesIn: ReadonlyArray<{ readonly one: RegExp; readonly radix: number }> = [
   { one: /\\x([\da-f]{2})/gi, radix: 16 },
   { one: /\\([0-7]{3})/g, radix: 8 },
+  { one: /(\d{1,3})/g, radix: 10 },
+  { one: /0x([\da-f]{1,2})/gi, radix: 16 },
   { one: /([\da-f]{2})/gi, radix: 16 },
   { one: /(\d{1,3})/g, radix: 10 },
   { one: /%([\da-f]{2})/gi, radix: 16 }
@@ -395,7 +400,7 @@ const decoded = ({ starts, text }: View): View | undefined => {
 }
 
 const characterOf = (
-  [whole, , , , , , braced, unicode, hex, character, decimal, hexadecimal, name]: RegExpExecArray
+  [whole, , , , , , , , braced, unicode, hex, character, decimal, hexadecimal, name]: RegExpExecArray
 ): string => {
   const code = braced ?? unicode ?? hex ?? hexadecimal
   if (code !== undefined) return fromCode(Number.parseInt(code, 16), whole)

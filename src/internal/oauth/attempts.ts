@@ -73,20 +73,25 @@ export const make = ({ fetch, scrub, url: upstream }: Options, told: Scrub): Att
           signal.aborted ? "the authorization server took too long" : "the authorization server can't be reached"
         )
       }
+      let { ok, status } = response
       if (init?.method === "POST") {
         // The SDKs quote in errors, and on the console, what they can't read: it may have a token in it
         const body = parse(text)
-        if (response.ok && body === undefined) throw failed(unreadable)
-        if (!response.ok && !isRefusal(response, body)) {
-          throw failed(`the authorization server answered ${response.status}`)
+        if (ok && body === undefined) throw failed(unreadable)
+        // GitHub says no with 200
+        if (ok && isError(body)) [ok, status] = [false, 400]
+        // RFC 6749 section 5.2. Whatever else it answers is not its word on what it was asked
+        if (!ok && !(status >= 400 && status !== 429 && isError(body))) {
+          throw failed(`the authorization server answered ${status}`)
         }
       }
-      if (response.status >= 500) failed(`the authorization server answered ${response.status}`)
-      else if (response.ok) attempt.failure = undefined
+      if (status >= 500) failed(`the authorization server answered ${status}`)
+      else if (ok) attempt.failure = undefined
       else attempt.failure = attempt.failedRefresh = undefined
-      const { headers, status, statusText } = response
-      const body = text === "" ? null : response.ok ? text : scrubbed(text)
-      return Object.defineProperty(new Response(body, { headers, status, statusText }), "url", { value: target.href })
+      const body = text === "" ? null : ok ? text : scrubbed(text)
+      return Object.defineProperty(new Response(body, { headers: response.headers, status }), "url", {
+        value: target.href
+      })
     },
     issueOf: (error) => {
       if (error instanceof AuthorizationFailed) return error
@@ -120,9 +125,7 @@ const unreadable = "the authorization server's answer is not what OAuth says"
 const parse = (text: string): unknown =>
   Option.getOrUndefined(Option.liftThrowable((json: string): unknown => JSON.parse(json))(text))
 
-/** RFC 6749 section 5.2. Whatever else it answers is not the authorization server's word on what it was asked. */
-const isRefusal = ({ status }: Response, body: unknown): boolean =>
-  status >= 400 && status !== 429 && Predicate.hasProperty(body, "error") && typeof body.error === "string"
+const isError = (body: unknown): boolean => Predicate.hasProperty(body, "error") && typeof body.error === "string"
 
 const tooLong = new Error("too long")
 
