@@ -88,6 +88,14 @@ for (const [sdk, connector] of generations) {
         }
         upstream.answer = () => ({ status: 400, body: { access_token: "gho_16C7e42F292c69" } })
         assert.notInclude(yield* issueOf(clientOf(connector, upstream)(alice, makeHandle())), "16C7")
+        upstream.authority.answers.set(
+          "/.well-known/oauth-authorization-server",
+          () => ({ body: "gho_16C7e42F292c69" })
+        )
+        assert.strictEqual(
+          yield* issueOf(clientOf(connector, upstream)(alice, makeHandle())),
+          "the authorization server's answer is not what OAuth says"
+        )
       }).pipe(Effect.provide(TokenStore.layerMemory)))
 
     it.effect("a token that can't be sent as a bearer's is none, and another is asked for", () =>
@@ -297,6 +305,31 @@ for (const [sdk, connector] of generations) {
         assert.isAbove(asked.length, 2)
         assert.notInclude(asked.at(-1)!, "root")
       }).pipe(Effect.provide(TokenStore.layerMemory)))
+
+    it.effect("a provider has nobody redirected because its authorization server is down", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        const redirected: Array<URL> = []
+        const provider: OAuthClientProvider = {
+          redirectUrl,
+          clientMetadata: { redirect_uris: [redirectUrl] },
+          clientInformation: () => ({ client_id: "gateway" }),
+          tokens: () => ({ access_token: "access-token", refresh_token: "refresh-token", token_type: "Bearer" }),
+          saveTokens: () => {},
+          redirectToAuthorization: (url) => void redirected.push(url),
+          saveCodeVerifier: () => {},
+          codeVerifier: () => "",
+          invalidateCredentials: () => {}
+        }
+        const open = connector.http({ url: upstream.server.url, authorization: () => provider })(alice, makeHandle())
+        for (const status of [503, 429]) {
+          upstream.answer = () => ({ status, body: "busy" })
+          assert.strictEqual(yield* issueOf(open), `the authorization server answered ${status}`)
+        }
+        upstream.answer = () => undefined
+        assert.match(yield* issueOf(open), /can't be reached/)
+        assert.deepStrictEqual(redirected, [])
+      }))
 
     it.effect("a provider may be frozen, and say null where it has nothing", () =>
       Effect.gen(function*() {
