@@ -7,7 +7,10 @@ import * as RunnerAddress from "effect/cluster/RunnerAddress"
 import * as ShardId from "effect/cluster/ShardId"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
+import * as Result from "effect/Result"
 import * as TestClock from "effect/testing/TestClock"
 import * as Fence from "../src/internal/cluster/fence.ts"
 import { build, fork, refused } from "./support/fibers.ts"
@@ -145,7 +148,7 @@ describe("ClusterNode", () => {
       const clock = yield* Clock.Clock
       const address = RunnerAddress.make("a", 1)
       const store = inside(slowly(ClusterNode.memory())).storage(clock, 10_000, "a:1")
-      const fence = Fence.make({ storage: store, clock, expiry: 10_000, group: "mcp", address })
+      const fence = Fence.make({ storage: store, clock, expiry: 10_000, interval: 3_000, group: "mcp", address })
       const [kept, left] = [ShardId.make("mcp", 1), ShardId.make("mcp", 2)]
       yield* fence.storage.acquire(address, [kept, left])
       const refreshing = yield* fork(fence.storage.refresh(address, [kept, left]))
@@ -155,6 +158,34 @@ describe("ClusterNode", () => {
       assert.isTrue(fence.holds(String(kept)))
       assert.isFalse(fence.holds(String(left)))
       assert.strictEqual(fence.size(), 1)
+    }))
+
+  it.effect("keeps what it has while the store does not answer, for as long as that can be nobody else's", () =>
+    Effect.gen(function*() {
+      const clock = yield* Clock.Clock
+      const address = RunnerAddress.make("a", 1)
+      const store = inside(ClusterNode.memory()).storage(clock, 10_000, "a:1")
+      let isHung = false
+      const storage: typeof store = {
+        ...store,
+        refresh: (...asked) => Effect.suspend(() => isHung ? Effect.never : store.refresh(...asked))
+      }
+      const fence = Fence.make({ storage, clock, expiry: 10_000, interval: 3_000, group: "mcp", address })
+      const shards = [ShardId.make("mcp", 1), ShardId.make("mcp", 2)]
+      yield* fence.storage.acquire(address, shards)
+      isHung = true
+      const refresh = Effect.gen(function*() {
+        const refreshing = yield* fork(Effect.result(fence.storage.refresh(address, shards)))
+        // The engine gives up after these
+        yield* TestClock.adjust("3 seconds")
+        return Result.getOrUndefined(refreshing.pollUnsafe()!.pipe(Exit.getSuccess, Option.getOrThrow))
+      })
+      assert.deepStrictEqual(yield* refresh, shards)
+      assert.deepStrictEqual(yield* refresh, shards)
+      assert.isTrue(fence.mayOpen(String(shards[0])))
+      // Seven of ten seconds are over before it is heard of a third time
+      assert.isUndefined(yield* refresh)
+      assert.isFalse(fence.mayOpen(String(shards[0])))
     }))
 
   it.effect("answers with ClusterUnavailable of type store, and is unready, while the store is silent", () =>

@@ -569,6 +569,29 @@ describe("SessionCluster", () => {
       assert.isAtMost(upstream.opened.length, 3)
     }))
 
+  it.effect("ends nothing while the store is away for less time than its locks hold without it", () =>
+    Effect.gen(function*() {
+      const { memory, nodes, upstream } = yield* startNodes(["a", "b"])
+      let finish: (() => void) | undefined
+      upstream.tools.slow = {
+        run: () =>
+          new Promise((resolve) => {
+            finish = () => resolve({ content: [{ type: "text", text: "done" }] })
+          })
+      }
+      yield* passing(nodes[0]!.cluster.withSession(alice, who))
+      const { other } = rolesOf(upstream, nodes, "alice")
+      const call = yield* fork(other.cluster.withSession(alice, (session) => answer(session, "slow")))
+      inside(memory).isStoreDown = true
+      // Each node asks it once at least, and hears nothing
+      yield* passing(Effect.sleep("3900 millis"), 100)
+      inside(memory).isStoreDown = false
+      yield* passing(Effect.sleep("10 seconds"), 100)
+      finish!()
+      assert.strictEqual(yield* passing(Fiber.join(call)), "done")
+      assert.strictEqual(upstream.opened.length, 1)
+    }))
+
   it.effect("ends what it has before its locks can have run out, while the store is silent, and begins again", () =>
     Effect.gen(function*() {
       const { memory, nodes, upstream } = yield* startNodes(["a", "b"])

@@ -191,6 +191,7 @@ class Simulation extends Simulator.Simulation<Action> {
           storage: { ...storage, refresh: (runner, shards) => heard(storage.refresh(runner, shards)) },
           clock,
           expiry: settings.lockTimeToLive,
+          interval: settings.refreshInterval,
           group: settings.group,
           address
         })

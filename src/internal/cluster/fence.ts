@@ -4,13 +4,18 @@
  * A lock is held for `expiry` after the store was last asked to hold it, counted from before it was asked. Whoever was
  * frozen, or cut off from the store, for longer may have lost the shard to another node without a word: it asks the
  * fence before it serves anything, and the answer needs no turn of any loop.
+ *
+ * The engine gives up everything when the store fails once. As long as the locks hold without the store it is not told,
+ * so that one that is away for a moment, say to be started again, ends no session.
  */
 import type * as Clock from "effect/Clock"
+import { PersistenceError } from "effect/cluster/ClusterError"
 import type * as RunnerAddress from "effect/cluster/RunnerAddress"
 import type * as RunnerStorage from "effect/cluster/RunnerStorage"
 import type * as ShardId from "effect/cluster/ShardId"
 import * as Effect from "effect/Effect"
 import * as Equal from "effect/Equal"
+import * as Schedule from "effect/Schedule"
 import type { ClusterMember } from "../../ClusterMembership.ts"
 import * as Time from "../time.ts"
 
@@ -58,10 +63,12 @@ export const make = (options: {
   readonly storage: Storage
   readonly clock: Clock.Clock
   readonly expiry: number
+  /** How often the store is asked to hold the locks. */
+  readonly interval: number
   readonly group: string
   readonly address: RunnerAddress.RunnerAddress | undefined
 }): Fence => {
-  const { clock, expiry, group, storage } = options
+  const { clock, expiry, group, interval, storage } = options
   const now = Time.monotonic(clock)
   const moment = (): Moment => ({ steady: now(), wall: clock.currentTimeMillisUnsafe() })
   const held = new Map<string, Moment>()
@@ -91,11 +98,32 @@ export const make = (options: {
       const wanted = Array.from(shards)
       return Effect.map(ask(wanted), (had) => {
         const names = new Set(had.map(String))
-        // What was released meanwhile stays so, whatever the store has said before
-        for (const name of names) if (!isRefresh || held.has(name)) held.set(name, since)
+        for (const name of names) {
+          const known = held.get(name)
+          // What was released meanwhile stays so, whatever the store has said before
+          if (known === undefined ? !isRefresh : known.steady < since.steady) held.set(name, since)
+        }
         if (isRefresh) { for (const shard of wanted) if (!names.has(String(shard))) lose(String(shard)) }
         return had
       })
+    })
+
+  const refresh: Storage["refresh"] = (address, shards) =>
+    Effect.suspend(() => {
+      const wanted = Array.from(shards)
+      const since = now()
+      // Less than the engine has, which asks once in each interval
+      const patience = interval * 0.8
+      return asked(wanted, () => storage.refresh(address, wanted), true).pipe(
+        Effect.retry({ schedule: Schedule.spaced(200), while: () => now() - since < patience - 200 }),
+        Effect.timeoutOrElse({ duration: patience, orElse: () => Effect.fail(silent) }),
+        Effect.catch((error) => {
+          const ours = wanted.filter((shard) => held.has(String(shard)))
+          return ours.length > 0 && ours.every((shard) => remaining(String(shard)) > 0)
+            ? Effect.succeed(ours)
+            : Effect.fail(error)
+        })
+      )
     })
 
   return {
@@ -136,7 +164,7 @@ export const make = (options: {
           }))
       }),
       acquire: (address, shards) => asked(shards, (wanted) => storage.acquire(address, wanted), false),
-      refresh: (address, shards) => asked(shards, (wanted) => storage.refresh(address, wanted), true),
+      refresh,
       release: (address, shard) =>
         Effect.suspend(() => {
           held.delete(String(shard))
@@ -150,6 +178,8 @@ export const make = (options: {
     }
   }
 }
+
+const silent = new PersistenceError({ cause: new Error("the store does not answer") })
 
 /** How much of a lock is for closing the sessions that were opened before. */
 const forClosing = 0.3

@@ -57,8 +57,9 @@ export const make = Effect.fnUntraced(function*<E>(
   transport: Transport<E>
 ) {
   const clock = yield* Clock.Clock
-  const { address, group, lockTimeToLive } = settings
-  const fence = Fence.make({ storage: store, clock, expiry: lockTimeToLive, group, address })
+  const { address, group, lockTimeToLive, refreshInterval } = settings
+  const interval = Math.min(refreshInterval, lockTimeToLive / 3)
+  const fence = Fence.make({ storage: store, clock, expiry: lockTimeToLive, interval, group, address })
   const membership = yield* Members.make(settings, fence)
   const directory: { handlers: Handlers | undefined } = { handlers: undefined }
 
