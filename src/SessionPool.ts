@@ -643,7 +643,7 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC, RP, RO>(
       backoff: options.failureBackoff,
       blame: blameOf,
       capacity: options.capacity,
-      onFailure: (whom, name) => self.failed[whom].add(name)
+      onFailure: (whom, which) => self.failed[whom].add(which)
     }),
     failed: { keys: new Set(), upstreams: new Set() },
     ahead,
