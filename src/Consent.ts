@@ -135,7 +135,7 @@ const consented = <R>(
       Effect.tapError(() => Effect.logDebug(`The caller could not be asked for consent to "${server}"`)),
       Effect.orElseSucceed((): ConsentAnswer => ({ action: "cancel" }))
     )
-    const now = yield* Effect.clockWith((clock) => clock.currentTimeMillis)
+    const now = yield* Pending.moment
     return yield* Effect.raceFirst(
       Deferred.await(pending.done),
       Effect.flatMap(asked, ({ action }) => action === "accept" ? Effect.never : Effect.succeed(false))

@@ -12,6 +12,7 @@ import type { McpSession, McpSessionError } from "effect-mcp-sessions/McpSession
 import { SessionPool } from "effect-mcp-sessions/SessionPool"
 import { TokenStore, type TokenStoreShape } from "effect-mcp-sessions/TokenStore"
 import * as Clock from "effect/Clock"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
@@ -26,6 +27,7 @@ import { agree, browse, consentOf } from "./support/consents.ts"
 import { type AnySession, generations } from "./support/generations.ts"
 import * as Protected from "./support/protected.ts"
 import { makeHandle } from "./support/sessions.ts"
+import { makeWall } from "./support/wall.ts"
 
 class Sessions extends SessionPool.Tag<Sessions, AnySession, McpSessionError>()("test/Sessions") {}
 
@@ -88,6 +90,14 @@ for (const [sdk, connector] of generations) {
         }
         upstream.answer = () => ({ status: 400, body: { access_token: "gho_16C7e42F292c69" } })
         assert.notInclude(yield* issueOf(clientOf(connector, upstream)(alice, makeHandle())), "16C7")
+        upstream.authority.answers.set(
+          "/.well-known/oauth-authorization-server",
+          () => ({ body: "gho_16C7e42F292c69" })
+        )
+        assert.strictEqual(
+          yield* issueOf(clientOf(connector, upstream)(alice, makeHandle())),
+          "the authorization server's answer is not what OAuth says"
+        )
       }).pipe(Effect.provide(TokenStore.layerMemory)))
 
     it.effect("a token that can't be sent as a bearer's is none, and another is asked for", () =>
@@ -271,6 +281,57 @@ for (const [sdk, connector] of generations) {
         }).pipe(Effect.provide(callerOf(connector, upstream)), Effect.provide(store))
       }))
 
+    it.effect("a clock that is set back keeps no token, rest or consent for longer", () =>
+      Effect.gen(function*() {
+        const wall = yield* makeWall
+        const upstream = yield* Protected.make
+        const { grants, server, valid } = upstream
+        const back = wall.jump(-Duration.toMillis("365 days"))
+
+        // A token, by its own words
+        let issued = 0
+        const source = {
+          token: () =>
+            Effect.sync(() => {
+              valid.set(`token-${++issued}`, "")
+              return { token: Redacted.make(`token-${issued}`), expiresIn: "1 hour" as const }
+            })
+        }
+        const ofSource = connector.http({ url: server.url, authorization: source })(alice, makeHandle())
+        const session = yield* wall.on(ofSource)
+        yield* back
+        yield* wall.adjust("1 hour")
+        yield* call(session)
+        assert.strictEqual(issued, 2)
+
+        // One that is refused as soon as it has come
+        const refused = yield* wall.on(clientOf(connector, upstream)(alice, makeHandle()))
+        const { refuse } = server.behaviour
+        server.behaviour.refuse = (request) => {
+          valid.clear()
+          return refuse!(request)
+        }
+        yield* Effect.flip(call(refused))
+        const asked = grants.length
+        yield* Effect.flip(call(refused))
+        assert.strictEqual(grants.length, asked)
+        yield* back
+        yield* wall.adjust("30 seconds")
+        yield* Effect.flip(call(refused))
+        assert.strictEqual(grants.length, asked + 1)
+
+        // A consent
+        server.behaviour.refuse = refuse!
+        yield* Effect.gen(function*() {
+          const { id, url } = yield* consentOf(echo)
+          const answer = yield* browse(url)
+          yield* back
+          yield* wall.adjust("10 minutes")
+          assert.strictEqual((yield* Effect.flip(Consent.finish(answer))).why, "unknown")
+          assert.notStrictEqual((yield* consentOf(echo)).id, id)
+        }).pipe(Effect.provide(callerOf(connector, upstream)), wall.on)
+      }).pipe(Effect.provide(TokenStore.layerMemory)))
+
     it.effect("scopes that could not be had are not asked for again with others", () =>
       Effect.gen(function*() {
         const upstream = yield* Protected.make
@@ -297,6 +358,31 @@ for (const [sdk, connector] of generations) {
         assert.isAbove(asked.length, 2)
         assert.notInclude(asked.at(-1)!, "root")
       }).pipe(Effect.provide(TokenStore.layerMemory)))
+
+    it.effect("a provider has nobody redirected because its authorization server is down", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        const redirected: Array<URL> = []
+        const provider: OAuthClientProvider = {
+          redirectUrl,
+          clientMetadata: { redirect_uris: [redirectUrl] },
+          clientInformation: () => ({ client_id: "gateway" }),
+          tokens: () => ({ access_token: "access-token", refresh_token: "refresh-token", token_type: "Bearer" }),
+          saveTokens: () => {},
+          redirectToAuthorization: (url) => void redirected.push(url),
+          saveCodeVerifier: () => {},
+          codeVerifier: () => "",
+          invalidateCredentials: () => {}
+        }
+        const open = connector.http({ url: upstream.server.url, authorization: () => provider })(alice, makeHandle())
+        for (const status of [503, 429]) {
+          upstream.answer = () => ({ status, body: "busy" })
+          assert.strictEqual(yield* issueOf(open), `the authorization server answered ${status}`)
+        }
+        upstream.answer = () => undefined
+        assert.match(yield* issueOf(open), /can't be reached/)
+        assert.deepStrictEqual(redirected, [])
+      }))
 
     it.effect("a provider may be frozen, and say null where it has nothing", () =>
       Effect.gen(function*() {

@@ -24,6 +24,7 @@ import { answer, keySecret, makeUpstream, type Upstream } from "./support/cluste
 import { freePorts, until } from "./support/clusterProcesses.ts"
 import { refused } from "./support/fibers.ts"
 import { assertWithin, many, underLoad } from "./support/load.ts"
+import { heard, ping, withAnotherSecret } from "./support/strangers.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
 
 const ours = authority()
@@ -109,19 +110,6 @@ const places = (nodes: ReadonlyArray<Node>) =>
     ({ sessions }) => Effect.forEach(users, (user) => sessions.withSession(user, (session) => answer(session, "who")))
   )
 
-/** All that a peer says before it hangs up, and whatever is written to it until then. */
-const heard = (socket: Socket, words: (socket: Socket) => void) =>
-  Effect.callback<string>((resume) => {
-    let said = ""
-    socket.on("data", (data) => said += String(data))
-    socket.on("error", () => undefined)
-    socket.on("close", () => resume(Effect.succeed(said)))
-    words(socket)
-    return Effect.sync(() => socket.destroy())
-  })
-
-const ping = (socket: Socket) => void socket.write("{\"_tag\":\"Ping\"}\n")
-
 const line = (word: string) => (socket: Socket) => void socket.write(`${word}\n`.repeat(1_000))
 
 const mebibyte = Buffer.alloc(1024 * 1024, "x")
@@ -156,17 +144,7 @@ layer(Pair.layer, { excludeTestServices: true })("ClusterNode.layer with certifi
             [tls(port), flood],
             [tls(port, another.issue()), ping],
             [tls(port, expired), ping],
-            [
-              connectTls({
-                port,
-                host: "127.0.0.1",
-                ciphers: "ECDHE-PSK-CHACHA20-POLY1305",
-                maxVersion: "TLSv1.2",
-                pskCallback: () => ({ psk: Buffer.alloc(32, 1), identity: "effect-mcp-sessions" }),
-                checkServerIdentity: () => undefined
-              }),
-              ping
-            ]
+            [withAnotherSecret(port), ping]
           ]
           const said = yield* Effect.forEach(strangers, ([socket, words]) => heard(socket, words), {
             concurrency: "unbounded"

@@ -3,9 +3,8 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { statSync } from "node:fs"
-import { connect, type Socket } from "node:net"
+import { connect } from "node:net"
 import { join } from "node:path"
-import { connect as connectTls } from "node:tls"
 import {
   bundleNode,
   call,
@@ -25,6 +24,7 @@ import {
 } from "./support/clusterProcesses.ts"
 import { assertWithin, underLoad } from "./support/load.ts"
 import { isAlive } from "./support/processes.ts"
+import { heard, ping, withAnotherSecret } from "./support/strangers.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
 
 bundleNode()
@@ -59,17 +59,6 @@ class Cluster extends Context.Service<Cluster, {
     })
   )
 }
-
-/** All that a peer says before it hangs up. */
-const heard = (socket: Socket) =>
-  Effect.promise(() =>
-    new Promise<string>((done) => {
-      let data = ""
-      socket.on("data", (chunk) => data += String(chunk))
-      socket.on("error", () => {})
-      socket.on("close", () => done(data))
-    })
-  )
 
 type Note = ReturnType<typeof noting>
 
@@ -110,19 +99,9 @@ layer(Cluster.layer, { excludeTestServices: true })("ClusterNode.layer, several 
       assert.notInclude(refusal, secret)
       assert.notInclude(refusal, other)
 
-      const words = "{\"_tag\":\"Ping\"}\n"
       for (const { port } of nodes) {
-        const plain = connect(port, "127.0.0.1", () => plain.write(words))
-        assert.notInclude(yield* heard(plain), "Pong")
-        const wrong = connectTls({
-          port,
-          host: "127.0.0.1",
-          ciphers: "ECDHE-PSK-CHACHA20-POLY1305",
-          maxVersion: "TLSv1.2",
-          pskCallback: () => ({ psk: Buffer.alloc(32, 1), identity: "effect-mcp-sessions" }),
-          checkServerIdentity: () => undefined
-        }, () => wrong.write(words))
-        assert.strictEqual(yield* heard(wrong), "")
+        assert.notInclude(yield* heard(connect(port, "127.0.0.1"), ping), "Pong")
+        assert.strictEqual(yield* heard(withAnotherSecret(port), ping), "")
       }
       yield* Effect.sleep("1 second")
       assert.deepStrictEqual(yield* shares, before)

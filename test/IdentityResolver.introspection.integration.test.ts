@@ -15,6 +15,7 @@ import { inspect } from "node:util"
 import { eventually } from "./support/answers.ts"
 import * as AuthorizationServer from "./support/authorizationServer.ts"
 import { refusal, resolve } from "./support/tokens.ts"
+import { makeWall } from "./support/wall.ts"
 
 const path = "/introspect"
 const token = "opaque-token-SECRET"
@@ -94,6 +95,21 @@ describe("IdentityResolver.layerIntrospection", () => {
         assert.strictEqual(yield* refusal(token), "expired")
       })
     ))
+
+  it.effect("a clock that is set back keeps no revoked token for longer", () =>
+    Effect.flatMap(makeWall, (wall) =>
+      wall.on(withServer(Effect.fnUntraced(function*(server) {
+        says(server, { ...alice, exp: undefined })
+        yield* resolve(token)
+        says(server, { active: false })
+        yield* wall.jump(-3_600_000)
+        yield* wall.adjust("29 seconds")
+        assert.isUndefined(yield* refusal(token))
+        yield* wall.adjust("1 second")
+        const refusals = yield* Effect.all([refusal(token), refusal(token)], { concurrency: 2 })
+        assert.deepStrictEqual(refusals, ["inactive", "inactive"])
+        assert.lengthOf(server.requests, 2)
+      })))))
 
   it.effect("a longer timeToLive lets no expired token through", () =>
     withServer(

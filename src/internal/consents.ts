@@ -8,6 +8,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import type * as Redacted from "effect/Redacted"
 import type { Identity } from "../Identity.ts"
+import * as Time from "./time.ts"
 
 /** What the authorization server sends back with somebody who has consented. */
 export interface Answer {
@@ -27,7 +28,7 @@ export interface Pending {
   readonly url: Redacted.Redacted
   /** The scopes that are asked for. */
   readonly scope: string | undefined
-  /** When it is too late, in milliseconds since the epoch. */
+  /** When it is too late, by the monotonic clock. */
   readonly until: number
   /** Fails for what somebody else sends: it says nothing of this consent, not even that there is none. */
   readonly check: (iss: Answer["iss"]) => Effect.Effect<void, unknown>
@@ -48,6 +49,9 @@ export interface Consents {
    */
   readonly claim: (pending: Pending) => boolean
 }
+
+/** Of the monotonic clock: see {@link Pending}. */
+export const moment: Effect.Effect<number> = Clock.clockWith((clock) => Effect.sync(Time.monotonic(clock)))
 
 const maxPending = 10_000
 
@@ -78,7 +82,7 @@ const make = (): Consents => {
   }
 
   const inTime = (pending: Pending | undefined) =>
-    Effect.map(Clock.currentTimeMillis, (now) => {
+    Effect.map(moment, (now) => {
       if (pending === undefined || now < pending.until) return pending
       remove(pending)
       return undefined
@@ -86,7 +90,7 @@ const make = (): Consents => {
 
   return {
     add: (pending) =>
-      Effect.map(Clock.currentTimeMillis, (now) => {
+      Effect.map(moment, (now) => {
         // The oldest first
         for (const other of byId.values()) {
           if (other.until > now && byId.size < maxPending) break

@@ -89,7 +89,7 @@ export interface Cell {
   /** The scopes that were asked for. */
   scope: string | undefined
   resourceMetadataUrl: URL | undefined
-  source: { readonly token: string; readonly until: number } | undefined
+  source: { readonly token: string; readonly isGood: () => boolean } | undefined
 }
 
 /** What the SDKs are told besides. They take no `undefined`. */

@@ -19,6 +19,7 @@ import type { FetchLike } from "../../Connector.ts"
 import type { McpSessionError } from "../../McpSessionError.ts"
 import { isTrusted } from "../../TokenOptions.ts"
 import * as Challenges from "../challenges.ts"
+import * as Time from "../time.ts"
 import * as Cells from "./cells.ts"
 import * as Granted from "./granted.ts"
 import * as Provided from "./provided.ts"
@@ -51,7 +52,7 @@ export const make = (sdk: Cells.Sdk): Authorized => (options) =>
     const tokens = yield* prepare(tokensOf({ ...options, sdk }))
     const context = yield* Effect.context<never>()
     const runPromise = Effect.runPromiseWith(context)
-    const clock = yield* Clock.Clock
+    const moment = Time.monotonic(yield* Clock.Clock)
     const wasRedirected = redirects()
 
     /** Another token than this, if there is one. */
@@ -69,8 +70,7 @@ export const make = (sdk: Cells.Sdk): Authorized => (options) =>
             if (!wanted.isStepUp || cell.widenedBy === wanted.scope) return undefined
           }
           const { unproven } = cell
-          const time = clock.currentTimeMillisUnsafe()
-          const isResting = unproven !== undefined && unproven.token === now && time < unproven.since + restMillis
+          const isResting = unproven !== undefined && unproven.token === now && moment() < unproven.since + restMillis
           if (isResting && !wanted.isStepUp) return undefined
           isOwn = yield* Cells.fly(
             cell,
@@ -82,7 +82,7 @@ export const make = (sdk: Cells.Sdk): Authorized => (options) =>
         }
         const next = yield* current
         if (next === undefined || next === wanted.refused) return undefined
-        cell.unproven = { token: next, since: clock.currentTimeMillisUnsafe() }
+        cell.unproven = { token: next, since: moment() }
         return next
       })
 

@@ -18,6 +18,7 @@ import { ConsentRequired, McpSessionError } from "../../McpSessionError.ts"
 import { isTrusted } from "../../TokenOptions.ts"
 import { TokenStore, type TokenStoreShape } from "../../TokenStore.ts"
 import { type Answer, Consents } from "../consents.ts"
+import * as Time from "../time.ts"
 import * as Attempts from "./attempts.ts"
 import * as Cells from "./cells.ts"
 import * as Drafts from "./drafts.ts"
@@ -28,7 +29,7 @@ export const make = (options: Cells.Options, given: Given): Effect.Effect<Cells.
   Effect.gen(function*() {
     const { handle, identity, scrub, sdk, server, url } = options
     const context = yield* Effect.context<never>()
-    const clock = yield* Clock.Clock
+    const moment = Time.monotonic(yield* Clock.Clock)
     const consents = Context.get(context, Consents)
     const { clientKey, grantKey } = keysOf(given, url, identity)
     const owner = Context.get(context, TokenStore)
@@ -135,7 +136,7 @@ export const make = (options: Cells.Options, given: Given): Effect.Effect<Cells.
         identity,
         url: Redacted.make(draft.url.href),
         scope: draft.scope,
-        until: clock.currentTimeMillisUnsafe() + timeout,
+        until: moment() + timeout,
         check: (iss: Answer["iss"]) => told(checkIss(draft, iss)),
         redeem: (answer: Answer) => told(redeem(draft, more, answer)),
         done: Deferred.makeUnsafe<boolean>()

@@ -12,8 +12,15 @@ import * as Semaphore from "effect/Semaphore"
 import { Credentials, type Identity, type IdentityError, type InvalidToken } from "../../Identity.ts"
 import type { Introspection } from "../../TokenOptions.ts"
 import { makeMemo } from "../authorization.ts"
+import * as Time from "../time.ts"
 import { identities, millisOf, presented, refuse, tokenIn } from "./claims.ts"
 import * as Server from "./server.ts"
+
+/** What the endpoint has said of a token, and when, by the monotonic clock. */
+interface Answer {
+  readonly identity: Identity
+  readonly at: number
+}
 
 const capacity = 1024
 
@@ -26,6 +33,7 @@ export const make = Effect.fnUntraced(function*(settings: Introspection) {
   const ofStrangers = yield* Semaphore.make(maxConcurrent)
   const ofKnown = yield* Semaphore.make(maxConcurrent)
   const known = makeMemo<true>()
+  const now = Time.monotonic(yield* Clock.Clock)
   const question = HttpClientRequest.post(settings.endpoint).pipe(
     HttpClientRequest.acceptJson,
     // RFC 6749 section 2.3.1: encoded as in a form before they are joined
@@ -67,15 +75,24 @@ export const make = Effect.fnUntraced(function*(settings: Introspection) {
         (known.get(token) === true ? ofKnown : ofStrangers).withPermitsIfAvailable(1)(lookup(token)),
         (identity) =>
           identity._tag === "Some"
-            ? Effect.succeed(identity.value)
+            ? Effect.sync((): Answer => ({ identity: identity.value, at: now() }))
             : Effect.fail(Server.unavailable(new Server.ServerFailed({ issue: "too many tokens are asked for" }), 1000))
       ),
     { capacity, timeToLive: (exit) => Exit.isSuccess(exit) ? settings.timeToLive : 0 }
   )
 
+  /** What is known of a token, which may be too old: the cache goes by the clock on the wall, which can be set back. */
+  const answerTo = Effect.fnUntraced(function*(token: string): Effect.fn.Return<Answer, IdentityError> {
+    const came = now()
+    const answer = yield* Cache.get(answers, token)
+    if (answer.at >= came || came - answer.at < settings.timeToLive) return answer
+    yield* Cache.invalidateWhen(answers, token, (kept) => kept === answer)
+    return yield* Cache.get(answers, token)
+  })
+
   return Effect.fnUntraced(function*(request: unknown): Effect.fn.Return<Identity, IdentityError> {
     const token = yield* tokenIn(yield* presented(request))
-    const identity = yield* Cache.get(answers, token)
+    const { identity } = yield* answerTo(token)
     if (identity.expiresAt._tag === "Some" && identity.expiresAt.value <= (yield* Clock.currentTimeMillis)) {
       return yield* refuse("expired")
     }
