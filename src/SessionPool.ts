@@ -35,8 +35,10 @@ import * as Failures from "./internal/lease/failures.ts"
 import * as Holders from "./internal/lease/holders.ts"
 import * as Leased from "./internal/lease/leased.ts"
 import * as Metrics from "./internal/lease/metrics.ts"
+import * as Seating from "./internal/lease/seating.ts"
 import * as Terms from "./internal/lease/terms.ts"
 import * as Upstreams from "./internal/lease/upstreams.ts"
+import * as Waiters from "./internal/lease/waiters.ts"
 import * as Waiting from "./internal/lease/waiting.ts"
 import * as Options from "./internal/options.ts"
 import { namesAndPlaces } from "./internal/places.ts"
@@ -559,11 +561,11 @@ interface Pool<Session, E> {
   readonly metrics: Metrics.Metrics<Identity, Session, E | SessionPoolError>
   readonly options: Effect.Success<ReturnType<typeof read>>
   readonly engine: Leased.Leased<Identity, Session, E | SessionPoolError>
-  readonly waiting: Waiting.Waiting<Identity, Session, E | SessionPoolError>
+  readonly waiting: Waiters.Waiting<Identity, Session, E | SessionPoolError>
   readonly checks: Checks.Checks<Identity, Session, E | SessionPoolError>
   readonly failures: Failures.Failures<E | SessionPoolError>
-  /** The keys of failures that those who wait for room have not been asked about, and whether it is all of them. */
-  readonly failed: { readonly keys: Set<string>; isAll: boolean }
+  /** Of whom something has failed that those who wait for room have not been asked about yet. */
+  readonly failed: { readonly keys: Set<string>; readonly upstreams: Set<string> }
   /** What connectors keep ready. */
   readonly ahead: Ahead.Host
   /** Throws when a function among the options does, or answers with what has no meaning. */
@@ -575,7 +577,7 @@ type Slot<Session, E> = Leased.Slot<Identity, Session, E | SessionPoolError>
 
 type Upstream<Session, E> = Upstreams.Upstream<Slot<Session, E>>
 
-type Caller<Session, E> = Waiting.Caller<Identity, Session, E | SessionPoolError>
+type Caller<Session, E> = Waiters.Caller<Identity, Session, E | SessionPoolError>
 
 type AnyFiber = Fiber.Fiber<unknown, unknown>
 
@@ -621,10 +623,11 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC, RP, RO>(
     metrics,
     options,
     engine,
-    waiting: Waiting.make(engine, {
+    waiting: Waiters.make(engine, {
       newest: (known, comes) => Identity.newest(known, comes, engine.clock),
       makeRoom: (upstream) => makeRoom(self, upstream),
       refusal: (identity) => self.failures.recall(identity),
+      upstreamOf: ({ upstream }) => Option.getOrUndefined(upstream),
       upstreams: limits(options.capacityPerUpstream, (issue) => invalid("capacityPerUpstream", issue)),
       isExclusive: options.leases === "exclusive"
     }),
@@ -640,12 +643,9 @@ const make = Effect.fnUntraced(function*<Session, E, R, RC, RP, RO>(
       backoff: options.failureBackoff,
       blame: blameOf,
       capacity: options.capacity,
-      onFailure: (key) => {
-        if (key === undefined) self.failed.isAll = true
-        else self.failed.keys.add(key)
-      }
+      onFailure: (whom, which) => self.failed[whom].add(which)
     }),
-    failed: { keys: new Set(), isAll: false },
+    failed: { keys: new Set(), upstreams: new Set() },
     ahead,
     terms: Terms.make(options, invalid),
     observed
@@ -786,7 +786,7 @@ const hooks = <Session, E>(
   onOpened: (slot) => {
     const { failures, observed, waiting } = pool()
     failures.succeeded(slot)
-    Waiting.opened(waiting, slot)
+    Seating.opened(waiting, slot)
     const took = Duration.millis(Math.floor(slot.openedAt - slot.since))
     observed.events.emit({ _tag: "Opened", key: keyOf(slot), took })
   },
@@ -825,17 +825,17 @@ const hooks = <Session, E>(
     const { failures, waiting } = pool()
     failures.ended(slot)
     if (slot.member !== undefined) Upstreams.forgetUnused(waiting.upstreams!, slot.member.upstream)
-    Waiting.left(waiting, slot)
+    Seating.left(waiting, slot)
   },
-  onIdle: (slot) => Waiting.changed(pool().waiting, slot),
+  onIdle: (slot) => Seating.changed(pool().waiting, slot),
   onRoom: () => {
     const { failed, waiting } = pool()
-    if (failed.isAll || failed.keys.size > 0) {
-      Waiting.refuse(waiting, failed.isAll ? undefined : failed.keys)
-      failed.isAll = false
+    if (failed.keys.size + failed.upstreams.size > 0) {
+      Seating.refuse(waiting, failed)
       failed.keys.clear()
+      failed.upstreams.clear()
     }
-    Waiting.seat(waiting)
+    Seating.seat(waiting)
   }
 })
 
@@ -907,7 +907,7 @@ const acquire = <Session, E>(
 ): Leasing<Session, E> => {
   const { connecting, engine, failures, waiting } = self
   if (Leased.isShutDown(engine)) return Effect.fail(new PoolClosed({}))
-  const taken = Waiting.taken(waiting, identity.key)
+  const taken = Waiters.taken(waiting, identity.key)
   if (taken !== undefined) {
     taken.info = waiting.newest(taken.info, identity)
     const wanted = want(self, identity)
@@ -916,7 +916,7 @@ const acquire = <Session, E>(
   }
   const slot = Leased.lease(engine, identity.key)
   if (slot !== undefined) {
-    Waiting.hold(waiting, caller, slot)
+    Waiters.hold(waiting, caller, slot)
     slot.info = waiting.newest(slot.info, identity)
     return leased(self, caller, slot, identity)
   }
@@ -929,18 +929,18 @@ const acquire = <Session, E>(
   const wanted = want(self, identity)
   const { upstream } = wanted
   const admitted = Leased.atomically(engine, () => {
-    const hasRoom = Waiting.isNext(waiting, upstream) && makeRoom(self, upstream) === undefined
+    const hasRoom = Seating.isNext(waiting, upstream) && makeRoom(self, upstream) === undefined
     // Before the open, which may be over at once, and the upstream unused again
     if (upstream !== undefined) Upstreams.keep(waiting.upstreams!, upstream)
     if (!hasRoom) return undefined
     const opening = Leased.admit(engine, identity.key, identity, 1, wanted)
-    Waiting.hold(waiting, caller, opening)
+    Waiters.hold(waiting, caller, opening)
     connecting.join(opening)
     return opening
   })
   if (admitted !== undefined) return Leased.join(admitted)
   const seated = wait(self, caller, wanted)
-  Waiting.makeWay(waiting, wanted)
+  Seating.makeWay(waiting, wanted)
   return seated
 }
 
@@ -948,7 +948,7 @@ const acquire = <Session, E>(
 const want = <Session, E>(
   self: Pool<Session, E>,
   identity: Identity
-): Waiting.Wanted<Identity, Session, E | SessionPoolError> => ({
+): Waiters.Wanted<Identity, Session, E | SessionPoolError> => ({
   owner: identity,
   terms: self.terms(identity),
   upstream: upstreamOf(self, identity)
@@ -970,7 +970,7 @@ const joined = <Session, E>(self: Pool<Session, E>, slot: Slot<Session, E>): Lea
 const makeRoom = <Session, E>(
   { engine }: Pool<Session, E>,
   upstream: Upstream<Session, E> | undefined
-): Waiting.Full | undefined => {
+): Waiters.Full | undefined => {
   if (Leased.hasRoom(engine) && !Upstreams.isFull(upstream)) return undefined
   Leased.expire(engine)
   if (Upstreams.isFull(upstream)) return giveWay(engine, upstream!.idle.head?.session) ? undefined : "upstream"
@@ -985,12 +985,12 @@ const giveWay = <Session, E>(
 const wait = <Session, E>(
   self: Pool<Session, E>,
   caller: Caller<Session, E>,
-  wanted: Waiting.Wanted<Identity, Session, E | SessionPoolError>
+  wanted: Waiters.Wanted<Identity, Session, E | SessionPoolError>
 ): Leasing<Session, E> => {
   const { acquireTimeout } = self.options
   const { owner, upstream } = wanted
   if (caller.waited >= acquireTimeout) {
-    return exhausted(self, caller, owner, upstream, Waiting.fullNow(self.waiting, wanted))
+    return exhausted(self, caller, owner, upstream, Waiters.fullNow(self.waiting, wanted))
   }
   self.connecting.ask(owner)
   return Effect.flatMap(
@@ -1005,7 +1005,7 @@ const exhausted = <Session, E>(
   { fiber }: Caller<Session, E>,
   { key }: Identity,
   upstream: Upstream<Session, E> | undefined,
-  full: Waiting.Full | "turn"
+  full: Waiters.Full | "turn"
 ): Effect.Effect<never, PoolExhausted> => {
   const waited = Duration.millis(options.acquireTimeout)
   if (upstream !== undefined) Upstreams.forgetUnused(waiting.upstreams!, upstream)
@@ -1028,7 +1028,7 @@ const leased = <Session, E>(
   identity: Identity
 ): Leasing<Session, E> => {
   if (self.checks.isDue(slot)) {
-    Waiting.arrive(self.waiting, caller)
+    Waiters.arrive(self.waiting, caller)
     return checked(self, caller, slot, identity)
   }
   countHit(self, caller)
@@ -1057,20 +1057,20 @@ const acquireAgain = <Session, E>(
 ): Leasing<Session, E> =>
   Effect.suspend(() => {
     const { engine, waiting } = self
-    const isFree = Waiting.isEmpty(waiting) || Leased.isShutDown(engine) ||
+    const isFree = Waiters.isEmpty(waiting) || Leased.isShutDown(engine) ||
       Leased.find(engine, identity.key) !== undefined
     const wanted = isFree ? undefined : want(self, identity)
-    const slot = Waiting.letGo(waiting, caller)
+    const slot = Waiters.letGo(waiting, caller)
     if (wanted === undefined) {
       return Effect.andThen(
-        Waiting.giveBack(waiting, slot) ?? Effect.void,
+        Seating.giveBack(waiting, slot) ?? Effect.void,
         Effect.suspend(() => acquire(self, caller, identity))
       )
     }
     countMiss(self, caller)
     const seated = wait(self, caller, wanted)
-    const freed = Waiting.giveBack(waiting, slot)
-    Waiting.seat(waiting)
+    const freed = Seating.giveBack(waiting, slot)
+    Seating.seat(waiting)
     return Effect.andThen(freed ?? Effect.void, seated)
   })
 
@@ -1100,7 +1100,7 @@ const getUncounted = <Session, E>(
   fiber: AnyFiber,
   identity: Identity
 ): Effect.Effect<Session, E | SessionPoolError, Scope.Scope> => {
-  const caller: Caller<Session, E> = Waiting.caller(fiber.id)
+  const caller: Caller<Session, E> = Waiters.caller(fiber.id)
   const endLease = () => Waiting.end(self.waiting, caller) ?? Effect.void
   const scope = Context.getUnsafe(fiber.context, Scope.Scope)
   if (Leased.find(self.engine, identity.key)?.session === undefined) {
@@ -1127,7 +1127,7 @@ const withSessionIn = <Session, E, A, E2, R2>(
   identity: Identity,
   f: (session: Session) => Effect.Effect<A, E2, R2>
 ): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
-  const caller: Caller<Session, E> = Waiting.caller(fiber.id)
+  const caller: Caller<Session, E> = Waiters.caller(fiber.id)
   const { context } = fiber
   return Effect.onExitPrimitive(
     Effect.suspend((): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
@@ -1239,7 +1239,7 @@ const warm = <Session, E>(
 ): Effect.Effect<boolean> =>
   Effect.withFiber((fiber) => {
     const { connecting, engine, failures, waiting } = self
-    const caller: Caller<Session, E> = Waiting.caller(fiber.id)
+    const caller: Caller<Session, E> = Waiters.caller(fiber.id)
     const opened = Effect.suspend((): Effect.Effect<boolean, E | SessionPoolError> => {
       if (Leased.isShutDown(engine)) return Effect.succeed(false)
       Leased.expire(engine)
@@ -1249,7 +1249,7 @@ const warm = <Session, E>(
       const { terms, upstream } = wanted
       const admitted = Leased.atomically(engine, () => {
         // Those who wait come first, and may take the room
-        const hasRoom = Waiting.isNext(waiting, upstream) && Leased.hasRoom(engine) && !Upstreams.isFull(upstream)
+        const hasRoom = Seating.isNext(waiting, upstream) && Leased.hasRoom(engine) && !Upstreams.isFull(upstream)
         if (upstream !== undefined) {
           // Before the open, which may be over at once, and the upstream unused again
           const settle = hasRoom ? Upstreams.keep : Upstreams.forgetUnused
@@ -1260,7 +1260,7 @@ const warm = <Session, E>(
           ...wanted,
           terms: { ...terms, openTimeout }
         })
-        Waiting.openEarly(waiting, caller, opening)
+        Seating.openEarly(waiting, caller, opening)
         connecting.join(opening)
         return opening
       })

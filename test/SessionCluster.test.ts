@@ -7,7 +7,7 @@ import {
   PoolExhausted,
   type SessionHandle
 } from "effect-mcp-sessions"
-import { ClusterNode } from "effect-mcp-sessions/ClusterNode"
+import { ClusterNode, type MemoryCluster } from "effect-mcp-sessions/ClusterNode"
 import { type RemoteSession, SessionCluster } from "effect-mcp-sessions/SessionCluster"
 import * as ClusterSchema from "effect/cluster/ClusterSchema"
 import * as Context from "effect/Context"
@@ -32,6 +32,7 @@ import {
   inside,
   keySecret,
   makeUpstream,
+  nodeLayer,
   passing,
   rolesOf,
   startNode,
@@ -51,6 +52,27 @@ const who = (session: RemoteSession) => answer(session, "who")
 const text = (bytes: number, around: number) => "é".repeat((bytes - around) / 2)
 
 const tick = Effect.promise(() => new Promise<void>((resolve) => setImmediate(resolve)))
+
+/** A network on which nobody hears that a node has read what it was told of a lease. */
+const unheard = (node: string): MemoryCluster => {
+  const memory = ClusterNode.memory()
+  const { transport } = inside(memory)
+  const deaf: typeof transport = (self) => {
+    const real = transport(self)
+    if (self !== node) return real
+    return {
+      ...real,
+      connect: (...to) =>
+        Effect.map(real.connect(...to), (link) => ({
+          ...link,
+          send: (client, message) =>
+            message._tag === "Request" && message.tag === "Envelope" ? Effect.void : link.send(client, message)
+        }))
+    }
+  }
+  Object.assign(inside(memory), { transport: deaf })
+  return memory
+}
 
 /** Runs until it is so, without time. */
 const until = (isSo: () => boolean) =>
@@ -569,6 +591,27 @@ describe("SessionCluster", () => {
       assert.isAtMost(upstream.opened.length, 3)
     }))
 
+  it.effect("gives nobody a session again that was invalidated while it opened, at whichever node they ask", () =>
+    Effect.gen(function*() {
+      const memory = ClusterNode.memory()
+      const upstream = makeUpstream()
+      const connect = upstream.connectAt("a")
+      const node = yield* startNode(
+        "a",
+        nodeLayer(memory, upstream, "a", {
+          sessions: { connect: (identity, handle) => Effect.delay(connect(identity, handle), 1_000) }
+        })
+      )
+      const client = yield* startNode("c", clientLayer(memory, "c"))
+      yield* TestClock.adjust("12 seconds")
+      const first = yield* fork(client.cluster.withSession(alice, who))
+      yield* passing(Effect.sleep(500))
+      assert.isTrue(yield* passing(node.cluster.invalidate(alice)))
+      // Who waited for it already has it
+      assert.strictEqual(yield* passing(Fiber.join(first)), "alice@a#1")
+      assert.strictEqual(yield* passing(client.cluster.withSession(alice, who)), "alice@a#2")
+    }))
+
   it.effect("ends nothing while the store is away for less time than its locks hold without it", () =>
     Effect.gen(function*() {
       const { memory, nodes, upstream } = yield* startNodes(["a", "b"])
@@ -590,6 +633,26 @@ describe("SessionCluster", () => {
       finish!()
       assert.strictEqual(yield* passing(Fiber.join(call)), "done")
       assert.strictEqual(upstream.opened.length, 1)
+    }))
+
+  it.effect("ends what it may lose also for who has vanished while it was given a lease, without a word", () =>
+    Effect.gen(function*() {
+      const memory = unheard("c:1")
+      const upstream = makeUpstream()
+      const node = yield* startNode("a", nodeLayer(memory, upstream, "a"))
+      const client = yield* startNode("c", clientLayer(memory, "c"))
+      yield* TestClock.adjust("12 seconds")
+      yield* fork(client.cluster.withSession(alice, who))
+      yield* passing(Effect.sleep(200))
+      assert.strictEqual(upstream.opened.length, 1)
+      // Heard of in time by the engine, which gives up nothing, and too late for what is only sure for so long
+      inside(memory).isStoreDown = true
+      yield* passing(Effect.sleep("7500 millis"), 100)
+      inside(memory).isStoreDown = false
+      yield* passing(Effect.sleep("2 seconds"), 100)
+      assert.deepStrictEqual(upstream.closed, upstream.opened)
+      yield* passing(node.cluster.withSession(alice, who))
+      assert.strictEqual(upstream.overlaps(), 1)
     }))
 
   it.effect("ends what it has before its locks can have run out, while the store is silent, and begins again", () =>

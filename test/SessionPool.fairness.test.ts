@@ -4,6 +4,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as TestClock from "effect/testing/TestClock"
+import * as Early from "../src/internal/lease/early.ts"
 import * as Fairness from "../src/internal/lease/fairness.ts"
 import * as Leased from "../src/internal/lease/leased.ts"
 import { fork, outcome, settle } from "./support/fibers.ts"
@@ -18,6 +19,25 @@ const overlapping = (pool: OpenPool, identity: Identity, times = 1_000) =>
     () => Effect.andThen(fork(Effect.ignore(pool.withSession(identity, () => Effect.sleep(100)))), Effect.sleep(50)),
     { discard: true }
   )
+
+/** An engine that nobody else looks after. */
+const openEngine = Leased.make<string, string, never, never>({
+  capacity: 3,
+  idleTimeToLive: Infinity,
+  maxLifetime: Infinity,
+  openTimeout: 1_000,
+  closeTimeout: 1_000,
+  drainTimeout: 0,
+  open: ({ key }) => Effect.succeed(key),
+  openTimedOut: () => assert.fail(),
+  shutDown: () => assert.fail(),
+  labels: () => ({}),
+  onOpened: () => {},
+  onOpenFailed: () => {},
+  onRetired: () => {},
+  onClosed: () => {},
+  onCloseFailed: () => {}
+})
 
 describe("fairness", () => {
   it.effect("callers who overlap do not keep their session from whoever waits", () =>
@@ -260,23 +280,7 @@ describe("fairness", () => {
 
   it.effect("lines without end cost no more than there are sessions that could give way", () =>
     Effect.gen(function*() {
-      const engine = yield* Leased.make<string, string, never, never>({
-        capacity: 3,
-        idleTimeToLive: Infinity,
-        maxLifetime: Infinity,
-        openTimeout: 1_000,
-        closeTimeout: 1_000,
-        drainTimeout: 0,
-        open: ({ key }) => Effect.succeed(key),
-        openTimedOut: () => assert.fail(),
-        shutDown: () => assert.fail(),
-        labels: () => ({}),
-        onOpened: () => {},
-        onOpenFailed: () => {},
-        onRetired: () => {},
-        onClosed: () => {},
-        onCloseFailed: () => {}
-      })
+      const engine = yield* openEngine
       for (const key of ["a", "b", "c"]) Leased.admit(engine, key, key, 1)
       let looked = 0
       const heads: Fairness.Heads<string, string, never> = {
@@ -297,11 +301,33 @@ describe("fairness", () => {
       }
     }))
 
-  it.effect("the failure of one identity costs no look at each of the others who wait", () =>
+  it.effect("what gives way to those who wait is found without a look at each of them", () =>
+    Effect.gen(function*() {
+      const engine = yield* openEngine
+      const early: Early.Early<string, Leased.Slot<string, string, never>> = new Map()
+      let looked = 0
+      const needs = function*() {
+        while (true) {
+          assert.isAtMost(++looked, 3)
+          yield undefined
+        }
+      }
+      // Before they are open
+      const openers = Leased.atomically(engine, () => {
+        for (const key of ["a", "b"]) early.set(Leased.admit(engine, key, key, 1), key)
+        return Early.giveWay(early, needs, () => false)
+      })
+      assert.deepStrictEqual(openers, ["a", "b"])
+    }))
+
+  it.effect.each<readonly [string, (identity: Identity, i: number) => Identity]>([
+    ["identity", (identity) => identity],
+    ["upstream", (identity, i) => identity.at(`u${i}`)]
+  ])("the failure of one %s costs no look at each of the others who wait", ([, at]) =>
     Effect.gen(function*() {
       const count = 300
       let looks = 0
-      const watched = identities(count).map((identity): Identity =>
+      const watched = identities(count).map(at).map((identity): Identity =>
         Object.create(identity, {
           upstream: {
             get: () => {

@@ -1,4 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
+import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -325,6 +326,31 @@ describe("SessionPool interruption", () => {
       assert.strictEqual((yield* Fiber.join(callers.at(-1)!)).name, `k${callers.length - 1}1`)
       assert.strictEqual(upstream.connects, 2)
     }), underLoad)
+
+  it.effect("a caller whose time is over is told what it was answered in that moment", () =>
+    Effect.gen(function*() {
+      // Between two steps of the caller there may be any of those of others
+      for (let ops = 5; ops <= 12; ops++) {
+        for (let steps = 0; steps <= 12; steps++) {
+          const { pool } = yield* start({ capacity: 1, acquireTimeout: 100 })
+          yield* lease(pool, a)
+          const caller = yield* fork(Effect.provideService(visit(pool, b), Scheduler.MaxOpsBeforeYield, ops))
+          yield* settle
+          const end = (yield* Clock.currentTimeMillis) + 100
+          const closing = yield* fork(Effect.gen(function*() {
+            while ((yield* Clock.currentTimeMillis) < end) yield* Effect.yieldNow
+            for (let step = 0; step < steps; step++) yield* Effect.yieldNow
+            yield* pool.close
+          }))
+          yield* TestClock.adjust(50)
+          yield* settle
+          yield* TestClock.adjust(50)
+          yield* settle
+          yield* Fiber.join(closing)
+          assert.include(["PoolExhausted", "PoolClosed"], outcome(caller), `${ops} ${steps}`)
+        }
+      }
+    }))
 
   it.effect("does not reach a caller in an uninterruptible region before it has its session", () =>
     Effect.gen(function*() {

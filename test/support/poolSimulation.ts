@@ -718,6 +718,11 @@ class Simulation extends Simulator.Simulation<Action> {
       this.world.now() - session.startedAt >= this.options.closeTimeout
   }
 
+  /** Whether it counts as one of its upstream's, as far as can be seen from outside. */
+  takesPlace({ isStubborn, phase }: Session): boolean {
+    return !isStubborn && (phase === "opening" || phase === "open")
+  }
+
   examineStats(live: ReadonlyArray<Session>): void {
     // At once: nothing else has its turn meanwhile.
     const stats = Effect.runSync(this.pool.stats)
@@ -754,8 +759,13 @@ class Simulation extends Simulator.Simulation<Action> {
     }
     if (!this.world.isQuiet()) return
     this.examineEarly(stats)
+    for (const [upstream, limit] of Object.entries(this.limits ?? {})) {
+      const seen = live.filter((session) => session.upstream === upstream && this.takesPlace(session)).length
+      this.expect(seen <= limit, `3: ${seen} sessions of ${upstream} are there, of ${limit}`)
+    }
     const canClose = stats.closing < capacity
     for (const { capacity: limit, idle, sessions, upstream, waiting } of stats.upstreams) {
+      this.expect(sessions + waiting > 0, `stats: ${upstream} is kept, and nothing of it is there`)
       if (waiting === 0) continue
       this.expect(
         sessions === limit || taken === capacity,

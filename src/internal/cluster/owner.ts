@@ -23,7 +23,7 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Queue from "effect/Queue"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
 import * as Crypto from "node:crypto"
@@ -54,6 +54,14 @@ interface Lease {
   readonly idle: Deferred.Deferred<void>
   inFlight: number
   isLeaving: boolean
+}
+
+/** Whoever has a session of the node, or waits for one: a lease, and what comes before it. */
+interface Holder {
+  readonly shard: string
+  readonly events: Queue.Queue<Wire.LeaseEvent, Cause.Done>
+  /** Closed when it is over, by whichever side: at once, also when what is told on its link arrives nowhere. */
+  readonly scope: Scope.Closeable
 }
 
 export interface Owner {
@@ -118,7 +126,7 @@ export const make = Effect.fnUntraced(function*(options: {
   const { closeTimeout, isExclusive, live, maxMessageBytes, node, pool } = options
   const { fence, settings } = node
   const leases = new Map<string, Lease>()
-  const byKey = new Map<string, Set<Lease>>()
+  const holders = new Map<string, Set<Holder>>()
   // Of those that are over, by name, which calls they had: one that comes twice has run, whenever it comes again
   const over = new Map<string, Seen.Seen>()
   const shardOf = (key: string) => shardName(node, key)
@@ -131,8 +139,6 @@ export const make = Effect.fnUntraced(function*(options: {
     leases.delete(lease.id)
     over.set(lease.id, lease.seen)
     if (over.size > remembered) over.delete(over.keys().next().value!)
-    const others = byKey.get(lease.identity.key)
-    if (others?.delete(lease) === true && others.size === 0) byKey.delete(lease.identity.key)
   }
 
   const beginToLeave = (lease: Lease): void => {
@@ -195,10 +201,18 @@ export const make = Effect.fnUntraced(function*(options: {
     // The session ends after its lease: finalizers run in reverse
     yield* Effect.addFinalizer(() => leave(lease))
     leases.set(lease.id, lease)
-    const others = byKey.get(identity.key) ?? new Set()
-    byKey.set(identity.key, others.add(lease))
     Queue.offerUnsafe(events, Wire.Granted.make({ lease: lease.id, facts }))
   })
+
+  const hold = (key: string, holder: Holder): Effect.Effect<void> =>
+    Effect.suspend(() => {
+      const all = holders.get(key) ?? new Set()
+      holders.set(key, all.add(holder))
+      const letGo = Effect.sync(() => {
+        if (all.delete(holder) && all.size === 0 && holders.get(key) === all) holders.delete(key)
+      })
+      return Scope.addFinalizer(holder.scope, letGo)
+    })
 
   const lease = Effect.fnUntraced(function*(shard: string, identity: Identity) {
     const events = yield* Queue.make<Wire.LeaseEvent, Cause.Done>()
@@ -208,15 +222,15 @@ export const make = Effect.fnUntraced(function*(options: {
       return events
     }
     Queue.offerUnsafe(events, { _tag: "Located", host: node.membership.self!.host, port: node.membership.self!.port })
-    yield* Effect.forkScoped(
-      Effect.catchCause(grant(shard, identity, events), (cause) =>
-        Effect.sync(() => {
-          const failed = failedOf(cause)
-          if (failed !== undefined && fence.holds(shard)) Queue.offerUnsafe(events, failed)
-          Queue.endUnsafe(events)
-        })),
-      { startImmediately: true }
-    )
+    const scope = yield* Scope.fork(yield* Effect.scope)
+    yield* hold(identity.key, { shard, events, scope })
+    const granted = Effect.catchCause(grant(shard, identity, events), (cause) =>
+      Effect.sync(() => {
+        const failed = failedOf(cause)
+        if (failed !== undefined && fence.holds(shard)) Queue.offerUnsafe(events, failed)
+        Queue.endUnsafe(events)
+      }))
+    yield* Effect.forkIn(Scope.provide(granted, scope), scope, { startImmediately: true })
     return events
   })
 
@@ -312,13 +326,17 @@ export const make = Effect.fnUntraced(function*(options: {
   // The shard is somebody else's, or may be so soon: whatever it had ends now. What runs fails, as its session closes.
   const evict = (shard: string) =>
     Effect.suspend(() => {
-      for (const found of Array.from(leases.values())) {
+      for (const found of leases.values()) {
         if (found.shard !== shard) continue
         beginToLeave(found)
         Deferred.doneUnsafe(found.idle, Exit.void)
-        Queue.endUnsafe(found.events)
       }
-      return Effect.asVoid(pool.invalidateWhere((identity) => shardOf(identity.key) === shard))
+      const all = Array.from(holders.values()).flatMap((some) => Array.from(some).filter((one) => one.shard === shard))
+      for (const { events } of all) Queue.endUnsafe(events)
+      return Effect.andThen(
+        pool.invalidateWhere((identity) => shardOf(identity.key) === shard),
+        Effect.forEach(all, ({ scope }) => Scope.close(scope, Exit.void), { concurrency: "unbounded", discard: true })
+      )
     })
 
   const context = yield* Effect.context<never>()
@@ -338,7 +356,7 @@ export const make = Effect.fnUntraced(function*(options: {
     Stream.runForEach(pool.events, (event) =>
       Effect.sync(() => {
         if (event._tag !== "Retired") return
-        for (const found of byKey.get(event.key) ?? []) Queue.offerUnsafe(found.events, retired)
+        for (const { events } of holders.get(event.key) ?? []) Queue.offerUnsafe(events, retired)
       })),
     { startImmediately: true }
   )

@@ -22,7 +22,9 @@ export const giveWay = <C, I, A, E>(
   if (there.length === 0) return []
   const openers: Array<C> = []
   const coming = Array.from(self.keys()).filter(({ phase }) => phase === "freeing")
+  // There may be many more who wait than there are opens to give up
   for (const upstream of needs()) {
+    if (there.length === 0) break
     const isOfUse = Upstreams.couldUse(upstream)
     if (takeOut(coming, isOfUse) !== undefined) continue
     const found = takeOut(there, ([slot]) => isOfUse(slot))

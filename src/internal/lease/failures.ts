@@ -50,8 +50,8 @@ export interface Options {
   readonly blame: (error: unknown) => Blame
   /** How many failures are kept: the newest. */
   readonly capacity: number
-  /** A failure has come that may answer callers who wait for room: those of this key, or of any where there is none. */
-  readonly onFailure: (key: string | undefined) => void
+  /** A failure has come that may answer callers who wait for room: of this key, or all at this upstream. */
+  readonly onFailure: (whom: "keys" | "upstreams", name: string) => void
 }
 
 interface Failure<E> {
@@ -208,7 +208,9 @@ const remembering = <E>(options: Options): Failures<E> => {
       if (blamed === "nobody") return
       const [kept, key] = place(attempt.caller, blamed)
       remember(kept, key, attempt, cause)
-      onFailure(kept === own ? key : undefined)
+      const { upstream } = attempt.caller
+      if (kept === own || Option.isNone(upstream)) onFailure("keys", key)
+      else onFailure("upstreams", upstream.value)
     },
     ended,
     forget: ({ key }) => forgetWhere((caller) => caller.key === key),
