@@ -22,6 +22,9 @@ const isFresh = ({ now, seen }: Fence, interval: number): boolean => {
   return last !== undefined && now() - last.at <= 2 * interval
 }
 
+const unavailable = (reason: "store" | "closed", waited: number) =>
+  new ClusterUnavailable({ method: "members", reason, waited: Duration.millis(waited) })
+
 export const make = (
   { address, assignmentsInterval, terminationTimeout }: Settings,
   fence: Fence
@@ -32,12 +35,9 @@ export const make = (
     let drained: Deferred.Deferred<void> | undefined
     let reading: Deferred.Deferred<Seen, ClusterUnavailable> | undefined
 
-    const unavailable = (reason: "store" | "closed", since: number) =>
-      new ClusterUnavailable({ method: "members", reason, waited: Duration.millis(fence.now() - since) })
-
     const read = Effect.suspend(() => {
       const since = fence.now()
-      const silent = () => unavailable("store", since)
+      const silent = () => unavailable("store", fence.now() - since)
       return fence.storage.getRunners.pipe(
         Effect.mapError(silent),
         Effect.timeoutOrElse({ duration: patience, orElse: () => Effect.fail(silent()) }),
@@ -56,7 +56,7 @@ export const make = (
         fiber.addObserver((exit) => {
           reading = undefined
           const isOver = Exit.isFailure(exit) && Cause.hasInterruptsOnly(exit.cause)
-          Deferred.doneUnsafe(answer, isOver ? Exit.fail(unavailable("closed", since)) : exit)
+          Deferred.doneUnsafe(answer, isOver ? Exit.fail(unavailable("closed", fence.now() - since)) : exit)
         })
         return Deferred.await(answer)
       })
