@@ -296,7 +296,7 @@ describe("upstreams that somebody has made up", () => {
     "leave nothing behind, whether they open, fail or wait, and slow down nobody",
     () =>
       Effect.gen(function*() {
-        const count = many(500, 10_000)
+        const count = many(1_500, 100_000)
         const pool = yield* openPool({
           capacity: 20,
           capacityPerUpstream: 2,
@@ -309,15 +309,16 @@ describe("upstreams that somebody has made up", () => {
               : Effect.succeed({ name: identity.key, identity, handle, isOpen: true })
         })
         const use = (name: string) => Effect.exit(visit(pool, a.at(name)))
+        // A third of them each
         const round = Effect.fnUntraced(function*(n: number) {
-          for (let i = 0; i < n; i++) {
+          for (let i = 0; i < n; i += 3) {
             yield* use(`good-${i}`)
             yield* use(`bad-${i}`)
           }
           const held = yield* Effect.forEach(identities(20), (identity) => lease(pool, identity))
-          for (let i = 0; i < n; i += 200) {
+          for (let i = 0; i < n; i += 600) {
             const waiting: Array<Fiber.Fiber<unknown>> = []
-            for (let j = i; j < Math.min(n, i + 200); j++) waiting.push(yield* fork(use(`wait-${j}`)))
+            for (let j = i; j < Math.min(n, i + 600); j += 3) waiting.push(yield* fork(use(`wait-${j}`)))
             assert.strictEqual((yield* pool.stats).waiting, waiting.length)
             yield* TestClock.adjust("1 second")
             yield* Fiber.awaitAll(waiting)
@@ -333,10 +334,11 @@ describe("upstreams that somebody has made up", () => {
           })
           return yield* heap
         })
-        const before = yield* round(200)
+        const before = yield* round(600)
         const perUpstream = ((yield* round(count)) - before) / count
-        // What is left of one would be some kilobytes
-        assert.isBelow(perUpstream, many(2_500, 500))
+        // What is left of one would be some kilobytes. What the engine keeps for code that has run often is up to a
+        // megabyte, however many there were
+        assert.isBelow(perUpstream, many(1_000, 100))
         const snapshot = yield* Metric.snapshot
         const names = new Set(
           snapshot.map(({ attributes }) => attributes?.["upstream"]).filter((name) => name !== undefined)
