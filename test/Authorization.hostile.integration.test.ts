@@ -180,6 +180,7 @@ for (const [sdk, connector] of generations) {
           [1],
           { tokens: { access_token: 5 } },
           { tokens: { access_token: "a", scope: [] } },
+          { tokens: { access_token: "a", token_type: "Bearer" }, client: { client_id: "a", client_secret: 5 } },
           { tokens: { access_token: "a\r\nX-Evil: 1", token_type: "Bearer" } }
         ]
         const texts = [

@@ -31,8 +31,8 @@ export type PrivateKeyJwt = (options: {
   readonly alg: string
 }) => AddClientAuthentication
 
-export interface Draft {
-  readonly provider: OAuthClientProvider
+/** What a provider knows, and is told. */
+interface Notes {
   readonly attempt: Attempt
   /** What has come of it. */
   granted: OAuthTokens | undefined
@@ -48,6 +48,10 @@ export interface Draft {
   readonly state: string
   /** The scopes that were asked for. */
   scope: string | undefined
+}
+
+export interface Draft extends Notes {
+  readonly provider: OAuthClientProvider
 }
 
 export interface DraftOptions {
@@ -87,15 +91,14 @@ export const covers = (scope: string | undefined, wanted: string | undefined): b
 }
 
 const makeDraft = (
-  { attempt, client, scope, tokens }: DraftOptions,
-  own: (draft: Draft) => Pick<OAuthClientProvider, "redirectUrl" | "clientMetadata"> & Partial<OAuthClientProvider>
+  { attempt, client, isRegistered, scope, tokens }: DraftOptions & Pick<Notes, "isRegistered">,
+  own: (notes: Notes) => Pick<OAuthClientProvider, "redirectUrl" | "clientMetadata"> & Partial<OAuthClientProvider>
 ): Draft => {
-  const draft: Draft = {
-    provider: undefined as never,
+  const notes: Notes = {
     attempt,
     granted: undefined,
     client,
-    isRegistered: false,
+    isRegistered,
     tokens,
     discovery: undefined,
     verifier: undefined,
@@ -104,33 +107,33 @@ const makeDraft = (
     scope
   }
   const provider: OAuthClientProvider = {
-    clientInformation: () => draft.client,
-    tokens: () => draft.tokens,
+    clientInformation: () => notes.client,
+    tokens: () => notes.tokens,
     saveTokens: (saved) => {
-      draft.granted = draft.tokens = saved
+      notes.granted = notes.tokens = saved
     },
     state: () => {
-      attempt.know(draft.state)
-      return draft.state
+      attempt.know(notes.state)
+      return notes.state
     },
     saveCodeVerifier: (verifier) => {
       attempt.know(verifier)
-      draft.verifier = verifier
+      notes.verifier = verifier
     },
-    codeVerifier: () => draft.verifier ?? "",
+    codeVerifier: () => notes.verifier ?? "",
     redirectToAuthorization: (url) => {
       refuseAfterFailedRefresh(attempt)
-      draft.url = url
-      draft.scope = url.searchParams.get("scope") ?? draft.scope
+      notes.url = url
+      notes.scope = url.searchParams.get("scope") ?? notes.scope
     },
-    discoveryState: () => draft.discovery,
+    discoveryState: () => notes.discovery,
     saveDiscoveryState: (state) => {
       checkIssuer(state)
-      draft.discovery = state
+      notes.discovery = state
     },
-    ...own(draft)
+    ...own(notes)
   }
-  return Object.assign(draft, { provider })
+  return Object.assign(notes, { provider })
 }
 
 export const refuseAfterFailedRefresh = ({ failedRefresh }: Attempt): void => {
@@ -176,8 +179,8 @@ const machine = (
   options: DraftOptions,
   parameters: Readonly<Record<string, string>>
 ): Draft =>
-  makeDraft({ ...options, tokens: undefined, client: clientOf(given) }, (draft) => {
-    draft.discovery = { authorizationServerUrl: given.issuer }
+  makeDraft({ ...options, tokens: undefined, client: clientOf(given), isRegistered: false }, (notes) => {
+    notes.discovery = { authorizationServerUrl: given.issuer }
     return {
       redirectUrl: undefined,
       clientMetadata: {
@@ -187,9 +190,9 @@ const machine = (
       },
       prepareTokenRequest: () => {
         // The SDKs differ in the scope that they give
-        draft.scope = union(given.scope, options.scope) ??
-          union(...draft.discovery?.resourceMetadata?.scopes_supported ?? [])
-        return new URLSearchParams({ ...parameters, ...(draft.scope === undefined ? {} : { scope: draft.scope }) })
+        notes.scope = union(given.scope, options.scope) ??
+          union(...notes.discovery?.resourceMetadata?.scopes_supported ?? [])
+        return new URLSearchParams({ ...parameters, ...(notes.scope === undefined ? {} : { scope: notes.scope }) })
       },
       ...authenticationOf(given, options.privateKeyJwt)
     }
@@ -213,8 +216,9 @@ export const tokenExchange = (given: TokenExchange, subject: Redacted.Redacted, 
 export const authorizationCode = (given: AuthorizationCode, options: DraftOptions): Draft => {
   const known = clientOf(given)
   const redirectUrl = String(given.redirectUrl)
-  const made = makeDraft({ ...options, client: known ?? options.client }, (draft) => {
-    if (given.issuer !== undefined) draft.discovery = { authorizationServerUrl: given.issuer }
+  const isRegistered = known === undefined
+  return makeDraft({ ...options, client: known ?? options.client, isRegistered }, (notes) => {
+    if (given.issuer !== undefined) notes.discovery = { authorizationServerUrl: given.issuer }
     return {
       redirectUrl,
       clientMetadata: {
@@ -228,19 +232,14 @@ export const authorizationCode = (given: AuthorizationCode, options: DraftOption
       ...(given.clientMetadataUrl === undefined ? {} : { clientMetadataUrl: given.clientMetadataUrl }),
       ...(known !== undefined ? {} : {
         saveClientInformation: (client: OAuthClientInformationMixed) => {
-          draft.client = client
+          notes.client = client
         }
       }),
       invalidateCredentials: (which) => {
-        if (which === "all" || which === "tokens") draft.tokens = undefined
-        if ((which === "all" || which === "client") && known === undefined) draft.client = undefined
+        if (which === "all" || which === "tokens") notes.tokens = undefined
+        if ((which === "all" || which === "client") && known === undefined) notes.client = undefined
       },
       ...authenticationOf(given, options.privateKeyJwt)
     }
   })
-  return Object.assign(made, { isRegistered: known === undefined })
 }
-
-/** All that is secret in it. */
-export const secretsOf = ({ client, tokens }: Grant): ReadonlyArray<string> =>
-  [tokens.access_token, tokens.refresh_token, tokens.id_token, client?.client_secret].filter((one) => one !== undefined)

@@ -7,38 +7,36 @@ import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
-import * as Predicate from "effect/Predicate"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import { createHash } from "node:crypto"
-import { type Authorization, AuthorizationFailed, type ProviderOf, type TokenSource } from "../../Authorization.ts"
+import { AuthorizationFailed } from "../../Authorization.ts"
 import type { SessionHandle } from "../../Connector.ts"
 import type { Identity } from "../../Identity.ts"
 import { ConsentRequired, McpSessionError } from "../../McpSessionError.ts"
 import { isTrusted } from "../../TokenOptions.ts"
-import { TokenStore, type TokenStoreShape } from "../../TokenStore.ts"
+import { TokenStore } from "../../TokenStore.ts"
 import { type Answer, Consents } from "../consents.ts"
 import * as Time from "../time.ts"
 import * as Attempts from "./attempts.ts"
 import * as Cells from "./cells.ts"
 import * as Drafts from "./drafts.ts"
+import * as Grants from "./grants.ts"
 
-type Given = Exclude<Authorization, ProviderOf | TokenSource>
-
-export const make = (options: Cells.Options, given: Given): Effect.Effect<Cells.Tokens, unknown, Scope.Scope> =>
+export const make = (options: Cells.Options, given: Grants.Given): Effect.Effect<Cells.Tokens, unknown, Scope.Scope> =>
   Effect.gen(function*() {
     const { handle, identity, scrub, sdk, server, url } = options
     const context = yield* Effect.context<never>()
     const moment = Time.monotonic(yield* Clock.Clock)
     const consents = Context.get(context, Consents)
-    const { clientKey, grantKey } = keysOf(given, url, identity)
+    const { clientKey, grantKey } = Grants.keysOf(given, url, identity)
     const owner = Context.get(context, TokenStore)
-    const store = storeOf(owner, server)
+    const store = Grants.make(owner, server)
     const cell = yield* Cells.cellOf(owner, grantKey)
     const hold = yield* Cells.holder(scrub)
 
     const known = () => {
-      if (cell.grant !== undefined) hold(Drafts.secretsOf(cell.grant))
+      if (cell.grant !== undefined) hold(Grants.secretsOf(cell.grant))
       return cell.grant?.tokens.access_token
     }
     const remember = (grant: Drafts.Grant | undefined) => {
@@ -92,7 +90,7 @@ export const make = (options: Cells.Options, given: Given): Effect.Effect<Cells.
 
     const consented = Effect.fnUntraced(function*(
       { grant, isStepUp, more, wanted }: Need,
-      authorizationCode: Extract<Given, { readonly authorizationCode: unknown }>["authorizationCode"]
+      authorizationCode: Extract<Grants.Given, { readonly authorizationCode: unknown }>["authorizationCode"]
     ) {
       const isAsked = isStepUp || grant?.tokens.refresh_token === undefined
       const before = isAsked ? yield* consents.ofKey(owner, grantKey) : undefined
@@ -192,57 +190,6 @@ const required = ({ id, url }: { readonly id: string; readonly url: Redacted.Red
 const isBearer = ({ access_token: token, token_type: type }: Drafts.Grant["tokens"]): boolean =>
   type.toLowerCase() === "bearer" && Cells.isSendable(token)
 
-const late = () => new AuthorizationFailed({ issue: "the TokenStore took too long" })
-
-/** How long a store may take for what nobody needs to wait for. */
-const writePatience = Duration.seconds(2)
-
-const change = (work: () => Effect.Effect<void, unknown>) => Cells.inTime(Effect.suspend(work), writePatience, late)
-
-/** The part of the store that has JSON in it. It is as slow as it likes, but nobody waits for that. */
-const storeOf = (store: TokenStoreShape, server: string) => {
-  const read = (key: string): Effect.Effect<unknown, unknown> =>
-    Effect.map(
-      Cells.inTime(Effect.suspend(() => store.get(key)), Cells.patience, late),
-      (found) => {
-        const kept = Option.getOrUndefined(
-          Option.flatMap(found, Option.liftThrowable((text): unknown => JSON.parse(Redacted.value(text))))
-        )
-        // Of a store that takes two keys for one, such as by their case, it may be somebody else's
-        return Predicate.hasProperty(kept, "key") && kept.key === key && "value" in kept ? kept.value : undefined
-      }
-    )
-  return {
-    grant: (key: string) => Effect.map(read(key), (found) => isGrant(found) ? found : undefined),
-    client: (key: string) =>
-      Effect.map(
-        read(key),
-        (found) =>
-          Predicate.hasProperty(found, "client_id")
-            ? found as unknown as NonNullable<Drafts.Grant["client"]>
-            : undefined
-      ),
-    remove: (key: string) => Effect.ignoreCause(change(() => store.remove(key))),
-    // What could not be written is still known here
-    write: (key: string, value: unknown) =>
-      Effect.catchCause(
-        change(() => store.set(key, Redacted.make(JSON.stringify({ key, value })))),
-        () =>
-          Effect.logWarning(
-            `What the authorization server of "${server}" has granted could not be written to the TokenStore, ` +
-              "and will be lost with this process"
-          )
-      )
-  }
-}
-
-/** A store may have anything in it: what would break here counts as nothing. */
-const isGrant = (found: unknown): found is Drafts.Grant =>
-  Predicate.hasProperty(found, "tokens") && Predicate.hasProperty(found.tokens, "access_token") &&
-  typeof found.tokens.access_token === "string" && Cells.isSendable(found.tokens.access_token) &&
-  Object.values(found.tokens).every((one) => typeof one === "string" || typeof one === "number") &&
-  (!Predicate.hasProperty(found, "client") || Predicate.hasProperty(found.client, "client_id"))
-
 const subjectOf = (handle: SessionHandle, identity: Identity) =>
   Effect.flatMap(handle.credentials, (newest) => {
     const credentials = Option.orElse(newest, () => identity.credentials)
@@ -265,29 +212,4 @@ const checkIss = ({ discovery }: Drafts.Draft, iss: string | undefined): Effect.
   return isRight
     ? Effect.void
     : Effect.fail(new AuthorizationFailed({ issue: "the answer comes from another authorization server" }))
-}
-
-/** Where a grant is kept: nothing of it can be read back, and it fits a file's name. */
-const keysOf = (given: Given, url: URL, identity: Identity) => {
-  const [kind, client] = clientOf(given)
-  const digest = (whose: string) =>
-    createHash("sha256").update(JSON.stringify([kind, Cells.resourceOf(url), client, whose])).digest("base64url")
-  return {
-    // One for all identities where it is the client's own
-    grantKey: `grant-${digest(kind === "clientCredentials" ? "" : identity.key)}`,
-    clientKey: `client-${digest("")}`
-  }
-}
-
-const clientOf = (given: Given): readonly [kind: string, client: ReadonlyArray<unknown>] => {
-  if ("clientCredentials" in given) {
-    const { clientId, issuer, scope } = given.clientCredentials
-    return ["clientCredentials", [issuer, clientId, scope]]
-  }
-  if ("tokenExchange" in given) {
-    const { audience, clientId, issuer, scope, subjectTokenType } = given.tokenExchange
-    return ["tokenExchange", [issuer, clientId, scope, audience, subjectTokenType]]
-  }
-  const { clientId, clientMetadataUrl, issuer, redirectUrl, scope } = given.authorizationCode
-  return ["authorizationCode", [issuer, clientId, scope, String(redirectUrl), clientMetadataUrl]]
 }

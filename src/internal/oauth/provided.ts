@@ -8,6 +8,7 @@ import { AuthorizationFailed, type ProviderOf } from "../../Authorization.ts"
 import * as Attempts from "./attempts.ts"
 import * as Cells from "./cells.ts"
 import * as Drafts from "./drafts.ts"
+import * as Grants from "./grants.ts"
 
 export const make = <R>(
   options: Cells.Options,
@@ -33,7 +34,7 @@ export const make = <R>(
       }),
       Effect.tap((found) => {
         if (found === undefined) return Effect.void
-        hold(Drafts.secretsOf({ tokens: found }))
+        hold(Grants.secretsOf({ tokens: found }))
         return Cells.isSendable(found.access_token) ? Effect.void : Effect.fail(Cells.notSendable())
       })
     )
