@@ -15,6 +15,9 @@
  * so that no other call loses its own (2026-07-28, basic/authorization, step-up authorization flow; RFC 6750 section
  * 3.1). Where all of them are longer than 4,096 characters those of the challenge are asked for alone.
  *
+ * A token that is refused as soon as it has come is not replaced for a second, and for up to half a minute when those
+ * after it are, too: each call hears then that it was refused.
+ *
  * An authorization server that is down, hangs, or says no fails the open or the call with the reason
  * `PreparationFailed`, whose `cause` is an {@link AuthorizationFailed}. So does a token that can't be sent in a header,
  * wherever it is from: it is neither sent nor kept, and quoted nowhere. The session lives on.

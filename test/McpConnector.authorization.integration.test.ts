@@ -361,9 +361,30 @@ for (const [sdk, connector] of generations) {
           assert.strictEqual(reason._tag, "Unauthorized")
         }
         assert.strictEqual(grants.length, 2)
+        // At first it may be a matter of a moment
+        for (const [index, seconds] of [1, 2, 4, 8, 16, 30, 30].entries()) {
+          yield* TestClock.adjust(seconds * 1_000 - 1)
+          yield* Effect.flip(call(session))
+          assert.strictEqual(grants.length, 2 + index)
+          yield* TestClock.adjust(1)
+          yield* Effect.flip(call(session))
+          assert.strictEqual(grants.length, 3 + index)
+        }
+        server.behaviour.refuse = refuse!
         yield* TestClock.adjust("30 seconds")
+        yield* call(session)
+        yield* call(session)
+        assert.strictEqual(grants.length, 10)
+        // One that was good for a while has all of it before it
+        valid.clear()
+        server.behaviour.refuse = (request) => {
+          valid.clear()
+          return refuse!(request)
+        }
         yield* Effect.flip(call(session))
-        assert.strictEqual(grants.length, 3)
+        yield* TestClock.adjust("1 second")
+        yield* Effect.flip(call(session))
+        assert.strictEqual(grants.length, 12)
       }).pipe(setup))
 
     it.effect("does not repeat what was redirected before it was refused: it has been somewhere else", () =>

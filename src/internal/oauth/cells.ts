@@ -82,8 +82,8 @@ export interface Cell {
   failed: Exit.Exit<void, unknown> | undefined
   /** The scopes of the last of them that was to widen a token. */
   widenedBy: string | undefined
-  /** What it has brought, and nobody has accepted yet: since when. */
-  unproven: { readonly token: string; readonly since: number } | undefined
+  /** What it has brought, and nobody has accepted yet; how long it is not replaced, and until when that is. */
+  unproven: { readonly token: string; readonly rest: number; readonly until: number } | undefined
   grant: Drafts.Grant | undefined
   isRead: boolean
   /** The scopes that were asked for. */

@@ -41,8 +41,12 @@ interface Course {
   readonly stepUps: number
 }
 
-/** How long a token that was refused as soon as it had come is not replaced. */
-const restMillis = 30_000
+/**
+ * How long a token that was refused as soon as it had come is not replaced, in milliseconds: at first, and at last when
+ * all that come after it are refused, too.
+ */
+const minRest = 1_000
+const maxRest = 30_000
 
 const maxStepUps = 2
 
@@ -70,7 +74,7 @@ export const make = (sdk: Cells.Sdk): Authorized => (options) =>
             if (!wanted.isStepUp || cell.widenedBy === wanted.scope) return undefined
           }
           const { unproven } = cell
-          const isResting = unproven !== undefined && unproven.token === now && moment() < unproven.since + restMillis
+          const isResting = unproven !== undefined && unproven.token === now && moment() < unproven.until
           if (isResting && !wanted.isStepUp) return undefined
           isOwn = yield* Cells.fly(
             cell,
@@ -82,7 +86,8 @@ export const make = (sdk: Cells.Sdk): Authorized => (options) =>
         }
         const next = yield* current
         if (next === undefined || next === wanted.refused) return undefined
-        cell.unproven = { token: next, since: moment() }
+        const rest = Math.min(maxRest, 2 * (cell.unproven?.rest ?? minRest / 2))
+        cell.unproven = { token: next, rest, until: moment() + rest }
         return next
       })
 
