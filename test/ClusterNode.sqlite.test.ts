@@ -61,6 +61,21 @@ describe("the store of SQLite", () => {
       }))
   }
 
+  it.effect("gives no lock again that a file had which was deleted, before whoever had it must have noticed", () =>
+    Effect.gen(function*() {
+      const file = newFile()
+      const first = yield* Sqlite.make(file, expiry)
+      const second = yield* Sqlite.make(file, expiry)
+      assert.lengthOf(yield* first.acquire(a.address, shards), 2)
+      remove(file)
+      assert.lengthOf(yield* second.acquire(b.address, shards), 0)
+      yield* TestClock.adjust(expiry - 1)
+      assert.lengthOf(yield* second.acquire(b.address, shards), 0)
+      assert.lengthOf(yield* first.refresh(a.address, shards), 0)
+      yield* TestClock.adjust(1)
+      assert.lengthOf(yield* second.acquire(b.address, shards), 2)
+    }))
+
   it.effect("is shared with other processes as before when its file was away for a while", () =>
     Effect.gen(function*() {
       const directory = join(temporaryDirectory("sqlite-"), "store")

@@ -93,7 +93,8 @@ const inodeOf = (file: string): string | undefined => {
  * Locks and heartbeats hold for `expiry` milliseconds. Fails when the file can't be opened, or is none of SQLite's.
  *
  * A file that was deleted or replaced is opened anew: who kept to the old one would share its locks with nobody, beside
- * those who come later. It has none of the node's locks, so that the node loses what it had with its next heartbeat.
+ * those who come later. It has none of the node's locks, so that the node loses what it had with its next heartbeat. Nor
+ * has it those of the others, which hold until they notice: nothing is taken from it until they must have.
  */
 export const make = Effect.fnUntraced(function*(
   file: string,
@@ -108,9 +109,16 @@ export const make = Effect.fnUntraced(function*(
     current?.db.close()
     current = undefined
   }
+  let lastInode: string | undefined
+  let heldBefore = -Infinity
   const opened = (): Store => {
     if (current !== undefined && current.inode !== inodeOf(file)) close()
-    return current ??= open(Sqlite, file)
+    if (current === undefined) {
+      current = open(Sqlite, file)
+      if (lastInode !== undefined && lastInode !== current.inode) heldBefore = now() + expiry
+      lastInode = current.inode
+    }
+    return current
   }
   yield* Effect.acquireRelease(attempt(opened), () => Effect.sync(close))
 
@@ -139,7 +147,9 @@ export const make = Effect.fnUntraced(function*(
         .map(({ healthy, runner }) => [runner, healthy === 1] as const)
     ),
     acquire: (address, shards) =>
-      write(({ take }, at) => shards.filter((shard) => take.run(shard, address, at + expiry, at).changes === 1)),
+      write(({ take }, at) =>
+        at < heldBefore ? [] : shards.filter((shard) => take.run(shard, address, at + expiry, at).changes === 1)
+      ),
     refresh: (address, shards) =>
       write(({ beat, keep }, at) => {
         beat.run(at + expiry, address)
