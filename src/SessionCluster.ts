@@ -74,7 +74,8 @@ export interface ClientOptions {
   readonly leases?: "shared" | "exclusive" | undefined
   /**
    * How long the arguments or the answer of a call may be that goes to another node, in bytes of JSON: from 1 up to 30
-   * MiB. One that is longer fails with `ProtocolFailure`, arguments unsent, and a notification that is longer is lost.
+   * MiB. One that is longer fails with `ProtocolFailure`, arguments unsent; a notification that is longer is lost, and
+   * so are the data of an error.
    * While one is written or read nothing else happens at that node: it takes some 30 ms for each MiB. Default: 16 MiB.
    */
   readonly maxMessageBytes?: number | undefined

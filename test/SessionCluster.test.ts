@@ -210,6 +210,25 @@ describe("SessionCluster", () => {
       assert.lengthOf(upstream.opened, 1)
     }))
 
+  it.effect("carries an error whose data is longer than maxMessageBytes without them", () =>
+    Effect.gen(function*() {
+      const { nodes, upstream } = yield* startNodes(["a", "b"], { sessions: { maxMessageBytes: 1_000 } })
+      upstream.tools.fail = {
+        run: ({ bytes }) => {
+          throw Object.assign(new Error("no"), { code: -32_001, data: "x".repeat(Number(bytes) - 2) })
+        }
+      }
+      yield* passing(nodes[0]!.cluster.withSession(alice, who))
+      const { other } = rolesOf(upstream, nodes, "alice")
+      const failing = (bytes: number) =>
+        passing(Effect.flip(other.cluster.withSession(alice, (session) => answer(session, "fail", { bytes }))))
+      for (const [bytes, data] of [[1_000, "x".repeat(998)], [1_001, undefined]] as const) {
+        const error = yield* failing(bytes)
+        assert.deepInclude({ ...(error as McpSessionError).reason }, { _tag: "ProtocolFailure", code: -32_001, data })
+      }
+      assert.lengthOf(upstream.opened, 1)
+    }))
+
   it.effect("fails a call whose arguments or answer are longer than maxMessageBytes, and carries the longest", () =>
     Effect.gen(function*() {
       const maxMessageBytes = 1_000

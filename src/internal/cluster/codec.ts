@@ -96,11 +96,16 @@ export const ask = (
 // Errors
 // -----------------------------------------------------------------------------
 
-/** The error as it can travel: without what only its own process can hold. */
-export const crossing = <E>(error: E | McpSessionError): E | McpSessionError => {
+const canCross = (data: unknown, maxMessageBytes: number): boolean => {
+  const text = Result.try(() => stringify(data))
+  return Result.isSuccess(text) && isShort(text.success, maxMessageBytes)
+}
+
+/** The error as it can travel: without what only its own process can hold, and without data that is too long. */
+export const crossing = <E>(error: E | McpSessionError, maxMessageBytes: number): E | McpSessionError => {
   if (!(error instanceof McpSessionError)) return error
   const { method, reason, server } = error
-  if (reason instanceof ProtocolFailure && reason.data === undefined) {
+  if (reason instanceof ProtocolFailure && (reason.data === undefined || !canCross(reason.data, maxMessageBytes))) {
     return new McpSessionError({ reason: new ProtocolFailure({ ...reason, data: null }), method, server })
   }
   if (reason instanceof PreparationFailed) {

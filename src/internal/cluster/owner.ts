@@ -226,7 +226,7 @@ export const make = Effect.fnUntraced(function*(options: {
     yield* hold(identity.key, { shard, events, scope })
     const granted = Effect.catchCause(grant(shard, identity, events), (cause) =>
       Effect.sync(() => {
-        const failed = failedOf(cause)
+        const failed = failedOf(cause, maxMessageBytes)
         if (failed !== undefined && fence.holds(shard)) Queue.offerUnsafe(events, failed)
         Queue.endUnsafe(events)
       }))
@@ -277,7 +277,7 @@ export const make = Effect.fnUntraced(function*(options: {
       Effect.flatMap((answer) =>
         Codec.carried(answer, { method: call.operation, server, requestSent: true, maxMessageBytes })
       ),
-      Effect.mapError(Codec.crossing)
+      Effect.mapError((error) => Codec.crossing(error, maxMessageBytes))
     )
   }
 
@@ -412,10 +412,13 @@ const remembered = 4_096
 const retired: Wire.LeaseEvent = { _tag: "Retired" }
 
 /** What the caller is told of a lease that could not be had. Nothing if it was interrupted, or is to be elsewhere. */
-const failedOf = (cause: Cause.Cause<Effect.Error<ReturnType<Pool["get"]>>>): Wire.LeaseEvent | undefined => {
+const failedOf = (
+  cause: Cause.Cause<Effect.Error<ReturnType<Pool["get"]>>>,
+  maxMessageBytes: number
+): Wire.LeaseEvent | undefined => {
   const error = Cause.findErrorOption(cause)
   if (Option.isSome(error) && Elsewhere.is(error.value)) return undefined
-  if (Option.isSome(error)) return { _tag: "Failed", error: Codec.crossing(error.value) }
+  if (Option.isSome(error)) return { _tag: "Failed", error: Codec.crossing(error.value, maxMessageBytes) }
   return Cause.hasDies(cause) ? { _tag: "Died", message: namesAndPlaces(cause) } : undefined
 }
 

@@ -93,8 +93,8 @@ const inodeOf = (file: string): string | undefined => {
  * Locks and heartbeats hold for `expiry` milliseconds. Fails when the file can't be opened, or is none of SQLite's.
  *
  * A file that was deleted or replaced is opened anew: who kept to the old one would share its locks with nobody, beside
- * those who come later. It has none of the node's locks, so that the node loses what it had with its next heartbeat. Nor
- * has it those of the others, which hold until they notice: nothing is taken from it until they must have.
+ * those who come later. It has none of the node's locks, so that the node loses what it had with its next heartbeat. It
+ * has those of the others as little, which hold until they notice: nothing is taken from it until they must have.
  */
 export const make = Effect.fnUntraced(function*(
   file: string,
