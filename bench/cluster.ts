@@ -72,6 +72,19 @@ const plain = (cluster: Cluster) => cluster.withSession(identity, (session) => s
 const streamed = (cluster: Cluster) =>
   cluster.withSession(identity, (session) => session.callTool(echo, { onProgress: () => Effect.void }))
 
+/** The medians of calls that are made in turns, as in a process that does all of that: whose code is never at hand. */
+const inTurns = Effect.fnUntraced(function*(sides: Readonly<Record<string, Effect.Effect<unknown, unknown>>>) {
+  const times = new Map(Object.keys(sides).map((name): [string, Array<number>] => [name, []]))
+  for (let i = 0; i < 2_000; i++) {
+    for (const [name, call] of Object.entries(sides)) {
+      const since = process.hrtime.bigint()
+      yield* call
+      times.get(name)!.push(Number(process.hrtime.bigint() - since))
+    }
+  }
+  return new Map(Array.from(times, ([name, values]) => [name, median(values)]))
+})
+
 /** The median and the 99th of so many calls, one after the other, and how many a second 32 callers have. */
 const measure = Effect.fnUntraced(function*(call: Effect.Effect<unknown, unknown>, count: number) {
   const times: Array<number> = []
@@ -133,4 +146,5 @@ export const main = Effect.gen(function*() {
   for (const [name, { p99, perSecond }] of Object.entries(last)) {
     print(`  ${name.padEnd(44)} p99 ${(p99 / 1e6).toFixed(2)} ms, 32 at once ${perSecond}/s`)
   }
+  table("The same, one call of each after the other", yield* inTurns(sides), "in a pool")
 }).pipe(Effect.scoped)

@@ -153,7 +153,7 @@ export interface SessionRegistryOptions<Resource, E, R> {
    * soon as nobody holds it.
    */
   readonly maxLifetime?: Duration.Input | undefined
-  /** How long an open may take, else `OpenTimeout`: by default 30 seconds. */
+  /** How long an open may take, and over HTTP `initialize` after it, else `OpenTimeout`: by default 30 seconds. */
   readonly openTimeout?: Duration.Input | undefined
   /** How long a close may take before it is given up, logged and counted: by default 10 seconds. */
   readonly closeTimeout?: Duration.Input | undefined

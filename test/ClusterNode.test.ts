@@ -13,7 +13,7 @@ import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
 import * as TestClock from "effect/testing/TestClock"
 import * as Fence from "../src/internal/cluster/fence.ts"
-import { build, fork, refused } from "./support/fibers.ts"
+import { build, fork, refused, settle } from "./support/fibers.ts"
 
 const keySecret = Redacted.make("sixteen characters and more")
 
@@ -186,6 +186,23 @@ describe("ClusterNode", () => {
       // Seven of ten seconds are over before it is heard of a third time
       assert.isUndefined(yield* refresh)
       assert.isFalse(fence.mayOpen(String(shards[0])))
+    }))
+
+  it.effect("says that it is closed, and waits for nothing, once it is", () =>
+    Effect.gen(function*() {
+      const node = yield* start(ClusterNode.memory(), "a")
+      yield* TestClock.adjust("2 seconds")
+      yield* fork(node.close)
+      yield* TestClock.adjust("1 minute")
+      for (const ask of [node.members, node.nodes, node.nodesNow]) {
+        const asking = yield* fork(Effect.flip(ask))
+        yield* settle
+        const error = Option.getOrThrow(Exit.getSuccess(asking.pollUnsafe()!))
+        assert.deepInclude({ ...error }, { _tag: "ClusterUnavailable", method: "members", reason: "closed" })
+      }
+      const draining = yield* fork(node.drain)
+      yield* settle
+      assert.isTrue(Exit.isSuccess(draining.pollUnsafe()!))
     }))
 
   it.effect("answers with ClusterUnavailable of type store, and is unready, while the store is silent", () =>

@@ -37,7 +37,7 @@ const open = (inside: Inside) =>
       })
     )
     const logger = Logger.layer([Logger.map(Logger.formatLogFmt, (line) => void logged.push(line))])
-    const app = Layer.provideMerge(Layer.mergeAll(McpHttp.guard(), route), logger)
+    const app = Layer.provideMerge(Layer.mergeAll(McpHttp.guard({ openTimeout: 300 }), route), logger)
     return { ...yield* web(app), deleted, logged }
   })
 
@@ -55,6 +55,14 @@ describe("a server behind McpHttp.guard", () => {
       yield* request(endpoint, "DELETE", { as: "alice", session })
       assert.deepStrictEqual(endpoint.deleted, ["one for all"])
       yield* begin(endpoint, "bob")
+    }))
+
+  it.live("that never answers initialize has no session after openTimeout, and its client is told", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open((method) => method === "POST" ? Effect.never : Effect.succeed(answer("x")))
+      const response = yield* post(endpoint, initialize).pipe(Effect.timeout("2 seconds"))
+      assert.strictEqual(response.status, 503)
+      assert.strictEqual(yield* endpoint.registry.size, 0)
     }))
 
   it.live("that begins sessions unasked, and never ends one, keeps nobody waiting", () =>

@@ -612,6 +612,20 @@ describe("SessionCluster", () => {
       assert.strictEqual(yield* passing(client.cluster.withSession(alice, who)), "alice@a#2")
     }))
 
+  it.effect("fails typed at a node that has ended, and interrupts nobody who asks there", () =>
+    Effect.gen(function*() {
+      const { nodes: [a, b] } = yield* startNodes(["a", "b"])
+      yield* passing(a!.close)
+      yield* passing(Effect.sleep("10 seconds"), 100)
+      const { cluster } = a!
+      const closed = { _tag: "ClusterUnavailable", reason: "closed" } as const
+      assert.deepInclude({ ...yield* passing(Effect.flip(cluster.invalidate(alice))) }, closed)
+      assert.deepInclude({ ...yield* passing(Effect.flip(cluster.stats)) }, closed)
+      assert.deepInclude({ ...yield* passing(Effect.flip(cluster.entries)) }, closed)
+      assert.strictEqual((yield* passing(Effect.flip(cluster.withSession(alice, who))))._tag, "PoolClosed")
+      assert.strictEqual(yield* passing(b!.cluster.withSession(alice, who)), "alice@b#1")
+    }))
+
   it.effect("ends nothing while the store is away for less time than its locks hold without it", () =>
     Effect.gen(function*() {
       const { memory, nodes, upstream } = yield* startNodes(["a", "b"])

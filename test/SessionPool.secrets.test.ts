@@ -4,25 +4,19 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import { Credentials, Identity, IdentityResolver } from "effect-mcp-sessions"
-import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
-import * as Logger from "effect/Logger"
-import * as Metric from "effect/Metric"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
-import * as References from "effect/References"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
-import * as Tracer from "effect/Tracer"
 import { Buffer } from "node:buffer"
-import { inspect } from "node:util"
 import { fork, settle } from "./support/fibers.ts"
 import { lease, openPool, type PoolOptions, visit } from "./support/pool.ts"
-import { makeRecorder } from "./support/spans.ts"
 import { makeUpstream, Refused } from "./support/upstream.ts"
+import * as Witness from "./support/witness.ts"
 
 const token = "sk-live-SECRET"
 
@@ -39,32 +33,6 @@ const assertClean = (text: string, ...secrets: ReadonlyArray<string>): void => {
   }
 }
 
-/** All that a run writes: its log at trace level, its spans, its metrics. */
-const makeWitness = () => {
-  const written: Array<string> = []
-  const write = (value: unknown) => void written.push(typeof value === "string" ? value : inspect(value, { depth: 8 }))
-  const logger = Logger.make<unknown, void>(({ cause, fiber, logLevel, message }) => {
-    write(`${logLevel}: ${inspect(message, { depth: 8 })} ${Cause.pretty(cause)}`)
-    write(fiber.getRef(References.CurrentLogAnnotations))
-  })
-  const { spans, tracer } = makeRecorder()
-  return {
-    written,
-    write,
-    layer: Layer.mergeAll(
-      Logger.layer([logger]),
-      Layer.succeed(References.MinimumLogLevel, "All"),
-      Layer.succeed(References.UnhandledLogLevel, "Error"),
-      Layer.succeed(Tracer.Tracer, tracer)
-    ),
-    everything: Effect.map(Metric.snapshot, (metrics) => {
-      for (const span of spans) write([span.name, span.attributes, span.events, span.status])
-      write(metrics)
-      return written.join("\n")
-    })
-  }
-}
-
 const resolved = (value: string) =>
   Effect.provide(
     IdentityResolver.resolve({ headers: { authorization: value } }),
@@ -73,7 +41,7 @@ const resolved = (value: string) =>
 
 /** A pool and what is said and logged of it. The token is in none of it, so it is all written down. */
 const watch = Effect.fnUntraced(function*(options: PoolOptions) {
-  const witness = makeWitness()
+  const witness = Witness.make()
   const scope = yield* Effect.scope
   const context = yield* Layer.buildWithScope(witness.layer, scope)
   const pool = yield* Effect.provideContext(openPool(options), context)
@@ -143,9 +111,7 @@ describe("SessionPool secrets", () => {
         ["Refused", "ConnectTimeout", "PoolExhausted", "PoolClosed"]
       )
       for (const error of [refused, timeout, exhausted, closed]) {
-        witness.write(JSON.stringify(error))
-        witness.write(`${String(error)} ${error.message} ${error.stack}`)
-        witness.write(error)
+        witness.writeError(error)
       }
       yield* settle
       const text = yield* witness.everything

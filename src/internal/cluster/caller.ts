@@ -362,9 +362,13 @@ export const make = Effect.fnUntraced(function*(options: {
             duration: locateTimeout,
             orElse: () => Effect.fail(unavailable("invalidate", "owner", since))
           }),
-          Effect.mapError((error) =>
-            error instanceof ClusterUnavailable ? error : unavailable("invalidate", "lost", since)
-          )
+          Effect.catchCause((cause) => {
+            const error = Option.getOrUndefined(Cause.findErrorOption(cause))
+            if (error instanceof ClusterUnavailable) return Effect.fail(error)
+            const reason = scope.state._tag === "Closed" ? "closed" : "lost"
+            // The caller's own interruption, or that of a node which ends
+            return Effect.andThen(Effect.yieldNow, Effect.fail(unavailable("invalidate", reason, since)))
+          })
         )
       })
   }

@@ -1,9 +1,11 @@
 /**
  * Which nodes there are, as the engine's own reading of the store tells it.
  */
+import * as Cause from "effect/Cause"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import type { ClusterMember, Service } from "../../ClusterMembership.ts"
@@ -20,6 +22,9 @@ const isFresh = ({ now, seen }: Fence, interval: number): boolean => {
   return last !== undefined && now() - last.at <= 2 * interval
 }
 
+const unavailable = (reason: "store" | "closed", waited: number) =>
+  new ClusterUnavailable({ method: "members", reason, waited: Duration.millis(waited) })
+
 export const make = (
   { address, assignmentsInterval, terminationTimeout }: Settings,
   fence: Fence
@@ -32,8 +37,7 @@ export const make = (
 
     const read = Effect.suspend(() => {
       const since = fence.now()
-      const silent = () =>
-        new ClusterUnavailable({ method: "members", reason: "store", waited: Duration.millis(fence.now() - since) })
+      const silent = () => unavailable("store", fence.now() - since)
       return fence.storage.getRunners.pipe(
         Effect.mapError(silent),
         Effect.timeoutOrElse({ duration: patience, orElse: () => Effect.fail(silent()) }),
@@ -45,13 +49,17 @@ export const make = (
     const seenNow = Effect.suspend(() => {
       if (reading !== undefined) return Deferred.await(reading)
       const answer = Deferred.makeUnsafe<Seen, ClusterUnavailable>()
+      const since = fence.now()
       reading = answer
-      const ended = Effect.onExit(read, (exit) =>
-        Effect.suspend(() => {
+      return Effect.flatMap(Effect.forkIn(read, scope), (fiber) => {
+        // Told by the fiber itself: none begins in a node that has ended, and one that it ends tells nobody else
+        fiber.addObserver((exit) => {
           reading = undefined
-          return Deferred.done(answer, exit)
-        }))
-      return Effect.andThen(Effect.forkIn(Effect.ignore(ended), scope), Deferred.await(answer))
+          const isOver = Exit.isFailure(exit) && Cause.hasInterruptsOnly(exit.cause)
+          Deferred.doneUnsafe(answer, isOver ? Exit.fail(unavailable("closed", fence.now() - since)) : exit)
+        })
+        return Deferred.await(answer)
+      })
     })
 
     const seen = Effect.suspend(() => isFresh(fence, assignmentsInterval) ? Effect.succeed(fence.seen()!) : seenNow)
@@ -87,10 +95,10 @@ export const make = (
         const ended = Effect.all([Effect.ignore(handOff), drains.wait(terminationTimeout + 5_000)], {
           concurrency: "unbounded"
         })
-        return Effect.andThen(
-          Effect.forkIn(Effect.ensuring(ended, Deferred.succeed(done, undefined)), scope),
-          Deferred.await(done)
-        )
+        return Effect.flatMap(Effect.forkIn(ended, scope), (fiber) => {
+          fiber.addObserver(() => Deferred.doneUnsafe(done, Exit.void))
+          return Deferred.await(done)
+        })
       }),
       finishing: drains.add
     }

@@ -4,6 +4,7 @@
  */
 import * as Cause from "effect/Cause"
 import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type { HttpServerRequest } from "effect/http/HttpServerRequest"
@@ -20,7 +21,7 @@ import {
   type SessionRegistryOptions,
   type Visit
 } from "../../SessionRegistry.ts"
-import type { OpenTimeout, RegistryClosed, RegistryFull } from "../../SessionRegistryError.ts"
+import { OpenTimeout, type RegistryClosed, type RegistryFull } from "../../SessionRegistryError.ts"
 import * as Finalizers from "../finalizers.ts"
 import type * as Options from "../options.ts"
 import { namesAndPlaces } from "../places.ts"
@@ -49,7 +50,7 @@ export interface Lease {
  */
 export const make = Effect.fnUntraced(function*<A, R>(
   options: EndpointOptions,
-  { method, protects }: { readonly method: string; readonly protects: Resource.Resource | undefined },
+  { method, openTimeout, protects }: Pick<Settings, "openTimeout" | "protects"> & { readonly method: string },
   open: SessionRegistryOptions<A, Answers.Refused, R>["open"]
 ) {
   const resolver = yield* IdentityResolver
@@ -97,9 +98,15 @@ export const make = Effect.fnUntraced(function*<A, R>(
   /** The session that is visited, held: this is a use of it. */
   const hold = (visit: Visit<A>) => holdThat(visit.hold)
 
+  const late = {
+    duration: openTimeout,
+    orElse: () => Effect.fail(new OpenTimeout({ after: Duration.millis(openTimeout) }))
+  }
+
   /**
    * A new session of the caller, as its `message` asks for, held for as long as `initialize` and the current scope need
-   * it. That is no use of it. If it fails the session ends: what the client has not heard of, it will never use.
+   * it. That is no use of it. If it fails, or takes longer than an open may, the session ends: what the client has not
+   * heard of, it will never use.
    */
   const begin = <E, R2>(
     identity: Identity,
@@ -115,7 +122,7 @@ export const make = Effect.fnUntraced(function*<A, R>(
       Effect.flatMap(
         holdThat(registry.createHeld(identity, { clientId: Requests.clientOf(message) }, announce)),
         ({ lease, session }) =>
-          restore(Effect.suspend(() => initialize(session, lease))).pipe(
+          restore(Effect.timeoutOrElse(Effect.suspend(() => initialize(session, lease)), late)).pipe(
             Effect.onError(() => Effect.ignore(registry.terminate(session.id, identity)))
           )
       )
@@ -131,7 +138,7 @@ export const make = Effect.fnUntraced(function*<A, R>(
 
   /** The answer of another node, if there are others and the request is for one of them. */
   const elsewhere = (
-    { maxBodyBytes, readText, streamTimeToLive }: ReturnType<typeof toSettings>,
+    { maxBodyBytes, readText, streamTimeToLive }: Settings,
     request: HttpServerRequest,
     id: string | undefined
   ): Effect.Effect<HttpServerResponse | undefined, Answers.Refused, Scope.Scope> | undefined => {
@@ -193,7 +200,7 @@ export const answering = <E extends Respondable, R>(
  * does not, or that still has more to say, is not waited for. An answer that is a stream is bounded where it is made.
  */
 export const serving = <E extends Respondable, R>(
-  { cors, protects, streamTimeToLive }: ReturnType<typeof toSettings>,
+  { cors, protects, streamTimeToLive }: Settings,
   request: HttpServerRequest,
   answer: Effect.Effect<HttpServerResponse, E, R>
 ): Effect.Effect<HttpServerResponse, never, R | HttpServerRequest> =>
@@ -209,6 +216,8 @@ export const serving = <E extends Respondable, R>(
 // What a connection keeps of an answer, whether or not it is read. No request waits for less to be read.
 const maxUnread = 16 * 1024
 
+type Settings = ReturnType<typeof toSettings>
+
 /** What serves an endpoint with these options. */
 export const toSettings = (
   options: Options.Parsed<typeof endpoint.declaration>
@@ -220,6 +229,7 @@ export const toSettings = (
     authorization,
     bodyTimeout,
     maxBodyBytes,
+    openTimeout,
     path,
     sessions,
     streamTimeToLive
@@ -231,6 +241,7 @@ export const toSettings = (
     path,
     sessions,
     allowTermination,
+    openTimeout,
     protects: authorization === undefined ? undefined : Resource.make(authorization, path, hostIssue),
     /** Milliseconds, or `Infinity`. */
     streamTimeToLive,

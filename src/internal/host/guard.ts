@@ -79,7 +79,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
   const discard = (url: string, id: string) => Effect.forkDetach(free(url, id), { startImmediately: true })
 
   const { protects } = settings
-  const endpoint = yield* Endpoint.make(options, { method, protects }, () =>
+  const endpoint = yield* Endpoint.make(options, { ...settings, method }, () =>
     Effect.acquireRelease(
       Effect.sync((): Inside => ({ id: undefined, url: settings.path, hasEnded: false })),
       (session) =>

@@ -68,7 +68,7 @@ export const make = Effect.fnUntraced(function*<E, R>(
       )
   }
 
-  const endpoint = yield* Endpoint.make(options, { method, protects: settings.protects }, open)
+  const endpoint = yield* Endpoint.make(options, { ...settings, method }, open)
 
   // Closing the session ends all of this too, but may have to wait for a place among those that are being closed. Not a
   // child of the request: it would keep all that belongs to that for as long as there is the session.

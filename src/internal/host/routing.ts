@@ -127,17 +127,14 @@ export const make = Effect.fnUntraced(function*(options: Declared.RoutedOptions)
       asked = now()
       return Effect.map(membership.nodesNow, learn)
     })
-    return Effect.delay(asks, wait).pipe(
-      Effect.onExit((exit) =>
-        Effect.suspend(() => {
-          asking = undefined
-          return Deferred.succeed(answered, Exit.isSuccess(exit))
-        })
-      ),
-      Effect.ignore,
-      Effect.forkIn(scope),
-      Effect.andThen(Deferred.await(answered))
-    )
+    return Effect.flatMap(Effect.forkIn(Effect.delay(asks, wait), scope), (fiber) => {
+      // Told by the fiber itself: none begins when all of this has ended
+      fiber.addObserver((exit) => {
+        asking = undefined
+        Deferred.doneUnsafe(answered, Exit.succeed(Exit.isSuccess(exit)))
+      })
+      return Deferred.await(answered)
+    })
   })
 
   // What was asked before this request came may have been answered before its session's node was there

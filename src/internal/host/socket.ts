@@ -116,17 +116,19 @@ export const hangUpUnread = (request: HttpServerRequest, patience: Duration.Inpu
 export const hangUpUnfinished = (request: HttpServerRequest): Effect.Effect<void> =>
   Effect.contextWith((services: Context.Context<never>) => {
     const response = responseOf(request)
-    if (response === undefined || hasArrived(request)) return Effect.void
+    if (response === undefined || !isComing(request)) return Effect.void
     const late = Effect.andThen(
       Effect.sleep("2 seconds"),
-      Effect.sync(() => hasArrived(request) ? undefined : hangUp(request))
+      Effect.sync(() => isComing(request) ? hangUp(request) : undefined)
     )
-    response.once("close", () => hasArrived(request) ? undefined : Effect.runForkWith(services)(late))
+    response.once("close", () => isComing(request) ? Effect.runForkWith(services)(late) : undefined)
     return Effect.void
   })
 
-const hasArrived = ({ source }: HttpServerRequest): boolean =>
-  !Predicate.hasProperty(source, "complete") || source.complete === true
+// Neither is it all there, nor is its client gone.
+const isComing = ({ source }: HttpServerRequest): boolean =>
+  Predicate.hasProperty(source, "complete") && source.complete === false &&
+  !(Predicate.hasProperty(source, "destroyed") && source.destroyed === true)
 
 /**
  * A stream that ends with the connection of a client who leaves what it was given unread: for so many milliseconds, or
