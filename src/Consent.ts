@@ -102,8 +102,8 @@ export class ConsentFailed extends Schema.TaggedError<ConsentFailed>("effect-mcp
  * fails and a consent that does not come in time leave the effect's own error. No session is held meanwhile, unless
  * this stands within a lease: put it around `SessionPool.withSession`.
  *
- * An identity's consents at one upstream are the four newest, and those of a process 10,000: an older one's callback
- * comes in vain.
+ * An identity's consents at one upstream are the four newest, and those of a process 10,000: an older one is not waited
+ * for, and its callback comes in vain.
  *
  * @category combinators
  */

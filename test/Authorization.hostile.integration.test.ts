@@ -12,6 +12,7 @@ import type { McpSession, McpSessionError } from "effect-mcp-sessions/McpSession
 import { SessionPool } from "effect-mcp-sessions/SessionPool"
 import { TokenStore, type TokenStoreShape } from "effect-mcp-sessions/TokenStore"
 import * as Clock from "effect/Clock"
+import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -57,6 +58,8 @@ const issueOf = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
   })
 
 const empty: TokenStoreShape = { get: () => Effect.succeedNone, set: () => Effect.void, remove: () => Effect.void }
+
+const accepted = { action: "accept" } as const
 
 type Connector = (typeof generations)[number][1]
 
@@ -567,12 +570,23 @@ for (const [sdk, connector] of generations) {
           const bob = Identity.fromKey("bob")
           const ofBob = yield* consentOf(Sessions.withSession(bob, call))
           yield* Consent.withConsent(agree)(echo)
+          const need = (scope: string) => {
+            upstream.needs = ({ authorization, rpc }) =>
+              authorization !== undefined && rpc === "tools/call" ? scope : ""
+          }
+          need("first")
+          const asking = yield* Deferred.make<void>()
+          const first = yield* Effect.forkChild(
+            consentOf(Consent.withConsent(() => Effect.as(Deferred.succeed(asking, undefined), accepted))(echo))
+          )
+          yield* Deferred.await(asking)
           const asked: Array<string> = []
           for (let i = 0; i < 12; i++) {
-            upstream.needs = ({ authorization, rpc }) =>
-              authorization !== undefined && rpc === "tools/call" ? `${i}` : ""
+            need(`${i}`)
             asked.push(yield* Effect.flatMap(consentOf(echo), ({ url }) => browse(url)))
           }
+          // Whoever waits for one that nobody can bring any more hears that at once
+          yield* Fiber.join(first)
           upstream.needs = () => ""
           const ends = yield* Effect.forEach(
             asked,

@@ -6,6 +6,7 @@ import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import type * as Redacted from "effect/Redacted"
 import type { Identity } from "../Identity.ts"
 import * as Time from "./time.ts"
@@ -70,7 +71,8 @@ const make = (): Consents => {
 
   const remove = (pending: Pending) => {
     byId.delete(pending.id)
-    claim(pending)
+    // Nobody can bring it any more
+    if (claim(pending)) Deferred.doneUnsafe(pending.done, Exit.succeed(false))
     keep(pending, ofKey(pending.store, pending.key).filter((other) => other !== pending))
   }
 
