@@ -265,6 +265,24 @@ describe("links between nodes", () => {
       yield* Effect.timeout(Fiber.join(stopping), "2 seconds")
     }))
 
+  it.live("carry many long messages at once, of which Node warns nobody", () =>
+    Effect.gen(function*() {
+      const { client } = yield* startPair(shared)
+      const warnings: Array<string> = []
+      const onWarning = ({ name }: Error) => void warnings.push(name)
+      yield* Effect.acquireRelease(
+        Effect.sync(() => process.on("warning", onWarning)),
+        () => Effect.sync(() => process.off("warning", onWarning))
+      )
+      yield* client.withSession(alice, (session) =>
+        Effect.forEach(
+          Array.from({ length: 60 }, (_, i) => `${i} ${"x".repeat(100_000)}`),
+          (id) => answer(session, "once", { id }),
+          { concurrency: "unbounded" }
+        ))
+      assert.deepStrictEqual(warnings, [])
+    }))
+
   it.effect("are not waited for when who is to answer has left meanwhile, as a machine that has vanished", () =>
     Effect.gen(function*() {
       const server = yield* muteServer

@@ -104,6 +104,7 @@ const dial = (
             conn.on("error", () => {})
             // Node hands it to no socket that is made by `tls`: without it a streamed call takes 180 ms
             conn.setNoDelay(true)
+            conn.setMaxListeners(0)
             resume(Effect.succeed(conn))
           })
           return Effect.sync(() => conn.destroy())
@@ -296,6 +297,8 @@ const accept = (
         Effect.gen(function*() {
           const conn = Option.getOrThrow(yield* Effect.serviceOption(client.NetSocket))
           conn.setTimeout(silence, () => conn.destroy())
+          // Each message that waits for room listens for it: Node takes more than ten for a leak, and warns
+          conn.setMaxListeners(0)
           // A peer that was killed is no error of this node
           yield* Effect.catchCause(handler(socket), (cause) => Effect.logDebug("A link of a peer has broken", cause))
           // What is written is sent, but a peer that does not read it is not waited for
