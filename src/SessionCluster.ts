@@ -8,6 +8,7 @@
  * - Credentials travel between nodes that know each other, and are stored nowhere.
  * - Capacity, times to live and everything else of a pool are each node's own.
  */
+import * as Arr from "effect/Array"
 import * as Cause from "effect/Cause"
 import * as Config from "effect/Config"
 import * as Context from "effect/Context"
@@ -353,17 +354,20 @@ const make = Effect.fnUntraced(function*(
     return Effect.mapError(Effect.suspend(() => run(node.fence.now(), true)), asMethod("withSession"))
   }
 
-  const inspect = <A>(what: "stats" | "entries", decode: (text: string) => A) =>
+  const inspect = <A>(what: "stats" | "entries", { decode, join }: Codec.Parts<A>) =>
     Effect.gen(function*() {
       const all = yield* Effect.mapError(members, asMethod(what))
       const answers = yield* Effect.forEach(all, (member) => {
         const runner = nameOf(member)
-        const asked = self !== undefined && runner === nameOf(self)
-          ? node.directory.handlers?.inspect(what) ?? Effect.succeed("null")
-          : Effect.scoped(Effect.flatMap(node.peer(member), (peer) => peer["Session.Inspect"]({ what })))
-        return asked.pipe(
-          Effect.timeout("5 seconds"),
-          Effect.map((text) => text === "null" ? [] : [{ runner, answer: decode(text) }]),
+        const told = self !== undefined && runner === nameOf(self)
+          ? node.directory.handlers?.inspect(what) ?? Stream.empty
+          : Stream.unwrap(Effect.map(node.peer(member), (peer) => peer["Session.Inspect"]({ what })))
+        return told.pipe(
+          Stream.mapEffect((text) => Effect.map(Effect.yieldNow, () => decode(text))),
+          Stream.timeoutOrElse({ duration: "5 seconds", orElse: () => Stream.fail("silent") }),
+          Stream.runCollect,
+          Effect.scoped,
+          Effect.map((parts) => Arr.isReadonlyArrayNonEmpty(parts) ? [{ runner, answer: join(parts) }] : []),
           Effect.catchCause((cause) =>
             Cause.hasInterruptsOnly(cause)
               ? Effect.andThen(Effect.yieldNow, Effect.succeed(runner))
@@ -386,11 +390,11 @@ const make = Effect.fnUntraced(function*(
     get: (identity) => Effect.map(leases.get(identity), (lease) => caller.session(lease, identity)),
     withSession,
     invalidate: (identity) => Effect.tap(caller.invalidate(identity), () => leases.invalidate(identity)),
-    stats: Effect.map(inspect("stats", Codec.stats.decode), ({ answers, unreachable }) => ({
+    stats: Effect.map(inspect("stats", Codec.stats), ({ answers, unreachable }) => ({
       nodes: answers.map(({ answer, runner }) => ({ runner, stats: answer })),
       unreachable
     })),
-    entries: Effect.map(inspect("entries", Codec.entries.decode), ({ answers, unreachable }) => ({
+    entries: Effect.map(inspect("entries", Codec.entries), ({ answers, unreachable }) => ({
       entries: answers.flatMap(({ answer, runner }) => answer.map((entry) => ({ ...entry, runner }))),
       unreachable
     })),

@@ -3,6 +3,7 @@
  * what they don't know.
  */
 import type { Progress } from "@modelcontextprotocol/sdk/types.js"
+import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
@@ -203,6 +204,37 @@ interface Text<A> {
   readonly decode: (text: string) => A
 }
 
-export const stats: Text<SessionPoolStats> = textOf(Stats)
-export const entries: Text<ReadonlyArray<SessionPoolEntry>> = textOf(Schema.Array(Entry))
+/** What may be longer than one message, and takes long to write and to read: it crosses part by part. */
+export interface Parts<A> extends Text<A> {
+  /** One part at least. */
+  readonly split: (whole: A) => ReadonlyArray<A>
+  readonly join: (parts: Arr.NonEmptyReadonlyArray<A>) => A
+}
+
+/** To write or to read one takes a millisecond or two. */
+const perPart = 64
+
+const partsOf = <A>(all: ReadonlyArray<A>, count = Math.max(1, Math.ceil(all.length / perPart))) =>
+  Array.from({ length: count }, (_, i) => all.slice(i * perPart, (i + 1) * perPart))
+
+export const stats: Parts<SessionPoolStats> = {
+  ...textOf(Stats),
+  split: ({ keys, upstreams, ...numbers }) => {
+    const parts = Math.ceil(Math.max(1, keys.length, upstreams.length) / perPart)
+    const of = partsOf(upstreams, parts)
+    return partsOf(keys, parts).map((part, i) => ({ ...numbers, keys: part, upstreams: of[i]! }))
+  },
+  join: (parts) => ({
+    ...parts[0],
+    keys: parts.flatMap(({ keys }) => keys),
+    upstreams: parts.flatMap(({ upstreams }) => upstreams)
+  })
+}
+
+export const entries: Parts<ReadonlyArray<SessionPoolEntry>> = {
+  ...textOf(Schema.Array(Entry)),
+  split: (all) => partsOf(all),
+  join: (parts) => parts.flat()
+}
+
 export const events: Text<SessionPoolEvent> = textOf(Event)

@@ -33,7 +33,8 @@ export interface Handlers {
   readonly call: (call: Wire.Call) => Effect.Effect<string, Wire.Failure>
   readonly callReported: (call: Wire.Call) => Stream.Stream<Wire.Reported, Wire.Failure>
   readonly listen: (lease: string) => Stream.Stream<string, Wire.Refused>
-  readonly inspect: (what: "stats" | "entries") => Effect.Effect<string>
+  /** In parts. Nothing comes of a node that owns nothing. */
+  readonly inspect: (what: "stats" | "entries") => Stream.Stream<string>
   readonly watch: Stream.Stream<string>
 }
 
@@ -129,7 +130,7 @@ const layerHandlers = (handlers: () => Handlers | undefined) => {
     "Session.Call": (call) => handlers()?.call(call) ?? unknown,
     "Session.CallReported": (call) => handlers()?.callReported(call) ?? Stream.fromEffect(unknown),
     "Session.Listen": ({ lease }) => handlers()?.listen(lease) ?? Stream.fromEffect(unknown),
-    "Session.Inspect": ({ what }) => handlers()?.inspect(what) ?? Effect.succeed("null"),
+    "Session.Inspect": ({ what }) => handlers()?.inspect(what) ?? Stream.empty,
     "Session.Watch": () => handlers()?.watch ?? Stream.empty
   })
 }

@@ -300,8 +300,7 @@ export const make = Effect.fnUntraced(function*(options: {
         Stream.map(notificationsHere(id), Codec.stringify),
         (json) => Codec.isShort(json, maxMessageBytes)
       ),
-    inspect: (what) =>
-      what === "stats" ? Effect.map(pool.stats, Codec.stats.encode) : Effect.map(pool.entries, Codec.entries.encode),
+    inspect: (what) => what === "stats" ? inParts(pool.stats, Codec.stats) : inParts(pool.entries, Codec.entries),
     watch: Stream.map(pool.events, Codec.events.encode)
   }
 
@@ -402,6 +401,14 @@ export const make = Effect.fnUntraced(function*(options: {
 /** What comes in one turn of the event loop goes in one message. */
 const together = <A, E>(stream: Stream.Stream<A, E>): Stream.Stream<A, E> =>
   Stream.transformPull(stream, (pull) => Effect.succeed(Effect.andThen(Effect.yieldNow, pull)))
+
+/** Of very many sessions, too: everybody else has a turn after each part. */
+const inParts = <A>(all: Effect.Effect<A>, { encode, split }: Codec.Parts<A>): Stream.Stream<string> =>
+  Stream.unwrap(
+    Effect.map(all, (whole) =>
+      Stream.mapEffect(Stream.fromIterable(split(whole)), (part) =>
+        Effect.map(Effect.yieldNow, () => encode(part))))
+  )
 
 const underTrace = <A, E>({ trace }: Wire.Call, effect: Effect.Effect<A, E>): Effect.Effect<A, E> =>
   trace === undefined ? effect : Effect.withParentSpan(effect, Tracer.externalSpan(trace))

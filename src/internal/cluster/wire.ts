@@ -110,6 +110,10 @@ export class Rpcs extends RpcGroup.make(
     error: Refused,
     stream: true
   }),
-  Rpc.make("Session.Inspect", { payload: { what: Schema.Literals(["stats", "entries"]) }, success: Schema.String }),
+  Rpc.make("Session.Inspect", {
+    payload: { what: Schema.Literals(["stats", "entries"]) },
+    success: Schema.String,
+    stream: true
+  }),
   Rpc.make("Session.Watch", { success: Schema.String, stream: true })
 ) {}
