@@ -53,12 +53,12 @@ const servicesOf = <E>(layer: Layer.Layer<SessionCluster | ClusterMembership, E>
   Effect.map(Layer.build(layer), (context) => Context.get(context, SessionCluster))
 
 /** An owner and a node that owns nothing, in this process, with sockets between them. */
-const startPair = Effect.fnUntraced(function*(security: ClusterSecurity) {
+const startPair = Effect.fnUntraced(function*(security: ClusterSecurity, capacity = 10) {
   const [port] = yield* freePorts(1)
   const { host: _, port: __, ...common } = optionsAt(port!, security)
   const upstream = makeUpstream()
   const owner = yield* servicesOf(
-    SessionCluster.layer<never, never>({ connect: upstream.connectAt("owner") }).pipe(
+    SessionCluster.layer<never, never>({ connect: upstream.connectAt("owner"), capacity }).pipe(
       Layer.provideMerge(ClusterNode.layer({ ...common, host: "127.0.0.1", port: port! }))
     )
   )
@@ -281,7 +281,7 @@ describe("links between nodes", () => {
 
   it.live("carry the numbers and the entries of very many sessions in short messages", () =>
     Effect.gen(function*() {
-      const { client, owner, port } = yield* startPair(shared)
+      const { client, owner, port } = yield* startPair(shared, 100)
       const keys = Array.from({ length: 100 }, (_, i) => `user${i}`).toSorted()
       // In turns with the node's own timers, which servers within this process leave no room for
       yield* Effect.forEach(keys, (key) => owner.withSession(Identity.fromKey(key), () => Effect.sleep(0)))
