@@ -282,13 +282,13 @@ describe("links between nodes", () => {
   it.live("carry the numbers and the entries of very many sessions in short messages", () =>
     Effect.gen(function*() {
       const { client, owner, port } = yield* startPair(shared, 100)
-      const keys = Array.from({ length: 100 }, (_, i) => `user${i}`).toSorted()
+      const users = Array.from({ length: 100 }, (_, i) => `user${i}`).toSorted()
       // In turns with the node's own timers, which servers within this process leave no room for
-      yield* Effect.forEach(keys, (key) => owner.withSession(Identity.fromKey(key), () => Effect.sleep(0)))
+      yield* Effect.forEach(users, (user) => owner.withSession(Identity.fromKey(user), () => Effect.sleep(0)))
       const { entries } = yield* client.entries
-      assert.deepStrictEqual(entries.map(({ key }) => String(key)).toSorted(), keys)
+      assert.deepStrictEqual(entries.map((entry) => String(entry.key)).toSorted(), users)
       const { nodes: [node] } = yield* client.stats
-      assert.deepStrictEqual(node!.stats.keys.map(String).toSorted(), keys)
+      assert.deepStrictEqual(node!.stats.keys.map(String).toSorted(), users)
       assert.strictEqual(node!.stats.size, 100)
       const peer = yield* link(port)
       for (const what of ["stats", "entries"] as const) {

@@ -3,7 +3,7 @@
  * what they don't know.
  */
 import type { Progress } from "@modelcontextprotocol/sdk/types.js"
-import * as Arr from "effect/Array"
+import type * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
@@ -221,8 +221,8 @@ export const stats: Parts<SessionPoolStats> = {
   ...textOf(Stats),
   split: ({ keys, upstreams, ...numbers }) => {
     const parts = Math.ceil(Math.max(1, keys.length, upstreams.length) / perPart)
-    const of = partsOf(upstreams, parts)
-    return partsOf(keys, parts).map((part, i) => ({ ...numbers, keys: part, upstreams: of[i]! }))
+    const lines = partsOf(upstreams, parts)
+    return partsOf(keys, parts).map((part, i) => Object.assign({}, numbers, { keys: part, upstreams: lines[i]! }))
   },
   join: (parts) => ({
     ...parts[0],
