@@ -108,7 +108,7 @@ export const declared = Options.declare<ClientOptions>()({ module: "SessionClust
 export interface SessionClusterStats {
   /** Those that have answered, by their addresses. */
   readonly nodes: ReadonlyArray<{ readonly runner: string; readonly stats: SessionPool.SessionPoolStats }>
-  /** Those that are members and have not answered within 5 seconds. */
+  /** Those that are members and were silent for 5 seconds, or had not told all within a minute. */
   readonly unreachable: ReadonlyArray<string>
 }
 
@@ -120,7 +120,7 @@ export interface SessionClusterStats {
 export interface SessionClusterEntries {
   /** Of each node the least recently used first. */
   readonly entries: ReadonlyArray<SessionPool.SessionPoolEntry & { readonly runner: string }>
-  /** Members that have not answered within 5 seconds. */
+  /** Members that were silent for 5 seconds, or had not told all within a minute. */
   readonly unreachable: ReadonlyArray<string>
 }
 
@@ -367,6 +367,8 @@ const make = Effect.fnUntraced(function*(
           Stream.timeoutOrElse({ duration: "5 seconds", orElse: () => Stream.fail("silent") }),
           Stream.runCollect,
           Effect.scoped,
+          // However many parts there are
+          Effect.timeout("1 minute"),
           Effect.map((parts) => Arr.isReadonlyArrayNonEmpty(parts) ? [{ runner, answer: join(parts) }] : []),
           Effect.catchCause((cause) =>
             Cause.hasInterruptsOnly(cause)

@@ -32,9 +32,6 @@ bundleNode()
 /** Within how many milliseconds somebody else has what a node had that is lost: with the defaults it is twice that. */
 const recovery = 6_000
 
-/** And when that is frozen: its peers take it for alive until it was asked in vain. */
-const recoveryFromFrozen = 10_000
-
 /** Three nodes, each reached by the others through a proxy, for all tests: the last ones end one after the other. */
 class Cluster extends Context.Service<Cluster, {
   readonly directory: string
@@ -154,7 +151,7 @@ layer(Cluster.layer, { excludeTestServices: true })("ClusterNode.layer, several 
         if (first.error !== undefined) assert.deepInclude(first, { reason: "SessionClosed", requestSent: true })
         const next = yield* call(other, "alice")
         assert.notStrictEqual(next.runner, owner.name)
-        assertWithin(performance.now() - since, recoveryFromFrozen)
+        assertWithin(performance.now() - since, recovery)
         const late = owner.call("alice")
         process.kill(owner.pid, "SIGCONT")
         assert.notStrictEqual(said(yield* promised(late)).text, String(pid))
