@@ -280,9 +280,9 @@ describe("links between nodes", () => {
 
   it.live("fail no call when a node stops, however long one is under way to it", () =>
     Effect.gen(function*() {
-      const [port, other] = yield* freePorts(2)
+      const [first, second] = yield* freePorts(2)
       const upstream = makeUpstream()
-      const { host: _, port: __, ...common } = optionsAt(port!)
+      const { host: _, port: __, ...common } = optionsAt(first!)
       const build = (host: string, port: number, scope: Scope.Scope) =>
         Effect.map(
           Layer.buildWithScope(
@@ -296,10 +296,10 @@ describe("links between nodes", () => {
             node: Context.get(context, ClusterMembership)
           })
         )
-      yield* proxyTo("127.0.0.3", port!, 40)
+      yield* proxyTo("127.0.0.3", first!, 40)
       const scope = yield* Scope.make()
-      yield* build("127.0.0.3", port!, scope)
-      const { cluster, node } = yield* build("127.0.0.1", other!, yield* Effect.scope)
+      yield* build("127.0.0.3", first!, scope)
+      const { cluster, node } = yield* build("127.0.0.1", second!, yield* Effect.scope)
       const users = identities(12)
       const runners = Effect.forEach(users, (user) => cluster.withSession(user, ({ runner }) => Effect.succeed(runner)))
       const areTwo = Effect.map(runners, (all) => new Set(all).size === 2)
@@ -308,8 +308,8 @@ describe("links between nodes", () => {
       let isOver = false
       const ask = (user: Identity) =>
         Effect.suspend(() => {
-          const once = { id: String(++id) }
-          return cluster.withSession(user, (session) => answer(session, "once", once))
+          const args = { id: String(++id) }
+          return cluster.withSession(user, (session) => answer(session, "once", args))
         })
       // At all times some are under way, to the node that stops and back
       const calling = yield* fork(
@@ -325,7 +325,7 @@ describe("links between nodes", () => {
       yield* Effect.sleep("200 millis")
       isOver = true
       yield* Fiber.join(calling)
-      assert.deepStrictEqual(yield* node.members, [{ host: "127.0.0.1", port: other! }])
+      assert.deepStrictEqual(yield* node.members, [{ host: "127.0.0.1", port: second! }])
       for (const runs of upstream.runs.values()) assert.strictEqual(runs, 1)
       assert.strictEqual(upstream.runs.size, id)
     }))

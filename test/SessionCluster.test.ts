@@ -385,15 +385,12 @@ describe("SessionCluster", () => {
   it.effect("finishes what a node has asked of another before it stops, and gives away what it has at once", () =>
     Effect.gen(function*() {
       const { nodes, upstream } = yield* startNodes(["a", "b"])
-      let isRunning = false
-      let finish = () => {}
+      let finish: (() => void) | undefined
       upstream.tools.held = {
-        run: () => {
-          isRunning = true
-          return new Promise((resolve) => {
+        run: () =>
+          new Promise((resolve) => {
             finish = () => resolve({ content: [] })
           })
-        }
       }
       const users = identities(20)
       yield* Effect.forEach(users, (user) => passing(nodes[0]!.cluster.withSession(user, who)))
@@ -401,12 +398,12 @@ describe("SessionCluster", () => {
       const calling = yield* fork(
         other.cluster.withSession(users[0]!, (session) => Effect.as(session.callTool({ name: "held" }), "done"))
       )
-      yield* until(() => isRunning)
+      yield* until(() => finish !== undefined)
       const closing = yield* fork(other.close)
       const all = Effect.forEach(users, (user) => owner.cluster.withSession(user, who), { concurrency: "unbounded" })
       for (const name of yield* passing(all)) assert.include(name, `@${owner.name}#`)
       assert.isUndefined(calling.pollUnsafe())
-      finish()
+      finish!()
       assert.strictEqual(yield* passing(Fiber.join(calling)), "done")
       yield* passing(Fiber.join(closing))
       assert.strictEqual(upstream.overlaps(), 1)
