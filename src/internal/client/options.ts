@@ -139,7 +139,7 @@ export const parseStandby = (standby: Standby) => Result.getOrThrow(standbyOptio
 
 const standbyKind = Declare.custom<Standby, Standby>({
   rule:
-    "an object with a size of at least 1, and perhaps an idleTimeToLive and a startTimeout of more than 0, and a warmUp",
+    "an object with a size of at least 1, perhaps an idleTimeToLive and a startTimeout of more than 0, and a warmUp",
   read: Option.liftPredicate((value): value is Standby => Result.isSuccess(standbyOptions.parse(value)))
 })
 
