@@ -288,7 +288,7 @@ type Own = Effect.Success<ReturnType<typeof parseOwn>>
 
 const parseOwn = (options: ClientOptions, method: string) => Effect.fromResult(declared.parse(options, method))
 
-// Made before the rest, so that it ends after it: what this node has goes to others while it waits for what it has asked
+// Made first, so that it ends last: what this node has goes to others while it waits for what it has asked
 const makeErrands = ({ fence, settings }: Node) => Errands.make(settings.terminationTimeout, fence.now)
 
 const makeOwner = Effect.fnUntraced(function*<R, RC>(options: SessionClusterOptions<R, RC>, method: string) {
