@@ -7,6 +7,7 @@ import * as TestClock from "effect/testing/TestClock"
 import { execFileSync } from "node:child_process"
 import { mkdirSync, renameSync, rmSync } from "node:fs"
 import { join } from "node:path"
+import { vi } from "vitest"
 import * as Sqlite from "../src/internal/cluster/sqlite.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
 
@@ -91,6 +92,22 @@ describe("the store of SQLite", () => {
       assert.strictEqual(elsewhere(file), 1)
       yield* store.register(b, true)
       assert.strictEqual(elsewhere(file), 2)
+    }).pipe(TestClock.withLive))
+
+  it.effect("knows what the others have by the machine's clock, whatever a process makes of its own", () =>
+    Effect.gen(function*() {
+      const file = newFile()
+      const store = yield* Sqlite.make(file, expiry)
+      yield* store.register(a, true)
+      assert.lengthOf(yield* store.acquire(a.address, shards), 2)
+      const { now } = Date
+      for (const hours of [1, -1]) {
+        const jumped = vi.spyOn(Date, "now").mockImplementation(() => now() + hours * 3_600_000)
+        yield* Effect.addFinalizer(() => Effect.sync(() => jumped.mockRestore()))
+        assert.lengthOf(yield* store.getRunners, 1)
+        assert.lengthOf(yield* store.acquire(b.address, shards), 0)
+        assert.lengthOf(yield* store.refresh(a.address, shards), 2)
+      }
     }).pipe(TestClock.withLive))
 
   it.effect("lets go of what a lost node had within its time, also when the clock was set back", () =>

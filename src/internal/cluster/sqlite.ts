@@ -1,7 +1,8 @@
 /**
  * A store for several processes of one machine, in a file that they share.
  *
- * Whatever is written says until when it holds, by the clock of the machine, which is the same for all of them.
+ * Whatever is written says until when it holds, by the clock of the machine, which is the same for all of them. It is
+ * SQLite that reads it: what a process makes of its own `Date` is nothing to the others.
  */
 import * as Clock from "effect/Clock"
 import { PersistenceError } from "effect/cluster/ClusterError"
@@ -10,6 +11,7 @@ import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import { closeSync, openSync, statSync } from "node:fs"
+import * as Time from "../time.ts"
 import { load } from "./peers.ts"
 
 const loadSqlite = load("keeps its SQLite store with libsql", "libsql", () => import("libsql"))
@@ -45,6 +47,7 @@ const open = (Sqlite: Effect.Success<typeof loadSqlite>["default"], file: string
     return {
       db,
       inode: inodeOf(file),
+      clock: db.prepare("SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER) AS now"),
       beat: db.prepare("UPDATE mcp_cluster_runners SET lives_until = ? WHERE address = ?"),
       insert: db.prepare(`
         INSERT INTO mcp_cluster_runners (address, runner, healthy, lives_until) VALUES (?, ?, ?, ?)
@@ -102,7 +105,9 @@ export const make = Effect.fnUntraced(function*(
 ): Effect.fn.Return<RunnerStorage.RunnerStorage["Service"], PersistenceError, Scope.Scope> {
   const { default: Sqlite } = yield* loadSqlite
   const clock = yield* Clock.Clock
-  const now = () => clock.currentTimeMillisUnsafe()
+  const now = Time.isLive(clock)
+    ? (store: Store) => (store.clock.get() as { readonly now: number }).now
+    : () => clock.currentTimeMillisUnsafe()
 
   let current: Store | undefined
   const close = () => {
@@ -115,7 +120,7 @@ export const make = Effect.fnUntraced(function*(
     if (current !== undefined && current.inode !== inodeOf(file)) close()
     if (current === undefined) {
       current = open(Sqlite, file)
-      if (lastInode !== undefined && lastInode !== current.inode) heldBefore = now() + expiry
+      if (lastInode !== undefined && lastInode !== current.inode) heldBefore = now(current) + expiry
       lastInode = current.inode
     }
     return current
@@ -128,7 +133,7 @@ export const make = Effect.fnUntraced(function*(
     attempt(() => {
       const store = opened()
       return store.db.transaction(() => {
-        const at = now()
+        const at = now(store)
         store.shortenLives.run(at + expiry)
         store.shortenLocks.run(at + expiry)
         return f(store, at)
@@ -142,10 +147,11 @@ export const make = Effect.fnUntraced(function*(
       ),
     unregister: (address) => write(({ remove }, at) => void remove.run(address, at)),
     setRunnerHealth: (address, healthy) => write(({ judge }) => void judge.run(Number(healthy), address)),
-    getRunners: attempt(() =>
-      (opened().living.all(now()) as ReadonlyArray<RunnerRow>)
+    getRunners: attempt(() => {
+      const store = opened()
+      return (store.living.all(now(store)) as ReadonlyArray<RunnerRow>)
         .map(({ healthy, runner }) => [runner, healthy === 1] as const)
-    ),
+    }),
     acquire: (address, shards) =>
       write(({ take }, at) =>
         at < heldBefore ? [] : shards.filter((shard) => take.run(shard, address, at + expiry, at).changes === 1)
