@@ -4,6 +4,7 @@ import * as RunnerAddress from "effect/cluster/RunnerAddress"
 import * as ShardId from "effect/cluster/ShardId"
 import * as Effect from "effect/Effect"
 import * as TestClock from "effect/testing/TestClock"
+import Database from "libsql"
 import { execFileSync } from "node:child_process"
 import { mkdirSync, renameSync, rmSync } from "node:fs"
 import { join } from "node:path"
@@ -38,10 +39,18 @@ const elsewhere = (file: string) =>
 
 describe("the store of SQLite", () => {
   for (
-    const [what, lose] of [["deleted", remove], ["replaced", (file: string) => {
-      renameSync(file, `${file}.old`)
-      remove(file)
-    }]] as const
+    const [what, lose] of [
+      ["deleted", remove],
+      ["replaced", (file: string) => {
+        renameSync(file, `${file}.old`)
+        remove(file)
+      }],
+      ["emptied of its tables", (file: string) => {
+        const db = new Database(file)
+        db.exec("DROP TABLE mcp_cluster_runners; DROP TABLE mcp_cluster_locks")
+        db.close()
+      }]
+    ] as const
   ) {
     it.effect(`gives no lock to two nodes when its file was ${what}`, () =>
       Effect.gen(function*() {
@@ -60,22 +69,22 @@ describe("the store of SQLite", () => {
         assert.lengthOf(yield* second.getRunners, 2)
         assert.lengthOf(yield* first.acquire(a.address, shards), 0)
       }))
-  }
 
-  it.effect("gives no lock again that a file had which was deleted, before whoever had it must have noticed", () =>
-    Effect.gen(function*() {
-      const file = newFile()
-      const first = yield* Sqlite.make(file, expiry)
-      const second = yield* Sqlite.make(file, expiry)
-      assert.lengthOf(yield* first.acquire(a.address, shards), 2)
-      remove(file)
-      assert.lengthOf(yield* second.acquire(b.address, shards), 0)
-      yield* TestClock.adjust(expiry - 1)
-      assert.lengthOf(yield* second.acquire(b.address, shards), 0)
-      assert.lengthOf(yield* first.refresh(a.address, shards), 0)
-      yield* TestClock.adjust(1)
-      assert.lengthOf(yield* second.acquire(b.address, shards), 2)
-    }))
+    it.effect(`gives no lock again of a file that was ${what}, before whoever had it must have noticed`, () =>
+      Effect.gen(function*() {
+        const file = newFile()
+        const first = yield* Sqlite.make(file, expiry)
+        const second = yield* Sqlite.make(file, expiry)
+        assert.lengthOf(yield* first.acquire(a.address, shards), 2)
+        lose(file)
+        assert.lengthOf(yield* second.acquire(b.address, shards), 0)
+        yield* TestClock.adjust(expiry - 1)
+        assert.lengthOf(yield* second.acquire(b.address, shards), 0)
+        assert.lengthOf(yield* first.refresh(a.address, shards), 0)
+        yield* TestClock.adjust(1)
+        assert.lengthOf(yield* second.acquire(b.address, shards), 2)
+      }))
+  }
 
   it.effect("is shared with other processes as before when its file was away for a while", () =>
     Effect.gen(function*() {

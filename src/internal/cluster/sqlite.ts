@@ -44,9 +44,14 @@ const open = (Sqlite: Effect.Success<typeof loadSqlite>["default"], file: string
     // What a crash of the machine can lose is who held which lock, and then nobody does
     db.exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
     db.exec(schema)
+    const version = db.prepare("PRAGMA schema_version")
+    // Another number whenever a table is made or dropped
+    const tables = () => (version.get() as { readonly schema_version: number }).schema_version
     return {
       db,
       inode: inodeOf(file),
+      made: tables(),
+      tables,
       clock: db.prepare("SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER) AS now"),
       beat: db.prepare("UPDATE mcp_cluster_runners SET lives_until = ? WHERE address = ?"),
       insert: db.prepare(`
@@ -95,9 +100,10 @@ const inodeOf = (file: string): string | undefined => {
 /**
  * Locks and heartbeats hold for `expiry` milliseconds. Fails when the file can't be opened, or is none of SQLite's.
  *
- * A file that was deleted or replaced is opened anew: who kept to the old one would share its locks with nobody, beside
- * those who come later. It has none of the node's locks, so that the node loses what it had with its next heartbeat. It
- * has those of the others as little, which hold until they notice: nothing is taken from it until they must have.
+ * A file that was deleted or replaced, or whose tables were dropped, is opened anew: who kept to the old one would
+ * share its locks with nobody, beside those who come later. It has none of the node's locks, so that the node loses
+ * what it had with its next heartbeat. It has those of the others as little, which hold until they notice: nothing is
+ * taken from it until they must have.
  */
 export const make = Effect.fnUntraced(function*(
   file: string,
@@ -114,14 +120,15 @@ export const make = Effect.fnUntraced(function*(
     current?.db.close()
     current = undefined
   }
-  let lastInode: string | undefined
+  let last: Pick<Store, "inode" | "made"> | undefined
   let heldBefore = -Infinity
   const opened = (): Store => {
-    if (current !== undefined && current.inode !== inodeOf(file)) close()
+    if (current !== undefined && (current.inode !== inodeOf(file) || current.made !== current.tables())) close()
     if (current === undefined) {
       current = open(Sqlite, file)
-      if (lastInode !== undefined && lastInode !== current.inode) heldBefore = now(current) + expiry
-      lastInode = current.inode
+      const { inode, made } = current
+      if (last !== undefined && (last.inode !== inode || last.made !== made)) heldBefore = now(current) + expiry
+      last = { inode, made }
     }
     return current
   }
