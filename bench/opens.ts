@@ -15,7 +15,7 @@ import { median, table } from "./support.ts"
 
 const everything = createRequire(import.meta.url).resolve("@modelcontextprotocol/server-everything/dist/index.js")
 
-const echo = (session: McpSession) => session.callTool({ name: "echo", arguments: { message: "hi" } })
+const echo = (session: McpSession<unknown>) => session.callTool({ name: "echo", arguments: { message: "hi" } })
 
 const everythingServer = { command: process.execPath, args: [everything, "stdio"] }
 
@@ -72,13 +72,13 @@ const compare = (name: string, times: number, pool: Layer.Layer<SessionPool, unk
 
 /**
  * The first call of so many identities, with children on standby and without, each when there is nothing else to do:
- * the next child is there already.
+ * the next child is there already. Those on standby have had a call, which is no identity's.
  */
 const compareStandby = Effect.fnUntraced(function*(times: number) {
   const build = (connect: typeof stdio) =>
     Effect.map(Layer.build(SessionPool.layer({ connect, capacity: 2 })), Context.get(SessionPool))
   const size = 2
-  const warm = yield* build(McpConnector.stdio({ ...everythingServer, standby: { size } }))
+  const warm = yield* build(McpConnector.stdio({ ...everythingServer, standby: { size, warmUp: echo } }))
   const cold = yield* build(stdio)
   const figures = { reused: [], "from standby": [], cold: [] } as Record<string, Array<number>>
   for (let i = 0; i < times; i++) {

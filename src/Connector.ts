@@ -195,6 +195,13 @@ export interface Standby {
    * installs first. Default: 5 minutes.
    */
   readonly startTimeout?: Duration.Input | undefined
+  /**
+   * Run once on each when it has started, within another `startTimeout`, before it is ready. What a server does for the
+   * first time takes it several times as long: a call that changes nothing, here, is not its owner's first. The session
+   * is nobody's yet, and what the server asks its owner waits for one. A child for which it fails is logged, closed,
+   * and counts as one that can't be started. Default: nothing is run.
+   */
+  readonly warmUp?: ((session: McpSession<unknown>) => Effect.Effect<unknown, unknown>) | undefined
 }
 
 /**

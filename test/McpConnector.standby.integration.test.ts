@@ -89,6 +89,41 @@ for (const [sdk, connector] of generations) {
         assert.deepStrictEqual((yield* pool.stats).keys, [alice.key])
       }))
 
+    it.live("are warmed up before anybody has them, and those that can't be are closed", () => {
+      const lines: Array<string> = []
+      const logger = Logger.map(Logger.formatJson, (line) => void lines.push(line))
+      return Effect.gen(function*() {
+        const { options, pids } = fixture()
+        const warmed: Array<number> = []
+        const { pool, ready } = yield* open(connector.stdio({
+          ...options,
+          standby: {
+            size: 1,
+            warmUp: (session) => {
+              warmed.push(session.pid!)
+              if (warmed.length === 1) return Effect.fail(new Error("s3cret of a call"))
+              if (warmed.length === 2) throw new Error("s3cret of a call")
+              return session.callTool({ name: "grow", arguments: { name: "warm" } })
+            }
+          }
+        }))
+        yield* ready(1)
+        const { names, pid } = yield* pool.withSession(
+          alice,
+          (session) =>
+            Effect.map(session.listTools(), ({ tools }) => ({ names: tools.map(({ name }) => name), pid: session.pid }))
+        )
+        assert.include(names, "warm")
+        assert.strictEqual(pid, warmed[2])
+        assert.deepStrictEqual(yield* survivors(pids().slice(0, 2)), [])
+        assert.deepStrictEqual(
+          lines.map((line) => JSON.parse(line)).map(({ level, message }) => [level, message[0]]),
+          [["WARN", "A child on standby could not be warmed up"], ["WARN", "A child on standby could not be warmed up"]]
+        )
+        assert.notInclude(lines.join(), "s3cret")
+      }).pipe(Effect.provide(Logger.layer([logger])))
+    })
+
     it.live("that crash at start are no spawn loop, and callers are told", () =>
       Effect.gen(function*() {
         const { options, pids } = fixture("exit-at-start")

@@ -39,6 +39,7 @@ describe("McpHttp under siege", () => {
       Effect.gen(function*() {
         const { after, before, besieged, came, quiet, settled, wrong } = yield* besiege({
           users: 500,
+          warmUp: 20_000,
           quiet: 15_000,
           siege: 60_000,
           every: 5_000,

@@ -39,6 +39,7 @@ import type {
 import { type CredentialScheme, Identity, type SessionKey } from "../../Identity.ts"
 import { McpSessionError, PreparationFailed } from "../../McpSessionError.ts"
 import type { McpSession } from "../../Session.ts"
+import { namesAndPlaces } from "../places.ts"
 import * as Scrub from "../scrub.ts"
 import * as Secrets from "../secrets.ts"
 import * as Time from "../time.ts"
@@ -219,9 +220,10 @@ const standby = <RT, R, C>(
   plan: (identity: Identity, handle: SessionHandle) => Plan<RT>,
   open: Opener<C>
 ): Connector<RT | R, C> => {
-  const { startTimeout, ...rest } = ConnectorOptions.parseStandby(given)
+  const { idleTimeToLive, size, startTimeout } = ConnectorOptions.parseStandby(given)
   return Standby.make({
-    ...rest,
+    size,
+    idleTimeToLive,
     cold: connector(options, plan, open),
     start: (onLost) =>
       Effect.suspend(() => {
@@ -242,7 +244,10 @@ const standby = <RT, R, C>(
           owner: Deferred.await(owner)
         }
         return Effect.map(
-          openAs(options, planned, open).pipe(logged(planned)),
+          openAs(options, planned, open).pipe(
+            logged(planned),
+            Effect.tap(warmedUp(given.warmUp, startTimeout, planned.server))
+          ),
           (session): Standby.Unowned<McpSession<C>> => ({
             isLost: () => isLost,
             ping: signOfLife(session),
@@ -257,6 +262,18 @@ const standby = <RT, R, C>(
       })
   })
 }
+
+// Its failure may quote what a call was given, or has answered
+const warmedUp =
+  (warmUp: StandbyOptions["warmUp"], startTimeout: number, server: string) => (session: McpSession<unknown>) =>
+    warmUp === undefined ? Effect.void : Effect.suspend(() => warmUp(session)).pipe(
+      Effect.timeout(startTimeout),
+      Effect.tapCause((cause) =>
+        Effect.annotateLogs(Effect.logWarning("A child on standby could not be warmed up", namesAndPlaces(cause)), {
+          server
+        })
+      )
+    )
 
 // A refusal is one, too
 const signOfLife = (session: Pick<McpSession<unknown>, "ping">) =>

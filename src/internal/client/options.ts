@@ -130,14 +130,16 @@ const implementation = Declare.custom<{ readonly name: string; readonly version:
 const standbyOptions = Declare.declare<Standby>()({ module: "Standby" }, {
   size: Declare.required(Declare.count),
   idleTimeToLive: Declare.withDefault(Declare.timeToLive, "Infinity"),
-  startTimeout: Declare.withDefault(Declare.timeout, "5 minutes")
+  startTimeout: Declare.withDefault(Declare.timeout, "5 minutes"),
+  warmUp: Declare.optional(Declare.fn)
 })
 
 /** What is said of the children that wait, in milliseconds. */
 export const parseStandby = (standby: Standby) => Result.getOrThrow(standbyOptions.parse(standby))
 
 const standbyKind = Declare.custom<Standby, Standby>({
-  rule: "an object with a size of at least 1, and perhaps an idleTimeToLive and a startTimeout of more than 0",
+  rule:
+    "an object with a size of at least 1, perhaps an idleTimeToLive and a startTimeout of more than 0, and a warmUp",
   read: Option.liftPredicate((value): value is Standby => Result.isSuccess(standbyOptions.parse(value)))
 })
 

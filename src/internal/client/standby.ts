@@ -33,7 +33,7 @@ export interface Options<S, E, R> {
   /** How long one waits, in milliseconds, until another takes its place. */
   readonly idleTimeToLive: number
   /** Opens one. Says `onLost` when it is lost, once. */
-  readonly start: (onLost: () => void) => Effect.Effect<Unowned<S>, E, R | Scope.Scope>
+  readonly start: (onLost: () => void) => Effect.Effect<Unowned<S>, unknown, R | Scope.Scope>
   /** Opens one for an identity that finds none. */
   readonly cold: Connect<S, E, R>
 }
