@@ -217,10 +217,10 @@ const suite = (start: typeof web) => {
         )
       )
       const session = yield* begin(endpoint)
-      const server = endpoint.log.servers.get(session)!
-      server.onclose = () => {
+      const onclose = () => {
         throw new TypeError("sk-live-SECRET")
       }
+      Object.assign(endpoint.log.servers.get(session)!, { onclose })
       const called = send(endpoint, "POST", { session }, call("wait")).then((answer) => answer.text())
       yield* eventually(() => endpoint.log.called.length === 1)
       assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 204)
