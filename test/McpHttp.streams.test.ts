@@ -30,6 +30,10 @@ const failing = (): EventStore => ({
   replayEventsAfter: () => Promise.reject(new Error("password=hunter2"))
 })
 
+const throwing = () => {
+  throw new TypeError("sk-live-SECRET")
+}
+
 /** How the answer to a call begins whose session has ended. */
 const abandoned = (id: number) => `{"jsonrpc":"2.0","id":${id},"error":{"code":-32000,`
 
@@ -217,10 +221,7 @@ const suite = (start: typeof web) => {
         )
       )
       const session = yield* begin(endpoint)
-      const onclose = () => {
-        throw new TypeError("sk-live-SECRET")
-      }
-      Object.assign(endpoint.log.servers.get(session)!, { onclose })
+      Object.assign(endpoint.log.servers.get(session)!, { onclose: throwing })
       const called = send(endpoint, "POST", { session }, call("wait")).then((answer) => answer.text())
       yield* eventually(() => endpoint.log.called.length === 1)
       assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 204)
