@@ -310,8 +310,8 @@ const handOn = <E>(handler: Effect.Effect<Response, E>, request: Request): Effec
   Effect.provideService(handler, HttpServerRequest.HttpServerRequest, request)
 
 /**
- * The same in a fiber and a scope of its own. Whoever gives up the answer does not wait for that fiber, which may ignore
- * it; and the end of the request waits for what the scope has to close for so many milliseconds at most.
+ * The same in a fiber and a scope of its own. Whoever gives up the answer does not wait for that fiber, which may
+ * ignore it; and the end of the request waits for what the scope has to close for so many milliseconds at most.
  */
 const apart = <E>(answer: Effect.Effect<Response, E>, patience: number): Effect.Effect<Response, E, Scope.Scope> =>
   Effect.uninterruptibleMask((restore) =>
