@@ -39,6 +39,7 @@ import type {
 import { type CredentialScheme, Identity, type SessionKey } from "../../Identity.ts"
 import { McpSessionError, PreparationFailed } from "../../McpSessionError.ts"
 import type { McpSession } from "../../Session.ts"
+import * as Apart from "../apart.ts"
 import { namesAndPlaces } from "../places.ts"
 import * as Scrub from "../scrub.ts"
 import * as Secrets from "../secrets.ts"
@@ -250,7 +251,7 @@ const standby = <RT, R, C>(
           ),
           (session): Standby.Unowned<McpSession<C>> => ({
             isLost: () => isLost,
-            ping: signOfLife(session),
+            ping: signOfLife(session, planned.server),
             adopt: (identity, handle) => {
               owned = handle
               planned.adopt(identity)
@@ -263,10 +264,10 @@ const standby = <RT, R, C>(
   })
 }
 
-// Its failure may quote what a call was given, or has answered
+// Its failure may quote what a call was given, or has answered. The child is closed whether or not it has ended.
 const warmedUp =
   (warmUp: StandbyOptions["warmUp"], startTimeout: number, server: string) => (session: McpSession<unknown>) =>
-    warmUp === undefined ? Effect.void : Effect.suspend(() => warmUp(session)).pipe(
+    warmUp === undefined ? Effect.void : Apart.run(Effect.suspend(() => warmUp(session))).pipe(
       Effect.timeout(startTimeout),
       Effect.tapCause((cause) =>
         Effect.annotateLogs(Effect.logWarning("A child on standby could not be warmed up", namesAndPlaces(cause)), {
@@ -276,11 +277,12 @@ const warmedUp =
     )
 
 // A refusal is one, too
-const signOfLife = (session: Pick<McpSession<unknown>, "ping">) =>
-  Effect.catchIf(
-    session.ping({ timeout: "1 second" }),
-    ({ reason }) => reason._tag === "ProtocolFailure",
-    () => Effect.void
+const signOfLife = (session: Pick<McpSession<unknown>, "ping">, server: string) =>
+  session.ping({ timeout: "1 second" }).pipe(
+    Effect.catchIf(({ reason }) => reason._tag === "ProtocolFailure", () => Effect.void),
+    Effect.tapError(({ message }) =>
+      Effect.annotateLogs(Effect.logWarning(`A child on standby is of no use: ${message}`), { server })
+    )
   )
 
 // Its key is none that an identity can have: no identity's memory is shared with those who wait
