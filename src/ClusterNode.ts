@@ -441,11 +441,9 @@ const make = Effect.fnUntraced(function*(
   method: string
 ) {
   const settings = settingsOf(parsed, address, Security.nameOf(security))
-  const closing = new AbortController()
   const transport = yield* Sockets.make({
     security,
     listen,
-    closing: closing.signal,
     // Who was frozen is given up before it has lost its locks, so that whoever waits for it is served with the rest
     pingInterval: settings.lockTimeToLive / 5
   })
@@ -467,8 +465,8 @@ const make = Effect.fnUntraced(function*(
       )
     ))
   const context = yield* started(method, settings, store, transport, (members) => Welcome.isRefused(security, members))
-  // Before the rest ends: whoever connected while nobody answers any more would wait for an answer in vain
-  yield* Effect.addFinalizer(() => Effect.sync(() => closing.abort()))
+  // Before the rest ends: what nobody answers any more nobody is to send
+  yield* Effect.addFinalizer(() => transport.leave)
   return context
 })
 

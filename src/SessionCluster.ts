@@ -24,6 +24,7 @@ import { ClusterNode } from "./ClusterNode.ts"
 import type { Identity } from "./Identity.ts"
 import * as Caller from "./internal/cluster/caller.ts"
 import * as Codec from "./internal/cluster/codec.ts"
+import * as Errands from "./internal/cluster/errands.ts"
 import { nameOf } from "./internal/cluster/fence.ts"
 import type { Node } from "./internal/cluster/node.ts"
 import * as Owner from "./internal/cluster/owner.ts"
@@ -229,8 +230,9 @@ export class SessionCluster extends Context.Service<SessionCluster, Service>()("
   /**
    * A node that owns sessions: its share of those of all. Fails with `InvalidOptions`.
    *
-   * When its scope ends, new sessions begin elsewhere at once; calls of other nodes are finished, for at most
-   * `terminationTimeout` of the node, those of this one for `drainTimeout`; and everything is closed.
+   * When its scope ends, new sessions begin elsewhere at once; calls that run are finished, those of other nodes and
+   * those that this one has made, for at most `terminationTimeout` of the node; and everything is closed. Whoever has a
+   * session may begin calls for `drainTimeout`.
    */
   static readonly layer = <R = never, RC = never>(
     options: SessionClusterOptions<R, RC>
@@ -264,7 +266,7 @@ export class SessionCluster extends Context.Service<SessionCluster, Service>()("
       Effect.gen(function*() {
         const own = yield* Effect.fromResult(declared.parse(options, "layerClient"))
         const { "~node": node } = yield* ClusterNode
-        return yield* make(node, undefined, own, 0)
+        return yield* make(node, undefined, yield* makeErrands(node), own, 0)
       })
     )
 
@@ -286,6 +288,9 @@ type Own = Effect.Success<ReturnType<typeof parseOwn>>
 
 const parseOwn = (options: ClientOptions, method: string) => Effect.fromResult(declared.parse(options, method))
 
+// Made first, so that it ends last: what this node has goes to others while it waits for what it has asked
+const makeErrands = ({ fence, settings }: Node) => Errands.make(settings.terminationTimeout, fence.now)
+
 const makeOwner = Effect.fnUntraced(function*<R, RC>(options: SessionClusterOptions<R, RC>, method: string) {
   const { leaseTimeToLive, locateTimeout, maxMessageBytes, ...rest } = options
   const own = yield* parseOwn({ leaseTimeToLive, locateTimeout, leases: rest.leases, maxMessageBytes }, method)
@@ -297,6 +302,7 @@ const makeOwner = Effect.fnUntraced(function*<R, RC>(options: SessionClusterOpti
     return yield* invalid("connect", "is of no use to a node that owns no sessions: use layerClient")
   }
   const parsed = yield* Effect.fromResult(SessionPool.declared.parse(rest, method))
+  const errands = yield* makeErrands(node)
   const live = Owner.makeLive((key) => node.fence.mayOpen(Owner.shardName(node, key)))
   const pools = yield* Layer.build(Owned.layer<R, RC>({ ...rest, connect: live.connect(rest.connect) }))
   const owner = yield* Owner.make({
@@ -308,16 +314,17 @@ const makeOwner = Effect.fnUntraced(function*<R, RC>(options: SessionClusterOpti
     maxMessageBytes: own.maxMessageBytes,
     maxIdleTime: typeof parsed.idleTimeToLive === "number" ? parsed.idleTimeToLive + 30_000 : 3_600_000
   })
-  return yield* make(node, owner, own, parsed.drainTimeout)
+  return yield* make(node, owner, errands, own, parsed.drainTimeout)
 })
 
 const make = Effect.fnUntraced(function*(
   node: Node,
   owner: Owner.Owner | undefined,
+  errands: Errands.Errands,
   { leaseTimeToLive, leases: sharing, locateTimeout, maxMessageBytes }: Own,
   drainTimeout: number
 ) {
-  const caller = yield* Caller.make({ node, owner, locateTimeout, maxMessageBytes })
+  const caller = yield* Caller.make({ node, owner, errands, locateTimeout, maxMessageBytes })
   const pools = yield* Layer.build(Leases.layer({
     connect: caller.lease,
     capacity: Number.MAX_SAFE_INTEGER,
@@ -329,6 +336,8 @@ const make = Effect.fnUntraced(function*(
     drainTimeout
   }))
   const leases = Context.get(pools, Leases)
+  // The first that happens at its end
+  yield* Effect.addFinalizer(() => Effect.sync(errands.hurry))
   const { assignmentsInterval } = node.settings
   const { members, self } = node.membership
 

@@ -1,6 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Identity, InvalidOptions } from "effect-mcp-sessions"
-import { type ClusterMembership } from "effect-mcp-sessions/ClusterMembership"
+import { ClusterMembership } from "effect-mcp-sessions/ClusterMembership"
 import { ClusterNode, type ClusterSecurity, type NodeOptions } from "effect-mcp-sessions/ClusterNode"
 import { ClusterUnavailable, SessionCluster } from "effect-mcp-sessions/SessionCluster"
 import * as ConfigProvider from "effect/ConfigProvider"
@@ -25,8 +25,8 @@ import { connect as connectTls, type ConnectionOptions } from "node:tls"
 import * as Sockets from "../src/internal/cluster/sockets.ts"
 import * as Wire from "../src/internal/cluster/wire.ts"
 import { selfSigned } from "./support/certificates.ts"
-import { answer, keySecret, makeUpstream } from "./support/cluster.ts"
-import { freePorts } from "./support/clusterProcesses.ts"
+import { answer, identities, keySecret, makeUpstream } from "./support/cluster.ts"
+import { freePorts, proxyTo } from "./support/clusterProcesses.ts"
 import { fork, refused } from "./support/fibers.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
 
@@ -74,7 +74,6 @@ const link = (port: number, isThere = () => true) =>
     const transport = yield* Sockets.make({
       security: { type: "secret", secret: Redacted.value(shared.secret) },
       listen: undefined,
-      closing: new AbortController().signal,
       pingInterval: 2_000
     })
     const protocol = yield* transport.connect({ host: "127.0.0.1", port }, isThere)
@@ -277,6 +276,58 @@ describe("links between nodes", () => {
         Effect.ensuring(Effect.sync(() => late.destroy()))
       )
       yield* Effect.timeout(Fiber.join(stopping), "2 seconds")
+    }))
+
+  it.live("fail no call when a node stops, however long one is under way to it", () =>
+    Effect.gen(function*() {
+      const [first, second] = yield* freePorts(2)
+      const upstream = makeUpstream()
+      const { host: _, port: __, ...common } = optionsAt(first!)
+      const build = (host: string, port: number, scope: Scope.Scope) =>
+        Effect.map(
+          Layer.buildWithScope(
+            SessionCluster.layer<never, never>({ connect: upstream.connectAt(host) }).pipe(
+              Layer.provideMerge(ClusterNode.layer({ ...common, host, port, listenHost: "127.0.0.1" }))
+            ),
+            scope
+          ),
+          (context) => ({
+            cluster: Context.get(context, SessionCluster),
+            node: Context.get(context, ClusterMembership)
+          })
+        )
+      yield* proxyTo("127.0.0.3", first!, 40)
+      const scope = yield* Scope.make()
+      yield* build("127.0.0.3", first!, scope)
+      const { cluster, node } = yield* build("127.0.0.1", second!, yield* Effect.scope)
+      const users = identities(12)
+      const runners = Effect.forEach(users, (user) => cluster.withSession(user, ({ runner }) => Effect.succeed(runner)))
+      const areTwo = Effect.map(runners, (all) => new Set(all).size === 2)
+      yield* Effect.repeat(areTwo, { until: (yes) => yes, schedule: Schedule.spaced("50 millis") })
+      let id = 0
+      let isOver = false
+      const ask = (user: Identity) =>
+        Effect.suspend(() => {
+          const args = { id: String(++id) }
+          return cluster.withSession(user, (session) => answer(session, "once", args))
+        })
+      // At all times some are under way, to the node that stops and back
+      const calling = yield* fork(
+        Effect.forEach(users, (user) =>
+          Effect.andThen(ask(user), Effect.sleep(5)).pipe(Effect.repeat({
+            until: () => isOver
+          })), {
+          concurrency: "unbounded"
+        })
+      )
+      yield* Effect.sleep("200 millis")
+      yield* Scope.close(scope, Exit.void)
+      yield* Effect.sleep("200 millis")
+      isOver = true
+      yield* Fiber.join(calling)
+      assert.deepStrictEqual(yield* node.members, [{ host: "127.0.0.1", port: second! }])
+      for (const runs of upstream.runs.values()) assert.strictEqual(runs, 1)
+      assert.strictEqual(upstream.runs.size, id)
     }))
 
   it.live("carry the numbers and the entries of very many sessions in short messages", () =>

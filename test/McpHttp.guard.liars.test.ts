@@ -3,17 +3,23 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as HttpRouter from "effect/http/HttpRouter"
 import { HttpServerRequest } from "effect/http/HttpServerRequest"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
-import { textOf } from "./support/answers.ts"
-import { web } from "./support/mcpHttp.ts"
+import type * as Scope from "effect/Scope"
+import { becomes, textOf } from "./support/answers.ts"
+import { socket, web } from "./support/mcpHttp.ts"
 import { begin, call, initialize, post, request } from "./support/requests.ts"
 
-type Inside = (method: string, body: string) => Effect.Effect<HttpServerResponse.HttpServerResponse>
+type Inside = (
+  method: string,
+  body: string
+) => Effect.Effect<HttpServerResponse.HttpServerResponse, never, Scope.Scope>
 
 /** An answer, in a session of that id. */
 const answer = (session: string) =>
@@ -23,7 +29,7 @@ const answer = (session: string) =>
     session
   )
 
-const open = (inside: Inside) =>
+const open = (inside: Inside, over: "web" | "socket" = "web") =>
   Effect.gen(function*() {
     const deleted: Array<string | undefined> = []
     const logged: Array<string> = []
@@ -37,8 +43,11 @@ const open = (inside: Inside) =>
       })
     )
     const logger = Logger.layer([Logger.map(Logger.formatLogFmt, (line) => void logged.push(line))])
-    const app = Layer.provideMerge(Layer.mergeAll(McpHttp.guard({ openTimeout: 300 }), route), logger)
-    return { ...yield* web(app), deleted, logged }
+    const app = Layer.provideMerge(
+      Layer.mergeAll(McpHttp.guard({ openTimeout: 300, closeTimeout: 300 }), route),
+      logger
+    )
+    return { ...yield* over === "web" ? web(app) : socket(app), deleted, logged }
   })
 
 describe("a server behind McpHttp.guard", () => {
@@ -63,6 +72,36 @@ describe("a server behind McpHttp.guard", () => {
       const response = yield* post(endpoint, initialize).pipe(Effect.timeout("2 seconds"))
       assert.strictEqual(response.status, 503)
       assert.strictEqual(yield* endpoint.registry.size, 0)
+    }))
+
+  it.live("that ignores interruption keeps nobody waiting: no client, no session, not the end", () =>
+    Effect.gen(function*() {
+      const released = yield* Deferred.make<void>()
+      const deaf = Effect.uninterruptible(Effect.as(Deferred.await(released), answer("late")))
+      const endpoint = yield* open((method, body) =>
+        method === "POST" && !body.includes("first") ? deaf : Effect.succeed(answer("x"))
+      )
+      const begun = yield* post(endpoint, { ...initialize, id: "first" })
+      const session = begun.headers.get("mcp-session-id")!
+      assert.strictEqual((yield* post(endpoint, initialize).pipe(Effect.timeout("5 seconds"))).status, 503)
+      const called = yield* Effect.forkChild(post(endpoint, call("echo"), { session }), { startImmediately: true })
+      yield* becomes(endpoint.registry.stats, ({ held }) => held === 1)
+      yield* request(endpoint, "DELETE", { session })
+      assert.include(yield* textOf(yield* Fiber.join(called).pipe(Effect.timeout("5 seconds"))), "may have run")
+      yield* becomes(endpoint.registry.size, (size) => size === 0)
+      yield* endpoint.close.pipe(Effect.timeout("5 seconds"))
+      yield* Deferred.succeed(released, undefined)
+    }))
+
+  it.live("whose finalizers never end holds neither a session nor the end", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open(
+        (method) => Effect.as(method === "POST" ? Effect.addFinalizer(() => Effect.never) : Effect.void, answer("x")),
+        "socket"
+      )
+      yield* begin(endpoint, "alice")
+      yield* becomes(endpoint.registry.stats, ({ held }) => held === 0)
+      yield* endpoint.close.pipe(Effect.timeout("5 seconds"))
     }))
 
   it.live("that begins sessions unasked, and never ends one, keeps nobody waiting", () =>

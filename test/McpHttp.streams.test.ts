@@ -7,6 +7,8 @@ import type { SessionInfo } from "effect-mcp-sessions/SessionRegistry"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import { becomes, eventually, messagesOf, pause, readUntil, textOf } from "./support/answers.ts"
@@ -27,6 +29,10 @@ const failing = (): EventStore => ({
   storeEvent: () => Promise.reject(new Error("password=hunter2")),
   replayEventsAfter: () => Promise.reject(new Error("password=hunter2"))
 })
+
+const throwing = () => {
+  throw new TypeError("sk-live-SECRET")
+}
 
 /** How the answer to a call begins whose session has ended. */
 const abandoned = (id: number) => `{"jsonrpc":"2.0","id":${id},"error":{"code":-32000,`
@@ -204,6 +210,25 @@ const suite = (start: typeof web) => {
       assert.include(yield* Effect.promise(() => called).pipe(Effect.timeout("1 second")), abandoned(1))
       yield* eventually(() => endpoint.log.closed.length === 1)
       assert.strictEqual(yield* endpoint.registry.size, 0)
+    }))
+
+  it.live("a server whose own handlers throw ends like any other, and what they say is in no log", () =>
+    Effect.gen(function*() {
+      const logged: Array<string> = []
+      const endpoint = yield* open((app) =>
+        start(
+          Layer.provideMerge(app, Logger.layer([Logger.map(Logger.formatLogFmt, (line) => void logged.push(line))]))
+        )
+      )
+      const session = yield* begin(endpoint)
+      Object.assign(endpoint.log.servers.get(session)!, { onclose: throwing })
+      const called = send(endpoint, "POST", { session }, call("wait")).then((answer) => answer.text())
+      yield* eventually(() => endpoint.log.called.length === 1)
+      assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 204)
+      assert.include(yield* Effect.promise(() => called).pipe(Effect.timeout("1 second")), abandoned(1))
+      yield* eventually(() => endpoint.log.closed.length === 1 && logged.length > 0)
+      assert.include(logged.join("\n"), "TypeError")
+      assert.notInclude(logged.join("\n"), "SECRET")
     }))
 
   it.live("a session past its lifetime ends its GET stream, and lets its calls finish", () =>

@@ -382,24 +382,54 @@ describe("SessionCluster", () => {
       assert.strictEqual(upstream.overlaps(), 1)
     }))
 
-  it.effect("lets a call go on for terminationTimeout when a node stops, and fails it then, typed", () =>
+  it.effect("finishes what a node has asked of another before it stops, and gives away what it has at once", () =>
     Effect.gen(function*() {
       const { nodes, upstream } = yield* startNodes(["a", "b"])
-      upstream.tools.hang = { run: () => new Promise(() => {}) }
-      yield* passing(nodes[0]!.cluster.withSession(alice, who))
-      const { other, owner } = rolesOf(upstream, nodes, "alice")
+      let finish: (() => void) | undefined
+      upstream.tools.held = {
+        run: () =>
+          new Promise((resolve) => {
+            finish = () => resolve({ content: [] })
+          })
+      }
+      const users = identities(20)
+      yield* Effect.forEach(users, (user) => passing(nodes[0]!.cluster.withSession(user, who)))
+      const { other, owner } = rolesOf(upstream, nodes, "user0")
       const calling = yield* fork(
-        other.cluster.withSession(alice, (session) => Effect.exit(session.callTool({ name: "hang" })))
+        other.cluster.withSession(users[0]!, (session) => Effect.as(session.callTool({ name: "held" }), "done"))
       )
-      yield* passing(Effect.sleep(100))
-      const closing = yield* fork(owner.close)
-      yield* passing(Effect.sleep("14 seconds"), 100)
+      yield* until(() => finish !== undefined)
+      const closing = yield* fork(other.close)
+      const all = Effect.forEach(users, (user) => owner.cluster.withSession(user, who), { concurrency: "unbounded" })
+      for (const name of yield* passing(all)) assert.include(name, `@${owner.name}#`)
       assert.isUndefined(calling.pollUnsafe())
-      yield* passing(Fiber.join(closing), 100)
-      const exit = yield* passing(Fiber.join(calling))
-      const error = Option.getOrThrow(Exit.findErrorOption(exit))
-      assert.deepInclude(error.reason, { _tag: "SessionClosed", requestSent: true })
+      finish!()
+      assert.strictEqual(yield* passing(Fiber.join(calling)), "done")
+      yield* passing(Fiber.join(closing))
+      assert.strictEqual(upstream.overlaps(), 1)
     }))
+
+  it.effect.each<readonly ["to" | "from"]>([["to"], ["from"]])(
+    "lets a call go on for terminationTimeout that goes $0 a node that stops, and fails it then, typed",
+    ([way]) =>
+      Effect.gen(function*() {
+        const { nodes, upstream } = yield* startNodes(["a", "b"])
+        upstream.tools.hang = { run: () => new Promise(() => {}) }
+        yield* passing(nodes[0]!.cluster.withSession(alice, who))
+        const { other, owner } = rolesOf(upstream, nodes, "alice")
+        const calling = yield* fork(
+          other.cluster.withSession(alice, (session) => Effect.exit(session.callTool({ name: "hang" })))
+        )
+        yield* passing(Effect.sleep(100))
+        const closing = yield* fork(way === "to" ? owner.close : other.close)
+        yield* passing(Effect.sleep("14 seconds"), 100)
+        assert.isUndefined(calling.pollUnsafe())
+        yield* passing(Fiber.join(closing), 100)
+        const exit = yield* passing(Fiber.join(calling))
+        const error = Option.getOrThrow(Exit.findErrorOption(exit))
+        assert.deepInclude(error.reason, { _tag: "SessionClosed", requestSent: true })
+      })
+  )
 
   it.effect("lets an interrupted caller go at once, and tells the server", () =>
     Effect.gen(function*() {

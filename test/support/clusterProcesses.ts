@@ -193,8 +193,8 @@ export interface Proxy {
   readonly cut: () => number
 }
 
-/** What the others reach a node through, on a loopback address of its own. */
-export const proxyTo = (host: string, port: number): Effect.Effect<Proxy, never, Scope.Scope> =>
+/** What the others reach a node through, on a loopback address of its own: `delay` milliseconds away. */
+export const proxyTo = (host: string, port: number, delay = 0): Effect.Effect<Proxy, never, Scope.Scope> =>
   Effect.acquireRelease(
     Effect.promise(async () => {
       const sockets = new Set<Socket>()
@@ -206,9 +206,13 @@ export const proxyTo = (host: string, port: number): Effect.Effect<Proxy, never,
           one.on("error", () => {})
           one.on("close", () => {
             sockets.delete(one)
-            other.destroy()
+            setTimeout(() => other.destroy(), delay)
           })
-          one.pipe(other)
+          if (delay === 0) one.pipe(other)
+          else {
+            one.on("data", (data) => setTimeout(() => other.write(data), delay))
+            one.on("end", () => setTimeout(() => other.end(), delay))
+          }
         }
       })
       await new Promise<void>((done) => server.listen(port, host, done))

@@ -31,6 +31,7 @@ import { type ClusterConnectError, ClusterUnavailable } from "../../SessionClust
 import type { SessionPoolError } from "../../SessionPoolError.ts"
 import * as Sent from "../sent.ts"
 import * as Codec from "./codec.ts"
+import type { Errands } from "./errands.ts"
 import { nameOf } from "./fence.ts"
 import type { Node, Peer } from "./node.ts"
 import type { Owner } from "./owner.ts"
@@ -87,27 +88,18 @@ export const use = <A, E, R>(
 export const make = Effect.fnUntraced(function*(options: {
   readonly node: Node
   readonly owner: Owner | undefined
+  readonly errands: Errands
   /** In milliseconds. */
   readonly locateTimeout: number
   readonly maxMessageBytes: number
 }) {
-  const { locateTimeout, maxMessageBytes, node, owner } = options
+  const { errands, locateTimeout, maxMessageBytes, node, owner } = options
   const scope = yield* Effect.scope
   const runFork = Effect.runForkWith(yield* Effect.context<never>())
   const client = yield* Wire.makeEntity(node.settings.group).client.pipe(
     Effect.provideService(Sharding.Sharding, node.sharding)
   )
   const { self } = node.membership
-
-  // Whoever waits may leave at once: to tell a node that is dead takes longer
-  const detached = <A, E>(effect: Effect.Effect<A, E>): Effect.Effect<A, E> =>
-    Effect.withFiber((caller) =>
-      Effect.callback<A, E>((resume) => {
-        const fiber = Fiber.runIn(Effect.runForkWith(caller.context)(effect), scope)
-        fiber.addObserver(resume)
-        return Effect.sync(() => fiber.interruptUnsafe())
-      })
-    )
 
   // ---------------------------------------------------------------------------
   // Leases
@@ -281,7 +273,7 @@ export const make = Effect.fnUntraced(function*(options: {
                 const sent = { ...made, ...json, ...traceOf(fiber) }
                 const { onProgress } = given
                 return onProgress === undefined
-                  ? Effect.map(detached(on.peer!["Session.Call"](sent)), Codec.parse)
+                  ? Effect.map(errands.run(on.peer!["Session.Call"](sent)), Codec.parse)
                   : reported(on.peer!, sent, onProgress, made.timeout)
               })
             )
@@ -340,7 +332,7 @@ export const make = Effect.fnUntraced(function*(options: {
             } else Queue.offerUnsafe(reports, Codec.parse(report.json) as Progress)
           }
         })))
-      yield* detached(Effect.scoped(listening))
+      yield* errands.run(Effect.scoped(listening))
       Queue.endUnsafe(reports)
       const left = Math.max(0, (call.maxTotalTimeout ?? timeout) - (node.fence.now() - since))
       const handled = yield* Effect.timeoutOption(Fiber.await(handling), left)
@@ -357,7 +349,7 @@ export const make = Effect.fnUntraced(function*(options: {
     invalidate: (identity) =>
       Effect.suspend(() => {
         const since = node.fence.now()
-        return detached(client(identity.key).Invalidate({ identity })).pipe(
+        return errands.run(client(identity.key).Invalidate({ identity })).pipe(
           Effect.timeoutOrElse({
             duration: locateTimeout,
             orElse: () => Effect.fail(unavailable("invalidate", "owner", since))

@@ -3,7 +3,8 @@
  *
  * A link is one connection, made when there is something to send. When it breaks, everything that was sent on it fails,
  * and so does whatever waits for it to open; the next request makes another one. Nothing moves from one link to the
- * next, because what was sent may have been run.
+ * next, because what was sent may have been run. A node that stops says so first, and refuses what is still under way
+ * to it: of what a closed link has carried nobody could say that it was not run.
  *
  * A stream is not acknowledged piece by piece, each of which would wait for the way there and back: TCP holds back who
  * sends faster than the other end reads. And that end has to read on, whatever becomes of one stream, because the link
@@ -41,12 +42,20 @@ const patience = 3
 /** After how many milliseconds without a byte the server ends a connection: its client, which pings, is not there. */
 const silence = 60_000
 
+/** How many milliseconds a node that stops waits for the others to hang up. */
+const farewell = 1_000
+
+/** The last that a node says: it runs nothing any more. Who hears it sends nothing more, and hangs up when it can. */
+interface Leaving {
+  readonly _tag: "Leaving"
+}
+
+const leaving = `${JSON.stringify({ _tag: "Leaving" } satisfies Leaving)}\n`
+
 export interface SocketOptions {
   readonly security: Security.Security
   /** Where this node listens. Undefined for one that owns nothing. */
   readonly listen: ClusterMember | undefined
-  /** From then on nobody can connect; those who are connected stay until the scope ends. */
-  readonly closing: AbortSignal
   /** How often the other end is asked whether it is there, in milliseconds. */
   readonly pingInterval: number
 }
@@ -61,13 +70,27 @@ const loadSockets = load(
 
 type Sockets = Effect.Success<typeof loadSockets>
 
-export const make = (options: SocketOptions): Effect.Effect<Transport<SocketServer.SocketServerError>> =>
+export interface SocketTransport extends Transport<SocketServer.SocketServerError> {
+  /** From now on nobody can connect. Waits a second at most for those who are connected to hang up. */
+  readonly leave: Effect.Effect<void>
+}
+
+export const make = (options: SocketOptions): Effect.Effect<SocketTransport> =>
   Effect.map(loadSockets, (sockets) => {
     const ends = Security.endsOf(options.security)
+    const closing = new AbortController()
+    const links = new Set<Net.Socket>()
     return {
       codecFor: serialization.codecFor,
       connect: (member, isThere) => connect(dial(sockets, member, ends), isThere, options),
-      listen: accept(sockets, options, ends)
+      listen: accept(sockets, options, ends, closing.signal, links),
+      leave: Effect.suspend(() => {
+        closing.abort()
+        return Effect.timeoutOption(
+          Effect.forEach(Array.from(links), partFrom, { concurrency: "unbounded", discard: true }),
+          farewell
+        )
+      })
     }
   })
 
@@ -122,6 +145,8 @@ interface Link {
   readonly opened: Deferred.Deferred<Send, RpcClientError>
   /** From when it is open. */
   send: Send | undefined
+  /** The other end answers what was sent, and runs nothing more. */
+  isLeaving: boolean
   /** It has ended, and whoever had sent something on it knows. */
   readonly ended: Deferred.Deferred<void>
   isLost: boolean
@@ -137,8 +162,12 @@ const connect = (
     const requests = new Map<string | number, number>()
     let current: Link | undefined
 
-    const deliver = (message: FromServerEncoded): Effect.Effect<void> => {
+    const deliver = (link: Link, message: FromServerEncoded | Leaving): Effect.Effect<void> => {
       if (message._tag === "Pong") return Effect.void
+      if (message._tag === "Leaving") {
+        link.isLeaving = true
+        return Effect.void
+      }
       if ("requestId" in message) {
         const client = requests.get(message.requestId)
         if (client === undefined) return Effect.void
@@ -191,10 +220,13 @@ const connect = (
           unanswered = 0
           isDelivering = true
           for (const frame of frames) {
-            for (const message of yield* Effect.sync(() => parser.decode(frame) as Array<FromServerEncoded>)) {
-              yield* deliver(message)
+            for (
+              const message of yield* Effect.sync(() => parser.decode(frame) as Array<FromServerEncoded | Leaving>)
+            ) {
+              yield* deliver(link, message)
             }
           }
+          if (link.isLeaving && requests.size === 0) return yield* Effect.fail(lost)
           isDelivering = false
         }
       })
@@ -214,6 +246,7 @@ const connect = (
       const link: Link = {
         opened: Deferred.makeUnsafe(),
         send: undefined,
+        isLeaving: false,
         ended: Deferred.makeUnsafe(),
         isLost: false
       }
@@ -231,6 +264,7 @@ const connect = (
         const whenOpen = (send: Send) => requests.has(message.id) ? send(message) : Effect.void
         const link = current
         if (link?.isLost === true) return Effect.andThen(Deferred.await(link.ended), request(client, message))
+        if (link?.isLeaving === true) return Effect.fail(left)
         requests.set(message.id, client)
         return Effect.flatMap(
           link === undefined ? open : Effect.succeed(link),
@@ -267,16 +301,27 @@ const silent = new RpcClientError({
 
 const gone = new Error("the peer is not there any more")
 
+// As when it could not be connected to any more: nothing was sent
+const left = new RpcClientError({ reason: openFailed(new Error("the peer is leaving")).reason })
+
 const lost = new Socket.SocketError({ reason: new Socket.SocketCloseError({ code: 1006 }) })
 
 // -----------------------------------------------------------------------------
 // The end that answers
 // -----------------------------------------------------------------------------
 
+const partFrom = (link: Net.Socket): Effect.Effect<void> =>
+  Effect.callback((resume) => {
+    link.once("close", () => resume(Effect.void))
+    if (link.writable) link.write(leaving)
+  })
+
 const accept = (
   { client, server }: Sockets,
-  { closing, listen }: SocketOptions,
-  ends: Security.Ends | undefined
+  { listen }: SocketOptions,
+  ends: Security.Ends | undefined,
+  closing: AbortSignal,
+  links: Set<Net.Socket>
 ): Transport<SocketServer.SocketServerError>["listen"] =>
   Effect.gen(function*() {
     const at = { host: listen!.host, port: listen!.port, noDelay: true, signal: closing }
@@ -299,6 +344,8 @@ const accept = (
           conn.setTimeout(silence, () => conn.destroy())
           // Each message that waits for room listens for it: Node takes more than ten for a leak, and warns
           conn.setMaxListeners(0)
+          links.add(conn)
+          conn.once("close", () => links.delete(conn))
           // A peer that was killed is no error of this node
           yield* Effect.catchCause(handler(socket), (cause) => Effect.logDebug("A link of a peer has broken", cause))
           // What is written is sent, but a peer that does not read it is not waited for

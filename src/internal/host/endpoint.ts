@@ -228,6 +228,7 @@ export const toSettings = (
     allowedOrigins,
     authorization,
     bodyTimeout,
+    closeTimeout,
     maxBodyBytes,
     openTimeout,
     path,
@@ -242,6 +243,7 @@ export const toSettings = (
     sessions,
     allowTermination,
     openTimeout,
+    closeTimeout,
     protects: authorization === undefined ? undefined : Resource.make(authorization, path, hostIssue),
     /** Milliseconds, or `Infinity`. */
     streamTimeToLive,

@@ -23,13 +23,15 @@ import * as HttpServerError from "effect/http/HttpServerError"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import * as Option from "effect/Option"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type * as Types from "effect/Types"
 import type { Identity } from "../../Identity.ts"
 import { InvalidOptions } from "../../InvalidOptions.ts"
 import * as Declared from "../../McpHttpOptions.ts"
 import { type EndReason, operatorOf } from "../../SessionRegistry.ts"
+import * as Finalizers from "../finalizers.ts"
+import { namesAndPlaces } from "../places.ts"
 import * as Answers from "./answers.ts"
 import * as Endpoint from "./endpoint.ts"
 import * as Events from "./events.ts"
@@ -43,7 +45,9 @@ type Request = HttpServerRequest.HttpServerRequest
 type Response = HttpServerResponse.HttpServerResponse
 /** The server inside, and whatever stands before it. */
 type Handler = Effect.Effect<Response, Answers.Refused>
-/** The same, whose failures are those of somebody else. */
+/** What it answers to one request. */
+type Answer = Effect.Effect<Response, Answers.Refused, Scope.Scope>
+/** The same as {@link Handler}, whose failures are those of somebody else. */
 type Routes = Effect.Effect<Response, Types.unhandled>
 
 /** The session inside, once it has an id. */
@@ -91,10 +95,10 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
         })
     ))
 
-  const initialize = (handler: Handler, { url }: Request, message: unknown, identity: Identity) =>
+  const initialize = (answer: Answer, { url }: Request, message: unknown, identity: Identity) =>
     endpoint.begin(identity, message, constVoid, ({ id, resource }) =>
       Effect.tap(
-        handler,
+        answer,
         beforeResponse((minted, response) => {
           if (minted === undefined) {
             return Effect.as(Effect.ignore(endpoint.registry.terminate(id, identity)), response)
@@ -115,9 +119,9 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
       ))
 
   // None may be minted behind the registry's back.
-  const withoutSession = (handler: Handler, { url }: Request) =>
+  const withoutSession = (answer: Answer, { url }: Request) =>
     Effect.tap(
-      handler,
+      answer,
       beforeResponse((minted, response) =>
         minted === undefined
           ? Effect.succeed(response)
@@ -172,7 +176,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
           for (const one of Requests.requestIds(message)) served.left(one)
         })
     )
-    const response = yield* Effect.raceFirst(handOn(handler, request), unanswered)
+    const response = yield* Effect.raceFirst(apart(handOn(handler, request), settings.closeTimeout), unanswered)
     yield* beforeResponse((minted, last) =>
       Effect.succeed(minted === undefined ? last : HttpServerResponse.setHeader(last, header, id))
     )
@@ -189,7 +193,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
   const withoutId = Effect.fnUntraced(function*(handler: Handler, request: Request, identity: Identity) {
     const anonymous = request.modify({ headers: Headers.remove(request.headers, header) })
     const { message, text } = yield* readBody(anonymous, endpoint.closing)
-    const handed = handOn(handler, withText(anonymous, text))
+    const handed = apart(handOn(handler, withText(anonymous, text)), settings.closeTimeout)
     if (Array.isArray(message) && Requests.beginsSession(message)) return yield* Answers.initializeAlone
     if (Requests.isInitialize(message) && !isModern(request) && !Requests.isVersionSupported(request)) {
       return yield* Requests.unsupportedVersion
@@ -304,6 +308,28 @@ const beforeResponse = (
 
 const handOn = <E>(handler: Effect.Effect<Response, E>, request: Request): Effect.Effect<Response, E> =>
   Effect.provideService(handler, HttpServerRequest.HttpServerRequest, request)
+
+/**
+ * The same in a fiber and a scope of its own. Whoever gives up the answer does not wait for that fiber, which may
+ * ignore it; and the end of the request waits for what the scope has to close for so many milliseconds at most.
+ */
+const apart = <E>(answer: Effect.Effect<Response, E>, patience: number): Effect.Effect<Response, E, Scope.Scope> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.contextWith((services: Context.Context<Scope.Scope>) => {
+      const scope = Scope.makeUnsafe()
+      const running = Effect.runForkWith(Context.add(services, Scope.Scope, scope))(answer)
+      const close = Effect.flatMap(Fiber.await(running), (exit) => Scope.close(scope, exit)).pipe(
+        Effect.catchCause((cause) => Effect.logWarning("A request could not be closed", namesAndPlaces(cause)))
+      )
+      const closed = Effect.flatMap(
+        Effect.forkDetach(close, { startImmediately: true }),
+        (closing) =>
+          closing.pollUnsafe() === undefined ? Effect.timeoutOption(Fiber.await(closing), patience) : Effect.void
+      )
+      const joined = Effect.onInterrupt(Fiber.join(running), () => Effect.sync(() => running.interruptUnsafe()))
+      return Effect.andThen(Finalizers.add(closed), restore(joined))
+    })
+  )
 
 /** What a request is told that was not handed on before its session ended. */
 const unstarted = (reason: EndReason) => reason === "shutdown" ? Answers.unavailable : Answers.notFound

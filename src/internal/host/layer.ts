@@ -16,6 +16,7 @@ import type * as Scope from "effect/Scope"
 import { Identity } from "../../Identity.ts"
 import * as Declared from "../../McpHttpOptions.ts"
 import { operatorOf, type RegisteredSession, type SessionInfo } from "../../SessionRegistry.ts"
+import { namesAndPlaces } from "../places.ts"
 import * as Scrub from "../scrub.ts"
 import * as Answers from "./answers.ts"
 import * as Endpoint from "./endpoint.ts"
@@ -60,7 +61,11 @@ export const make = Effect.fnUntraced(function*<E, R>(
           isShuttingDown: () => endpoint.isClosing(),
           isProtected: settings.protects !== undefined,
           onClosed: () =>
-            void Effect.runForkWith(services)(Effect.ignore(endpoint.registry.terminate(info.id, { key: info.owner })))
+            void Effect.runForkWith(services)(Effect.ignore(endpoint.registry.terminate(info.id, { key: info.owner }))),
+          onThrown: (error) =>
+            void Effect.runForkWith(services)(
+              Effect.logError("A handler of an MCP server has thrown", namesAndPlaces(Cause.die(error)))
+            )
         }
       )).pipe(
         Effect.map((hosted): Session => ({ hosted, caller })),

@@ -55,6 +55,8 @@ export interface Options {
   readonly isProtected: boolean
   /** The server has closed its connection by itself. */
   readonly onClosed: () => void
+  /** A handler that the application has given to the server has thrown this. */
+  readonly onThrown: (error: unknown) => void
 }
 
 /**
@@ -287,6 +289,15 @@ const make = (scope: Scope.Scope, options: Options) => {
     }
   }
 
+  // The server passes it on to handlers of the application. Nobody waits for what they throw: it would end the process.
+  const tell = (event: () => void): void => {
+    try {
+      event()
+    } catch (error) {
+      options.onThrown(error)
+    }
+  }
+
   Object.assign(
     transport,
     {
@@ -295,9 +306,9 @@ const make = (scope: Scope.Scope, options: Options) => {
           finish()
           options.onClosed()
         }
-        wire.onclose?.()
+        tell(() => wire.onclose?.())
       },
-      onerror: (error) => wire.onerror?.(error),
+      onerror: (error) => tell(() => wire.onerror?.(error)),
       onmessage: (message, extra) => {
         const exchange = extra?.authInfo === undefined ? undefined : arrived.get(extra.authInfo)
         // The transport may have waited for an event store in the meantime
