@@ -1,5 +1,11 @@
 import { assert, layer } from "@effect/vitest"
+import * as Runner from "effect/cluster/Runner"
+import * as RunnerAddress from "effect/cluster/RunnerAddress"
+import * as ShardId from "effect/cluster/ShardId"
+import * as ShardingConfig from "effect/cluster/ShardingConfig"
 import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
+import * as Postgres from "../src/internal/cluster/postgres.ts"
 import { bundleNode, call, noting, rolesOf, said, settled, until } from "./support/clusterProcesses.ts"
 import { assertWithin, underLoad } from "./support/load.ts"
 import { PostgresCluster } from "./support/postgresCluster.ts"
@@ -102,4 +108,18 @@ layer(PostgresCluster.layer, { excludeTestServices: true })("ClusterNode.layer, 
         []
       )
     }))
+
+  it.effect("makes its tables again when a node starts, whichever of them somebody has dropped", () =>
+    Effect.gen(function*() {
+      const { nodes: [, node], postgres } = yield* PostgresCluster
+      node!.child.kill("SIGTERM")
+      yield* Effect.promise(() => node!.exited)
+      const runner = Runner.make({ address: RunnerAddress.make("127.0.0.1", 1), groups: ["mcp"], weight: 1 })
+      for (const tables of ["mcp_cluster_runners, mcp_cluster_locks", "mcp_cluster_locks", "mcp_cluster_runners"]) {
+        yield* postgres.query(`DROP TABLE ${tables}`)
+        const store = yield* Postgres.make(Redacted.make(postgres.url), ShardingConfig.defaults)
+        yield* store.register(runner, true)
+        assert.lengthOf(yield* store.acquire(runner.address, [ShardId.make("mcp", 1)]), 1)
+      }
+    }).pipe(Effect.scoped))
 })

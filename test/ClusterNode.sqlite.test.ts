@@ -4,9 +4,11 @@ import * as RunnerAddress from "effect/cluster/RunnerAddress"
 import * as ShardId from "effect/cluster/ShardId"
 import * as Effect from "effect/Effect"
 import * as TestClock from "effect/testing/TestClock"
+import Database from "libsql"
 import { execFileSync } from "node:child_process"
 import { mkdirSync, renameSync, rmSync } from "node:fs"
 import { join } from "node:path"
+import { vi } from "vitest"
 import * as Sqlite from "../src/internal/cluster/sqlite.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
 
@@ -37,10 +39,18 @@ const elsewhere = (file: string) =>
 
 describe("the store of SQLite", () => {
   for (
-    const [what, lose] of [["deleted", remove], ["replaced", (file: string) => {
-      renameSync(file, `${file}.old`)
-      remove(file)
-    }]] as const
+    const [what, lose] of [
+      ["deleted", remove],
+      ["replaced", (file: string) => {
+        renameSync(file, `${file}.old`)
+        remove(file)
+      }],
+      ["emptied of its tables", (file: string) => {
+        const db = new Database(file)
+        db.exec("DROP TABLE mcp_cluster_runners; DROP TABLE mcp_cluster_locks")
+        db.close()
+      }]
+    ] as const
   ) {
     it.effect(`gives no lock to two nodes when its file was ${what}`, () =>
       Effect.gen(function*() {
@@ -59,22 +69,22 @@ describe("the store of SQLite", () => {
         assert.lengthOf(yield* second.getRunners, 2)
         assert.lengthOf(yield* first.acquire(a.address, shards), 0)
       }))
-  }
 
-  it.effect("gives no lock again that a file had which was deleted, before whoever had it must have noticed", () =>
-    Effect.gen(function*() {
-      const file = newFile()
-      const first = yield* Sqlite.make(file, expiry)
-      const second = yield* Sqlite.make(file, expiry)
-      assert.lengthOf(yield* first.acquire(a.address, shards), 2)
-      remove(file)
-      assert.lengthOf(yield* second.acquire(b.address, shards), 0)
-      yield* TestClock.adjust(expiry - 1)
-      assert.lengthOf(yield* second.acquire(b.address, shards), 0)
-      assert.lengthOf(yield* first.refresh(a.address, shards), 0)
-      yield* TestClock.adjust(1)
-      assert.lengthOf(yield* second.acquire(b.address, shards), 2)
-    }))
+    it.effect(`gives no lock again of a file that was ${what}, before whoever had it must have noticed`, () =>
+      Effect.gen(function*() {
+        const file = newFile()
+        const first = yield* Sqlite.make(file, expiry)
+        const second = yield* Sqlite.make(file, expiry)
+        assert.lengthOf(yield* first.acquire(a.address, shards), 2)
+        lose(file)
+        assert.lengthOf(yield* second.acquire(b.address, shards), 0)
+        yield* TestClock.adjust(expiry - 1)
+        assert.lengthOf(yield* second.acquire(b.address, shards), 0)
+        assert.lengthOf(yield* first.refresh(a.address, shards), 0)
+        yield* TestClock.adjust(1)
+        assert.lengthOf(yield* second.acquire(b.address, shards), 2)
+      }))
+  }
 
   it.effect("is shared with other processes as before when its file was away for a while", () =>
     Effect.gen(function*() {
@@ -91,6 +101,22 @@ describe("the store of SQLite", () => {
       assert.strictEqual(elsewhere(file), 1)
       yield* store.register(b, true)
       assert.strictEqual(elsewhere(file), 2)
+    }).pipe(TestClock.withLive))
+
+  it.effect("knows what the others have by the machine's clock, whatever a process makes of its own", () =>
+    Effect.gen(function*() {
+      const file = newFile()
+      const store = yield* Sqlite.make(file, expiry)
+      yield* store.register(a, true)
+      assert.lengthOf(yield* store.acquire(a.address, shards), 2)
+      const { now } = Date
+      for (const hours of [1, -1]) {
+        const jumped = vi.spyOn(Date, "now").mockImplementation(() => now() + hours * 3_600_000)
+        yield* Effect.addFinalizer(() => Effect.sync(() => jumped.mockRestore()))
+        assert.lengthOf(yield* store.getRunners, 1)
+        assert.lengthOf(yield* store.acquire(b.address, shards), 0)
+        assert.lengthOf(yield* store.refresh(a.address, shards), 2)
+      }
     }).pipe(TestClock.withLive))
 
   it.effect("lets go of what a lost node had within its time, also when the clock was set back", () =>

@@ -19,9 +19,12 @@ const tolerance = 10
 // costs half without the `bigint`.
 const live = Context.get(Context.empty(), Clock.Clock)
 
+/** Whether it is the machine's own, and nobody has put another one in its place. */
+export const isLive = (clock: Clock.Clock): boolean => clock === live
+
 /** Milliseconds of the monotonic clock, since some moment of its own. */
 export const monotonic = (clock: Clock.Clock): () => number =>
-  clock === live ? () => performance.now() : () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
+  isLive(clock) ? () => performance.now() : () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
 
 export const make = (clock: Clock.Clock): Time => {
   const now = monotonic(clock)

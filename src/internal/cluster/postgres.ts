@@ -42,7 +42,19 @@ export const make = Effect.fnUntraced(function*(
     Effect.mapError((cause) => new PersistenceError({ cause }))
   )
   // The first that is asked of it, which connects
-  yield* Effect.mapError(client`SELECT 1`, (cause) => new PersistenceError({ cause }))
+  const [known] = yield* Effect.mapError(
+    client<{ readonly isLost: boolean }>`SELECT to_regclass('mcp_cluster_runner_migrations') IS NOT NULL AND (
+      to_regclass('mcp_cluster_runners') IS NULL OR to_regclass('mcp_cluster_locks') IS NULL
+    ) AS "isLost"`,
+    (cause) => new PersistenceError({ cause })
+  )
+  // That they were made is written into a table of its own, which may be all that somebody has left of them
+  if (known?.isLost === true) {
+    yield* Effect.mapError(
+      client`DELETE FROM mcp_cluster_runner_migrations`,
+      (cause) => new PersistenceError({ cause })
+    )
+  }
   return yield* SqlRunnerStorage.make({ prefix: "mcp_cluster" }).pipe(
     Effect.provideService(SqlClient.SqlClient, client),
     Scope.provide(scope),

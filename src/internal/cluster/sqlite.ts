@@ -1,7 +1,8 @@
 /**
  * A store for several processes of one machine, in a file that they share.
  *
- * Whatever is written says until when it holds, by the clock of the machine, which is the same for all of them.
+ * Whatever is written says until when it holds, by the clock of the machine, which is the same for all of them. It is
+ * SQLite that reads it: what a process makes of its own `Date` is nothing to the others.
  */
 import * as Clock from "effect/Clock"
 import { PersistenceError } from "effect/cluster/ClusterError"
@@ -10,6 +11,7 @@ import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import { closeSync, openSync, statSync } from "node:fs"
+import * as Time from "../time.ts"
 import { load } from "./peers.ts"
 
 const loadSqlite = load("keeps its SQLite store with libsql", "libsql", () => import("libsql"))
@@ -42,9 +44,15 @@ const open = (Sqlite: Effect.Success<typeof loadSqlite>["default"], file: string
     // What a crash of the machine can lose is who held which lock, and then nobody does
     db.exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
     db.exec(schema)
+    const version = db.prepare("PRAGMA schema_version")
+    // Another number whenever a table is made or dropped
+    const tables = () => (version.get() as { readonly schema_version: number }).schema_version
     return {
       db,
       inode: inodeOf(file),
+      made: tables(),
+      tables,
+      clock: db.prepare("SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER) AS now"),
       beat: db.prepare("UPDATE mcp_cluster_runners SET lives_until = ? WHERE address = ?"),
       insert: db.prepare(`
         INSERT INTO mcp_cluster_runners (address, runner, healthy, lives_until) VALUES (?, ?, ?, ?)
@@ -92,9 +100,10 @@ const inodeOf = (file: string): string | undefined => {
 /**
  * Locks and heartbeats hold for `expiry` milliseconds. Fails when the file can't be opened, or is none of SQLite's.
  *
- * A file that was deleted or replaced is opened anew: who kept to the old one would share its locks with nobody, beside
- * those who come later. It has none of the node's locks, so that the node loses what it had with its next heartbeat. It
- * has those of the others as little, which hold until they notice: nothing is taken from it until they must have.
+ * A file that was deleted or replaced, or whose tables were dropped, is opened anew: who kept to the old one would
+ * share its locks with nobody, beside those who come later. It has none of the node's locks, so that the node loses
+ * what it had with its next heartbeat. It has those of the others as little, which hold until they notice: nothing is
+ * taken from it until they must have.
  */
 export const make = Effect.fnUntraced(function*(
   file: string,
@@ -102,21 +111,24 @@ export const make = Effect.fnUntraced(function*(
 ): Effect.fn.Return<RunnerStorage.RunnerStorage["Service"], PersistenceError, Scope.Scope> {
   const { default: Sqlite } = yield* loadSqlite
   const clock = yield* Clock.Clock
-  const now = () => clock.currentTimeMillisUnsafe()
+  const now = Time.isLive(clock)
+    ? (store: Store) => (store.clock.get() as { readonly now: number }).now
+    : () => clock.currentTimeMillisUnsafe()
 
   let current: Store | undefined
   const close = () => {
     current?.db.close()
     current = undefined
   }
-  let lastInode: string | undefined
+  let last: Pick<Store, "inode" | "made"> | undefined
   let heldBefore = -Infinity
   const opened = (): Store => {
-    if (current !== undefined && current.inode !== inodeOf(file)) close()
+    if (current !== undefined && (current.inode !== inodeOf(file) || current.made !== current.tables())) close()
     if (current === undefined) {
       current = open(Sqlite, file)
-      if (lastInode !== undefined && lastInode !== current.inode) heldBefore = now() + expiry
-      lastInode = current.inode
+      const { inode, made } = current
+      if (last !== undefined && (last.inode !== inode || last.made !== made)) heldBefore = now(current) + expiry
+      last = { inode, made }
     }
     return current
   }
@@ -128,7 +140,7 @@ export const make = Effect.fnUntraced(function*(
     attempt(() => {
       const store = opened()
       return store.db.transaction(() => {
-        const at = now()
+        const at = now(store)
         store.shortenLives.run(at + expiry)
         store.shortenLocks.run(at + expiry)
         return f(store, at)
@@ -142,10 +154,11 @@ export const make = Effect.fnUntraced(function*(
       ),
     unregister: (address) => write(({ remove }, at) => void remove.run(address, at)),
     setRunnerHealth: (address, healthy) => write(({ judge }) => void judge.run(Number(healthy), address)),
-    getRunners: attempt(() =>
-      (opened().living.all(now()) as ReadonlyArray<RunnerRow>)
+    getRunners: attempt(() => {
+      const store = opened()
+      return (store.living.all(now(store)) as ReadonlyArray<RunnerRow>)
         .map(({ healthy, runner }) => [runner, healthy === 1] as const)
-    ),
+    }),
     acquire: (address, shards) =>
       write(({ take }, at) =>
         at < heldBefore ? [] : shards.filter((shard) => take.run(shard, address, at + expiry, at).changes === 1)
