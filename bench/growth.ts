@@ -47,7 +47,9 @@ const start = Effect.fnUntraced(function*(count: number, session: McpSession) {
             memory,
             name: `node-${i}`,
             keySecret: Redacted.make("sixteen characters and more"),
-            assignmentsInterval: 100
+            assignmentsInterval: 100,
+            // All nodes share one loop and one heap: a collection of that stops nine of them, not one
+            lockTimeToLive: "1 minute"
           })
         )
       )

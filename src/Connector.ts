@@ -179,9 +179,10 @@ export interface StdioOptions<out R = never> extends Options<R> {
  *
  * They start when the pool's layer builds if `connect` is the connector itself, with the first session if it is a
  * function that calls it, and end with the pool. They are beyond its `capacity`, and `standby` in its stats counts
- * those that are ready. Another is started 100 ms after one was taken. One that dies, or can't be started, is tried
- * again after 100 ms, then twice as long each time, up to 30 seconds. Each is asked for a sign of life when it is
- * taken. Whoever finds none ready waits for a child of his own.
+ * those that are ready. Another is started 100 ms after one was taken. One that dies, or can't be started, is logged,
+ * and tried again after 100 ms, then twice as long each time, up to 30 seconds; one that has waited for longer than
+ * that before it died, after 100 ms. Each is asked for a sign of life when it is taken. Whoever finds none ready waits
+ * for a child of his own.
  *
  * @category models
  */

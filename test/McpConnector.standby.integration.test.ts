@@ -198,8 +198,23 @@ describe("children on standby", { concurrent: true }, () => {
       assert.deepStrictEqual(yield* survivors([before]), [])
     }))
 
-  it.live("that die while they wait are replaced", () =>
+  it.live("whose warmUp ignores interruption end with the pool all the same", () =>
     Effect.gen(function*() {
+      const { options, pids } = fixture()
+      let warmed = 0
+      const warmUp = () => Effect.uninterruptible(Effect.andThen(Effect.sync(() => warmed++), Effect.never))
+      const { close } = yield* open(
+        McpConnector.stdio({ ...options, standby: { size: 1, startTimeout: "5 seconds", warmUp } })
+      )
+      yield* until(() => warmed === 1)
+      yield* close
+      assert.deepStrictEqual(yield* survivors(pids()), [])
+    }))
+
+  it.live("that die while they wait are replaced, and the log says why", () => {
+    const warnings: Array<string> = []
+    const logger = Logger.map(Logger.formatLogFmt, (line) => void (line.includes("level=WARN") && warnings.push(line)))
+    return Effect.gen(function*() {
       const { options, pids } = fixture()
       const { pool, ready } = yield* open(connector.stdio({ ...options, standby: { size: 1 } }))
       yield* ready(1)
@@ -208,7 +223,9 @@ describe("children on standby", { concurrent: true }, () => {
       yield* ready(0)
       yield* ready(1)
       assert.strictEqual(yield* pool.withSession(alice, (session) => call(session, "pid")), String(pids()[1]))
-    }))
+      assert.match(warnings.join("\n"), /^[^\n]*standby[^\n]*SIGKILL[^\n]*$/)
+    }).pipe(Effect.provide(Logger.layer([logger])))
+  })
 
   it.live("that do not answer are given to nobody: a new child is started instead", () =>
     Effect.gen(function*() {

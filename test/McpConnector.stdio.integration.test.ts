@@ -476,6 +476,11 @@ for (const [sdk, connector] of generations) {
     })
 
     it.live("logs the child's stderr at debug level, without credentials", () => {
+      // When it is asked: to write to one that has left already fails, which is logged too
+      const saysAndLeaves = `process.stdin.once("data", () => {
+        console.error("token s3cret-token", process.env.API_KEY)
+        process.stderr.write("last words", () => process.exit())
+      })`
       const lines: Array<string> = []
       const logger = Logger.make(({ logLevel, message }) => {
         if (logLevel === "Debug") lines.push(`${logLevel} ${String(message)}`)
@@ -483,7 +488,7 @@ for (const [sdk, connector] of generations) {
       return Effect.gen(function*() {
         const { close } = yield* connected({
           command: process.execPath,
-          args: ["-e", "console.error('token s3cret-token', process.env.API_KEY); process.stderr.write('last words')"],
+          args: ["-e", saysAndLeaves],
           env: { API_KEY: "sk-0123456789" }
         }).pipe(Effect.catch(() => Effect.succeed({ close: Effect.void })))
         yield* close

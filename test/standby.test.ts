@@ -145,6 +145,26 @@ describe("a child on standby", () => {
       assert.deepStrictEqual(log.filter((line) => line.endsWith("ends")).length, 5)
     }))
 
+  it.effect("that hangs at start in the place of one that has died keeps no other from being started, either", () =>
+    Effect.gen(function*() {
+      const { children, ready, visit } = yield* open((n) => n === 3 ? Effect.never : Effect.void, { size: 2 })
+      children[0]!.die()
+      yield* at(100, children, 3)
+      assert.strictEqual(yield* visit(identities(1)[0]!), "child 2 of k0", "so they work")
+      yield* at(100, children, 4)
+      assert.strictEqual(yield* ready, 1)
+    }))
+
+  it.effect("that dies after it has waited for longer than that is replaced as fast as the first time", () =>
+    Effect.gen(function*() {
+      const { children } = yield* open(() => Effect.void)
+      for (let count = 2; count < 6; count++) {
+        yield* TestClock.adjust("31 seconds")
+        children.at(-1)!.die()
+        yield* at(100, children, count)
+      }
+    }))
+
   it.effect("is as late as one if several fail together", () =>
     Effect.gen(function*() {
       let isDown = false

@@ -7,7 +7,8 @@
  *      └─ failed: another is tried after 100 ms, 200 ms, … 30 s
  */
 import * as Cause from "effect/Cause"
-import type * as Context from "effect/Context"
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -17,11 +18,12 @@ import * as Scope from "effect/Scope"
 import type { SessionHandle } from "../../Connector.ts"
 import type { Identity } from "../../Identity.ts"
 import * as Ahead from "../ahead.ts"
+import * as Time from "../time.ts"
 
 /** A session that nobody owns yet. */
 export interface Unowned<S> {
   readonly isLost: () => boolean
-  /** The cheapest request that shows that it works, within its time. */
+  /** The cheapest request that shows that it works, within its time. It is logged why it does not. */
   readonly ping: Effect.Effect<unknown, unknown>
   /** It is this identity's now. */
   readonly adopt: (identity: Identity, handle: SessionHandle) => S
@@ -43,6 +45,7 @@ type Connect<S, E, R> = (identity: Identity, handle: SessionHandle) => Effect.Ef
 interface Waiting<S> {
   readonly session: Unowned<S>
   readonly scope: Scope.Closeable
+  readonly since: number
 }
 
 interface Room<S> {
@@ -51,13 +54,17 @@ interface Room<S> {
   /** Those that are asked for a sign of life: one that gives none is closed in the place where it waited. */
   readonly asked: Set<Waiting<S>>
   /** Those that nobody waits for: one may hang, and the others are started all the same. */
-  readonly starting: Set<Fiber.Fiber<boolean>>
+  readonly starting: Set<Fiber.Fiber<void>>
   readonly closing: Set<Fiber.Fiber<void>>
   /** Open while there may be something to start. */
   readonly work: Latch.Latch
+  /** Whether one has ever started. */
+  isProven: boolean
   /** How many in a row were no use to anybody. */
   failures: number
   isClosed: boolean
+  /** Milliseconds. */
+  readonly now: () => number
   /** Runs something with the services of the pool. */
   readonly fork: (effect: Effect.Effect<void>) => Fiber.Fiber<void>
 }
@@ -86,8 +93,10 @@ export const make = <S, E, R>(options: Options<S, E, R>): Connect<S, E, R> => {
         starting: new Set(),
         closing: new Set(),
         work: Latch.makeUnsafe(true),
+        isProven: false,
         failures: 0,
         isClosed: false,
+        now: Time.monotonic(Context.get(context, Clock.Clock)),
         fork: Effect.runForkWith(context)
       }
       rooms.set(host, room)
@@ -136,7 +145,7 @@ const take = <S>(
       if (Exit.isFailure(pinged) || waiting.session.isLost()) {
         // Interrupted by whoever wanted it: that says nothing of it
         const isInterrupted = Exit.isFailure(pinged) && Cause.hasInterrupts(pinged.cause)
-        if (!isInterrupted) room.failures++
+        if (!isInterrupted) countFailure(room, waiting)
         const closing = discard(room, waiting)
         // Whoever closes the room has not seen it
         if (room.isClosed) yield* Fiber.await(closing)
@@ -149,38 +158,33 @@ const take = <S>(
     })
   )
 
-// Keeps the room full until it is interrupted. While it is not known that the server starts, one is tried at a time.
+// Keeps the room full until it is interrupted. While it is in doubt that the server starts, one is tried at a time.
 const keep = <S, E, R>(room: Room<S>, options: Options<S, E, R>): Effect.Effect<never, never, R> =>
   Effect.gen(function*() {
-    let isProven = false
     let isFirst = true
     while (true) {
       yield* room.work.await
-      if (missing(room, options.size) === 0) {
+      if (mayStart(room, options.size)) {
+        if (room.failures > 0) yield* Effect.sleep(Math.min(firstBackoff * 2 ** (room.failures - 1), lastBackoff))
+        else if (!isFirst) yield* Effect.sleep(refillDelay)
+        while (mayStart(room, options.size)) yield* startBeside(room, options)
+      } else {
         room.work.closeUnsafe()
-        isFirst = false
-        continue
       }
-      if (room.failures > 0) yield* Effect.sleep(Math.min(firstBackoff * 2 ** (room.failures - 1), lastBackoff))
-      else if (!isFirst) yield* Effect.sleep(refillDelay)
-      if (isProven && room.failures === 0) {
-        while (missing(room, options.size) > 0) yield* startBeside(room, options)
-        isFirst = false
-      } else if (missing(room, options.size) > 0) {
-        const isStarted: boolean = yield* startOne(room, options)
-        // The others at once when the first has shown that it works
-        isFirst = !isProven && isStarted
-        isProven = isStarted
-      }
+      // The others at once when the first has shown that it works
+      if (room.isProven) isFirst = false
     }
   })
 
-const missing = <S>({ asked, closing, isClosed, ready, starting }: Room<S>, size: number): number =>
-  isClosed ? 0 : Math.max(0, size - ready.size - asked.size - starting.size - closing.size)
+const mayStart = <S>(room: Room<S>, size: number): boolean => {
+  const { asked, closing, failures, isClosed, isProven, ready, starting } = room
+  if (isClosed || (starting.size > 0 && (failures > 0 || !isProven))) return false
+  return ready.size + asked.size + starting.size + closing.size < size
+}
 
 const startBeside = <S, E, R>(room: Room<S>, options: Options<S, E, R>): Effect.Effect<void, never, R> =>
   Effect.uninterruptible(
-    Effect.map(Effect.forkDetach(startOne(room, options)), (starting) => {
+    Effect.map(Effect.forkDetach(startOne(room, options, room.failures)), (starting) => {
       room.starting.add(starting)
       starting.addObserver(() => {
         room.starting.delete(starting)
@@ -189,11 +193,14 @@ const startBeside = <S, E, R>(room: Room<S>, options: Options<S, E, R>): Effect.
     })
   )
 
-const startOne = <S, E, R>(room: Room<S>, options: Options<S, E, R>): Effect.Effect<boolean, never, R> =>
+const startOne = <S, E, R>(
+  room: Room<S>,
+  options: Options<S, E, R>,
+  failuresBefore: number
+): Effect.Effect<void, never, R> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.gen(function*() {
       const scope = Scope.makeUnsafe()
-      const failures = room.failures
       let waiting: Waiting<S> | undefined
       const onLost = () => {
         if (waiting !== undefined && room.ready.has(waiting)) lose(room, waiting)
@@ -202,15 +209,15 @@ const startOne = <S, E, R>(room: Room<S>, options: Options<S, E, R>): Effect.Eff
       if (Exit.isFailure(exit) || exit.value.isLost() || room.isClosed) {
         yield* Effect.ignoreCause(Scope.close(scope, exit))
         // Those that fail together are one failure
-        room.failures = Math.max(room.failures, failures + 1)
-        return false
+        room.failures = Math.max(room.failures, failuresBefore + 1)
+        return
       }
-      waiting = { session: exit.value, scope }
+      room.isProven = true
+      waiting = { session: exit.value, scope, since: room.now() }
       room.ready.add(waiting)
       if (options.idleTimeToLive !== Infinity) {
         yield* Effect.forkIn(expire(room, waiting, options.idleTimeToLive), scope)
       }
-      return true
     })
   )
 
@@ -223,16 +230,26 @@ const expire = <S>(room: Room<S>, waiting: Waiting<S>, after: number): Effect.Ef
     })
   )
 
-// One that dies soon after it was started, again and again, is no better than one that does not start.
 const lose = <S>(room: Room<S>, waiting: Waiting<S>): void => {
   room.ready.delete(waiting)
-  room.failures++
-  discard(room, waiting)
+  countFailure(room, waiting)
+  // It says why it has died
+  discard(room, waiting, Effect.ignore(waiting.session.ping))
+}
+
+// One that dies soon after it was started, again and again, is no better than one that does not start. Many servers end
+// by themselves when nobody has asked them anything for long.
+const countFailure = <S>(room: Room<S>, { since }: Waiting<S>): void => {
+  room.failures = room.now() - since > lastBackoff ? 1 : room.failures + 1
 }
 
 // In a fiber of its own: nobody waits for it.
-const discard = <S>(room: Room<S>, waiting: Waiting<S>): Fiber.Fiber<void> => {
-  const closing = room.fork(Effect.ignoreCause(Scope.close(waiting.scope, Exit.void)))
+const discard = <S>(
+  room: Room<S>,
+  waiting: Waiting<S>,
+  before: Effect.Effect<void> = Effect.void
+): Fiber.Fiber<void> => {
+  const closing = room.fork(Effect.andThen(before, Effect.ignoreCause(Scope.close(waiting.scope, Exit.void))))
   room.closing.add(closing)
   closing.addObserver(() => {
     room.closing.delete(closing)

@@ -30,6 +30,7 @@ import type { Identity } from "../../Identity.ts"
 import { InvalidOptions } from "../../InvalidOptions.ts"
 import * as Declared from "../../McpHttpOptions.ts"
 import { type EndReason, operatorOf } from "../../SessionRegistry.ts"
+import * as Apart from "../apart.ts"
 import * as Finalizers from "../finalizers.ts"
 import { namesAndPlaces } from "../places.ts"
 import * as Answers from "./answers.ts"
@@ -326,8 +327,7 @@ const apart = <E>(answer: Effect.Effect<Response, E>, patience: number): Effect.
         (closing) =>
           closing.pollUnsafe() === undefined ? Effect.timeoutOption(Fiber.await(closing), patience) : Effect.void
       )
-      const joined = Effect.onInterrupt(Fiber.join(running), () => Effect.sync(() => running.interruptUnsafe()))
-      return Effect.andThen(Finalizers.add(closed), restore(joined))
+      return Effect.andThen(Finalizers.add(closed), restore(Apart.join(running)))
     })
   )
 
