@@ -16,8 +16,8 @@ import * as Security from "./security.ts"
 const patience = "2 seconds"
 
 /**
- * Whether none of the nodes lets this one in, and one does not: where some do, it says which don't. Asked twice, because
- * one that just stops hangs up, too: then it is there no more.
+ * Whether none of the nodes lets this one in, and one does not: where some do, it says which don't. Asked twice,
+ * because one that just stops hangs up, too: then it is there no more.
  */
 export const isRefused = (
   security: Security.Security,
