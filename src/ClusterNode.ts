@@ -28,6 +28,7 @@ import * as Security from "./internal/cluster/security.ts"
 import type { Settings } from "./internal/cluster/settings.ts"
 import * as Sockets from "./internal/cluster/sockets.ts"
 import * as Sqlite from "./internal/cluster/sqlite.ts"
+import * as Watch from "./internal/cluster/watch.ts"
 import * as Welcome from "./internal/cluster/welcome.ts"
 import * as Options from "./internal/options.ts"
 import { type Configurable, InvalidOptions } from "./InvalidOptions.ts"
@@ -99,14 +100,16 @@ export interface ClusterSecurity {
   /**
    * The certificate of this node, as PEM or as the path of a file. Links are TLS 1.3, and both ends show one. It has to
    * be good for `host`. A node whose certificate has expired, or is refused by the nodes that are there already,
-   * refuses to start. It is read once: to renew it, start the node again.
+   * refuses to start. It is read once: to renew it, start the node again. In the last tenth of its time the node logs a
+   * warning: when it has expired, links that are up go on, and no other is made.
    */
   readonly cert?: string | undefined
   /** Its private key, as PEM or as the path of a file. */
   readonly key?: Redacted.Redacted | undefined
   /**
    * Who signs the certificates of nodes, as PEM or as the path of a file. Whoever has one that is signed by it is a
-   * node: it should sign nothing else.
+   * node: it should sign nothing else. There may be several, one after the other: to change them, start the nodes one
+   * by one with both, then with their new certificates, then with the new one alone.
    */
   readonly ca?: string | undefined
   /** Neither encryption nor a secret: for nodes that are all on loopback, where whoever is on the machine may talk. */
@@ -314,7 +317,11 @@ const refuseStrangers = (
         `must be ${theirs[i]} milliseconds, as at the nodes that are there already, got ${ours[i]}`
       )
     default:
-      return invalid(method, option ?? "storage", "must be that of the nodes that are there already")
+      return invalid(
+        method,
+        option ?? "storage",
+        "must be that of the nodes that are there already, or \"storage\" another one if they are of another cluster"
+      )
   }
 }
 
@@ -465,6 +472,7 @@ const make = Effect.fnUntraced(function*(
       )
     ))
   const context = yield* started(method, settings, store, transport, (members) => Welcome.isRefused(security, members))
+  if (security.type === "certificates") yield* Effect.forkScoped(Watch.certificate(security.cert))
   // Before the rest ends: what nobody answers any more nobody is to send
   yield* Effect.addFinalizer(() => transport.leave)
   return context
@@ -524,5 +532,6 @@ const started = <E>(
       return yield* invalid(method, "security", "must be that of the nodes that are there already: none lets it in")
     }
     const node = yield* Node.make(settings, store, transport)
+    yield* Effect.forkScoped(Watch.strangers(node))
     return Context.make(ClusterNode, { "~node": node }).pipe(Context.add(ClusterMembership, node.membership))
   })

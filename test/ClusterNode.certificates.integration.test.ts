@@ -14,16 +14,18 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
-import { connect, createServer, type Server, type Socket } from "node:net"
+import { type AddressInfo, connect, createServer, type Server, type Socket } from "node:net"
 import { join } from "node:path"
-import { connect as connectTls } from "node:tls"
+import { connect as connectTls, createServer as createTlsServer } from "node:tls"
 import { shardName } from "../src/internal/cluster/owner.ts"
 import * as Sqlite from "../src/internal/cluster/sqlite.ts"
+import * as Welcome from "../src/internal/cluster/welcome.ts"
 import { authority, type Certificate } from "./support/certificates.ts"
 import { answer, keySecret, makeUpstream, type Upstream } from "./support/cluster.ts"
 import { freePorts, until } from "./support/clusterProcesses.ts"
 import { refused } from "./support/fibers.ts"
 import { assertWithin, many, underLoad } from "./support/load.ts"
+import { logging } from "./support/logging.ts"
 import { heard, ping, withAnotherSecret } from "./support/strangers.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
 
@@ -204,6 +206,25 @@ layer(Pair.layer, { excludeTestServices: true })("ClusterNode.layer with certifi
       yield* Effect.sleep("500 millis")
       assert.deepStrictEqual(shares(), before)
       assert.deepStrictEqual(yield* places(nodes), known)
+    }))
+
+  it.effect("says which of the others don't let it in, where some do", () =>
+    Effect.gen(function*() {
+      const { nodes: [a] } = yield* Pair
+      const { cert, key } = another.issue()
+      const server = createTlsServer({ cert, key }).on("tlsClientError", () => undefined)
+      yield* Effect.acquireRelease(
+        Effect.callback<void>((resume) => void server.listen(0, "127.0.0.1", () => resume(Effect.void))),
+        () => Effect.sync(() => server.close())
+      )
+      const { port } = server.address() as AddressInfo
+      const { logged, logger } = logging()
+      const security = { type: "certificates", ...ours.issue(), ca: ours.cert } as const
+      const members = [{ host: "127.0.0.1", port: a.port }, { host: "127.0.0.1", port }]
+      const isRefused = Welcome.isRefused(security, Effect.succeed(members))
+      assert.isFalse(yield* Effect.provide(isRefused, logger))
+      assert.lengthOf(logged, 1)
+      assert.include(logged[0], `not trusted by it: 127.0.0.1:${port}. `)
     }))
 
   it.effect("has another certificate when it is started again, and those who went on talk to it", () =>

@@ -23,11 +23,13 @@ import { type AddressInfo, connect, createServer } from "node:net"
 import { join } from "node:path"
 import { connect as connectTls, type ConnectionOptions } from "node:tls"
 import * as Sockets from "../src/internal/cluster/sockets.ts"
+import * as Watch from "../src/internal/cluster/watch.ts"
 import * as Wire from "../src/internal/cluster/wire.ts"
 import { selfSigned } from "./support/certificates.ts"
 import { answer, identities, keySecret, makeUpstream } from "./support/cluster.ts"
 import { freePorts, proxyTo } from "./support/clusterProcesses.ts"
-import { fork, refused } from "./support/fibers.ts"
+import { build, fork, refused } from "./support/fibers.ts"
+import { logging } from "./support/logging.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
 
 const { cert, key } = selfSigned()
@@ -136,6 +138,27 @@ describe("links between nodes", () => {
       const files = { cert: path("tls.crt", cert), key: Redacted.make(path("tls.key", key)), ca: path("ca.crt", cert) }
       const { client } = yield* startPair(files)
       assert.strictEqual(yield* client.withSession(alice, (session) => answer(session, "who")), "alice@owner#1")
+    }))
+
+  it.effect("are spoken of before the certificate ends that they are made with, and when it has", () =>
+    Effect.gen(function*() {
+      const { logged, logger } = logging()
+      const levels = () => logged.filter((line) => line.includes("certificate")).map((line) => line.split(" ")[0])
+      yield* TestClock.setTime(Date.parse("2028-12-01"))
+      yield* fork(Effect.provide(Watch.certificate(selfSigned({ until: new Date("2030-01-01") }).cert), logger))
+      assert.deepStrictEqual(levels(), [])
+      yield* TestClock.setTime(Date.parse("2029-02-01"))
+      assert.deepStrictEqual(levels(), ["Warn"])
+      yield* TestClock.setTime(Date.parse("2030-01-02"))
+      assert.deepStrictEqual(levels(), ["Warn", "Error"])
+      // By a node, too
+      const [port] = yield* freePorts(1)
+      const last = selfSigned({ until: new Date("2029-02-01") })
+      const security = { cert: last.cert, key: Redacted.make(last.key), ca: last.cert }
+      yield* TestClock.setTime(Date.parse("2029-01-01"))
+      yield* build(ClusterNode.layer(optionsAt(port!, security)).pipe(Layer.provideMerge(logger)))
+      yield* TestClock.adjust(0)
+      assert.deepStrictEqual(levels(), ["Warn", "Error", "Warn"])
     }))
 
   it.live("are refused to who has a certificate that another has signed", () =>
@@ -283,7 +306,7 @@ describe("links between nodes", () => {
       const [first, second] = yield* freePorts(2)
       const upstream = makeUpstream()
       const { host: _, port: __, ...common } = optionsAt(first!)
-      const build = (host: string, port: number, scope: Scope.Scope) =>
+      const start = (host: string, port: number, scope: Scope.Scope) =>
         Effect.map(
           Layer.buildWithScope(
             SessionCluster.layer<never, never>({ connect: upstream.connectAt(host) }).pipe(
@@ -298,8 +321,8 @@ describe("links between nodes", () => {
         )
       yield* proxyTo("127.0.0.3", first!, 40)
       const scope = yield* Scope.make()
-      yield* build("127.0.0.3", first!, scope)
-      const { cluster, node } = yield* build("127.0.0.1", second!, yield* Effect.scope)
+      yield* start("127.0.0.3", first!, scope)
+      const { cluster, node } = yield* start("127.0.0.1", second!, yield* Effect.scope)
       const users = identities(12)
       const runners = Effect.forEach(users, (user) => cluster.withSession(user, ({ runner }) => Effect.succeed(runner)))
       const areTwo = Effect.map(runners, (all) => new Set(all).size === 2)

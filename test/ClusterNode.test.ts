@@ -8,12 +8,14 @@ import * as ShardId from "effect/cluster/ShardId"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
 import * as TestClock from "effect/testing/TestClock"
 import * as Fence from "../src/internal/cluster/fence.ts"
 import { build, fork, refused, settle } from "./support/fibers.ts"
+import { logging } from "./support/logging.ts"
 
 const keySecret = Redacted.make("sixteen characters and more")
 
@@ -235,6 +237,21 @@ describe("ClusterNode", () => {
       const error = yield* refused(ClusterNode.layerMemory({ ...other, keySecret: Redacted.make(secret) }))
       assert.include(String(error), "option \"keySecret\" must be that of the nodes that are there already")
       assert.notInclude(String(error), secret)
+    }))
+
+  it.effect("says so when those of two clusters have begun at the same moment in one store, and parts them", () =>
+    Effect.gen(function*() {
+      const memory = ClusterNode.memory()
+      const { logged, logger } = logging()
+      const [, b] = yield* Effect.forEach(
+        [keySecret, Redacted.make("another secret of the same length")],
+        (secret, i) =>
+          build(ClusterNode.layerMemory({ memory, name: "ab"[i]!, keySecret: secret }).pipe(Layer.provideMerge(logger)))
+      )
+      yield* TestClock.adjust("5 seconds")
+      const { members } = Context.get(b!.context, ClusterMembership)
+      assert.deepStrictEqual(names(yield* members), ["b"])
+      assert.lengthOf(logged.filter((line) => /^Error .*give those of another cluster another one/.test(line)), 2)
     }))
 
   it.effect.each(

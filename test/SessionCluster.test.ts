@@ -9,6 +9,7 @@ import {
 } from "effect-mcp-sessions"
 import { ClusterNode, type MemoryCluster } from "effect-mcp-sessions/ClusterNode"
 import { type RemoteSession, SessionCluster } from "effect-mcp-sessions/SessionCluster"
+import * as Cause from "effect/Cause"
 import * as ClusterSchema from "effect/cluster/ClusterSchema"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
@@ -491,6 +492,24 @@ describe("SessionCluster", () => {
         }
       }
       yield* Scope.close(scope, Exit.void)
+    }))
+
+  it.effect("dies of an error of connect that no node can read, after one try, and shows nothing of it", () =>
+    Effect.gen(function*() {
+      let tries = 0
+      const connect = () => {
+        tries++
+        return Effect.fail(new TypeError("Bearer sk-live-SECRET") as never)
+      }
+      const { nodes } = yield* startNodes(["a", "b"], { sessions: { connect } })
+      for (const { cluster } of nodes) {
+        const before = tries
+        const exit = yield* passing(Effect.exit(cluster.withSession(alice, who)))
+        const defect = Exit.isFailure(exit) ? exit.cause.reasons.find(Cause.isDieReason)?.defect : undefined
+        assert.match(String(defect), /no ClusterConnectError: TypeError/)
+        assert.notInclude(String(defect), "SECRET")
+        assert.strictEqual(tries - before, 1)
+      }
     }))
 
   it.effect("invalidates wherever the session is, and tells numbers, entries and events of all nodes", () =>

@@ -23,6 +23,7 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Queue from "effect/Queue"
+import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
@@ -423,11 +424,18 @@ const failedOf = (
   cause: Cause.Cause<Effect.Error<ReturnType<Pool["get"]>>>,
   maxMessageBytes: number
 ): Wire.LeaseEvent | undefined => {
-  const error = Cause.findErrorOption(cause)
-  if (Option.isSome(error) && Elsewhere.is(error.value)) return undefined
-  if (Option.isSome(error)) return { _tag: "Failed", error: Codec.crossing(error.value, maxMessageBytes) }
-  return Cause.hasDies(cause) ? { _tag: "Died", message: namesAndPlaces(cause) } : undefined
+  const error = Option.getOrUndefined(Cause.findErrorOption(cause))
+  if (error === undefined) {
+    return Cause.hasDies(cause) ? { _tag: "Died", message: namesAndPlaces(cause) } : undefined
+  }
+  if (Elsewhere.is(error)) return undefined
+  // Whatever the compiler has let through: what can't be written would be asked for again and again
+  return canCross(error)
+    ? { _tag: "Failed", error: Codec.crossing(error, maxMessageBytes) }
+    : { _tag: "Died", message: `connect has failed with what is no ClusterConnectError: ${namesAndPlaces(cause)}` }
 }
+
+const canCross = Schema.is(Wire.LeaseError)
 
 /** The shard of a key, as the engine names it. */
 export const shardName = ({ settings: { group }, sharding }: Node, key: string): string =>

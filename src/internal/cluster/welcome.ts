@@ -8,6 +8,7 @@ import * as Option from "effect/Option"
 import type { FromClientEncoded } from "effect/rpc/RpcMessage"
 import * as Tls from "node:tls"
 import type { ClusterMember } from "../../ClusterMembership.ts"
+import { nameOf } from "./fence.ts"
 import { serialization } from "./lines.ts"
 import * as Security from "./security.ts"
 
@@ -15,8 +16,8 @@ import * as Security from "./security.ts"
 const patience = "2 seconds"
 
 /**
- * Whether none of the nodes lets this one in, and one does not. Asked twice, because one that just stops hangs up, too:
- * then it is there no more.
+ * Whether none of the nodes lets this one in, and one does not: where some do, it says which don't. Asked twice,
+ * because one that just stops hangs up, too: then it is there no more.
  */
 export const isRefused = (
   security: Security.Security,
@@ -25,8 +26,18 @@ export const isRefused = (
   const ends = Security.endsOf(security)
   if (ends === undefined || security.type !== "certificates") return Effect.succeed(false)
   const isRefusedNow = Effect.gen(function*() {
-    const answers = yield* Effect.forEach(yield* members, (member) => knock(ends, member), { concurrency: "unbounded" })
-    return answers.includes(false) && !answers.includes(true)
+    const all = yield* members
+    const answers = yield* Effect.forEach(all, (member) => knock(ends, member), { concurrency: "unbounded" })
+    const refusing = all.filter((_, i) => answers[i] === false)
+    if (!answers.includes(true)) return refusing.length > 0
+    // A node at fault must not keep the others from being started again
+    if (refusing.length > 0) {
+      yield* Effect.logWarning(
+        `These nodes don't let this one in, or are not trusted by it: ${refusing.map(nameOf).join(", ")}. ` +
+          "Their sessions can't be reached from here, and the other way round"
+      )
+    }
+    return false
   })
   return Effect.flatMap(
     isRefusedNow,

@@ -40,11 +40,14 @@ export const Granted = Schema.TaggedStruct("Granted", {
   facts: Schema.String
 })
 
+/** What a lease can fail with. */
+export const LeaseError = Schema.Union([...ClusterConnectError.members, ...SessionPoolError.members])
+
 /** What becomes of a lease, in this order: who has it, then one of the others, then perhaps that it is retired. */
 export const LeaseEvent = Schema.Union([
   Schema.TaggedStruct("Located", { host: Schema.String, port: Schema.Int }),
   Granted,
-  Schema.TaggedStruct("Failed", { error: Schema.Union([...ClusterConnectError.members, ...SessionPoolError.members]) }),
+  Schema.TaggedStruct("Failed", { error: LeaseError }),
   /** Whatever opened it has a bug. */
   Schema.TaggedStruct("Died", { message: Schema.String }),
   /** It takes no new callers. */
