@@ -171,7 +171,9 @@ export interface LayerOptions<E, R> extends EndpointOptions {
   readonly response?: "sse" | "json" | undefined
   /**
    * Makes the store that lets the clients of a session resume a stream that broke, as `McpHttp.memoryEventStore` does:
-   * a new one each time, because an SDK transport replays whatever its store has. By default nothing can be resumed.
+   * a new one each time, because an SDK transport replays whatever its store has. What a store fails to keep, or does
+   * not keep within 10 seconds, is said all the same, can't be had again, and is logged once a session. By default
+   * nothing can be resumed.
    */
   readonly eventStore?: ((info: SessionInfo) => EventStore) | undefined
   /** How long a client is told to wait before it resumes a stream. By default that is its own choice. */

@@ -19,9 +19,10 @@ import * as TestClock from "effect/testing/TestClock"
 import { hkdfSync } from "node:crypto"
 import { once } from "node:events"
 import { writeFileSync } from "node:fs"
-import { type AddressInfo, connect, createServer } from "node:net"
+import { type AddressInfo, connect, createServer, type Socket } from "node:net"
 import { join } from "node:path"
 import { connect as connectTls, type ConnectionOptions } from "node:tls"
+import type { Security } from "../src/internal/cluster/security.ts"
 import * as Sockets from "../src/internal/cluster/sockets.ts"
 import * as Watch from "../src/internal/cluster/watch.ts"
 import * as Wire from "../src/internal/cluster/wire.ts"
@@ -72,10 +73,14 @@ const startPair = Effect.fnUntraced(function*(security: ClusterSecurity, capacit
 })
 
 /** A link of its own, to ask what nodes ask each other. */
-const link = (port: number, isThere = () => true) =>
+const link = (
+  port: number,
+  isThere = () => true,
+  security: Security = { type: "secret", secret: Redacted.value(shared.secret) }
+) =>
   Effect.gen(function*() {
     const transport = yield* Sockets.make({
-      security: { type: "secret", secret: Redacted.value(shared.secret) },
+      security,
       listen: undefined,
       pingInterval: 2_000
     })
@@ -352,6 +357,24 @@ describe("links between nodes", () => {
       assert.deepStrictEqual(yield* node.members, [{ host: "127.0.0.1", port: second! }])
       for (const runs of upstream.runs.values()) assert.strictEqual(runs, 1)
       assert.strictEqual(upstream.runs.size, id)
+    }))
+
+  it.live("have carried nothing when a node hangs up that has never answered, as one that stops may", () =>
+    Effect.gen(function*() {
+      const server = yield* muteServer
+      const heard: Array<string> = []
+      const hangUp = Effect.promise(async () => {
+        const [socket] = await server.connected as [Socket]
+        socket.once("data", (data: Buffer) => {
+          heard.push(String(data))
+          socket.destroy()
+        })
+      })
+      yield* Effect.forkChild(hangUp, { startImmediately: true })
+      const peer = yield* link(server.port, () => true, { type: "plain" })
+      const { reason } = yield* Effect.flip(Stream.runDrain(peer["Session.Inspect"]({ what: "stats" })))
+      assert.strictEqual(reason._tag, "SocketOpenError")
+      assert.notInclude(heard.join(""), "Session.Inspect")
     }))
 
   it.live("carry the numbers and the entries of very many sessions in short messages", () =>

@@ -34,6 +34,13 @@ const throwing = () => {
   throw new TypeError("sk-live-SECRET")
 }
 
+/** Says where each stream begins, and fails with all that comes after. */
+const forgetful = (): EventStore => ({
+  ...failing(),
+  storeEvent: (_, message) =>
+    "jsonrpc" in message ? Promise.reject(new Error("password=hunter2")) : Promise.resolve("first")
+})
+
 /** How the answer to a call begins whose session has ended. */
 const abandoned = (id: number) => `{"jsonrpc":"2.0","id":${id},"error":{"code":-32000,`
 
@@ -311,6 +318,21 @@ const suite = (start: typeof web) => {
         assert.strictEqual(resumed.status, 200)
         const rest = yield* readUntil(resumed, "\"data\":3")
         assert.deepStrictEqual(rest.match(/"data":\d/g), ["\"data\":2", "\"data\":3"])
+      }))
+
+    it.live("an answer that can't be kept is given all the same, and the log says once that it was not kept", () =>
+      Effect.gen(function*() {
+        const logged: Array<string> = []
+        const logger = Logger.layer([Logger.map(Logger.formatLogFmt, (line) => void logged.push(line))])
+        const endpoint = yield* open((app) => start(Layer.provideMerge(app, logger)), { eventStore: forgetful })
+        const session = yield* begin(endpoint)
+        for (const headers of [version, { "mcp-protocol-version": "2025-06-18" }]) {
+          const answer = yield* post(endpoint, call("echo", { message: "hi" }), { session, headers })
+          assert.include(yield* textOf(answer).pipe(Effect.timeout("5 seconds")), "\"text\":\"hi\"")
+        }
+        assert.strictEqual((yield* endpoint.registry.stats).held, 0)
+        assert.deepStrictEqual(logged.map((line) => /could not keep/.test(line)), [true])
+        assert.notInclude(logged.join("\n"), "hunter2")
       }))
 
     it.live("an answer that its client did not get is there when it comes back", () =>

@@ -30,7 +30,7 @@ import { load } from "./peers.ts"
 import * as Security from "./security.ts"
 import type { Transport } from "./transport.ts"
 
-/** How long a connection may take to open. */
+/** How long a connection may take to open, and then the first answer on it. */
 const openTimeout = 2_000
 
 /**
@@ -212,11 +212,15 @@ const connect = (
           link.isLost = true
         })
       )
-      link.send = send
-      Deferred.doneUnsafe(link.opened, Effect.succeed(send))
+      // A node that is just closing may accept and read nothing: whoever has answered once says before it leaves
+      yield* send(ping)
       const read = Effect.gen(function*() {
         while (true) {
           const frames = yield* pull
+          if (link.send === undefined) {
+            link.send = send
+            Deferred.doneUnsafe(link.opened, Effect.succeed(send))
+          }
           unanswered = 0
           isDelivering = true
           for (const frame of frames) {
@@ -230,16 +234,21 @@ const connect = (
           isDelivering = false
         }
       })
-      const ping = Effect.gen(function*() {
+      const keepAlive = Effect.gen(function*() {
         yield* Effect.sleep(pingInterval)
         if (unanswered >= patience && !isDelivering) return yield* Effect.fail(silent)
         unanswered++
-        yield* send({ _tag: "Ping" })
+        yield* send(ping)
       })
-      return yield* Effect.raceFirst(
-        Effect.mapError(read, ({ reason }) => new RpcClientError({ reason })),
-        Effect.forever(ping)
+      const opening = Effect.delay(
+        Effect.suspend(() => link.send === undefined ? Effect.fail(silent) : Effect.never),
+        openTimeout
       )
+      return yield* Effect.raceAllFirst([
+        Effect.mapError(read, ({ reason }) => new RpcClientError({ reason })),
+        Effect.forever(keepAlive),
+        opening
+      ])
     }, Effect.scoped)
 
     const open = Effect.suspend(() => {
@@ -253,7 +262,7 @@ const connect = (
       current = link
       const life = Effect.onExit(
         run(link),
-        (exit) => exit._tag === "Failure" ? lose(link, errorOf(exit.cause)) : Effect.void
+        (exit) => exit._tag === "Failure" ? lose(link, errorOf(exit.cause, link)) : Effect.void
       )
       return Effect.as(Effect.forkIn(Effect.ignoreCause(life), scope, { startImmediately: true }), link)
     })
@@ -286,14 +295,18 @@ const connect = (
     }
   }))
 
-const errorOf = (cause: Cause.Cause<RpcClientError | Socket.SocketError>): RpcClientError => {
+// Nothing was sent on a link that has not opened
+const errorOf = (cause: Cause.Cause<RpcClientError | Socket.SocketError>, { send }: Link): RpcClientError => {
   const [failure] = cause.reasons
+  const reason = failure?._tag === "Fail"
+    ? failure.error.reason
+    : new RpcClientDefect({ message: "The link has broken", cause: Cause.squash(cause) })
   return new RpcClientError({
-    reason: failure?._tag === "Fail"
-      ? failure.error.reason
-      : new RpcClientDefect({ message: "The link has broken", cause: Cause.squash(cause) })
+    reason: send === undefined && reason._tag !== "SocketOpenError" ? openFailed(reason).reason : reason
   })
 }
+
+const ping = { _tag: "Ping" } as const
 
 const silent = new RpcClientError({
   reason: new Socket.SocketReadError({ cause: new Error("the peer does not answer") })
@@ -341,6 +354,8 @@ const accept = (
       sockets.run((socket) =>
         Effect.gen(function*() {
           const conn = Option.getOrThrow(yield* Effect.serviceOption(client.NetSocket))
+          // The others have been told that this node leaves, and nothing was sent on a link that never answered
+          if (closing.aborted) return void conn.destroy()
           conn.setTimeout(silence, () => conn.destroy())
           // Each message that waits for room listens for it: Node takes more than ten for a leak, and warns
           conn.setMaxListeners(0)

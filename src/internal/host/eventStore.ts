@@ -7,6 +7,7 @@
  */
 import type { EventStore } from "@modelcontextprotocol/sdk/server/webStandardStreamableHttp.js"
 import { type JSONRPCMessage, JSONRPCMessageSchema } from "@modelcontextprotocol/sdk/types.js"
+import * as Effect from "effect/Effect"
 
 interface Event {
   readonly id: string
@@ -23,6 +24,9 @@ export interface Limits {
   readonly maxBytes: number
 }
 
+// They answer at once, and always
+const made = new WeakSet<EventStore>()
+
 export const make = ({ capacity, maxBytes }: Limits): EventStore => {
   const events: Array<Event> = []
   let places = 0
@@ -36,7 +40,7 @@ export const make = ({ capacity, maxBytes }: Limits): EventStore => {
       : undefined
   }
 
-  return {
+  const store: EventStore = {
     storeEvent: async (streamId, message) => {
       const place = places++
       const id = `${place}.${streamId}`
@@ -58,4 +62,50 @@ export const make = ({ capacity, maxBytes }: Limits): EventStore => {
       return last.streamId
     }
   }
+  made.add(store)
+  return store
 }
+
+// -----------------------------------------------------------------------------
+// Stores of others
+// -----------------------------------------------------------------------------
+
+/** How long a store may take for anything. */
+const patience = "10 seconds"
+
+// The transport writes an event that has none without one, and does not believe that it can be had again
+const noId = undefined as unknown as string
+
+/**
+ * The same store, which keeps nobody waiting: what it does not keep in time is said all the same, but can't be had
+ * again; where it does not say in time how a stream begins, or resumes, that fails.
+ */
+export const bounded = (store: EventStore, { onFailure, runPromise }: {
+  readonly runPromise: <A, E>(effect: Effect.Effect<A, E>) => Promise<A>
+  /** Something could not be kept. */
+  readonly onFailure: (error: unknown) => void
+}): EventStore => {
+  if (made.has(store)) return store
+
+  // The store is asked at once: see who calls
+  const inTime = async <A>(asked: Promise<A>): Promise<A> =>
+    runPromise(Effect.timeout(Effect.tryPromise({ try: () => asked, catch: (error) => error }), patience))
+
+  return {
+    storeEvent: (streamId, message) => {
+      const kept = inTime(ask(() => store.storeEvent(streamId, message)))
+      // The first of a stream is empty. Nothing of the request has run yet
+      if (!("jsonrpc" in message)) return kept
+      return kept.catch((error: unknown) => {
+        onFailure(error)
+        return noId
+      })
+    },
+    replayEventsAfter: (id, replay) => inTime(ask(() => store.replayEventsAfter(id, replay))),
+    ...(store.getStreamIdForEventId === undefined ? {} : {
+      getStreamIdForEventId: (id: string) => inTime(ask(() => store.getStreamIdForEventId!(id)))
+    })
+  }
+}
+
+const ask = async <A>(f: () => Promise<A>): Promise<A> => f()

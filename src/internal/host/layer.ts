@@ -20,6 +20,7 @@ import { namesAndPlaces } from "../places.ts"
 import * as Scrub from "../scrub.ts"
 import * as Answers from "./answers.ts"
 import * as Endpoint from "./endpoint.ts"
+import * as Stores from "./eventStore.ts"
 import * as Requests from "./requests.ts"
 import type * as Resource from "./resource.ts"
 import * as Server from "./server.ts"
@@ -37,13 +38,21 @@ export const make = Effect.fnUntraced(function*<E, R>(
   const arrivals = new Map<string, Caller>()
   const stores = new WeakSet<EventStore>()
 
+  const report = (message: string, error: unknown): void =>
+    void Effect.runForkWith(services)(Effect.logError(message, namesAndPlaces(Cause.die(error))))
+
   const eventStoreOf = (info: SessionInfo): Effect.Effect<EventStore | undefined> =>
     Effect.suspend(() => {
       const store = options.eventStore?.(info)
       if (store === undefined) return Effect.undefined
       if (stores.has(store)) return Effect.die(new Error("McpHttp: two sessions were given the same event store"))
       stores.add(store)
-      return Effect.succeed(store)
+      let hasFailed = false
+      const onFailure = (error: unknown) => {
+        if (!hasFailed) report("An event store could not keep an event of its session", error)
+        hasFailed = true
+      }
+      return Effect.succeed(Stores.bounded(store, { runPromise: Effect.runPromiseWith(services), onFailure }))
     })
 
   const open = (info: SessionInfo): Effect.Effect<Session, Answers.Refused, R | Scope.Scope> => {
@@ -62,10 +71,7 @@ export const make = Effect.fnUntraced(function*<E, R>(
           isProtected: settings.protects !== undefined,
           onClosed: () =>
             void Effect.runForkWith(services)(Effect.ignore(endpoint.registry.terminate(info.id, { key: info.owner }))),
-          onThrown: (error) =>
-            void Effect.runForkWith(services)(
-              Effect.logError("A handler of an MCP server has thrown", namesAndPlaces(Cause.die(error)))
-            )
+          onThrown: (error) => report("A handler of an MCP server has thrown", error)
         }
       )).pipe(
         Effect.map((hosted): Session => ({ hosted, caller })),
