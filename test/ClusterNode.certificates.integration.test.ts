@@ -105,6 +105,9 @@ const settled = (nodes: ReadonlyArray<Node>) =>
 
 const users = Array.from({ length: 6 }, (_, i) => Identity.fromKey(`user${i}`))
 
+/** So many that each node owns some of them. */
+const late = Array.from({ length: 500 }, (_, i) => Identity.fromKey(`late${i}`))
+
 /** Whose session each of them has, at each node. */
 const places = (nodes: ReadonlyArray<Node>) =>
   Effect.forEach(
@@ -239,7 +242,11 @@ layer(Pair.layer, { excludeTestServices: true })("ClusterNode.layer with certifi
       yield* settled(pair.nodes)
       const [one, other] = yield* places(pair.nodes)
       assert.deepStrictEqual(one, other)
-      assert.isAbove(new Set(one!.map((who) => who.slice(who.indexOf("@"), who.indexOf("#")))).size, 1)
+      const ofAgain = late.find(({ key }) => again.owns(key))!
+      for (const { sessions } of pair.nodes) {
+        const who = yield* sessions.withSession(ofAgain, (session) => answer(session, "who"))
+        assert.include(who, `@${again.port}#`)
+      }
       assert.strictEqual(pair.upstream.overlaps(), 1)
     }))
 
@@ -265,7 +272,6 @@ layer(Pair.layer, { excludeTestServices: true })("ClusterNode.layer with certifi
       const before = a.size()
       yield* store.register(Runner.make({ address, groups: [a.group], weight: 1 }), true)
       const isNobodys = (user: Identity) => nodes.every(({ owns }) => !owns(user.key))
-      const late = Array.from({ length: 500 }, (_, i) => Identity.fromKey(`late${i}`))
       yield* until("it has its share", () => Promise.resolve(a.size() < before && late.some(isNobodys)))
       const asking = late.filter(isNobodys).slice(0, 3)
       const since = performance.now()

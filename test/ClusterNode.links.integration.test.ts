@@ -30,6 +30,7 @@ import { selfSigned } from "./support/certificates.ts"
 import { answer, identities, keySecret, makeUpstream } from "./support/cluster.ts"
 import { freePorts, proxyTo } from "./support/clusterProcesses.ts"
 import { build, fork, refused } from "./support/fibers.ts"
+import { assertWithin, many, underLoad } from "./support/load.ts"
 import { logging } from "./support/logging.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
 
@@ -119,19 +120,19 @@ describe("links between nodes", () => {
       // Where Nagle's algorithm holds one back, it is for 40 ms at least, and 180 ms were seen: all but the first few,
       // which are acknowledged at once. A slow machine holds back most, but not all.
       const times: Array<number> = []
-      for (let i = 0; i < 31; i++) {
+      for (let i = 0; i < many(5, 31); i++) {
         const since = performance.now()
         yield* client.withSession(alice, (session) =>
           session.callTool({ name: "echo", arguments: { message: "hi" } }, { onProgress: () => Effect.void }))
         times.push(performance.now() - since)
       }
-      const [, , , , fifth] = times.toSorted((a, b) =>
+      const quickest = times.toSorted((a, b) =>
         a - b
       )
-      assert.isBelow(fifth!, 35)
+      assertWithin(quickest[4]!, 35)
       const big = yield* client.withSession(alice, (session) => answer(session, "big"))
       assert.strictEqual(big.length, 11 * 1024 * 1024)
-    }))
+    }), underLoad)
 
   it.live("are made with files, as Kubernetes has them", () =>
     Effect.gen(function*() {
@@ -300,10 +301,10 @@ describe("links between nodes", () => {
       const late = connectTls({ ...good, socket, host: "127.0.0.1" })
       late.on("error", () => undefined)
       yield* Effect.callback<void>((resume) => void late.once("close", () => resume(Effect.void))).pipe(
-        Effect.timeout("2 seconds"),
+        Effect.timeout("10 seconds"),
         Effect.ensuring(Effect.sync(() => late.destroy()))
       )
-      yield* Effect.timeout(Fiber.join(stopping), "2 seconds")
+      yield* Effect.timeout(Fiber.join(stopping), "10 seconds")
     }))
 
   it.live("fail no call when a node stops, however long one is under way to it", () =>

@@ -55,20 +55,20 @@ describe.each<readonly [string, Open]>([
 ])("%s: a request", (_, open) => {
   it.live("that has come in time has its session, however long its body takes", () =>
     Effect.gen(function*() {
-      const endpoint = yield* open({ idleTimeToLive: 300 })
+      const endpoint = yield* open({ idleTimeToLive: 1_000 })
       const session = yield* beginAndUse(endpoint)
       const peer = yield* dial(endpoint)
       peer.write(head(session) + body.slice(0, 5))
-      yield* Effect.sleep(600)
+      yield* Effect.sleep(1_500)
       peer.write(body.slice(5))
       assert.strictEqual(yield* peer.status, 200)
-      yield* Effect.sleep(600)
+      yield* Effect.sleep(1_500)
       assert.strictEqual(yield* endpoint.registry.size, 0)
     }))
 
   it.live("that has come in time has its session, however long the server takes to look", () =>
     Effect.gen(function*() {
-      const endpoint = yield* open({ idleTimeToLive: 300 })
+      const endpoint = yield* open({ idleTimeToLive: 1_000 })
       const session = yield* beginAndUse(endpoint)
       const peer = yield* dial(endpoint)
       peer.write(head(session) + body)
@@ -76,9 +76,9 @@ describe.each<readonly [string, Open]>([
       // Some turns of the loop, for what the answer has left to do
       yield* Effect.sleep(20)
       peer.write(head(session) + body)
-      yield* block(600)
+      yield* block(1_500)
       assert.strictEqual(yield* peer.status, 200)
-      yield* Effect.sleep(600)
+      yield* Effect.sleep(1_500)
       assert.strictEqual(yield* endpoint.registry.size, 0)
     }))
 
@@ -108,12 +108,12 @@ describe.each<readonly [string, Open]>([
 
   it.live("that never comes in full does not keep its session, however many of them there are", () =>
     Effect.gen(function*() {
-      const endpoint = yield* open({ idleTimeToLive: 300, bodyTimeout: 200 })
+      const endpoint = yield* open({ idleTimeToLive: 1_000, bodyTimeout: 200 })
       const session = yield* beginAndUse(endpoint)
       for (let i = 0; i < 12; i++) {
         const peer = yield* dial(endpoint)
         peer.write(head(session) + body.slice(0, 5))
-        yield* Effect.sleep(60)
+        yield* Effect.sleep(120)
       }
       assert.strictEqual(yield* endpoint.registry.size, 0)
     }))

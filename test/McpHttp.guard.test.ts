@@ -81,7 +81,7 @@ const suite = (start: typeof web) => {
         .then(async (response) => ({ status: response.status, text: await response.text() }))
       yield* eventually(() => endpoint.log.called === 1)
       assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 204)
-      const answer = yield* Effect.promise(() => answered).pipe(Effect.timeout("1 second"))
+      const answer = yield* Effect.promise(() => answered).pipe(Effect.timeout("4 seconds"))
       assert.strictEqual(answer.status, 200)
       const { error, id } = JSON.parse(answer.text)
       assert.strictEqual(id, 1)
@@ -91,8 +91,8 @@ const suite = (start: typeof web) => {
 
   it.live("a call longer than the idle time keeps its session, which is freed inside when it expires", () =>
     Effect.gen(function*() {
-      const endpoint = yield* open(start, { idleTimeToLive: 150 })
-      endpoint.log.release = Effect.sleep(400)
+      const endpoint = yield* open(start, { idleTimeToLive: 1_000 })
+      endpoint.log.release = Effect.sleep(1_500)
       const session = yield* begin(endpoint)
       const answer = yield* post(endpoint, call("wait"), { session, headers: versioned })
       assert.include(yield* textOf(answer), "waited")
@@ -440,7 +440,7 @@ describe("McpHttp.guard", () => {
                 Effect.andThen(pause(dice.below(24))),
                 Effect.andThen(request(endpoint, "DELETE", { session }))
               )
-            ], { concurrency: "unbounded" }).pipe(Effect.timeout("2 seconds"))
+            ], { concurrency: "unbounded" }).pipe(Effect.timeout("4 seconds"))
             assert.strictEqual(deleted.status, 204)
             const kind = called.status === 404
               ? "Session not found"

@@ -387,7 +387,7 @@ describe("McpHttp.routed", () => {
         routed: { address: () => `https://127.0.0.1:${port}`, connectTimeout: "100 millis" }
       })
       const session = yield* begin(a, "alice")
-      const answer = yield* post(b, call("echo"), { as: "alice", session }).pipe(Effect.timeout("2 seconds"))
+      const answer = yield* post(b, call("echo"), { as: "alice", session }).pipe(Effect.timeout("10 seconds"))
       assert.strictEqual(answer.status, 503)
     }))
 

@@ -89,7 +89,7 @@ const suite = (start: typeof web) => {
         }))
         yield* eventually(() => endpoint.log.called.length === 1)
         assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 204)
-        const answer = yield* Effect.promise(() => call1).pipe(Effect.timeout("1 second"))
+        const answer = yield* Effect.promise(() => call1).pipe(Effect.timeout("4 seconds"))
         // 404 would say that it was not started
         assert.strictEqual(answer.status, 200)
         assert.include(answer.text, abandoned(1))
@@ -106,7 +106,7 @@ const suite = (start: typeof web) => {
           const answered = send(endpoint, "POST", { session }, call("wait", {}, id)).then((answer) => answer.text())
           yield* eventually(() => endpoint.log.called.length === 1)
           assert.strictEqual((yield* post(endpoint, cancel(id), { session })).status, 202)
-          assert.notInclude(yield* Effect.promise(() => answered).pipe(Effect.timeout("1 second")), "jsonrpc")
+          assert.notInclude(yield* Effect.promise(() => answered).pipe(Effect.timeout("4 seconds")), "jsonrpc")
         }
         yield* eventually(() => endpoint.log.aborted.length === 3)
         const answer = yield* post(endpoint, call("echo", { message: "on" }, 1), { session })
@@ -137,7 +137,7 @@ const suite = (start: typeof web) => {
         yield* eventually(() => endpoint.log.called.length === 3)
         yield* Effect.sleep(20)
         assert.strictEqual(yield* endpoint.registry.clear, 1)
-        const text = yield* Effect.promise(() => answered).pipe(Effect.timeout("1 second"))
+        const text = yield* Effect.promise(() => answered).pipe(Effect.timeout("4 seconds"))
         for (const id of [1, 3]) assert.include(text, abandoned(id))
         assert.include(text, "\"done\"")
       }))
@@ -157,10 +157,10 @@ const suite = (start: typeof web) => {
 
     it.live("a call longer than the idle time keeps its session, whose idle time counts from its end", () =>
       Effect.gen(function*() {
-        const endpoint = yield* open(start, { response, idleTimeToLive: 150 })
+        const endpoint = yield* open(start, { response, idleTimeToLive: 1_000 })
         const session = yield* begin(endpoint)
         const answered = send(endpoint, "POST", { session }, call("wait")).then((answer) => answer.text())
-        yield* Effect.sleep(400)
+        yield* Effect.sleep(1_500)
         endpoint.log.release()
         assert.include(yield* Effect.promise(() => answered), "waited")
         yield* Effect.sleep(50)
@@ -173,7 +173,7 @@ const suite = (start: typeof web) => {
 
     it.live("a call whose client has left is no longer waited for, and keeps its session until it ends", () =>
       Effect.gen(function*() {
-        const endpoint = yield* open(start, { response, idleTimeToLive: 500 })
+        const endpoint = yield* open(start, { response, idleTimeToLive: 1_000 })
         const session = yield* begin(endpoint)
         const controller = new AbortController()
         const left = send(endpoint, "POST", { session, signal: controller.signal }, call("wait"))
@@ -182,7 +182,7 @@ const suite = (start: typeof web) => {
         assert.strictEqual((yield* endpoint.registry.stats).held, 1)
         controller.abort()
         yield* Effect.promise(() => left)
-        yield* Effect.sleep(1_000)
+        yield* Effect.sleep(1_500)
         assert.strictEqual((yield* endpoint.registry.stats).held, 1)
         // To leave is no cancellation
         assert.deepStrictEqual(endpoint.log.aborted, [])
@@ -194,16 +194,16 @@ const suite = (start: typeof web) => {
 
   it.live("an open GET stream keeps its session, which ends it when it is terminated", () =>
     Effect.gen(function*() {
-      const endpoint = yield* open(start, { idleTimeToLive: 100 })
+      const endpoint = yield* open(start, { idleTimeToLive: 1_000 })
       const session = yield* begin(endpoint)
       const stream = yield* request(endpoint, "GET", { session })
       const ended = textOf(stream)
       const fiber = yield* Effect.forkChild(ended)
-      yield* Effect.sleep(400)
+      yield* Effect.sleep(1_500)
       assert.strictEqual(yield* endpoint.registry.size, 1)
       const [entry] = yield* endpoint.registry.entries
       assert.strictEqual(yield* endpoint.registry.terminateAll({ key: entry!.owner }), 1)
-      yield* Fiber.join(fiber).pipe(Effect.timeout("1 second"))
+      yield* Fiber.join(fiber).pipe(Effect.timeout("4 seconds"))
       yield* eventually(() => endpoint.log.closed.length === 1)
     }))
 
@@ -214,7 +214,7 @@ const suite = (start: typeof web) => {
       const called = send(endpoint, "POST", { session }, call("wait")).then((answer) => answer.text())
       yield* eventually(() => endpoint.log.called.length === 1)
       yield* Effect.promise(() => endpoint.log.servers.get(session)!.close())
-      assert.include(yield* Effect.promise(() => called).pipe(Effect.timeout("1 second")), abandoned(1))
+      assert.include(yield* Effect.promise(() => called).pipe(Effect.timeout("4 seconds")), abandoned(1))
       yield* eventually(() => endpoint.log.closed.length === 1)
       assert.strictEqual(yield* endpoint.registry.size, 0)
     }))
@@ -232,7 +232,7 @@ const suite = (start: typeof web) => {
       const called = send(endpoint, "POST", { session }, call("wait")).then((answer) => answer.text())
       yield* eventually(() => endpoint.log.called.length === 1)
       assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 204)
-      assert.include(yield* Effect.promise(() => called).pipe(Effect.timeout("1 second")), abandoned(1))
+      assert.include(yield* Effect.promise(() => called).pipe(Effect.timeout("4 seconds")), abandoned(1))
       yield* eventually(() => endpoint.log.closed.length === 1 && logged.length > 0)
       assert.include(logged.join("\n"), "TypeError")
       assert.notInclude(logged.join("\n"), "SECRET")
@@ -240,11 +240,11 @@ const suite = (start: typeof web) => {
 
   it.live("a session past its lifetime ends its GET stream, and lets its calls finish", () =>
     Effect.gen(function*() {
-      const endpoint = yield* open(start, { maxLifetime: 300 })
+      const endpoint = yield* open(start, { maxLifetime: 1_500 })
       const session = yield* begin(endpoint)
       const stream = yield* Effect.forkChild(Effect.flatMap(request(endpoint, "GET", { session }), textOf))
       const answered = send(endpoint, "POST", { session }, call("wait")).then((answer) => answer.text())
-      yield* Fiber.join(stream).pipe(Effect.timeout("2 seconds"))
+      yield* Fiber.join(stream).pipe(Effect.timeout("4 seconds"))
       assert.strictEqual((yield* post(endpoint, call("echo"), { session })).status, 404)
       endpoint.log.release()
       assert.include(yield* Effect.promise(() => answered), "waited")
@@ -254,11 +254,11 @@ const suite = (start: typeof web) => {
   describe("a stream to listen on", () => {
     it.live("ends when it is old enough, and what is said until the client is back is heard then", () =>
       Effect.gen(function*() {
-        const endpoint = yield* open(start, { streamTimeToLive: 150 })
+        const endpoint = yield* open(start, { streamTimeToLive: 700 })
         const session = yield* begin(endpoint)
         const first = yield* request(endpoint, "GET", { session })
         yield* say(endpoint, session, "one")
-        assert.include(yield* textOf(first).pipe(Effect.timeout("2 seconds")), "one")
+        assert.include(yield* textOf(first).pipe(Effect.timeout("4 seconds")), "one")
         yield* say(endpoint, session, "two")
         yield* say(endpoint, session, "three")
         const text = yield* readUntil(yield* request(endpoint, "GET", { session }), "three")
@@ -267,19 +267,19 @@ const suite = (start: typeof web) => {
 
     it.live("lets go of its session then", () =>
       Effect.gen(function*() {
-        const endpoint = yield* open(start, { streamTimeToLive: 150, idleTimeToLive: 500 })
+        const endpoint = yield* open(start, { streamTimeToLive: 150, idleTimeToLive: 1_000 })
         const session = yield* begin(endpoint)
-        yield* textOf(yield* request(endpoint, "GET", { session })).pipe(Effect.timeout("2 seconds"))
+        yield* textOf(yield* request(endpoint, "GET", { session })).pipe(Effect.timeout("4 seconds"))
         yield* eventually(() => endpoint.log.closed.length === 1)
         assert.strictEqual(yield* endpoint.registry.size, 0)
       }))
 
     it.live("a call that is older is answered", () =>
       Effect.gen(function*() {
-        const endpoint = yield* open(start, { streamTimeToLive: 50, idleTimeToLive: 500 })
+        const endpoint = yield* open(start, { streamTimeToLive: 50, idleTimeToLive: 1_000 })
         const session = yield* begin(endpoint)
         const answered = send(endpoint, "POST", { session }, call("wait")).then((answer) => answer.text())
-        yield* Effect.sleep(1_000)
+        yield* Effect.sleep(1_500)
         endpoint.log.release()
         assert.include(yield* Effect.promise(() => answered), "waited")
       }))
@@ -369,11 +369,11 @@ const suite = (start: typeof web) => {
 
     it.live("a client that drops in a call finds its answer, however long it was idle", () =>
       Effect.gen(function*() {
-        const endpoint = yield* open(start, { eventStore: McpHttp.memoryEventStore(), idleTimeToLive: 500 })
+        const endpoint = yield* open(start, { eventStore: McpHttp.memoryEventStore(), idleTimeToLive: 1_000 })
         const session = yield* begin(endpoint)
         const answer = yield* post(endpoint, call("wait"), { session, headers: version })
         const id = /^id: (.+)$/m.exec(yield* readUntil(answer, "data: "))![1]!
-        yield* Effect.sleep(1_000)
+        yield* Effect.sleep(1_500)
         assert.deepStrictEqual(endpoint.log.aborted, [])
         endpoint.log.release()
         const resumed = yield* request(endpoint, "GET", { session, headers: { ...version, "last-event-id": id } })
@@ -529,7 +529,7 @@ describe("McpHttp.layer, whatever comes first", () => {
               )
             ),
             Effect.andThen(pause(dice.below(24)), request(endpoint, "DELETE", { session }))
-          ], { concurrency: "unbounded" }).pipe(Effect.timeout("2 seconds"))
+          ], { concurrency: "unbounded" }).pipe(Effect.timeout("4 seconds"))
           const hasRun = endpoint.log.called.splice(0).length === 1
           seen.add(called.status)
           assert.strictEqual(deleted.status, 204)

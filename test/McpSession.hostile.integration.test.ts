@@ -9,6 +9,7 @@ import { ProtocolFailure, Unreachable } from "effect-mcp-sessions/McpSession"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import { eventually } from "./support/answers.ts"
 import { type AnySession, type Generation, generations } from "./support/generations.ts"
 import { many, underLoad } from "./support/load.ts"
 import * as Scripted from "./support/servers/scripted.ts"
@@ -25,11 +26,6 @@ const connected = (connector: Generation, era: NonNullable<Scripted.Options["era
 
 const call = (session: AnySession, timeout: "60 seconds" | "300 millis" = "60 seconds") =>
   session.callTool({ name: "tool" }, { timeout })
-
-const eventually = (condition: () => boolean) =>
-  Effect.gen(function*() {
-    while (!condition()) yield* Effect.sleep(5)
-  }).pipe(Effect.timeout("5 seconds"))
 
 const noReply = (status: number) =>
   new ProtocolFailure({

@@ -11,6 +11,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Latch from "effect/Latch"
 import type * as Scope from "effect/Scope"
+import { eventually } from "./support/answers.ts"
 import { type AnySession, type Generation, generations } from "./support/generations.ts"
 import * as Scripted from "./support/servers/scripted.ts"
 
@@ -52,11 +53,6 @@ const once = (first: Scripted.Answer): Scripted.Answer => {
 
 const counted = (server: Scripted.Scripted, name: string) =>
   server.received.filter((received) => received === name).length
-
-const eventually = (condition: () => boolean) =>
-  Effect.gen(function*() {
-    while (!condition()) yield* Effect.sleep(5)
-  }).pipe(Effect.timeout("5 seconds"))
 
 type Pay = (session: AnySession, server: Scripted.Scripted) => Effect.Effect<unknown, unknown>
 

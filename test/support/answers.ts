@@ -28,11 +28,11 @@ export const messagesOf = (response: Response) =>
 export const eventually = (condition: () => boolean) =>
   Effect.gen(function*() {
     while (!condition()) yield* Effect.sleep(5)
-  }).pipe(Effect.timeout("5 seconds"))
+  }).pipe(Effect.timeout("20 seconds"))
 
 /** Asks now and then, which costs little, until the answer is so. */
 export const becomes = <A, E, R>(ask: Effect.Effect<A, E, R>, isSo: (answer: A) => boolean) =>
-  Effect.repeat(ask, { until: isSo, schedule: Schedule.spaced(5) }).pipe(Effect.timeout("5 seconds"))
+  Effect.repeat(ask, { until: isSo, schedule: Schedule.spaced(5) }).pipe(Effect.timeout("20 seconds"))
 
 /** Waits for as many turns of the microtask queue. */
 export const pause = (steps: number) =>
@@ -53,4 +53,4 @@ export const readUntil = (response: Response, text: string) =>
     }
     yield* Effect.promise(() => reader.cancel())
     return read
-  }).pipe(Effect.timeout("5 seconds"))
+  }).pipe(Effect.timeout("20 seconds"))
