@@ -162,6 +162,7 @@ export interface LayerOptions<E, R> extends EndpointOptions {
    * scope of the layer.
    *
    * A failure answers `initialize` with its own response if it has one (as `PoolExhausted` has), else with 503.
+   * It is logged by name and place, and none of its text.
    */
   readonly server: (info: SessionInfo, caller: SessionCaller) => Effect.Effect<ServerLike, E, R>
   /**

@@ -14,6 +14,7 @@ import type * as Scope from "effect/Scope"
 import { becomes, eventually, messagesOf, pause, readUntil, textOf } from "./support/answers.ts"
 import { refusesWhenClosed } from "./support/endpoints.ts"
 import { many, underLoad } from "./support/load.ts"
+import { logging } from "./support/logging.ts"
 import { type Endpoint, makeLog, makeServer, socket, web } from "./support/mcpHttp.ts"
 import { begin, call, initialize, post, protocolVersion, request, send } from "./support/requests.ts"
 import { makeDice } from "./support/world.ts"
@@ -426,9 +427,10 @@ const suite = (start: typeof web) => {
   describe("a server that can't be made", () => {
     class Refused extends Schema.TaggedError<Refused>()("Refused", {}) {}
 
-    it.live("is 503, and leaves nothing behind", () =>
+    it.live("is 503, leaves nothing behind, and what it says is in no log", () =>
       Effect.gen(function*() {
         const closed: Array<string> = []
+        const { logged, logger } = logging()
         const fails = (failure: Effect.Effect<never, unknown>) => (info: SessionInfo) =>
           Effect.andThen(Effect.addFinalizer(() => Effect.sync(() => closed.push(info.id))), failure)
         for (
@@ -438,7 +440,7 @@ const suite = (start: typeof web) => {
             Effect.fail(new PoolExhausted({ capacity: 1, waited: Duration.zero }))
           ]
         ) {
-          const endpoint = yield* open(start, { server: fails(failure) })
+          const endpoint = yield* open((app) => start(Layer.provideMerge(app, logger)), { server: fails(failure) })
           const response = yield* post(endpoint, initialize)
           assert.strictEqual(response.status, 503)
           assert.isNotNull(response.headers.get("retry-after"))
@@ -446,6 +448,11 @@ const suite = (start: typeof web) => {
           assert.strictEqual(yield* endpoint.registry.size, 0)
         }
         assert.strictEqual(closed.length, 3)
+        assert.deepStrictEqual(
+          logged.map((line) => line.split("\n")[0]),
+          ["Refused", "Error", "PoolExhausted"].map((name) => `Warn An MCP session could not be opened,${name}`)
+        )
+        assert.notInclude(logged.join("\n"), "hunter2")
       }))
 
     it.live("because it serves another session is 503, and that session goes on", () =>

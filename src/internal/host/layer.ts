@@ -11,13 +11,11 @@ import * as Fiber from "effect/Fiber"
 import * as HttpRouter from "effect/http/HttpRouter"
 import type { HttpServerRequest } from "effect/http/HttpServerRequest"
 import * as Option from "effect/Option"
-import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import { Identity } from "../../Identity.ts"
 import * as Declared from "../../McpHttpOptions.ts"
 import { operatorOf, type RegisteredSession, type SessionInfo } from "../../SessionRegistry.ts"
 import { namesAndPlaces } from "../places.ts"
-import * as Scrub from "../scrub.ts"
 import * as Answers from "./answers.ts"
 import * as Endpoint from "./endpoint.ts"
 import * as Stores from "./eventStore.ts"
@@ -212,16 +210,11 @@ const initializeIssue = (body: unknown): Answers.Refused | undefined => {
   return Requests.isInitialize(body) ? Answers.initializeMalformed : Answers.sessionRequired
 }
 
-// What keeps a session from being opened is told to the operator, and to the caller only if it has an answer of its
-// own.
+// What keeps a session from being opened is told to the operator, by name and place, and to the caller only if it has an
+// answer of its own.
 const unopened = (cause: Cause.Cause<unknown>, { identity }: Caller): Effect.Effect<never, Answers.Refused> => {
   if (Cause.hasInterruptsOnly(cause)) return Effect.failCause(cause as Cause.Cause<never>)
-  const scrub = Scrub.make()
-  if (Option.isSome(identity.credentials)) {
-    scrub.add(Redacted.value(identity.credentials.value.header))
-    scrub.add(Redacted.value(identity.credentials.value.token))
-  }
-  return Effect.logWarning("An MCP session could not be opened", scrub(Cause.pretty(cause))).pipe(
+  return Effect.logWarning("An MCP session could not be opened", namesAndPlaces(cause)).pipe(
     Effect.annotateLogs("owner", identity.key),
     Effect.andThen(Answers.toFailure(Option.getOrUndefined(Cause.findErrorOption(cause)))),
     Effect.flatMap((response) => Effect.fail(new Answers.Refused({ response })))
