@@ -210,7 +210,7 @@ const initializeIssue = (body: unknown): Answers.Refused | undefined => {
   return Requests.isInitialize(body) ? Answers.initializeMalformed : Answers.sessionRequired
 }
 
-// What keeps a session from being opened is told to the operator, by name and place, and to the caller only if it has an
+// What keeps a session from being opened is told to the operator by name and place, and to the caller only if it has an
 // answer of its own.
 const unopened = (cause: Cause.Cause<unknown>, { identity }: Caller): Effect.Effect<never, Answers.Refused> => {
   if (Cause.hasInterruptsOnly(cause)) return Effect.failCause(cause as Cause.Cause<never>)
