@@ -167,9 +167,9 @@ export interface StdioOptions<out R = never> extends Options<R> {
    */
   readonly maxMessageBytes?: number | undefined
   /**
-   * Keeps so many children started and initialized ahead: a new identity's first call takes milliseconds then, as others do.
-   * For servers that are the same for everybody: `env` as a function and `roots` are `InvalidOptions` then, as what
-   * a child is told before it has an owner can't depend on one. Default: none.
+   * Keeps so many children started and initialized ahead: a new identity's first call waits for no start then. For
+   * servers that are the same for everybody: `env` as a function and `roots` are `InvalidOptions` then, as what a child
+   * is told before it has an owner can't depend on one. Default: none.
    */
   readonly standby?: Standby | undefined
 }
