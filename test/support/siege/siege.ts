@@ -91,7 +91,7 @@ let latencies: Array<number> = []
 /** In how many calls' time a user ends its session and begins another. */
 const life = 16
 
-const user = async (index: number, began: number, every: number) => {
+const user = async (index: number, began: number) => {
   const path = paths[index % paths.length]!
   const token = `secret-user-${index}`
   const agent = new Agent({ keepAlive: true, maxSockets: 4 })
@@ -139,7 +139,7 @@ const user = async (index: number, began: number, every: number) => {
   let n = 0
   let due = 0
   const isDue = async () => {
-    due = began + (n + Math.random()) * every
+    due = began + (n + Math.random()) * options.every
     await sleep(Math.max(0, Math.min(due, ends) - performance.now()))
   }
   await isDue()
@@ -193,10 +193,10 @@ const phase = async (duration: number): Promise<Phase> => {
   }
 }
 
-const campaign = async <A>(every: number, body: () => Promise<A>): Promise<A> => {
+const campaign = async <A>(body: () => Promise<A>): Promise<A> => {
   ends = Infinity
   const began = performance.now()
-  const users = Array.from({ length: options.users }, (_, index) => user(index, began, every))
+  const users = Array.from({ length: options.users }, (_, index) => user(index, began))
   // Each begins a session before it calls, and what that has piled up is worked off
   await sleep(2 * options.every)
   const result = await body()
@@ -226,9 +226,9 @@ const besiege = (duration: number) => {
 
 // What is compiled and cached once is not counted, neither its bytes nor its time: a server that has been up for a
 // while has answered each kind of request thousands of times
-await campaign(options.every / 4, () => besiege(options.warmUp))
+await campaign(() => besiege(options.warmUp))
 const { measured: before } = await settle()
-const seen = await campaign(options.every, async () => {
+const seen = await campaign(async () => {
   const quiet = await phase(options.quiet)
   const reported = besiege(options.siege)
   const besieged = await phase(options.siege)
