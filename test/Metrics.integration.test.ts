@@ -12,6 +12,7 @@ import {
   SessionPool
 } from "effect-mcp-sessions"
 import * as Cause from "effect/Cause"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
@@ -197,11 +198,11 @@ describe("metrics", () => {
             )
         })
         yield* Effect.gen(function*() {
-          const call = (upstream: string, name: string) =>
+          const call = (upstream: string, name: string, timeout: Duration.Input = "10 seconds") =>
             Effect.exit(
               SessionPool.withSession(
                 identity.at(upstream),
-                (session) => session.callTool({ name, arguments: { message: token } }, { timeout: 300 })
+                (session) => session.callTool({ name, arguments: { message: token } }, { timeout })
               )
             )
           for (const upstream of ["out", "in"]) {
@@ -216,7 +217,7 @@ describe("metrics", () => {
             )
           )
           server.behaviour.call = "hang"
-          yield* call("out", "echo")
+          yield* call("out", "echo", "300 millis")
           server.behaviour.call = "destroy-after-headers"
           yield* call("out", "echo")
           server.behaviour.call = "answer"
