@@ -11,7 +11,7 @@ import { Agent } from "node:http"
 import { cpus } from "node:os"
 import { setTimeout as sleep } from "node:timers/promises"
 import { fileURLToPath } from "node:url"
-import { type Answer, call, headersOf, initialize, makeAsk, paths, whilst } from "./requests.ts"
+import { type Answer, call, headersOf, initialize, makeAsk, type Path, paths, whilst } from "./requests.ts"
 import type { Besieged, BesiegedOptions } from "./server.ts"
 import type { FromStrangers, StrangersOptions, ToStrangers } from "./strangers.ts"
 
@@ -29,13 +29,18 @@ export interface SiegeOptions extends Omit<StrangersOptions, "port">, BesiegedOp
   readonly patience: number
 }
 
-/** What users have seen of a phase. */
-export interface Phase {
+/** Milliseconds, of a call, from when it was due. */
+export interface Latencies {
   readonly calls: number
-  /** Milliseconds, of a call, from when it was due. */
   readonly p50: number
   readonly p99: number
   readonly max: number
+}
+
+/** What users have seen of a phase. */
+export interface Phase extends Latencies {
+  /** By endpoint: a call that is guarded takes four turns of the server's loop, within Effect's server. */
+  readonly at: Readonly<Record<Path, Latencies>>
   /** How much of a core the server has taken. */
   readonly load: number
   /** How much of the machine was taken, by all of it and by others. */
@@ -86,7 +91,7 @@ const measure = async (isThorough = false): Promise<Besieged> => {
 
 const wrong: Array<string> = []
 let ends = Infinity
-let latencies: Array<number> = []
+let latencies: Array<readonly [path: Path, took: number]> = []
 
 /** In how many calls' time a user ends its session and begins another. */
 const life = 16
@@ -127,7 +132,7 @@ const user = async (index: number, began: number) => {
     const message = `${index}-${n}`
     const samples = latencies
     const answer = await ask(agent, "POST", path, headersOf(token, session), call("echo", n, message))
-    samples.push(performance.now() - due)
+    samples.push([path, performance.now() - due])
     if (!expect(answer, 200, "call")) {
       session = undefined
       return
@@ -172,8 +177,14 @@ const machine = (): readonly [busy: number, all: number] =>
 
 const round = (part: number) => Math.round(part * 100) / 100
 
+const latenciesOf = (samples: ReadonlyArray<readonly [path: Path, took: number]>): Latencies => {
+  const sorted = samples.map(([, took]) => took).toSorted((a, b) => a - b)
+  const percentile = (part: number) => Math.round(sorted[Math.floor(sorted.length * part)] ?? 0)
+  return { calls: sorted.length, p50: percentile(0.5), p99: percentile(0.99), max: percentile(1 - 1e-9) }
+}
+
 const phase = async (duration: number): Promise<Phase> => {
-  const samples: Array<number> = []
+  const samples: typeof latencies = []
   latencies = samples
   const { worked } = await measure()
   const [busy, all] = machine()
@@ -181,13 +192,10 @@ const phase = async (duration: number): Promise<Phase> => {
   latencies = []
   const load = ((await measure()).worked - worked) / duration
   const [busyAfter, allAfter] = machine()
-  const sorted = samples.toSorted((a, b) => a - b)
-  const percentile = (part: number) => Math.round(sorted[Math.floor(sorted.length * part)] ?? 0)
+  const ofPath = (wanted: Path) => latenciesOf(samples.filter(([path]) => path === wanted))
   return {
-    calls: sorted.length,
-    p50: percentile(0.5),
-    p99: percentile(0.99),
-    max: percentile(1 - 1e-9),
+    ...latenciesOf(samples),
+    at: { "/layer": ofPath("/layer"), "/guard": ofPath("/guard") },
     load: round(load),
     machine: round((busyAfter - busy) / (allAfter - all))
   }
