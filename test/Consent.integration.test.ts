@@ -1,6 +1,7 @@
 /**
  * A caller's consent to what is done in their name upstream: with an authorization server, over loopback.
  */
+import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
 import { assert, describe, it, vi } from "@effect/vitest"
 import * as Consent from "effect-mcp-sessions/Consent"
 import { Identity } from "effect-mcp-sessions/Identity"
@@ -8,9 +9,13 @@ import type { McpSession, McpSessionError } from "effect-mcp-sessions/McpSession
 import { SessionPool } from "effect-mcp-sessions/SessionPool"
 import { TokenStore, TokenStoreError, type TokenStoreShape } from "effect-mcp-sessions/TokenStore"
 import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as HttpRouter from "effect/http/HttpRouter"
+import * as HttpServer from "effect/http/HttpServer"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import * as Layer from "effect/Layer"
@@ -21,7 +26,9 @@ import * as Redacted from "effect/Redacted"
 import * as References from "effect/References"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
+import { createServer } from "node:http"
 import { inspect } from "node:util"
+import { textOf } from "./support/answers.ts"
 import type { AuthorizationServer } from "./support/authorizationServer.ts"
 import { browse, consentOf } from "./support/consents.ts"
 import { type AnySession, generations } from "./support/generations.ts"
@@ -306,6 +313,68 @@ for (const [sdk, connector] of generations) {
           assert.strictEqual(response.headers.get("referrer-policy"), "no-referrer")
           assert.strictEqual(response.headers.get("cache-control"), "no-store")
           yield* echo(alice)
+        })
+      ))
+
+    it.effect("comes for nobody where it can't be said whose it is", () =>
+      withUpstream(() =>
+        Effect.gen(function*() {
+          const { url } = yield* consentOf(echo(alice))
+          const request = HttpServerRequest.fromWeb(new Request(yield* browse(url)))
+          const come = (isOwner: () => Effect.Effect<boolean>) =>
+            Effect.forkChild(
+              Effect.exit(Effect.provideService(
+                Consent.callback({ isOwner }),
+                HttpServerRequest.HttpServerRequest,
+                request
+              )),
+              { startImmediately: true }
+            )
+          for (const isOwner of [() => Effect.never, () => Effect.uninterruptible(Effect.never)]) {
+            const coming = yield* come(isOwner)
+            yield* TestClock.adjust("29 seconds")
+            assert.isUndefined(coming.pollUnsafe())
+            yield* TestClock.adjust("1 second")
+            assert.deepStrictEqual(yield* Fiber.join(coming), Exit.fail(new Consent.ConsentFailed({ why: "unknown" })))
+          }
+          const broken = [
+            () => {
+              throw new Error("it broke")
+            },
+            // As a program without types may have it
+            () => true as unknown as Effect.Effect<boolean>,
+            () => Promise.resolve(true) as unknown as Effect.Effect<boolean>
+          ]
+          for (const isOwner of broken) assert.isTrue(Exit.hasDies(yield* Fiber.join(yield* come(isOwner))))
+          assert.isTrue(Exit.isSuccess(yield* Fiber.join(yield* come(() => Effect.succeed(true)))))
+          yield* echo(alice)
+        })
+      ))
+
+    it.live("is in no span of the HTTP server that it comes to, with layerRedacted", () =>
+      withUpstream(({ secrets }) =>
+        Effect.gen(function*() {
+          const { record, spans } = makeRecorder()
+          const { url } = yield* consentOf(echo(alice))
+          const back = new URL(yield* browse(url))
+          const served = HttpRouter.serve(HttpRouter.add("GET", "/oauth/callback", Consent.callback()), {
+            disableLogger: true,
+            disableListenLog: true
+          }).pipe(
+            Layer.provide(Consent.layerRedacted),
+            Layer.provideMerge(NodeHttpServer.layer(createServer, { port: 0, host: "127.0.0.1" }))
+          )
+          const come = Effect.gen(function*() {
+            const { address } = Context.get(yield* Layer.build(served), HttpServer.HttpServer)
+            back.port = String("port" in address ? address.port : 0)
+            const answer = yield* Effect.promise(() => fetch(back, { headers: { connection: "close" } }))
+            assert.strictEqual(answer.status, 200)
+            yield* textOf(answer)
+          })
+          yield* record(Effect.scoped(come))
+          const seen = inspect(spans, { depth: 12, maxStringLength: null })
+          assert.include(seen, "/oauth/callback")
+          for (const secret of secrets) assert.notInclude(seen, secret)
         })
       ))
 
