@@ -159,7 +159,10 @@ export interface IdentifiedAuth {
  * @category services
  */
 export class IdentityResolver extends Context.Service<IdentityResolver, {
-  /** The identity of a request, as the static function of this name says. */
+  /**
+   * The identity of a request, as the static function of this name says. One of your own bounds its waits itself:
+   * `McpHttp` waits for as long as the client does, and answers 503 when its server stops listening.
+   */
   readonly resolve: (request: IdentityRequest | IdentityHeaders) => Effect.Effect<Identity, IdentityError>
   /**
    * Whether somebody verifies each caller: what `verified` of its identities is, where that is known before there are

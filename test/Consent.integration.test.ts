@@ -6,7 +6,7 @@ import * as Consent from "effect-mcp-sessions/Consent"
 import { Identity } from "effect-mcp-sessions/Identity"
 import type { McpSession, McpSessionError } from "effect-mcp-sessions/McpSession"
 import { SessionPool } from "effect-mcp-sessions/SessionPool"
-import { TokenStore } from "effect-mcp-sessions/TokenStore"
+import { TokenStore, TokenStoreError, type TokenStoreShape } from "effect-mcp-sessions/TokenStore"
 import * as Cause from "effect/Cause"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -15,6 +15,7 @@ import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
+import * as Option from "effect/Option"
 import * as KeyValueStore from "effect/persistence/KeyValueStore"
 import * as Redacted from "effect/Redacted"
 import * as References from "effect/References"
@@ -382,6 +383,42 @@ for (const [sdk, connector] of generations) {
         assert.strictEqual(keys.length, 2)
         for (const key of keys) assert.match(key, /^effect-mcp-sessions\/(grant|client)-[\w-]{43}$/)
       }).pipe(Effect.provide(Layer.provideMerge(TokenStore.layerKeyValueStore, KeyValueStore.layerMemory))))
+
+    it.effect("outlasts a store that can't be written, for as long as the process", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        asked.length = 0
+        const kept = new Map<string, Redacted.Redacted>()
+        let fails = true
+        const store: TokenStoreShape = {
+          get: (key) => Effect.sync(() => Option.fromUndefinedOr(kept.get(key))),
+          set: (key, value) =>
+            fails
+              ? Effect.fail(new TokenStoreError({ method: "set", cause: Redacted.make("it is full") }))
+              : Effect.sync(() => void kept.set(key, value)),
+          remove: (key) => Effect.sync(() => void kept.delete(key))
+        }
+        // Each time in another pool, which knows nothing
+        const call = Effect.suspend(() => Effect.provide(Consent.withConsent(agree)(echo(alice)), pool(upstream))).pipe(
+          Effect.provideService(TokenStore, store)
+        )
+        yield* call
+        yield* call
+        assert.deepStrictEqual([asked.length, kept.size], [1, 0])
+        upstream.revoke()
+        fails = false
+        yield* call
+        assert.deepStrictEqual([asked.length, kept.size], [1, 1])
+        // From now on what is there has been used up: a refresh token is good for once
+        fails = true
+        for (let i = 0; i < 3; i++) {
+          upstream.revoke()
+          yield* call
+        }
+        assert.strictEqual(asked.length, 1)
+        const registrations = upstream.authority.requests.filter((path) => path === "/register")
+        assert.strictEqual(registrations.length, 1)
+      }))
 
     it.effect("is in no log, span, event or error", () =>
       Effect.gen(function*() {

@@ -7,6 +7,7 @@ import * as V2 from "@modelcontextprotocol/client"
 import { Client } from "@modelcontextprotocol/sdk/client/index.js"
 import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js"
 import { Identity } from "effect-mcp-sessions/Identity"
+import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import type { McpSessionError } from "effect-mcp-sessions/McpSession"
 import { SessionPool } from "effect-mcp-sessions/SessionPool"
@@ -19,8 +20,9 @@ import { once } from "node:events"
 import { connect, type Socket } from "node:net"
 import { becomes, eventually, readUntil, textOf } from "./support/answers.ts"
 import { type AnySession, type Generation, generations } from "./support/generations.ts"
+import { openGuarded } from "./support/guarded.ts"
 import { type Endpoint, makeLog, makeServer, socket } from "./support/mcpHttp.ts"
-import { begin, call, post, protocolVersion, request, send } from "./support/requests.ts"
+import { begin, call, initialize, post, protocolVersion, request, send } from "./support/requests.ts"
 
 const open = (options: Partial<McpHttp.LayerOptions<never, Scope.Scope>> = {}) =>
   Effect.gen(function*() {
@@ -272,6 +274,36 @@ describe("a body that does not arrive", () => {
       yield* Effect.promise(() => closed).pipe(Effect.timeout("5 seconds"))
       assert.match(said(), /^HTTP\/1\.1 413 /)
     }))
+})
+
+describe("a caller of whom nobody says who it is", () => {
+  const hangs = Effect.uninterruptible(Effect.never)
+  const resolvers = [
+    ["identify", IdentityResolver.layerIdentify(() => hangs)],
+    ["a resolver of one's own", Layer.succeed(IdentityResolver, IdentityResolver.of({ resolve: () => hangs }))]
+  ] as const
+  const hosts = [
+    [
+      "layer",
+      (resolver: Layer.Layer<IdentityResolver>) => socket(McpHttp.layer({ server: makeServer(makeLog()) }), resolver)
+    ],
+    ["guard", (resolver: Layer.Layer<IdentityResolver>) => openGuarded(socket, {}, resolver)]
+  ] as const
+
+  for (const [host, serve] of hosts) {
+    for (const [whose, resolver] of resolvers) {
+      it.live(`does not delay the shutdown of ${host}, and is answered 503, when ${whose} hangs`, () =>
+        Effect.gen(function*() {
+          const endpoint = yield* serve(resolver)
+          const answers = ["POST", "DELETE"].map((method) =>
+            send(endpoint, method, { session: "unknown" }, method === "POST" ? initialize : undefined)
+          )
+          yield* Effect.sleep(100)
+          yield* endpoint.close.pipe(Effect.timeout("5 seconds"))
+          for (const answer of yield* Effect.promise(() => Promise.all(answers))) assert.strictEqual(answer.status, 503)
+        }))
+    }
+  }
 })
 
 describe("a client that does not read", () => {

@@ -383,6 +383,33 @@ describe("SessionCluster", () => {
       assert.strictEqual(upstream.overlaps(), 1)
     }))
 
+  it.effect("finishes what runs in a session that was moving already when its node stops", () =>
+    Effect.gen(function*() {
+      const { nodes, upstream } = yield* startNodes(["a", "b"])
+      let finish: (() => void) | undefined
+      upstream.tools.held = {
+        run: () =>
+          new Promise((resolve) => {
+            finish = () => resolve({ content: [] })
+          })
+      }
+      yield* passing(nodes[0]!.cluster.withSession(alice, who))
+      const { other, owner } = rolesOf(upstream, nodes, "alice")
+      const calling = yield* fork(
+        other.cluster.withSession(alice, (session) => Effect.as(session.callTool({ name: "held" }), "done"))
+      )
+      yield* until(() => finish !== undefined)
+      yield* fork(owner.membership.drain)
+      yield* passing(Effect.sleep("4 seconds"))
+      const closing = yield* fork(owner.close)
+      yield* passing(Effect.sleep("4 seconds"))
+      assert.isUndefined(calling.pollUnsafe())
+      finish!()
+      assert.strictEqual(yield* passing(Fiber.join(calling)), "done")
+      yield* passing(Fiber.join(closing))
+      assert.strictEqual(upstream.overlaps(), 1)
+    }))
+
   it.effect("finishes what a node has asked of another before it stops, and gives away what it has at once", () =>
     Effect.gen(function*() {
       const { nodes, upstream } = yield* startNodes(["a", "b"])

@@ -51,7 +51,7 @@ interface Lease {
   readonly session: McpSession
   readonly seen: Seen.Seen
   readonly events: Queue.Queue<Wire.LeaseEvent, Cause.Done>
-  /** Completed when nothing runs any more, once it is leaving. */
+  /** Completed when nothing runs any more, once it is leaving, or what runs is not waited for any longer. */
   readonly idle: Deferred.Deferred<void>
   inFlight: number
   isLeaving: boolean
@@ -138,6 +138,7 @@ export const make = Effect.fnUntraced(function*(options: {
 
   const forget = (lease: Lease): void => {
     leases.delete(lease.id)
+    Deferred.doneUnsafe(lease.idle, Exit.void)
     over.set(lease.id, lease.seen)
     if (over.size > remembered) over.delete(over.keys().next().value!)
   }
@@ -162,8 +163,7 @@ export const make = Effect.fnUntraced(function*(options: {
         Effect.raceFirst(nearlyLost(lease.shard)),
         Effect.timeoutOption(settings.terminationTimeout)
       )
-      // In a fiber of its own: this one is interrupted already
-      return Effect.ensuring(Effect.flatMap(Effect.forkDetach(calls), Fiber.await), Effect.sync(() => forget(lease)))
+      return Effect.ensuring(inOwnFiber(calls), Effect.sync(() => forget(lease)))
     })
 
   // When somebody waits for room, those make it who only keep what they may need again.
@@ -365,6 +365,11 @@ export const make = Effect.fnUntraced(function*(options: {
   // The entity
   // ---------------------------------------------------------------------------
 
+  // The engine that ends does not wait for entities whose shards were moving already; and the pool closes after it
+  const allLeft = Effect.suspend(() =>
+    Effect.forEach(Array.from(leases.values()), ({ idle }) => Deferred.await(idle), { discard: true })
+  )
+  yield* Effect.addFinalizer(() => inOwnFiber(Effect.timeoutOption(allLeft, settings.terminationTimeout)))
   const entity = Wire.makeEntity(settings.group)
   const activated = Effect.gen(function*() {
     const { entityId: key, shardId } = yield* Entity.CurrentAddress
@@ -398,6 +403,9 @@ export const make = Effect.fnUntraced(function*(options: {
   const owner: Owner = { handlers, callHere, notificationsHere }
   return owner
 })
+
+/** For finalizers: their own fiber may be interrupted already, and lets nothing be interrupted. */
+const inOwnFiber = (effect: Effect.Effect<unknown>) => Effect.flatMap(Effect.forkDetach(effect), Fiber.await)
 
 /** What comes in one turn of the event loop goes in one message. */
 const together = <A, E>(stream: Stream.Stream<A, E>): Stream.Stream<A, E> =>

@@ -22,6 +22,7 @@ import {
   type Visit
 } from "../../SessionRegistry.ts"
 import { OpenTimeout, type RegistryClosed, type RegistryFull } from "../../SessionRegistryError.ts"
+import * as Apart from "../apart.ts"
 import * as Finalizers from "../finalizers.ts"
 import type * as Options from "../options.ts"
 import { namesAndPlaces } from "../places.ts"
@@ -150,11 +151,30 @@ export const make = Effect.fnUntraced(function*<A, R>(
     )
   }
 
+  /**
+   * Who is asked may hang, and ignore that nobody waits any more: the wait ends with the request's connection, and when
+   * the server stops listening. Most know at once.
+   */
+  const identified = (
+    request: HttpServerRequest
+  ): Effect.Effect<Identity, IdentityError | Answers.Refused, Scope.Scope> =>
+    Effect.uninterruptibleMask((restore) =>
+      Effect.flatMap(Effect.forkDetach(restore(resolver.resolve(request)), { startImmediately: true }), (asking) => {
+        const known = asking.pollUnsafe()
+        if (known !== undefined) return known
+        Socket.watch(request)
+        return Effect.andThen(
+          listening(request),
+          restore(Effect.raceFirst(Apart.join(asking), Deferred.await(closing)))
+        )
+      })
+    )
+
   /** Whose request it is, if their credentials are for this endpoint. */
   const resolve = exposure === undefined && protects === undefined
-    ? resolver.resolve
-    : (request: HttpServerRequest): Effect.Effect<Identity, IdentityError> =>
-      Effect.flatMap(resolver.resolve(request), (identity) => {
+    ? identified
+    : (request: HttpServerRequest) =>
+      Effect.flatMap(identified(request), (identity): Effect.Effect<Identity, IdentityError> => {
         const issue = protects?.audienceIssue(identity)
         if (issue !== undefined) return Effect.fail(issue)
         const warning = exposure?.(request, identity)
