@@ -253,7 +253,8 @@ export const callback = <R = never>(
  * both, and are the only ones of this library with secrets in them. Provide it to the server.
  *
  * ```ts
- * HttpRouter.serve(routes).pipe(Layer.provide(Consent.layerRedacted))
+ * const routes = HttpRouter.add("GET", "/oauth/callback", Consent.callback())
+ * const served = HttpRouter.serve(routes).pipe(Layer.provide(Consent.layerRedacted))
  * ```
  *
  * @category layers
