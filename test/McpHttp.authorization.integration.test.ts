@@ -467,7 +467,7 @@ describe.each(kinds)("McpHttp.%s with authorization", (_, open) => {
 
   it.effect("403 says no more scopes than a client reads: where there are too many, those of the call, or none", () =>
     Effect.gen(function*() {
-      const scopes = Array.from({ length: 1_000 }, (_, i) => `project:${i}:read`)
+      const scopes = Array.from(Array(1_000).keys(), (i) => `project:${i}:read`)
       const resolver = IdentityResolver.layerIdentify(() =>
         Effect.succeed(Identity.fromKey("alice", { verified: true, scopes }))
       )
