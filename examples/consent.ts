@@ -161,6 +161,7 @@ const gateway = Effect.fnUntraced(function*(upstream: URL) {
     HttpRouter.serve(routes, { disableLogger: true, disableListenLog: true }).pipe(
       Layer.provide(IdentityResolver.layer({ mode: "required" })),
       Layer.provide(Upstreams),
+      Layer.provide(Consent.layerRedacted),
       Layer.provide(NodeHttpServer.layer(() => http, { port: Number(origin.port), host: "127.0.0.1" }))
     )
   )

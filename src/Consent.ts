@@ -23,9 +23,12 @@ import * as Fiber from "effect/Fiber"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
+import * as UrlParams from "effect/http/UrlParams"
+import * as Layer from "effect/Layer"
 import type * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import type { Identity } from "./Identity.ts"
+import * as Apart from "./internal/apart.ts"
 import * as Pending from "./internal/consents.ts"
 import { respond } from "./internal/problem.ts"
 import { McpSessionError } from "./McpSessionError.ts"
@@ -168,14 +171,31 @@ const finishAs = <R>(
     const consents = yield* Pending.Consents
     const pending = yield* consents.ofState(query.get("state") ?? "")
     if (pending === undefined) return yield* new ConsentFailed({ why: "unknown" })
-    if (!(yield* Effect.orElseSucceed(isOwner(pending.identity), () => false))) {
-      return yield* new ConsentFailed({ why: "unknown" })
-    }
+    if (!(yield* said(isOwner, pending.identity))) return yield* new ConsentFailed({ why: "unknown" })
     yield* Effect.mapError(pending.check(query.get("iss") ?? undefined), () => new ConsentFailed({ why: "failed" }))
     // Goes on when the browser leaves: a code is good for once
     const redeeming = yield* Effect.forkDetach(redeemed(consents, pending, query), { startImmediately: true })
     return yield* Fiber.join(redeeming)
   })
+
+// It may hang, and ignore that nobody waits any more
+const ownerPatience = "30 seconds"
+
+const said = <R>(
+  isOwner: (identity: Identity) => Effect.Effect<boolean, unknown, R>,
+  identity: Identity
+): Effect.Effect<boolean, never, R> =>
+  Apart.run(Effect.suspend(() => isOwner(identity))).pipe(
+    Effect.orElseSucceed(() => false),
+    Effect.timeoutOrElse({
+      duration: ownerPatience,
+      orElse: () =>
+        Effect.as(
+          Effect.logWarning(`Consent.callback: isOwner took longer than ${ownerPatience}, and counts as no`),
+          false
+        )
+    })
+  )
 
 const redeemed = (consents: Pending.Consents, pending: Pending.Pending, query: URLSearchParams) =>
   Effect.suspend((): Effect.Effect<Identity, ConsentFailed> => {
@@ -208,7 +228,10 @@ const queryOf = (answer: string | URL | URLSearchParams): URLSearchParams => {
  *
  * `isOwner` says whether it is that identity's owner who has come, for example by a cookie of one's own: MCP
  * 2025-11-25, client/elicitation, asks servers to verify that the user who opens the address is the one who was asked,
- * because somebody else might be made to open it. Default: whoever comes with the right `state`.
+ * because somebody else might be made to open it. One that fails, or has said nothing for 30 seconds, says no. Default:
+ * whoever comes with the right `state`.
+ *
+ * What comes has secrets in its address: {@link layerRedacted} keeps them out of the spans of Effect's HTTP server.
  *
  * @category constructors
  */
@@ -224,6 +247,22 @@ export const callback = <R = never>(
     yield* finishAs(url, options.isOwner ?? (() => Effect.succeed(true)))
     return HttpServerResponse.text("Thank you. You can close this window and go back.", { headers: pageHeaders })
   })
+
+/**
+ * Has Effect's HTTP server leave out `code` and `state` of the addresses that its spans tell: those of callbacks have
+ * both, and are the only ones of this library with secrets in them. Provide it to the server.
+ *
+ * ```ts
+ * const routes = HttpRouter.add("GET", "/oauth/callback", Consent.callback())
+ * const served = HttpRouter.serve(routes).pipe(Layer.provide(Consent.layerRedacted))
+ * ```
+ *
+ * @category layers
+ */
+export const layerRedacted: Layer.Layer<never> = Layer.effect(
+  UrlParams.CurrentRedactedNames,
+  Effect.map(UrlParams.CurrentRedactedNames, (names) => [...names, "code", "state"])
+)
 
 // The address has a code in it
 const pageHeaders = { "cache-control": "no-store", "referrer-policy": "no-referrer" }

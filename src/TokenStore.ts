@@ -21,8 +21,9 @@ import * as Schema from "effect/Schema"
  * The store did not do what it was asked. Whatever its cause says stays in it, and in no log of this library.
  *
  * A connector that can't read it, within ten seconds, fails the open or the call with the reason `PreparationFailed`.
- * One that can't write to it, within two, logs that, and goes on with the tokens that it has got. What it finds there
- * and can't read is nothing to it.
+ * One that can't write to it, within two, logs that, and goes on with what it has got, as do all others of the process:
+ * that is kept in memory in place of what the store has, 10,000 values of it, until there is something newer and that
+ * can be written. What it finds there and can't read is nothing to it.
  *
  * @category errors
  */
@@ -60,7 +61,10 @@ export interface TokenStoreShape {
 // As many as a process may have users; of two kilobytes each they are 20 MB
 const maxKept = 10_000
 
-const makeMemory = (): TokenStoreShape => {
+/**
+ * @internal
+ */
+export const makeMemory = (): TokenStoreShape => {
   const kept = new Map<string, Redacted.Redacted>()
   return {
     get: (key) =>

@@ -1,26 +1,34 @@
 /**
  * A caller's consent to what is done in their name upstream: with an authorization server, over loopback.
  */
+import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
 import { assert, describe, it, vi } from "@effect/vitest"
 import * as Consent from "effect-mcp-sessions/Consent"
 import { Identity } from "effect-mcp-sessions/Identity"
 import type { McpSession, McpSessionError } from "effect-mcp-sessions/McpSession"
 import { SessionPool } from "effect-mcp-sessions/SessionPool"
-import { TokenStore } from "effect-mcp-sessions/TokenStore"
+import { TokenStore, TokenStoreError, type TokenStoreShape } from "effect-mcp-sessions/TokenStore"
 import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as HttpRouter from "effect/http/HttpRouter"
+import * as HttpServer from "effect/http/HttpServer"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
+import * as Option from "effect/Option"
 import * as KeyValueStore from "effect/persistence/KeyValueStore"
 import * as Redacted from "effect/Redacted"
 import * as References from "effect/References"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
+import { createServer } from "node:http"
 import { inspect } from "node:util"
+import { textOf } from "./support/answers.ts"
 import type { AuthorizationServer } from "./support/authorizationServer.ts"
 import { browse, consentOf } from "./support/consents.ts"
 import { type AnySession, generations } from "./support/generations.ts"
@@ -308,6 +316,68 @@ for (const [sdk, connector] of generations) {
         })
       ))
 
+    it.effect("comes for nobody where it can't be said whose it is", () =>
+      withUpstream(() =>
+        Effect.gen(function*() {
+          const { url } = yield* consentOf(echo(alice))
+          const request = HttpServerRequest.fromWeb(new Request(yield* browse(url)))
+          const come = (isOwner: () => Effect.Effect<boolean>) =>
+            Effect.forkChild(
+              Effect.exit(Effect.provideService(
+                Consent.callback({ isOwner }),
+                HttpServerRequest.HttpServerRequest,
+                request
+              )),
+              { startImmediately: true }
+            )
+          for (const isOwner of [() => Effect.never, () => Effect.uninterruptible(Effect.never)]) {
+            const coming = yield* come(isOwner)
+            yield* TestClock.adjust("29 seconds")
+            assert.isUndefined(coming.pollUnsafe())
+            yield* TestClock.adjust("1 second")
+            assert.deepStrictEqual(yield* Fiber.join(coming), Exit.fail(new Consent.ConsentFailed({ why: "unknown" })))
+          }
+          const broken = [
+            () => {
+              throw new Error("it broke")
+            },
+            // As a program without types may have it
+            () => true as unknown as Effect.Effect<boolean>,
+            () => Promise.resolve(true) as unknown as Effect.Effect<boolean>
+          ]
+          for (const isOwner of broken) assert.isTrue(Exit.hasDies(yield* Fiber.join(yield* come(isOwner))))
+          assert.isTrue(Exit.isSuccess(yield* Fiber.join(yield* come(() => Effect.succeed(true)))))
+          yield* echo(alice)
+        })
+      ))
+
+    it.live("is in no span of the HTTP server that it comes to, with layerRedacted", () =>
+      withUpstream(({ secrets }) =>
+        Effect.gen(function*() {
+          const { record, spans } = makeRecorder()
+          const { url } = yield* consentOf(echo(alice))
+          const back = new URL(yield* browse(url))
+          const served = HttpRouter.serve(HttpRouter.add("GET", "/oauth/callback", Consent.callback()), {
+            disableLogger: true,
+            disableListenLog: true
+          }).pipe(
+            Layer.provide(Consent.layerRedacted),
+            Layer.provideMerge(NodeHttpServer.layer(createServer, { port: 0, host: "127.0.0.1" }))
+          )
+          const come = Effect.gen(function*() {
+            const { address } = Context.get(yield* Layer.build(served), HttpServer.HttpServer)
+            back.port = String("port" in address ? address.port : 0)
+            const answer = yield* Effect.promise(() => fetch(back, { headers: { connection: "close" } }))
+            assert.strictEqual(answer.status, 200)
+            yield* textOf(answer)
+          })
+          yield* record(Effect.scoped(come))
+          const seen = inspect(spans, { depth: 12, maxStringLength: null })
+          assert.include(seen, "/oauth/callback")
+          for (const secret of secrets) assert.notInclude(seen, secret)
+        })
+      ))
+
     it.effect("is not asked for because a server is down", () =>
       withUpstream((upstream) =>
         Effect.gen(function*() {
@@ -382,6 +452,42 @@ for (const [sdk, connector] of generations) {
         assert.strictEqual(keys.length, 2)
         for (const key of keys) assert.match(key, /^effect-mcp-sessions\/(grant|client)-[\w-]{43}$/)
       }).pipe(Effect.provide(Layer.provideMerge(TokenStore.layerKeyValueStore, KeyValueStore.layerMemory))))
+
+    it.effect("outlasts a store that can't be written, for as long as the process", () =>
+      Effect.gen(function*() {
+        const upstream = yield* Protected.make
+        asked.length = 0
+        const kept = new Map<string, Redacted.Redacted>()
+        let fails = true
+        const store: TokenStoreShape = {
+          get: (key) => Effect.sync(() => Option.fromUndefinedOr(kept.get(key))),
+          set: (key, value) =>
+            fails
+              ? Effect.fail(new TokenStoreError({ method: "set", cause: Redacted.make("it is full") }))
+              : Effect.sync(() => void kept.set(key, value)),
+          remove: (key) => Effect.sync(() => void kept.delete(key))
+        }
+        // Each time in another pool, which knows nothing
+        const call = Effect.suspend(() => Effect.provide(Consent.withConsent(agree)(echo(alice)), pool(upstream))).pipe(
+          Effect.provideService(TokenStore, store)
+        )
+        yield* call
+        yield* call
+        assert.deepStrictEqual([asked.length, kept.size], [1, 0])
+        upstream.revoke()
+        fails = false
+        yield* call
+        assert.deepStrictEqual([asked.length, kept.size], [1, 1])
+        // From now on what is there has been used up: a refresh token is good for once
+        fails = true
+        for (let i = 0; i < 3; i++) {
+          upstream.revoke()
+          yield* call
+        }
+        assert.strictEqual(asked.length, 1)
+        const registrations = upstream.authority.requests.filter((path) => path === "/register")
+        assert.strictEqual(registrations.length, 1)
+      }))
 
     it.effect("is in no log, span, event or error", () =>
       Effect.gen(function*() {

@@ -277,7 +277,8 @@ describe("a body that does not arrive", () => {
 })
 
 describe("a caller of whom nobody says who it is", () => {
-  const hangs = Effect.uninterruptible(Effect.never)
+  let asked = 0
+  const hangs = Effect.andThen(Effect.sync(() => asked++), Effect.uninterruptible(Effect.never))
   const resolvers = [
     ["identify", IdentityResolver.layerIdentify(() => hangs)],
     ["a resolver of one's own", Layer.succeed(IdentityResolver, IdentityResolver.of({ resolve: () => hangs }))]
@@ -295,10 +296,11 @@ describe("a caller of whom nobody says who it is", () => {
       it.live(`does not delay the shutdown of ${host}, and is answered 503, when ${whose} hangs`, () =>
         Effect.gen(function*() {
           const endpoint = yield* serve(resolver)
+          const before = asked
           const answers = ["POST", "DELETE"].map((method) =>
             send(endpoint, method, { session: "unknown" }, method === "POST" ? initialize : undefined)
           )
-          yield* Effect.sleep(100)
+          yield* eventually(() => asked === before + 2)
           yield* endpoint.close.pipe(Effect.timeout("5 seconds"))
           for (const answer of yield* Effect.promise(() => Promise.all(answers))) assert.strictEqual(answer.status, 503)
         }))

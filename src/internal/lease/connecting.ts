@@ -5,8 +5,10 @@
  * An open belongs to its pool, so its span is a child of the pool's own; which request has asked for it is what the
  * links say.
  */
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as References from "effect/References"
 import type * as Tracer from "effect/Tracer"
 import * as Spans from "../spans.ts"
 
@@ -69,7 +71,10 @@ export const make = (name: string): Connecting => {
         if (!Spans.hasTracer(fiber) && Spans.current(fiber) === undefined) {
           openings.delete(session)
           askers.delete(session.info)
-          return Effect.annotateLogs(open, labels) as Effect.Effect<never>
+          // The fiber is the open's own, and has its own context back when that is over
+          const annotations = { ...fiber.getRef(References.CurrentLogAnnotations), ...labels }
+          fiber.setContext(Context.add(fiber.context, References.CurrentLogAnnotations, annotations))
+          return open as Effect.Effect<never>
         }
         const opening = openingOf(session)
         link(opening, askers.get(session.info))

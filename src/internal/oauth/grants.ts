@@ -9,7 +9,7 @@ import * as Redacted from "effect/Redacted"
 import { createHash } from "node:crypto"
 import { type Authorization, AuthorizationFailed, type ProviderOf, type TokenSource } from "../../Authorization.ts"
 import type { Identity } from "../../Identity.ts"
-import type { TokenStoreShape } from "../../TokenStore.ts"
+import { makeMemory, type TokenStoreShape } from "../../TokenStore.ts"
 import * as Cells from "./cells.ts"
 import type { Grant } from "./drafts.ts"
 
@@ -27,11 +27,19 @@ const writePatience = Duration.seconds(2)
 
 const change = (work: () => Effect.Effect<void, unknown>) => Cells.inTime(Effect.suspend(work), writePatience, late)
 
+/** What could not be written, by the store that it was for: that may still have what a refresh has used up. */
+const unwritten = new WeakMap<TokenStoreShape, TokenStoreShape>()
+
 /** The part of the store that has JSON in it. It is as slow as it likes, but nobody waits for that. */
 export const make = (store: TokenStoreShape, server: string) => {
+  const memory = unwritten.get(store) ?? makeMemory()
+  unwritten.set(store, memory)
   const read = (key: string): Effect.Effect<unknown, unknown> =>
     Effect.map(
-      Cells.inTime(Effect.suspend(() => store.get(key)), Cells.patience, late),
+      Effect.flatMap(memory.get(key), (mine) =>
+        Option.isSome(mine)
+          ? Effect.succeed(mine)
+          : Cells.inTime(Effect.suspend(() => store.get(key)), Cells.patience, late)),
       (found) => {
         const kept = Option.getOrUndefined(
           Option.flatMap(found, Option.liftThrowable((text): unknown => JSON.parse(Redacted.value(text))))
@@ -43,17 +51,25 @@ export const make = (store: TokenStoreShape, server: string) => {
   return {
     grant: (key: string) => Effect.map(read(key), (found) => isGrant(found) ? found : undefined),
     client: (key: string) => Effect.map(read(key), (found) => isClient(found) ? found : undefined),
-    remove: (key: string) => Effect.ignoreCause(change(() => store.remove(key))),
-    // What could not be written is still known here
-    write: (key: string, value: unknown) =>
-      Effect.catchCause(
-        change(() => store.set(key, Redacted.make(JSON.stringify({ key, value })))),
-        () =>
-          Effect.logWarning(
-            `What the authorization server of "${server}" has granted could not be written to the TokenStore, ` +
-              "and will be lost with this process"
+    remove: (key: string) =>
+      Effect.andThen(
+        Effect.ignore(memory.remove(key)),
+        Effect.ignoreCause(change(() => store.remove(key)))
+      ),
+    write: (key: string, value: unknown) => {
+      const text = Redacted.make(JSON.stringify({ key, value }))
+      return Effect.matchCauseEffect(change(() => store.set(key, text)), {
+        onSuccess: () => Effect.ignore(memory.remove(key)),
+        onFailure: () =>
+          Effect.andThen(
+            Effect.ignore(memory.set(key, text)),
+            Effect.logWarning(
+              `What the authorization server of "${server}" has granted could not be written to the TokenStore, ` +
+                "and will be lost with this process"
+            )
           )
-      )
+      })
+    }
   }
 }
 
