@@ -8,10 +8,13 @@ import {
   type SessionHandle
 } from "effect-mcp-sessions"
 import { ClusterNode, type MemoryCluster } from "effect-mcp-sessions/ClusterNode"
+import type { Connector } from "effect-mcp-sessions/Connector"
+import type { ProgressOptions } from "effect-mcp-sessions/McpSession"
 import { type RemoteSession, SessionCluster } from "effect-mcp-sessions/SessionCluster"
 import * as Cause from "effect/Cause"
 import * as ClusterSchema from "effect/cluster/ClusterSchema"
 import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -409,6 +412,45 @@ describe("SessionCluster", () => {
       yield* passing(Fiber.join(closing))
       assert.strictEqual(upstream.overlaps(), 1)
     }))
+
+  it.effect.each<readonly [string, ProgressOptions]>([
+    ["of a call", {}],
+    ["of a call with progress", { onProgress: () => Effect.void }]
+  ])(
+    "sends the answer $0 for which a node waits that stops, though nothing keeps it then",
+    ([, options]) =>
+      Effect.gen(function*() {
+        const memory = ClusterNode.memory()
+        const upstream = makeUpstream()
+        const held = yield* Deferred.make<void>()
+        const kept = yield* Scope.make()
+        yield* Effect.addFinalizer(() => passing(Scope.close(kept, Exit.void)))
+        let calls = 0
+        // Closed in no time: what they are made of stays
+        const connect: Connector = (identity, handle) =>
+          Effect.map(Scope.provide(upstream.connectAt("a")(identity, handle), kept), (session) => ({
+            ...session,
+            callTool: () =>
+              Effect.suspend(() => {
+                calls++
+                return Effect.as(Deferred.await(held), { content: [] })
+              })
+          }))
+        const owner = yield* startNode("a", nodeLayer(memory, upstream, "a", { sessions: { connect } }))
+        const client = yield* startNode("b", clientLayer(memory, "b"))
+        yield* TestClock.adjust("12 seconds")
+        const calling = yield* fork(
+          client.cluster.withSession(alice, (session) => Effect.as(session.callTool({ name: "held" }, options), "done"))
+        )
+        yield* passing(Effect.promise(() => Promise.resolve()), 1)
+        yield* until(() => calls === 1)
+        const closing = yield* fork(owner.close)
+        yield* passing(Effect.sleep("1 second"))
+        yield* Deferred.succeed(held, undefined)
+        assert.strictEqual(yield* passing(Fiber.join(calling)), "done")
+        yield* passing(Fiber.join(closing))
+      })
+  )
 
   it.effect("finishes what a node has asked of another before it stops, and gives away what it has at once", () =>
     Effect.gen(function*() {

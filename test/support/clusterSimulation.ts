@@ -523,7 +523,9 @@ class Simulation extends Simulator.Simulation<Action> {
         if (luck.chance(this.weather / 4)) return Effect.andThen(delay, Effect.fail(gone))
         const link = this.link(from, to)
         const { handlers } = this.machines.get(to)!.node.directory
-        const run: Effect.Effect<string, Wire.Failure | RpcClientError> = handlers?.call(sent) ?? Effect.fail(gone)
+        const run: Effect.Effect<string, Wire.Failure | RpcClientError> = handlers === undefined
+          ? Effect.fail(gone)
+          : Effect.scoped(handlers.call(sent))
         const again = luck.chance(this.weather)
           ? Effect.forkDetach(Effect.ignoreCause(Effect.delay(run, luck.pick([0, 1, 20]))))
           : Effect.void

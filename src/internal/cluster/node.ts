@@ -30,8 +30,9 @@ export type Peer = RpcClient.FromGroup<typeof Wire.Rpcs, RpcClientError>
 
 /** What this node answers of its own sessions. */
 export interface Handlers {
-  readonly call: (call: Wire.Call) => Effect.Effect<string, Wire.Failure>
-  readonly callReported: (call: Wire.Call) => Stream.Stream<Wire.Reported, Wire.Failure>
+  /** In the scope of its request, which closes when it has been answered. */
+  readonly call: (call: Wire.Call) => Effect.Effect<string, Wire.Failure, Scope.Scope>
+  readonly callReported: (call: Wire.Call) => Stream.Stream<Wire.Reported, Wire.Failure, Scope.Scope>
   readonly listen: (lease: string) => Stream.Stream<string, Wire.Refused>
   /** In parts. Nothing comes of a node that owns nothing. */
   readonly inspect: (what: "stats" | "entries") => Stream.Stream<string>

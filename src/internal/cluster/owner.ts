@@ -253,28 +253,45 @@ export const make = Effect.fnUntraced(function*(options: {
     if (found.isLeaving && found.inFlight === 0) Deferred.doneUnsafe(found.idle, Exit.void)
   }
 
-  const within = <A>(
-    call: Wire.Call,
+  const asked = <A>(
+    { identity }: Wire.Call,
+    found: Lease,
     f: (session: McpSession) => Effect.Effect<A, McpSessionError>
-  ): Effect.Effect<A, Wire.Failure> =>
-    Effect.suspend((): Effect.Effect<A, Wire.Failure> => {
-      const found = enter(call)
-      if (found instanceof Wire.Refused) return Effect.fail(found)
-      const { identity } = call
-      const run = identity === undefined || isExclusive
-        ? f(found.session)
-        // Only to present the newest credentials: the session is there. An exclusive one could not be had twice, and
-        // is leased anew for the next caller.
-        : Effect.andThen(Effect.ignore(Effect.scoped(pool.get(identity))), f(found.session))
-      return Effect.ensuring(run, Effect.sync(exit(found)))
-    })
+  ): Effect.Effect<A, McpSessionError> =>
+    identity === undefined || isExclusive
+      ? f(found.session)
+      // Only to present the newest credentials: the session is there. An exclusive one could not be had twice, and is
+      // leased anew for the next caller.
+      : Effect.andThen(Effect.ignore(Effect.scoped(pool.get(identity))), f(found.session))
 
   const callHere: Owner["callHere"] = (call, params, onProgress) =>
-    within(call, (session) => Codec.ask(session, call, params, onProgress))
+    Effect.suspend((): Effect.Effect<unknown, Wire.Failure> => {
+      const found = enter(call)
+      return found instanceof Wire.Refused
+        ? Effect.fail(found)
+        : Effect.ensuring(
+          asked(call, found, (session) => Codec.ask(session, call, params, onProgress)),
+          Effect.sync(exit(found))
+        )
+    })
 
-  const callFrom = (call: Wire.Call, onProgress?: (progress: Progress) => Effect.Effect<void>) => {
-    const server = leases.get(call.lease)?.session.serverInfo.name ?? "cluster"
-    return underTrace(call, callHere(call, Codec.parse(call.params), onProgress)).pipe(
+  // What comes from another node is in flight until its answer was sent, which is when the scope of its request closes
+  const entered = (call: Wire.Call): Effect.Effect<Lease, Wire.Refused, Scope.Scope> =>
+    Effect.uninterruptible(Effect.flatMap(Effect.scope, (scope) => {
+      const found = enter(call)
+      return found instanceof Wire.Refused
+        ? Effect.fail(found)
+        : Effect.as(Scope.addFinalizer(scope, Effect.sync(exit(found))), found)
+    }))
+
+  const callFrom = (
+    call: Wire.Call,
+    found: Lease,
+    onProgress?: (progress: Progress) => Effect.Effect<void>
+  ): Effect.Effect<string, McpSessionError> => {
+    const server = found.session.serverInfo.name
+    const params = Codec.parse(call.params)
+    return underTrace(call, asked(call, found, (session) => Codec.ask(session, call, params, onProgress))).pipe(
       Effect.flatMap((answer) =>
         Codec.carried(answer, { method: call.operation, server, requestSent: true, maxMessageBytes })
       ),
@@ -282,20 +299,22 @@ export const make = Effect.fnUntraced(function*(options: {
     )
   }
 
+  const reportedFrom = (call: Wire.Call, found: Lease): Stream.Stream<Wire.Reported, McpSessionError> =>
+    together(Stream.callback<Wire.Reported, McpSessionError>((queue) =>
+      callFrom(call, found, (progress) =>
+        // The caller loses the oldest, as it would here
+        Effect.sync(() => {
+          const json = Codec.stringify(progress)
+          if (Codec.isShort(json, maxMessageBytes)) Queue.offerUnsafe(queue, { _tag: "Progress", json })
+        })).pipe(
+          Effect.flatMap((json) => Queue.offer(queue, { _tag: "Answer", json })),
+          Effect.andThen(Queue.end(queue)),
+          Effect.catch((error) => Queue.fail(queue, error))
+        ), { bufferSize: 257, strategy: "sliding" }))
+
   const handlers: Handlers = {
-    call: (call) => callFrom(call),
-    callReported: (call) =>
-      together(Stream.callback<Wire.Reported, Wire.Failure>((queue) =>
-        callFrom(call, (progress) =>
-          // The caller loses the oldest, as it would here
-          Effect.sync(() => {
-            const json = Codec.stringify(progress)
-            if (Codec.isShort(json, maxMessageBytes)) Queue.offerUnsafe(queue, { _tag: "Progress", json })
-          })).pipe(
-            Effect.flatMap((json) => Queue.offer(queue, { _tag: "Answer", json })),
-            Effect.andThen(Queue.end(queue)),
-            Effect.catch((error) => Queue.fail(queue, error))
-          ), { bufferSize: 257, strategy: "sliding" })),
+    call: (call) => Effect.flatMap(entered(call), (found) => callFrom(call, found)),
+    callReported: (call) => Stream.flatMap(Stream.fromEffect(entered(call)), (found) => reportedFrom(call, found)),
     listen: (id) =>
       Stream.filter(
         Stream.map(notificationsHere(id), Codec.stringify),
