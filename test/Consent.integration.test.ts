@@ -177,6 +177,21 @@ for (const [sdk, connector] of generations) {
           assert.notStrictEqual((yield* consentOf(echo(alice))).id, reason.id)
         }), { redirectUrl, timeout: "5 minutes" }))
 
+    it.effect("that does not come in time is not waited for, nor is who asks and ignores that, or whoever called", () =>
+      withUpstream(() =>
+        Effect.gen(function*() {
+          for (const gives of ["time", "up"] as const) {
+            const asking = yield* Deferred.make<void>()
+            const hangs = Effect.andThen(Deferred.succeed(asking, undefined), Effect.uninterruptible(Effect.never))
+            const waiting = yield* Effect.forkChild(Effect.exit(Consent.withConsent(() => hangs)(echo(alice))))
+            yield* Deferred.await(asking)
+            if (gives === "time") yield* TestClock.adjust("5 minutes")
+            else yield* TestClock.withLive(Effect.timeout(Fiber.interrupt(waiting), "5 seconds"))
+            const exit = yield* TestClock.withLive(Effect.timeout(Fiber.await(waiting), "5 seconds"))
+            assert.isTrue(Exit.isSuccess(exit) === (gives === "time"))
+          }
+        }), { redirectUrl, timeout: "5 minutes" }))
+
     it.effect("is brought once, and by nobody who does not know what was asked", () =>
       withUpstream(({ grants }) =>
         Effect.gen(function*() {
