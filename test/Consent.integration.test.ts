@@ -33,6 +33,7 @@ import type { AuthorizationServer } from "./support/authorizationServer.ts"
 import { browse, consentOf } from "./support/consents.ts"
 import { type AnySession, generations } from "./support/generations.ts"
 import * as Protected from "./support/protected.ts"
+import { makeHandle } from "./support/sessions.ts"
 import { makeRecorder } from "./support/spans.ts"
 
 class Sessions extends SessionPool.Tag<Sessions, AnySession, McpSessionError>()("test/Sessions") {}
@@ -291,6 +292,36 @@ for (const [sdk, connector] of generations) {
           }
         })
       ))
+
+    it.effect("is asked for at no address of the caller's own machine, for a server that is elsewhere", () =>
+      Effect.gen(function*() {
+        const server = "https://mcp.example.com/mcp"
+        const issuer = "https://login.example.com"
+        let authorize = "http://127.0.0.1:8080/authorize"
+        const documents = (): Readonly<Record<string, unknown>> => ({
+          "/.well-known/oauth-protected-resource/mcp": { resource: server, authorization_servers: [issuer] },
+          "/.well-known/oauth-authorization-server": {
+            issuer,
+            authorization_endpoint: authorize,
+            token_endpoint: `${issuer}/token`,
+            response_types_supported: ["code"]
+          }
+        })
+        const connect = connector.http({
+          url: server,
+          fetch: (target) => {
+            const document = documents()[new URL(target).pathname]
+            return Promise.resolve(
+              document === undefined ? new Response(null, { status: 401 }) : Response.json(document)
+            )
+          },
+          authorization: { authorizationCode: { redirectUrl, clientId: "test", issuer } }
+        })
+        const refused = yield* Effect.flip(Effect.scoped(connect(alice, makeHandle())))
+        assert.strictEqual(refused.reason._tag, "PreparationFailed")
+        authorize = `${issuer}/authorize`
+        yield* consentOf(Effect.scoped(connect(alice, makeHandle())))
+      }).pipe(Effect.provide(TokenStore.layerMemory)))
 
     it.effect("comes by a route, which says who it is for", () =>
       withUpstream(() =>
