@@ -134,7 +134,8 @@ const consented = <R>(
     // Of another process, or over
     if (pending === undefined) return false
     const message = `"${server}" wants your consent. Open the address in your browser, and come back.`
-    const asked = ask({ id, url, message, server }).pipe(
+    // Whoever asks may ignore that nobody waits any more
+    const asked = Apart.run(Effect.suspend(() => ask({ id, url, message, server }))).pipe(
       Effect.tapError(() => Effect.logDebug(`The caller could not be asked for consent to "${server}"`)),
       Effect.orElseSucceed((): ConsentAnswer => ({ action: "cancel" }))
     )

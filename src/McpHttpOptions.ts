@@ -115,8 +115,8 @@ export interface AuthorizationOptions {
   /**
    * The scopes that a call needs. A caller whose `Identity.scopes` lack one of them is answered 403
    * `insufficient_scope` before anything of the request has run, also of the others in a batch; the challenge has these
-   * scopes and those that the caller has already, so that a client that asks for another token loses none. By default
-   * no call needs any.
+   * scopes and those that the caller has already, so that a client that asks for another token loses none; where they
+   * are 4,096 characters or more, these alone, or none. By default no call needs any.
    *
    * **Example** (A tool that needs more than the others)
    *

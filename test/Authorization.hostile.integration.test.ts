@@ -23,6 +23,7 @@ import * as KeyValueStore from "effect/persistence/KeyValueStore"
 import * as Redacted from "effect/Redacted"
 import * as TestClock from "effect/testing/TestClock"
 import { inspect } from "node:util"
+import { eventuallyStanding } from "./support/answers.ts"
 import type { Answer } from "./support/authorizationServer.ts"
 import { agree, browse, consentOf } from "./support/consents.ts"
 import { type AnySession, generations } from "./support/generations.ts"
@@ -39,14 +40,6 @@ const redirectUrl = "http://127.0.0.1:9/oauth/callback"
 const call = (session: Pick<McpSession, "callTool">) => session.callTool({ name: "echo", arguments: { message: "hi" } })
 
 const echo = Sessions.withSession(alice, call)
-
-/** Waits for what the other side of a socket will see. */
-const eventually = (condition: () => boolean): Effect.Effect<void> =>
-  Effect.suspend(() =>
-    condition()
-      ? Effect.void
-      : Effect.andThen(Effect.promise(() => new Promise((resolve) => setImmediate(resolve))), eventually(condition))
-  )
 
 const issueOf = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
   Effect.map(Effect.flip(effect), (error) => {
@@ -128,7 +121,7 @@ for (const [sdk, connector] of generations) {
       Effect.gen(function*() {
         const upstream = yield* Protected.make
         const opened = yield* Effect.forkChild(Effect.flatMap(clientOf(connector, upstream)(alice, makeHandle()), call))
-        yield* eventually(() => upstream.grants.length === 1 && upstream.valid.size === 1)
+        yield* eventuallyStanding(() => upstream.grants.length === 1 && upstream.valid.size === 1)
         while (opened.pollUnsafe() === undefined) {
           yield* TestClock.adjust("2 seconds")
           yield* Effect.promise(() => new Promise((resolve) => setImmediate(resolve)))
@@ -162,12 +155,12 @@ for (const [sdk, connector] of generations) {
         const answer = held(upstream)
         yield* Effect.gen(function*() {
           const leader = yield* Effect.forkChild(echo)
-          yield* eventually(() => upstream.grants.length === 2)
+          yield* eventuallyStanding(() => upstream.grants.length === 2)
           yield* Fiber.interrupt(leader)
           const before = upstream.server.requests.length
           const next = yield* Effect.forkChild(echo, { startImmediately: true })
           let turns = 0
-          yield* eventually(() => upstream.server.requests.length > before && turns++ > 50)
+          yield* eventuallyStanding(() => upstream.server.requests.length > before && turns++ > 50)
           upstream.valid.set("good-token", "")
           answer({ body: { access_token: "good-token", token_type: "Bearer" } })
           yield* Fiber.join(next)
@@ -535,7 +528,7 @@ for (const [sdk, connector] of generations) {
             { startImmediately: true }
           )
           const browser = yield* Effect.forkChild(Consent.finish(back))
-          yield* eventually(() => upstream.grants.length === 1)
+          yield* eventuallyStanding(() => upstream.grants.length === 1)
           yield* Fiber.interrupt(browser)
           upstream.valid.set("good-token", "")
           answer({ body: { access_token: "good-token", token_type: "Bearer" } })
@@ -615,7 +608,7 @@ for (const [sdk, connector] of generations) {
         upstream.revoke()
         const refuse = held(upstream)
         const slower = yield* Effect.forkChild(Effect.provide(echo, here))
-        yield* eventually(() => upstream.grants.length === 2)
+        yield* eventuallyStanding(() => upstream.grants.length === 2)
         upstream.answer = undefined
         yield* Effect.provide(echo, there)
         assert.strictEqual(upstream.grants.length, 3)

@@ -33,6 +33,7 @@ import type { AuthorizationServer } from "./support/authorizationServer.ts"
 import { browse, consentOf } from "./support/consents.ts"
 import { type AnySession, generations } from "./support/generations.ts"
 import * as Protected from "./support/protected.ts"
+import { makeHandle } from "./support/sessions.ts"
 import { makeRecorder } from "./support/spans.ts"
 
 class Sessions extends SessionPool.Tag<Sessions, AnySession, McpSessionError>()("test/Sessions") {}
@@ -176,6 +177,21 @@ for (const [sdk, connector] of generations) {
           assert.notStrictEqual((yield* consentOf(echo(alice))).id, reason.id)
         }), { redirectUrl, timeout: "5 minutes" }))
 
+    it.effect("that does not come in time is not waited for, nor is who asks and ignores that, or whoever called", () =>
+      withUpstream(() =>
+        Effect.gen(function*() {
+          for (const gives of ["time", "up"] as const) {
+            const asking = yield* Deferred.make<void>()
+            const hangs = Effect.andThen(Deferred.succeed(asking, undefined), Effect.uninterruptible(Effect.never))
+            const waiting = yield* Effect.forkChild(Effect.exit(Consent.withConsent(() => hangs)(echo(alice))))
+            yield* Deferred.await(asking)
+            if (gives === "time") yield* TestClock.adjust("5 minutes")
+            else yield* TestClock.withLive(Effect.timeout(Fiber.interrupt(waiting), "5 seconds"))
+            const exit = yield* TestClock.withLive(Effect.timeout(Fiber.await(waiting), "5 seconds"))
+            assert.isTrue(Exit.isSuccess(exit) === (gives === "time"))
+          }
+        }), { redirectUrl, timeout: "5 minutes" }))
+
     it.effect("is brought once, and by nobody who does not know what was asked", () =>
       withUpstream(({ grants }) =>
         Effect.gen(function*() {
@@ -291,6 +307,36 @@ for (const [sdk, connector] of generations) {
           }
         })
       ))
+
+    it.effect("is asked for at no address of the caller's own machine, for a server that is elsewhere", () =>
+      Effect.gen(function*() {
+        const server = "https://mcp.example.com/mcp"
+        const issuer = "https://login.example.com"
+        let authorize = "http://127.0.0.1:8080/authorize"
+        const documents = (): Readonly<Record<string, unknown>> => ({
+          "/.well-known/oauth-protected-resource/mcp": { resource: server, authorization_servers: [issuer] },
+          "/.well-known/oauth-authorization-server": {
+            issuer,
+            authorization_endpoint: authorize,
+            token_endpoint: `${issuer}/token`,
+            response_types_supported: ["code"]
+          }
+        })
+        const connect = connector.http({
+          url: server,
+          fetch: (target) => {
+            const document = documents()[new URL(target).pathname]
+            return Promise.resolve(
+              document === undefined ? new Response(null, { status: 401 }) : Response.json(document)
+            )
+          },
+          authorization: { authorizationCode: { redirectUrl, clientId: "test", issuer } }
+        })
+        const refused = yield* Effect.flip(Effect.scoped(connect(alice, makeHandle())))
+        assert.strictEqual(refused.reason._tag, "PreparationFailed")
+        authorize = `${issuer}/authorize`
+        yield* consentOf(Effect.scoped(connect(alice, makeHandle())))
+      }).pipe(Effect.provide(TokenStore.layerMemory)))
 
     it.effect("comes by a route, which says who it is for", () =>
       withUpstream(() =>

@@ -16,6 +16,7 @@ import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as TestClock from "effect/testing/TestClock"
+import { eventuallyStanding } from "./support/answers.ts"
 import { type AnySession, generations } from "./support/generations.ts"
 import { many, underLoad } from "./support/load.ts"
 import * as Protected from "./support/protected.ts"
@@ -83,14 +84,6 @@ const disorders: Readonly<Record<string, readonly [issue: RegExp, answer: Protec
   ],
   "answers without an end": [/longer than/, () => ({ body: "x".repeat(300_000) })]
 }
-
-/** Waits for what the other side of a socket will see. */
-const eventually = (condition: () => boolean): Effect.Effect<void> =>
-  Effect.suspend(() =>
-    condition()
-      ? Effect.void
-      : Effect.andThen(Effect.promise(() => new Promise((resolve) => setImmediate(resolve))), eventually(condition))
-  )
 
 for (const [sdk, connector] of generations) {
   describe(`authorization with ${sdk}`, () => {
@@ -333,7 +326,7 @@ for (const [sdk, connector] of generations) {
         revoke()
         upstream.answer = () => new Promise(() => {})
         const calls = yield* Effect.forkChild(times(100, failureOf(slow(session))))
-        yield* eventually(() => server.requestsOf("tools/call").length === 100 && grants.length === 2)
+        yield* eventuallyStanding(() => server.requestsOf("tools/call").length === 100 && grants.length === 2)
         yield* TestClock.adjust("10 seconds")
         const failures = yield* Fiber.join(calls)
         assert.match(failures[0]!.message, /took longer than 10s/)

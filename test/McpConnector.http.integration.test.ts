@@ -16,6 +16,7 @@ import { spawn } from "node:child_process"
 import { once } from "node:events"
 import type { ServerResponse } from "node:http"
 import { createServer } from "node:net"
+import { eventually } from "./support/answers.ts"
 import { type AnyConnector, type Generation, generations } from "./support/generations.ts"
 import { interruptCalls, interruptedCalls } from "./support/interrupts.ts"
 import { underLoad } from "./support/load.ts"
@@ -47,11 +48,6 @@ const connectedBy = (connector: Generation) =>
   })
 
 /** Waits for what the other side of a socket will see, on a machine that may be busy. */
-const eventually = (condition: () => boolean) =>
-  Effect.gen(function*() {
-    while (!condition()) yield* Effect.sleep(5)
-  }).pipe(Effect.timeout("20 seconds"))
-
 const freePort = Effect.promise(async () => {
   const server = createServer().listen(0, "127.0.0.1")
   await once(server, "listening")

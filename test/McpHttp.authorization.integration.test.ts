@@ -13,7 +13,7 @@ import {
 import { Client } from "@modelcontextprotocol/sdk/client/index.js"
 import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js"
 import { McpServer } from "@modelcontextprotocol/sdk/server/mcp.js"
-import { AccessDenied } from "effect-mcp-sessions/Identity"
+import { AccessDenied, Identity } from "effect-mcp-sessions/Identity"
 import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
 import * as McpConnector from "effect-mcp-sessions/McpConnector"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
@@ -463,6 +463,29 @@ describe.each(kinds)("McpHttp.%s with authorization", (_, open) => {
       const allowed = yield* post(endpoint, echo, { as: strong, session, headers })
       assert.deepInclude((yield* messagesOf(allowed))[0], { id: 1 })
       assert.strictEqual(endpoint.calls(), 1)
+    }))
+
+  it.effect("403 says no more scopes than a client reads: where there are too many, those of the call, or none", () =>
+    Effect.gen(function*() {
+      const scopes = Array.from(Array(1_000).keys(), (i) => `project:${i}:read`)
+      const resolver = IdentityResolver.layerIdentify(() =>
+        Effect.succeed(Identity.fromKey("alice", { verified: true, scopes }))
+      )
+      const endpoint = yield* open({
+        authorization: {
+          servers: ["https://login.example.com"],
+          resource,
+          required: ({ method, params }) => method === "tools/call" ? [`files:${String(params["name"])}`] : []
+        }
+      }, resolver)
+      const session = yield* begin(endpoint)
+      for (const [name, scope] of [["echo", "files:echo"], ["x".repeat(5_000), undefined]] as const) {
+        const denied = yield* post(endpoint, call(name), { session, headers })
+        assert.strictEqual(denied.status, 403)
+        assert.strictEqual(extractWWWAuthenticateParams(denied).scope, scope)
+        assert.include(challengeOf(denied), "error=\"insufficient_scope\"")
+      }
+      assert.strictEqual(endpoint.calls(), 0)
     }))
 
   it.effect(

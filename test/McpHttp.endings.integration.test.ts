@@ -24,10 +24,13 @@ import { openGuarded } from "./support/guarded.ts"
 import { type Endpoint, makeLog, makeServer, socket } from "./support/mcpHttp.ts"
 import { begin, call, initialize, post, protocolVersion, request, send } from "./support/requests.ts"
 
-const open = (options: Partial<McpHttp.LayerOptions<never, Scope.Scope>> = {}) =>
+const open = (
+  options: Partial<McpHttp.LayerOptions<never, Scope.Scope>> = {},
+  resolver?: Layer.Layer<IdentityResolver>
+) =>
   Effect.gen(function*() {
     const log = makeLog()
-    const endpoint = yield* socket(McpHttp.layer({ server: makeServer(log), ...options }))
+    const endpoint = yield* socket(McpHttp.layer({ server: makeServer(log), ...options }), resolver)
     return { ...endpoint, log }
   })
 
@@ -239,13 +242,23 @@ describe("a body that does not arrive", () => {
 
   it.live("does not delay the shutdown of the server, which it is told of", () =>
     Effect.gen(function*() {
-      const endpoint = yield* open()
+      let arrived = 0
+      const endpoint = yield* open(
+        {},
+        IdentityResolver.layerIdentify(() =>
+          Effect.sync(() => {
+            arrived++
+            return "anybody"
+          })
+        )
+      )
       const session = yield* begin(endpoint)
+      const before = arrived
       const peers = [
         yield* peer(endpoint, half(session), { body: "{" }),
         yield* peer(endpoint, half(undefined), { body: "{" })
       ]
-      yield* Effect.sleep(100)
+      yield* eventually(() => arrived === before + peers.length)
       yield* endpoint.close.pipe(Effect.timeout("5 seconds"))
       for (const { closed, said } of peers) {
         yield* Effect.promise(() => closed).pipe(Effect.timeout("5 seconds"))

@@ -30,6 +30,17 @@ export const eventually = (condition: () => boolean) =>
     while (!condition()) yield* Effect.sleep(5)
   }).pipe(Effect.timeout("20 seconds"))
 
+/** The same where the clock stands still, as in a test that has its hand on it: goes by turns of the loop. */
+export const eventuallyStanding = (condition: () => boolean): Effect.Effect<void> =>
+  Effect.suspend(() =>
+    condition()
+      ? Effect.void
+      : Effect.andThen(
+        Effect.promise(() => new Promise((resolve) => setImmediate(resolve))),
+        eventuallyStanding(condition)
+      )
+  )
+
 /** Asks now and then, which costs little, until the answer is so. */
 export const becomes = <A, E, R>(ask: Effect.Effect<A, E, R>, isSo: (answer: A) => boolean) =>
   Effect.repeat(ask, { until: isSo, schedule: Schedule.spaced(5) }).pipe(Effect.timeout("20 seconds"))

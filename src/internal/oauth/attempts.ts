@@ -109,15 +109,18 @@ export const make = ({ fetch, scrub, url: upstream }: Options, told: Scrub): Att
   return attempt
 }
 
+const isAllowed = (target: URL, init: RequestInit | undefined, upstream: URL): boolean =>
+  // What the upstream says of itself is as good as the upstream
+  (target.origin === upstream.origin && (init?.method ?? "GET") === "GET") || mayName(upstream, target)
+
 /**
  * MCP 2025-11-25, basic/authorization, communication security: all endpoints of an authorization server MUST be served
- * over HTTPS. One on this machine may do without, for an upstream on this machine: nobody else sends us here.
+ * over HTTPS. One on this machine may do without, for an upstream on this machine: nobody else sends us here, or the
+ * caller's browser.
  */
-const isAllowed = (target: URL, init: RequestInit | undefined, upstream: URL): boolean => {
-  // What the upstream says of itself is as good as the upstream
-  if (target.origin === upstream.origin && (init?.method ?? "GET") === "GET") return true
+export const mayName = (upstream: URL, endpoint: URL): boolean => {
   const isLocal = upstream.protocol === "http:" && isTrusted(upstream)
-  return isTrusted(target) && (isLocal || target.protocol === "https:")
+  return isTrusted(endpoint) && (isLocal || endpoint.protocol === "https:")
 }
 
 const unreadable = "the authorization server's answer is not what OAuth says"

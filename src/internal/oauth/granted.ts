@@ -14,7 +14,6 @@ import { AuthorizationFailed } from "../../Authorization.ts"
 import type { SessionHandle } from "../../Connector.ts"
 import type { Identity } from "../../Identity.ts"
 import { ConsentRequired, McpSessionError } from "../../McpSessionError.ts"
-import { isTrusted } from "../../TokenOptions.ts"
 import { TokenStore } from "../../TokenStore.ts"
 import { type Answer, Consents } from "../consents.ts"
 import * as Time from "../time.ts"
@@ -119,7 +118,7 @@ export const make = (options: Cells.Options, given: Grants.Given): Effect.Effect
         yield* store.remove(grantKey)
       }
       // Nobody is sent anywhere else: no script, and no place that another can listen to
-      if (draft.url === undefined || !isTrusted(draft.url)) {
+      if (draft.url === undefined || !Attempts.mayName(url, draft.url)) {
         return yield* new AuthorizationFailed({
           issue: "the authorization server names no https address to consent at"
         })
