@@ -92,7 +92,7 @@ const lying = (node: string, told: (json: string) => ReadonlyArray<string>): Mem
         send: (client, message, ...rest) =>
           Effect.forEach(
             told(JSON.stringify(message)),
-            (text) => link.send(client, JSON.parse(text), ...rest),
+            (sent) => link.send(client, JSON.parse(sent), ...rest),
             { discard: true }
           )
       }))
@@ -636,6 +636,29 @@ describe("SessionCluster", () => {
         `${owner.name}:1 Retired alice`,
         `${owner.name}:1 Closed alice`
       ])
+    }))
+
+  it.effect("waits for a node that lives and never answers no longer than the call's timeout and 10 seconds", () =>
+    Effect.gen(function*() {
+      let isLying = false
+      const memory = lying("a:1", (json) => isLying && json.includes("\"Exit\"") ? [] : [json])
+      const upstream = makeUpstream()
+      yield* startNode("a", nodeLayer(memory, upstream, "a"))
+      const client = yield* startNode("b", clientLayer(memory, "b"))
+      yield* TestClock.adjust("12 seconds")
+      yield* passing(client.cluster.withSession(alice, who))
+      isLying = true
+      const calling = yield* fork(
+        client.cluster.withSession(
+          alice,
+          (session) => Effect.flip(session.callTool({ name: "who" }, { timeout: "5 seconds" }))
+        )
+      )
+      yield* passing(Effect.sleep("14 seconds"), 100)
+      assert.isUndefined(calling.pollUnsafe())
+      const error = yield* passing(Fiber.join(calling), 100)
+      assert.instanceOf(error, McpSessionError)
+      assert.deepInclude(error.reason, { _tag: "RequestTimeout", requestSent: true })
     }))
 
   it.effect.each<readonly [string, ProgressOptions, (json: string) => ReadonlyArray<string>]>([

@@ -25,7 +25,7 @@ import * as Tracer from "effect/Tracer"
 import type { ClusterMember } from "../../ClusterMembership.ts"
 import type { SessionHandle } from "../../Connector.ts"
 import type { Identity } from "../../Identity.ts"
-import { McpSessionError, type McpSessionErrorReason, SessionClosed } from "../../McpSessionError.ts"
+import { McpSessionError, type McpSessionErrorReason, RequestTimeout, SessionClosed } from "../../McpSessionError.ts"
 import type { ListOptions, ProgressOptions, RemoteSession } from "../../Session.ts"
 import { type ClusterConnectError, ClusterUnavailable } from "../../SessionClusterError.ts"
 import type { SessionPoolError } from "../../SessionPoolError.ts"
@@ -272,9 +272,13 @@ export const make = Effect.fnUntraced(function*(options: {
               Effect.flatMap(written(operation, params), (json) => {
                 const sent = { ...made, ...json, ...traceOf(fiber) }
                 const { onProgress } = given
-                return onProgress === undefined
+                const answered = onProgress === undefined
                   ? Effect.flatMap(errands.run(on.peer!["Session.Call"](sent)), read)
                   : reported(on.peer!, sent, onProgress, made.timeout)
+                return answered.pipe(within(made, () => {
+                  const reason = new RequestTimeout({ requestSent: true })
+                  return new McpSessionError({ reason, method: operation, server })
+                }))
               })
             )
           return Effect.catchCause(ran, (cause) =>
@@ -389,6 +393,21 @@ const isSame = (one: Identity, other: Identity): boolean => {
   return Option.isSome(one.credentials) &&
     Redacted.value(one.credentials.value.header) === Redacted.value(other.credentials.value.header)
 }
+
+/** How much longer than its timeout a call may take, in milliseconds, before its caller does not wait for the owner. */
+const overdue = 10_000
+
+// It is the owner who keeps the time of a call; but it may never answer, though it lives
+const within =
+  ({ maxTotalTimeout, resetTimeoutOnProgress, timeout }: Wire.Call, late: () => McpSessionError) =>
+  <A, E>(answered: Effect.Effect<A, E>): Effect.Effect<A, E | McpSessionError> => {
+    if (timeout === undefined) return answered
+    const most = resetTimeoutOnProgress === true ? maxTotalTimeout ?? 10 * timeout : timeout
+    return Effect.timeoutOrElse(answered, {
+      duration: most + overdue,
+      orElse: () => Effect.suspend(() => Effect.fail(late()))
+    })
+  }
 
 // A peer that has lied, or left its answer out: the call may have run
 const read = (json: string | undefined): Effect.Effect<unknown, "unreadable"> =>
