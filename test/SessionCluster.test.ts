@@ -78,6 +78,30 @@ const unheard = (node: string): MemoryCluster => {
   return memory
 }
 
+/** A network on which a node answers with what it should not. */
+const lying = (node: string, told: (json: string) => ReadonlyArray<string>): MemoryCluster => {
+  const memory = ClusterNode.memory()
+  const { transport } = inside(memory)
+  const liar: typeof transport = (self) => {
+    const real = transport(self)
+    if (self !== node) return real
+    return {
+      ...real,
+      listen: Effect.map(real.listen, (link) => ({
+        ...link,
+        send: (client, message, ...rest) =>
+          Effect.forEach(
+            told(JSON.stringify(message)),
+            (sent) => link.send(client, JSON.parse(sent), ...rest),
+            { discard: true }
+          )
+      }))
+    }
+  }
+  Object.assign(inside(memory), { transport: liar })
+  return memory
+}
+
 /** Runs until it is so, without time. */
 const until = (isSo: () => boolean) =>
   Effect.gen(function*() {
@@ -612,6 +636,54 @@ describe("SessionCluster", () => {
         `${owner.name}:1 Retired alice`,
         `${owner.name}:1 Closed alice`
       ])
+    }))
+
+  it.effect("waits for a node that lives and never answers no longer than the call's timeout and 10 seconds", () =>
+    Effect.gen(function*() {
+      let isLying = false
+      const memory = lying("a:1", (json) => isLying && json.includes("\"Exit\"") ? [] : [json])
+      const upstream = makeUpstream()
+      yield* startNode("a", nodeLayer(memory, upstream, "a"))
+      const client = yield* startNode("b", clientLayer(memory, "b"))
+      yield* TestClock.adjust("12 seconds")
+      yield* passing(client.cluster.withSession(alice, who))
+      isLying = true
+      const calling = yield* fork(
+        client.cluster.withSession(
+          alice,
+          (session) => Effect.flip(session.callTool({ name: "who" }, { timeout: "5 seconds" }))
+        )
+      )
+      yield* passing(Effect.sleep("14 seconds"), 100)
+      assert.isUndefined(calling.pollUnsafe())
+      const error = yield* passing(Fiber.join(calling), 100)
+      assert.instanceOf(error, McpSessionError)
+      assert.deepInclude(error.reason, { _tag: "RequestTimeout", requestSent: true })
+    }))
+
+  it.effect.each<readonly [string, ProgressOptions, (json: string) => ReadonlyArray<string>]>([
+    ["that it leaves out", { onProgress: () => Effect.void }, (json) => json.includes("\"Answer\"") ? [] : [json]],
+    ["that is no JSON", {}, (json) => [json.replace("\"value\":\"{", "\"value\":\"")]]
+  ])("fails a call, typed, for a node's answer $0", ([, options, told]) =>
+    Effect.gen(function*() {
+      let isLying = false
+      const memory = lying("a:1", (json) => isLying ? told(json) : [json])
+      const upstream = makeUpstream()
+      yield* startNode("a", nodeLayer(memory, upstream, "a"))
+      const client = yield* startNode("b", clientLayer(memory, "b"))
+      yield* TestClock.adjust("12 seconds")
+      yield* passing(client.cluster.withSession(alice, who))
+      isLying = true
+      const exit = yield* passing(
+        Effect.exit(
+          client.cluster.withSession(alice, (session) => session.callTool({ name: "who" }, options))
+        )
+      )
+      const error = Option.getOrThrow(Exit.findErrorOption(exit))
+      assert.instanceOf(error, McpSessionError)
+      assert.deepInclude(error.reason, { _tag: "SessionClosed", requestSent: true })
+      isLying = false
+      assert.include(yield* passing(client.cluster.withSession(alice, who)), "alice@a#")
     }))
 
   it.effect("closes an idle session once, on time, also when its shard has moved meanwhile", () =>

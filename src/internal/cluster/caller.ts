@@ -25,7 +25,7 @@ import * as Tracer from "effect/Tracer"
 import type { ClusterMember } from "../../ClusterMembership.ts"
 import type { SessionHandle } from "../../Connector.ts"
 import type { Identity } from "../../Identity.ts"
-import { McpSessionError, type McpSessionErrorReason, SessionClosed } from "../../McpSessionError.ts"
+import { McpSessionError, type McpSessionErrorReason, RequestTimeout, SessionClosed } from "../../McpSessionError.ts"
 import type { ListOptions, ProgressOptions, RemoteSession } from "../../Session.ts"
 import { type ClusterConnectError, ClusterUnavailable } from "../../SessionClusterError.ts"
 import type { SessionPoolError } from "../../SessionPoolError.ts"
@@ -158,7 +158,7 @@ export const make = Effect.fnUntraced(function*(options: {
     lease = {
       id,
       member: member.value,
-      facts: Codec.parseFacts(facts),
+      facts: yield* Effect.try({ try: () => Codec.parseFacts(facts), catch: () => "lost" as const }),
       handle,
       peer,
       sent: Sent.make(true),
@@ -272,9 +272,13 @@ export const make = Effect.fnUntraced(function*(options: {
               Effect.flatMap(written(operation, params), (json) => {
                 const sent = { ...made, ...json, ...traceOf(fiber) }
                 const { onProgress } = given
-                return onProgress === undefined
-                  ? Effect.map(errands.run(on.peer!["Session.Call"](sent)), Codec.parse)
+                const answered = onProgress === undefined
+                  ? Effect.flatMap(errands.run(on.peer!["Session.Call"](sent)), read)
                   : reported(on.peer!, sent, onProgress, made.timeout)
+                return answered.pipe(within(made, () => {
+                  const reason = new RequestTimeout({ requestSent: true })
+                  return new McpSessionError({ reason, method: operation, server })
+                }))
               })
             )
           return Effect.catchCause(ran, (cause) =>
@@ -319,28 +323,28 @@ export const make = Effect.fnUntraced(function*(options: {
   ) =>
     Effect.gen(function*() {
       const since = node.fence.now()
-      const reports = yield* Queue.sliding<Progress, Cause.Done>(256)
-      const handling = yield* Effect.forkChild(untilDone(Effect.flatMap(Queue.take(reports), onProgress)), {
-        startImmediately: true
-      })
+      const reports = yield* Queue.sliding<string, Cause.Done>(256)
+      const handled = Effect.flatMap(Queue.take(reports), (json) =>
+        Effect.flatMap(read(json), (progress) => onProgress(progress as Progress)))
+      const handling = yield* Effect.forkChild(untilDone(handled), { startImmediately: true })
       let answer: string | undefined
       const listening = Effect.flatMap(peer["Session.CallReported"](call, { asQueue: true }), (arrived) =>
         untilDone(Effect.map(Queue.takeAll(arrived), (all) => {
           for (const report of all) {
             if (report._tag === "Answer") {
               answer = report.json
-            } else Queue.offerUnsafe(reports, Codec.parse(report.json) as Progress)
+            } else Queue.offerUnsafe(reports, report.json)
           }
         })))
       yield* errands.run(Effect.scoped(listening))
       Queue.endUnsafe(reports)
       const left = Math.max(0, (call.maxTotalTimeout ?? timeout) - (node.fence.now() - since))
-      const handled = yield* Effect.timeoutOption(Fiber.await(handling), left)
-      if (Option.isSome(handled) && Exit.isFailure(handled.value)) {
-        return yield* handled.value
+      const ended = yield* Effect.timeoutOption(Fiber.await(handling), left)
+      if (Option.isSome(ended) && Exit.isFailure(ended.value)) {
+        return yield* ended.value
       }
       yield* Fiber.interrupt(handling)
-      return Codec.parse(answer)
+      return yield* read(answer)
     })
 
   const caller: Caller = {
@@ -389,6 +393,25 @@ const isSame = (one: Identity, other: Identity): boolean => {
   return Option.isSome(one.credentials) &&
     Redacted.value(one.credentials.value.header) === Redacted.value(other.credentials.value.header)
 }
+
+/** How much longer than its timeout a call may take, in milliseconds, before its caller does not wait for the owner. */
+const overdue = 10_000
+
+// It is the owner who keeps the time of a call; but it may never answer, though it lives
+const within =
+  ({ maxTotalTimeout, resetTimeoutOnProgress, timeout }: Wire.Call, late: () => McpSessionError) =>
+  <A, E>(answered: Effect.Effect<A, E>): Effect.Effect<A, E | McpSessionError> => {
+    if (timeout === undefined) return answered
+    const most = resetTimeoutOnProgress === true ? maxTotalTimeout ?? 10 * timeout : timeout
+    return Effect.timeoutOrElse(answered, {
+      duration: most + overdue,
+      orElse: () => Effect.suspend(() => Effect.fail(late()))
+    })
+  }
+
+// A peer that has lied, or left its answer out: the call may have run
+const read = (json: string | undefined): Effect.Effect<unknown, "unreadable"> =>
+  Effect.try({ try: () => Codec.parse(json ?? ""), catch: () => "unreadable" as const })
 
 const untilDone = <E>(step: Effect.Effect<void, E | Cause.Done>): Effect.Effect<void, E> =>
   Pull.catchDone(Effect.forever(step), () => Effect.void) as Effect.Effect<void, E>
