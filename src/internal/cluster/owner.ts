@@ -253,26 +253,26 @@ export const make = Effect.fnUntraced(function*(options: {
     if (found.isLeaving && found.inFlight === 0) Deferred.doneUnsafe(found.idle, Exit.void)
   }
 
-  const asked = <A>(
-    { identity }: Wire.Call,
-    found: Lease,
-    f: (session: McpSession) => Effect.Effect<A, McpSessionError>
-  ): Effect.Effect<A, McpSessionError> =>
-    identity === undefined || isExclusive
-      ? f(found.session)
-      // Only to present the newest credentials: the session is there. An exclusive one could not be had twice, and is
-      // leased anew for the next caller.
-      : Effect.andThen(Effect.ignore(Effect.scoped(pool.get(identity))), f(found.session))
+  const asked = (
+    call: Wire.Call,
+    { session }: Lease,
+    params: unknown,
+    onProgress: ((progress: Progress) => Effect.Effect<void>) | undefined
+  ): Effect.Effect<unknown, McpSessionError> => {
+    const answer = Codec.ask(session, call, params, onProgress)
+    // Only to present the newest credentials: the session is there. An exclusive one could not be had twice, and is
+    // leased anew for the next caller.
+    return call.identity === undefined || isExclusive
+      ? answer
+      : Effect.andThen(Effect.ignore(Effect.scoped(pool.get(call.identity))), answer)
+  }
 
   const callHere: Owner["callHere"] = (call, params, onProgress) =>
     Effect.suspend((): Effect.Effect<unknown, Wire.Failure> => {
       const found = enter(call)
       return found instanceof Wire.Refused
         ? Effect.fail(found)
-        : Effect.ensuring(
-          asked(call, found, (session) => Codec.ask(session, call, params, onProgress)),
-          Effect.sync(exit(found))
-        )
+        : Effect.ensuring(asked(call, found, params, onProgress), Effect.sync(exit(found)))
     })
 
   // What comes from another node is in flight until its answer was sent, which is when the scope of its request closes
@@ -290,8 +290,7 @@ export const make = Effect.fnUntraced(function*(options: {
     onProgress?: (progress: Progress) => Effect.Effect<void>
   ): Effect.Effect<string, McpSessionError> => {
     const server = found.session.serverInfo.name
-    const params = Codec.parse(call.params)
-    return underTrace(call, asked(call, found, (session) => Codec.ask(session, call, params, onProgress))).pipe(
+    return underTrace(call, asked(call, found, Codec.parse(call.params), onProgress)).pipe(
       Effect.flatMap((answer) =>
         Codec.carried(answer, { method: call.operation, server, requestSent: true, maxMessageBytes })
       ),
