@@ -40,7 +40,8 @@ import {
   passing,
   rolesOf,
   startNode,
-  startNodes
+  startNodes,
+  type Upstream
 } from "./support/cluster.ts"
 import { fork, refused } from "./support/fibers.ts"
 import { makeWall } from "./support/wall.ts"
@@ -76,6 +77,18 @@ const unheard = (node: string): MemoryCluster => {
   }
   Object.assign(inside(memory), { transport: deaf })
   return memory
+}
+
+/** A tool `held` whose calls wait until the last of them is finished. */
+const hold = (upstream: Upstream) => {
+  let finish: (() => void) | undefined
+  upstream.tools.held = {
+    run: () =>
+      new Promise((resolve) => {
+        finish = () => resolve({ content: [{ type: "text", text: "done" }] })
+      })
+  }
+  return { isHeld: () => finish !== undefined, finish: () => finish!() }
 }
 
 /** A network on which a node answers with what it should not. */
@@ -413,25 +426,19 @@ describe("SessionCluster", () => {
   it.effect("finishes what runs in a session that was moving already when its node stops", () =>
     Effect.gen(function*() {
       const { nodes, upstream } = yield* startNodes(["a", "b"])
-      let finish: (() => void) | undefined
-      upstream.tools.held = {
-        run: () =>
-          new Promise((resolve) => {
-            finish = () => resolve({ content: [] })
-          })
-      }
+      const held = hold(upstream)
       yield* passing(nodes[0]!.cluster.withSession(alice, who))
       const { other, owner } = rolesOf(upstream, nodes, "alice")
       const calling = yield* fork(
         other.cluster.withSession(alice, (session) => Effect.as(session.callTool({ name: "held" }), "done"))
       )
-      yield* until(() => finish !== undefined)
+      yield* until(held.isHeld)
       yield* fork(owner.membership.drain)
       yield* passing(Effect.sleep("4 seconds"))
       const closing = yield* fork(owner.close)
       yield* passing(Effect.sleep("4 seconds"))
       assert.isUndefined(calling.pollUnsafe())
-      finish!()
+      held.finish()
       assert.strictEqual(yield* passing(Fiber.join(calling)), "done")
       yield* passing(Fiber.join(closing))
       assert.strictEqual(upstream.overlaps(), 1)
@@ -479,25 +486,19 @@ describe("SessionCluster", () => {
   it.effect("finishes what a node has asked of another before it stops, and gives away what it has at once", () =>
     Effect.gen(function*() {
       const { nodes, upstream } = yield* startNodes(["a", "b"])
-      let finish: (() => void) | undefined
-      upstream.tools.held = {
-        run: () =>
-          new Promise((resolve) => {
-            finish = () => resolve({ content: [] })
-          })
-      }
+      const held = hold(upstream)
       const users = identities(20)
       yield* Effect.forEach(users, (user) => passing(nodes[0]!.cluster.withSession(user, who)))
       const { other, owner } = rolesOf(upstream, nodes, "user0")
       const calling = yield* fork(
         other.cluster.withSession(users[0]!, (session) => Effect.as(session.callTool({ name: "held" }), "done"))
       )
-      yield* until(() => finish !== undefined)
+      yield* until(held.isHeld)
       const closing = yield* fork(other.close)
       const all = Effect.forEach(users, (user) => owner.cluster.withSession(user, who), { concurrency: "unbounded" })
       for (const name of yield* passing(all)) assert.include(name, `@${owner.name}#`)
       assert.isUndefined(calling.pollUnsafe())
-      finish!()
+      held.finish()
       assert.strictEqual(yield* passing(Fiber.join(calling)), "done")
       yield* passing(Fiber.join(closing))
       assert.strictEqual(upstream.overlaps(), 1)
@@ -838,22 +839,16 @@ describe("SessionCluster", () => {
   it.effect("ends nothing while the store is away for less time than its locks hold without it", () =>
     Effect.gen(function*() {
       const { memory, nodes, upstream } = yield* startNodes(["a", "b"])
-      let finish: (() => void) | undefined
-      upstream.tools.slow = {
-        run: () =>
-          new Promise((resolve) => {
-            finish = () => resolve({ content: [{ type: "text", text: "done" }] })
-          })
-      }
+      const held = hold(upstream)
       yield* passing(nodes[0]!.cluster.withSession(alice, who))
       const { other } = rolesOf(upstream, nodes, "alice")
-      const call = yield* fork(other.cluster.withSession(alice, (session) => answer(session, "slow")))
+      const call = yield* fork(other.cluster.withSession(alice, (session) => answer(session, "held")))
       inside(memory).isStoreDown = true
       // Each node asks it once at least, and hears nothing
       yield* passing(Effect.sleep("3900 millis"), 100)
       inside(memory).isStoreDown = false
       yield* passing(Effect.sleep("10 seconds"), 100)
-      finish!()
+      held.finish()
       assert.strictEqual(yield* passing(Fiber.join(call)), "done")
       assert.strictEqual(upstream.opened.length, 1)
     }))
