@@ -10,6 +10,7 @@ import { type Transport } from "@modelcontextprotocol/sdk/shared/transport.js"
 import {
   type CallToolResult,
   CallToolResultSchema,
+  type JSONRPCMessage,
   ToolListChangedNotificationSchema
 } from "@modelcontextprotocol/sdk/types.js"
 import * as Effect from "effect/Effect"
@@ -75,12 +76,13 @@ describe("the stdio fixture", () => {
       const progress: Array<unknown> = []
       // On the wire: of what it reads together with the answer the SDK's client hands on nothing
       const deliver = transport.onmessage!
-      transport.onmessage = (message) => {
+      const onmessage = (message: JSONRPCMessage) => {
         if ("method" in message && message.method === "notifications/progress") {
           progress.push(message.params?.["progress"])
         }
         deliver(message)
       }
+      Object.assign(transport, { onmessage })
       yield* call(client, "slow", { ms: 100 }, { onprogress: () => undefined })
       assert.deepStrictEqual(progress, [1, 2, 3, 4, 5, 6, 7, 8, 9])
       yield* rejection(
