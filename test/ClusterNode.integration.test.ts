@@ -6,7 +6,6 @@ import { statSync } from "node:fs"
 import { connect } from "node:net"
 import { join } from "node:path"
 import {
-  bundleNode,
   call,
   freePorts,
   leaving,
@@ -26,8 +25,6 @@ import { assertWithin, underLoad } from "./support/load.ts"
 import { isAlive } from "./support/processes.ts"
 import { heard, ping, withAnotherSecret } from "./support/strangers.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
-
-bundleNode()
 
 /** Within how many milliseconds somebody else has what a node had that is lost: with the defaults it is twice that. */
 const recovery = 6_000

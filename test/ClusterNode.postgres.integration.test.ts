@@ -6,13 +6,11 @@ import * as ShardingConfig from "effect/cluster/ShardingConfig"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import * as Postgres from "../src/internal/cluster/postgres.ts"
-import { bundleNode, call, noting, rolesOf, said, settled, until } from "./support/clusterProcesses.ts"
+import { call, noting, rolesOf, said, settled, until } from "./support/clusterProcesses.ts"
 import { assertWithin, underLoad } from "./support/load.ts"
 import { PostgresCluster } from "./support/postgresCluster.ts"
 import { isAlive } from "./support/processes.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
-
-bundleNode()
 
 /** Within how many milliseconds somebody else has what a node had that is lost: with the defaults it is twice that. */
 const recovery = 6_000

@@ -7,21 +7,10 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import { join } from "node:path"
-import {
-  bundleNode,
-  call,
-  freePorts,
-  type NodeProcess,
-  rolesOf,
-  said,
-  startProcess,
-  until
-} from "./support/clusterProcesses.ts"
+import { call, freePorts, type NodeProcess, rolesOf, said, startProcess, until } from "./support/clusterProcesses.ts"
 import { underLoad } from "./support/load.ts"
 import { startPostgres } from "./support/postgres.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
-
-bundleNode()
 
 const table: Array<string> = []
 

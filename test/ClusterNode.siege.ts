@@ -8,7 +8,6 @@ import type * as Scope from "effect/Scope"
 import { readFileSync } from "node:fs"
 import { join } from "node:path"
 import {
-  bundleNode,
   call,
   freePorts,
   type NodeProcess,
@@ -23,8 +22,6 @@ import { startPostgres } from "./support/postgres.ts"
 import { PostgresCluster } from "./support/postgresCluster.ts"
 import { isAlive } from "./support/processes.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
-
-bundleNode()
 
 layer(PostgresCluster.layer, { excludeTestServices: true })("ClusterNode.layer whose Postgres goes away", (test) => {
   test.effect(

@@ -6,14 +6,12 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import { readFileSync } from "node:fs"
 import { join } from "node:path"
-import { bundleNode, freePorts, type NodeProcess, rolesOf, startProcess, until } from "./support/clusterProcesses.ts"
+import { freePorts, type NodeProcess, rolesOf, startProcess, until } from "./support/clusterProcesses.ts"
 import { type Gate, gateTo, type Shut } from "./support/gate.ts"
 import { underLoad } from "./support/load.ts"
 import { startPostgres } from "./support/postgres.ts"
 import { isAlive } from "./support/processes.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
-
-bundleNode()
 
 const shards = (nodes: ReadonlyArray<NodeProcess>) =>
   Promise.all(nodes.map(async ({ ask }) => Number((await ask({ ask: "shards" })).value)))

@@ -19,6 +19,7 @@ import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import { inspect } from "node:util"
+import { many, underLoad } from "./support/load.ts"
 
 const response = (error: HttpServerRespondable.Respondable) =>
   Effect.map(HttpServerRespondable.toResponse(error), HttpServerResponse.toWeb)
@@ -182,7 +183,7 @@ describe("Identity", () => {
       const other = placed(otherKey, otherName)
       assert.strictEqual(one.key === other.key, key === otherKey && Equal.equals(name, otherName))
     },
-    { arbitrary: { runs: 1000 } }
+    { arbitrary: { runs: many(300, 1_000) }, ...underLoad }
   )
 
   it.prop("fromKey and shared take a key exactly if PrincipalKey does", [principal], ([key]) => {

@@ -12,6 +12,7 @@ import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import { inspect } from "node:util"
 import { runInNewContext } from "node:vm"
+import { many, underLoad } from "./support/load.ts"
 
 type Field = readonly [name: string, value: unknown]
 type Fields = ReadonlyArray<Field>
@@ -335,7 +336,7 @@ describe("IdentityResolver, whatever the shape of the headers", () => {
         assert.strictEqual(yield* outcome(carry(read(fields))), "abc")
         assert.strictEqual(yield* outcome(carry(refuse(fields))), "MalformedCredentials")
       }),
-    { arbitrary: { runs: 500 } }
+    { arbitrary: { runs: many(150, 500) }, ...underLoad }
   )
 
   it.effect.prop(
@@ -346,7 +347,7 @@ describe("IdentityResolver, whatever the shape of the headers", () => {
         const fields: Fields = [...before, [credential, value], ...after]
         assert.notStrictEqual(yield* outcome(carry(make(fields))), "shared")
       }),
-    { arbitrary: { runs: 1000 } }
+    { arbitrary: { runs: many(250, 1_000) }, ...underLoad }
   )
 
   it.effect.prop(
@@ -362,6 +363,6 @@ describe("IdentityResolver, whatever the shape of the headers", () => {
         else if (new Set(names).size > 1) assert.strictEqual(result, "MalformedCredentials")
         else assert.include(["abc", "MalformedCredentials"], result)
       }),
-    { arbitrary: { runs: 500 } }
+    { arbitrary: { runs: many(150, 500) }, ...underLoad }
   )
 })

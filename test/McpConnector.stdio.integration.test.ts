@@ -20,7 +20,6 @@ import { join } from "node:path"
 import { fileURLToPath } from "node:url"
 import { inspect } from "node:util"
 import * as Stdio from "../src/internal/client/stdio.ts"
-import { bundle } from "./support/bundle.ts"
 import { type Generation, generations } from "./support/generations.ts"
 import { interruptCalls, interruptedCalls } from "./support/interrupts.ts"
 import { underLoad } from "./support/load.ts"
@@ -559,10 +558,10 @@ describe("stdio", { concurrent: true }, () => {
 
   it.live("leaves nothing behind when this process exits without closing its sessions", () =>
     Effect.gen(function*() {
-      const exits = fileURLToPath(new URL("./support/exits.ts", import.meta.url))
-      const [bundled] = yield* Effect.promise(() => bundle(inject("bundles"), [exits]))
       const output = yield* Effect.callback<string>((resume) => {
-        const parent = spawn(process.execPath, [bundled, script], { stdio: ["ignore", "pipe", "inherit"] })
+        const parent = spawn(process.execPath, [inject("programs").exits, script], {
+          stdio: ["ignore", "pipe", "inherit"]
+        })
         let text = ""
         parent.stdout.on("data", (chunk) => {
           text += chunk

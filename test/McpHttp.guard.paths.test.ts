@@ -237,7 +237,7 @@ describe("McpHttp.guard, by whatever path", () => {
 
   it.live("never is anybody unknown answered by the server inside, whatever is asked", () =>
     Effect.gen(function*() {
-      const seeds = many(28, 600)
+      const seeds = many(14, 600)
       const counts = { built: 0, refused: 0, served: 0 }
       for (let seed = 0; seed < seeds; seed++) {
         const dice = makeDice(seed)

@@ -14,9 +14,7 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { spawn } from "node:child_process"
 import { once } from "node:events"
-import { fileURLToPath } from "node:url"
 import { becomes, eventually } from "./support/answers.ts"
-import { bundle } from "./support/bundle.ts"
 import { knowsIdsToTheByte, knowsOneIdOnly } from "./support/endpoints.ts"
 import { openGuarded } from "./support/guarded.ts"
 import { assertWithin, underLoad } from "./support/load.ts"
@@ -310,10 +308,8 @@ describe("whoever writes to the socket", () => {
 })
 
 /** Runs one to its end, and reads what it said. */
-const run = Effect.fnUntraced(function*(name: string) {
-  const file = fileURLToPath(new URL(`./support/${name}`, import.meta.url))
-  const [script] = yield* Effect.promise(() => bundle(inject("bundles"), [file]))
-  const child = spawn(process.execPath, [script], { stdio: ["ignore", "pipe", "inherit"] })
+const run = Effect.fnUntraced(function*(name: "serves" | "servesGuarded") {
+  const child = spawn(process.execPath, [inject("programs")[name]], { stdio: ["ignore", "pipe", "inherit"] })
   let said = ""
   child.stdout.on("data", (data) => said += String(data))
   const [code] = yield* Effect.promise(() => once(child, "close")).pipe(
@@ -327,13 +323,13 @@ const run = Effect.fnUntraced(function*(name: string) {
 describe("a process that serves", () => {
   it.live("exits by itself when the server's scope has closed, whatever was open", () =>
     Effect.gen(function*() {
-      const { elapsed, ...rest } = JSON.parse(yield* run("serves.ts")) as { readonly elapsed: number }
+      const { elapsed, ...rest } = JSON.parse(yield* run("serves")) as { readonly elapsed: number }
       assert.deepStrictEqual(rest, { opened: 3, closed: 3, aborted: 1 } as object)
       assertWithin(elapsed, 3_000)
     }), underLoad)
 
   it.live("exits by itself with guard, too", () =>
     Effect.gen(function*() {
-      assert.deepStrictEqual(JSON.parse(yield* run("servesGuarded.ts")), { called: 1, interrupted: 1, freed: 3 })
+      assert.deepStrictEqual(JSON.parse(yield* run("servesGuarded")), { called: 1, interrupted: 1, freed: 3 })
     }))
 })

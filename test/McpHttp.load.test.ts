@@ -29,8 +29,8 @@ const served = (options: Omit<McpHttp.LayerOptions<never, never>, "server"> = {}
   return Effect.map(web(app), (endpoint) => ({ built, endpoint }))
 }
 
-const initializes = many(400, 100_000)
-const abandoned = many(200, 10_000)
+const initializes = many(200, 100_000)
+const abandoned = many(100, 10_000)
 // What is compiled and cached once is not counted
 const warmUp = many(100, 300)
 

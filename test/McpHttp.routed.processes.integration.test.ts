@@ -10,13 +10,11 @@ import * as Scope from "effect/Scope"
 import { mkdirSync, renameSync } from "node:fs"
 import { join } from "node:path"
 import { messagesOf, readUntil, textOf } from "./support/answers.ts"
-import { bundleNode, noting, settled, until } from "./support/clusterProcesses.ts"
+import { noting, settled, until } from "./support/clusterProcesses.ts"
 import { assertWithin, underLoad } from "./support/load.ts"
 import { begin, call, initialize, post, request, send } from "./support/requests.ts"
 import { makeNodes, raw, type RoutedNode } from "./support/routedProcesses.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
-
-bundleNode()
 
 class Cluster extends Context.Service<Cluster, {
   readonly directory: string

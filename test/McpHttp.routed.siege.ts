@@ -8,15 +8,13 @@ import * as Fiber from "effect/Fiber"
 import { readFileSync } from "node:fs"
 import { join } from "node:path"
 import { messagesOf, textOf } from "./support/answers.ts"
-import { bundleNode, noting, quick, settled, until } from "./support/clusterProcesses.ts"
+import { noting, quick, settled, until } from "./support/clusterProcesses.ts"
 import { underLoad } from "./support/load.ts"
 import { startPostgres } from "./support/postgres.ts"
 import { begin, call, initialize, post, request, send } from "./support/requests.ts"
 import { makeNodes, type RoutedNode } from "./support/routedProcesses.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
 import { makeDice } from "./support/world.ts"
-
-bundleNode()
 
 interface Deployed {
   readonly answered: number

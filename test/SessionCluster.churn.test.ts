@@ -24,7 +24,7 @@ import { many, underLoad } from "./support/load.ts"
 import { makeDice } from "./support/world.ts"
 
 /** In seconds. */
-const lasts = many(20, 60)
+const lasts = many(10, 60)
 
 const typed: ReadonlySet<string> = new Set([
   "McpSessionError",

@@ -258,25 +258,28 @@ layer(Declared.layer.pipe(Layer.provideMerge(Unpacked.layer)), { excludeTestServ
         assert.deepStrictEqual(absent, [])
       }))
 
-    packed.effect(
-      "runs the README's first snippet in an empty folder, with the commands beside it",
-      () =>
-        Effect.gen(function*() {
-          const [, file] = /^Save it as `([\w.]+)` in an empty folder/m.exec(readme)!
-          const [, commands] = /^npm init -y\n(.*?)^```$/ms.exec(readme)!
-          const [installs, runs] = commands!.trim().split("\n").map((command) => command.split(" "))
-          const directory = temporaryDirectory("package-")
-          assert.deepStrictEqual(installs!.slice(0, 3), ["npm", "i", packageJson.name])
-          yield* install(directory, installs!.slice(3))
-          // What npm links the commands of packages as
-          mkdirSync(join(directory, "node_modules/.bin"))
-          symlinkSync("../tsx/dist/cli.mjs", join(directory, "node_modules/.bin/tsx"))
-          write(directory, { "package.json": { name: "empty", version: "1.0.0" }, [file!]: readmeSnippet() })
-          const [command, ...args] = runs!
-          assert.include(yield* run(directory, command!, ...args), "Echo: hello")
-        }),
-      120_000
-    )
+    // Otherwise it runs below as it is compiled, with the same dependencies
+    if (inject("load")) {
+      packed.effect(
+        "runs the README's first snippet in an empty folder, with the commands beside it",
+        () =>
+          Effect.gen(function*() {
+            const [, file] = /^Save it as `([\w.]+)` in an empty folder/m.exec(readme)!
+            const [, commands] = /^npm init -y\n(.*?)^```$/ms.exec(readme)!
+            const [installs, runs] = commands!.trim().split("\n").map((command) => command.split(" "))
+            const directory = temporaryDirectory("package-")
+            assert.deepStrictEqual(installs!.slice(0, 3), ["npm", "i", packageJson.name])
+            yield* install(directory, installs!.slice(3))
+            // What npm links the commands of packages as
+            mkdirSync(join(directory, "node_modules/.bin"))
+            symlinkSync("../tsx/dist/cli.mjs", join(directory, "node_modules/.bin/tsx"))
+            write(directory, { "package.json": { name: "empty", version: "1.0.0" }, [file!]: readmeSnippet() })
+            const [command, ...args] = runs!
+            assert.include(yield* run(directory, command!, ...args), "Echo: hello")
+          }),
+        { ...underLoad, timeout: 120_000 }
+      )
+    }
 
     packed.effect("has source maps that hold the sources, which are not in the package", () =>
       Effect.gen(function*() {
@@ -295,20 +298,17 @@ layer(Declared.layer.pipe(Layer.provideMerge(Unpacked.layer)), { excludeTestServ
       }))
 
     packed.layer(Projects.layer, { timeout: "2 minutes" })("as a dependency", (built) => {
-      // Above it runs as it is, with the same dependencies
-      if (inject("load")) {
-        built.effect(
-          "runs the README's first snippet, with no more than the required peers, however modules are resolved",
-          () =>
-            Effect.gen(function*() {
-              const [first, ...others] = (yield* Projects).directories.map((directory) => join(directory, "required"))
-              yield* run(first!, process.execPath, "snippet.js")
-              const code = readFileSync(join(first!, "snippet.js"), "utf8")
-              for (const other of others) assert.strictEqual(readFileSync(join(other, "snippet.js"), "utf8"), code)
-            }),
-          underLoad
-        )
-      }
+      built.effect(
+        "runs the README's first snippet, with no more than the required peers, however modules are resolved",
+        () =>
+          Effect.gen(function*() {
+            const [first, ...others] = (yield* Projects).directories.map((directory) => join(directory, "required"))
+            yield* run(first!, process.execPath, "snippet.js")
+            const code = readFileSync(join(first!, "snippet.js"), "utf8")
+            for (const other of others) assert.strictEqual(readFileSync(join(other, "snippet.js"), "utf8"), code)
+          }),
+        underLoad
+      )
 
       describe.each(compilers.map(({ moduleResolution }, project) => ({ moduleResolution, project })))(
         "with moduleResolution $moduleResolution",

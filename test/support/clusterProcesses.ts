@@ -4,14 +4,11 @@
  */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import { build, stop } from "esbuild"
 import { type ChildProcess, fork } from "node:child_process"
-import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs"
+import { existsSync, readFileSync } from "node:fs"
 import { connect, createServer, type Socket } from "node:net"
 import { join } from "node:path"
-import { fileURLToPath } from "node:url"
-import { afterAll, beforeAll, inject } from "vitest"
-import { resolve } from "../../vitest.config.ts"
+import { inject } from "vitest"
 
 interface Call {
   readonly key: string
@@ -40,41 +37,6 @@ export interface Answer {
 }
 
 type Asked = Question extends infer Q ? Q extends Question ? Omit<Q, "id"> : never : never
-
-const root = fileURLToPath(new URL("../..", import.meta.url))
-
-let script: string
-
-/** The program of a node as one file, which starts in half of the time. */
-export const bundleNode = () => {
-  let directory: string
-  beforeAll(async () => {
-    directory = mkdtempSync(join(root, "node_modules/.nodes-"))
-    script = join(directory, "node.mjs")
-    await build({
-      entryPoints: [join(root, "test/support/servers/node.ts")],
-      outdir: directory,
-      outExtension: { ".js": ".mjs" },
-      splitting: true,
-      bundle: true,
-      platform: "node",
-      format: "esm",
-      external: ["libsql"],
-      alias: Object.fromEntries(names.map(([name, file]) => [name, file])),
-      banner: { js: "import { createRequire as from } from \"node:module\"; const require = from(import.meta.url);" }
-    })
-    await stop()
-  })
-  afterAll(() => rmSync(directory, { recursive: true, force: true }))
-}
-
-const modules = ["ClusterMembership", "ClusterNode", "IdentityResolver", "McpConnector", "McpHttp", "SessionCluster"]
-
-const names = ["", ...modules.map((name) => `/${name}`)].map((name) => {
-  const full = `effect-mcp-sessions${name}`
-  const alias = resolve.alias.find(({ find }) => find.test(full))!
-  return [full, full.replace(alias.find, alias.replacement)] as const
-}).toReversed()
 
 export const secret = "what all nodes know, and nobody else"
 export const keySecret = "sixteen characters and more"
@@ -126,7 +88,7 @@ export const startProcess = (
 ): Effect.Effect<NodeProcess, string, Scope.Scope> =>
   Effect.acquireRelease(
     Effect.callback<NodeProcess, string>((done) => {
-      const child = fork(script, {
+      const child = fork(inject("programs").node, {
         stdio: ["ignore", "ignore", "pipe", "ipc"],
         env: {
           PATH: process.env.PATH,

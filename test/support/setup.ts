@@ -18,6 +18,14 @@ declare module "vitest" {
     readonly stdioServer: string
     /** Those of the reference servers, bundled. */
     readonly referenceServers: { readonly everything: string; readonly filesystem: string; readonly memory: string }
+    /** Those of what else runs in processes of its own, and of the simulations, bundled. */
+    readonly programs: {
+      readonly exits: string
+      readonly node: string
+      readonly serves: string
+      readonly servesGuarded: string
+      readonly simulations: string
+    }
   }
 }
 
@@ -36,13 +44,25 @@ export default async ({ provide }: TestProject) => {
   const bundles = mkdtempSync(pathTo("../../node_modules/.bundles-"))
   provide("temporary", temporary)
   provide("bundles", bundles)
-  const [stdioServer] = await bundle(bundles, [pathTo("./servers/stdio.mjs")])
+  const [[stdioServer], [everything, filesystem, memory], [exits, node, serves, servesGuarded, simulations]] =
+    await Promise.all([
+      bundle(bundles, [pathTo("./servers/stdio.mjs")]),
+      bundle(bundles, [reference("everything"), reference("filesystem"), reference("memory")]),
+      bundle(
+        bundles,
+        [
+          pathTo("./exits.ts"),
+          pathTo("./servers/node.ts"),
+          pathTo("./serves.ts"),
+          pathTo("./servesGuarded.ts"),
+          pathTo("./simulations.ts")
+        ],
+        ["libsql"]
+      )
+    ])
   provide("stdioServer", stdioServer)
-  const [everything, filesystem, memory] = await bundle(
-    bundles,
-    [reference("everything"), reference("filesystem"), reference("memory")]
-  )
   provide("referenceServers", { everything, filesystem, memory })
+  provide("programs", { exits, node, serves, servesGuarded, simulations })
   return () => {
     for (const directory of [temporary, bundles]) rmSync(directory, { recursive: true, force: true })
   }
