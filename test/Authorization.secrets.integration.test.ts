@@ -245,7 +245,7 @@ const live = (condition: () => boolean) => TestClock.withLive(eventually(conditi
 
 for (const [generation, [sdk, connector]] of generations.entries()) {
   describe(`no secret is anywhere else, with ${sdk},`, () => {
-    // `npm test` has each way once and each disorder by turns, `npm run load` has all of them with both
+    // `npm test` has each way once and the disorders by turns, `npm run load` has all of them with both
     const tested = Object.entries(ways).filter((_, index) => some(generation, 1 - generation).includes(index % 2))
     for (const [what, wayOf] of tested) {
       it.effect(`of ${what}`, () =>
@@ -296,7 +296,9 @@ for (const [generation, [sdk, connector]] of generations.entries()) {
             upstream.revoke()
             yield* visit
 
+            const turn = Object.keys(ways).indexOf(what)
             for (const [index, disorder] of Object.values(disorders).entries()) {
+              if (!some(true, false).includes((index + (turn >> 1)) % 2 === 0)) continue
               upstream.revoke()
               upstream.answer = (form) => disorder(quotes(upstream, form))
               // Within a session, and while one is opened
@@ -433,8 +435,8 @@ for (const [generation, [sdk, connector]] of generations.entries()) {
           // Otherwise nothing was shown
           if (way.isStored || what.includes("provider")) {
             assert.include(everything, mark)
-            assert.isAbove(grants.length, 20)
-            assert.isAbove(happened["PreparationFailed"] ?? 0, many(10, 15), JSON.stringify(happened))
+            assert.isAbove(grants.length, many(12, 20))
+            assert.isAbove(happened["PreparationFailed"] ?? 0, many(6, 15), JSON.stringify(happened))
           }
           assert.include(everything, "callTool")
           assert.isAbove(happened["PreparationFailed"] ?? 0, 1)

@@ -23,7 +23,7 @@ import { many, underLoad } from "./support/load.ts"
 import { refusal, resolve } from "./support/tokens.ts"
 
 /** How many keys are made up in a second. */
-const names = many(30, 300)
+const names = many(15, 300)
 
 type Server = AuthorizationServer.AuthorizationServer
 

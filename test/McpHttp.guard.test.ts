@@ -359,7 +359,7 @@ const suite = (start: typeof web) => {
     }))
 }
 
-const interleavings = many(60, 1_000)
+const interleavings = many(30, 1_000)
 
 /** Turns of the event loop, of which an answer of the server inside takes some. */
 const turns = (count: number) =>
@@ -473,7 +473,7 @@ describe("McpHttp.guard", () => {
         const endpoint = yield* open(socket)
         // The server inside has no stream to give
         yield* knowsIdsToTheByte(endpoint, 405)
-      }))
+      }), underLoad)
 
     it.live("has none with two ids, nor with one that is too long, nor under another's name", () =>
       Effect.gen(function*() {

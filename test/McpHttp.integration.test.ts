@@ -268,7 +268,7 @@ describe("whoever writes to the socket", () => {
     Effect.gen(function*() {
       const endpoint = yield* open()
       yield* knowsIdsToTheByte(endpoint, 200)
-    }))
+    }), underLoad)
 
   it.live("finds none with two ids, nor with one that is too long", () =>
     Effect.gen(function*() {

@@ -516,7 +516,7 @@ describe("McpHttp.layer", () => {
   describe("over a socket", () => suite(socket))
 })
 
-const interleavings = many(60, 1_000)
+const interleavings = many(30, 1_000)
 
 describe("McpHttp.layer, whatever comes first", () => {
   it.live.each(["sse", "json"] as const)(

@@ -69,7 +69,7 @@ describe.each<readonly [string, Open]>([
       const endpoint = yield* open(500)
       const session = yield* begin(endpoint)
       // More than the kernels of both sides keep
-      const peer = yield* demand(endpoint, session, call("echo", { message: "x".repeat(24 * 1024 * 1024) }))
+      const peer = yield* demand(endpoint, session, call("echo", { message: "x".repeat(16 * 1024 * 1024) }))
       yield* until(endpoint, 1)
       yield* until(endpoint, 0)
       peer.resume()

@@ -229,7 +229,7 @@ describe("SessionPool over real servers", () => {
               Effect.map(SessionPool.stats, ({ draining, idle, leased, opening }) => {
                 most = Math.max(most, opening + leased + idle + draining)
               })))
-        const callers = Array.from({ length: many(40, 100) }, (_, i) =>
+        const callers = Array.from({ length: many(20, 100) }, (_, i) =>
           i)
         const answers = yield* Effect.forEach(callers, one, { concurrency: "unbounded" })
         assert.deepStrictEqual(answers, callers.map(String))

@@ -241,7 +241,7 @@ for (const [sdk, connector, era] of speakers) {
         const changed = Scripted.event({ method: "notifications/tools/list_changed" })
         server.on("tool", (to, message) => {
           const stream = Scripted.stream(to)
-          stream.write(changed.repeat(many(2_000, 20_000)))
+          stream.write(changed.repeat(many(1_000, 20_000)))
           stream.end(Scripted.event({ id: message.id!, result: Scripted.resultOf(message) }))
         })
         yield* session.listTools()

@@ -323,7 +323,7 @@ describe("exclusive leases", () => {
     Effect.gen(function*() {
       const { pool } = yield* startExclusive()
       const held = yield* lease(pool, a)
-      const fibers = yield* Effect.forEach(Array.from({ length: many(2_000, 10_000) }), () => fork(visit(pool, a)))
+      const fibers = yield* Effect.forEach(Array.from({ length: many(1_000, 10_000) }), () => fork(visit(pool, a)))
       yield* held.release
       yield* settle
       assert.isTrue(fibers.every((fiber) => outcome(fiber) === "success"))

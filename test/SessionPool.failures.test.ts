@@ -432,7 +432,7 @@ describe("failureBackoff", () => {
           capacityPerUpstream: 10,
           failureBackoff: Schedule.exponential("1 second")
         })
-        const everybody = users(many(30, 100))
+        const everybody = users(many(15, 100))
         for (; now < 20_000; now += 1_000) {
           yield* Effect.forEach(
             ["hung", "crashing"],

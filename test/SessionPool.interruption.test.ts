@@ -319,7 +319,7 @@ describe("SessionPool interruption", () => {
     Effect.gen(function*() {
       const { pool, upstream } = yield* start({ capacity: 1 })
       const held = yield* lease(pool, a)
-      const callers = yield* Effect.forEach(identities(many(1_500, 10_000)), (identity) => fork(visit(pool, identity)))
+      const callers = yield* Effect.forEach(identities(many(800, 10_000)), (identity) => fork(visit(pool, identity)))
       yield* Fiber.interruptAll(callers.slice(0, -1))
       assert.strictEqual((yield* pool.stats).waiting, 1)
       yield* held.release

@@ -1058,7 +1058,7 @@ describe("SessionPool invariants", () => {
   }
 
   // One that wakes the next from its own stack has none left after some 1,200
-  const thousands = many(2_000, 10_000)
+  const thousands = many(1_000, 10_000)
 
   it.effect(
     "hold for thousands that wait, though every open is synchronous: the stack stays flat",

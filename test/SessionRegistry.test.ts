@@ -687,7 +687,7 @@ describe("SessionRegistry", () => {
 
     it.effect("thousands of abandoned sessions are all closed, on time", () =>
       Effect.gen(function*() {
-        const abandoned = many(1_500, 10_000)
+        const abandoned = many(800, 10_000)
         const { backend, registry } = yield* start({ idleTimeToLive: "30 minutes" })
         for (let i = 0; i < abandoned; i++) yield* used(registry, Identity.fromKey(`owner-${i}`))
         assert.strictEqual(yield* registry.size, abandoned)
@@ -792,7 +792,7 @@ describe("SessionRegistry", () => {
 
     it.effect("thousands of newcomers of one owner cost nobody else their room", () =>
       Effect.gen(function*() {
-        const newcomers = many(1_500, 20_000)
+        const newcomers = many(800, 20_000)
         const { registry } = yield* start({ capacity: 100, capacityPerOwner: 50 })
         let refused = 0
         for (let i = 0; i < newcomers; i++) {

@@ -157,7 +157,7 @@ describe("a session that was never used", () => {
     () =>
       Effect.gen(function*() {
         const { registry } = yield* start({ capacity: 100 })
-        const strangers = many(1_500, 12_000)
+        const strangers = many(800, 12_000)
         const user = yield* used(registry, alice)
         for (let stranger = 0; stranger < strangers; stranger++) {
           yield* registry.create(Identity.fromKey(`stranger:${stranger}`))

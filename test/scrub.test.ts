@@ -116,7 +116,7 @@ describe("Scrub", () => {
           }
         }
       ),
-      { numRuns: many(150, 2_000) }
+      { numRuns: many(75, 2_000) }
     )
   })
 
@@ -177,7 +177,7 @@ describe("Scrub", () => {
   })
 
   it("forgets nothing that it was given, however much that is", underLoad, () => {
-    const secrets = Array.from({ length: many(1_000, 5_000) }, (_, index) => `given-${index}-${"x".repeat(index % 40)}`)
+    const secrets = Array.from({ length: many(500, 5_000) }, (_, index) => `given-${index}-${"x".repeat(index % 40)}`)
     const scrub = scrubbing(...secrets)
     for (let index = 0; index < 5_000; index++) scrub.hold(`rotated-${index}-token`)()
     for (const one of secrets) assert.strictEqual(scrub(`: ${one}`), ": <redacted>")
@@ -405,7 +405,7 @@ describe("a secret as a row of bytes", () => {
         "64 6 6a "
       ]
     ) {
-      const text = row.repeat(many(20_000, 200_000))
+      const text = row.repeat(many(10_000, 200_000))
       assert.strictEqual(scrub(text), text)
     }
   })

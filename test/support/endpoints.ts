@@ -4,6 +4,7 @@
 import { assert } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import { bytesOf } from "./answers.ts"
+import { some } from "./load.ts"
 import type { Endpoint } from "./mcpHttp.ts"
 import { head, write } from "./rawHttp.ts"
 import { begin, call, initialize, post, request } from "./requests.ts"
@@ -35,10 +36,8 @@ export const refusesWhenClosed = Effect.fnUntraced(function*(endpoint: Endpoint,
 export const knowsIdsToTheByte = Effect.fnUntraced(function*(endpoint: Endpoint, stream: number) {
   const session = yield* begin(endpoint)
   const { body: unknown } = yield* bytesOf(yield* request(endpoint, "GET", { session: "x" }))
-  const ids = [
-    ...Array.from({ length: 256 }, (_, byte) => `${session}${String.fromCharCode(byte)}`),
-    ...Array.from({ length: 256 }, (_, byte) => `a${String.fromCharCode(byte)}b`)
-  ]
+  const wrong = some((byte: string) => `${session}${byte}`, (byte: string) => `a${byte}b`)
+  const ids = wrong.flatMap((idOf) => Array.from({ length: 256 }, (_, byte) => idOf(String.fromCharCode(byte))))
   const said = yield* Effect.forEach(ids, (id) => write(endpoint, head([`Mcp-Session-Id: ${id}`])), {
     concurrency: 64
   })
