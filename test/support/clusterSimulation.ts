@@ -46,7 +46,15 @@ import { type Dice, makeDice } from "./world.ts"
 // -----------------------------------------------------------------------------
 
 type Action =
-  | { readonly do: "call"; readonly key: number; readonly node: number; readonly calls: number; readonly nap: number }
+  | {
+    readonly do: "call"
+    readonly key: number
+    readonly node: number
+    readonly calls: number
+    readonly nap: number
+    /** How long its handler of progress takes; without one it hears of none. */
+    readonly handling: number | undefined
+  }
   | { readonly do: "interrupt"; readonly caller: number }
   | { readonly do: "advance"; readonly millis: number }
   | { readonly do: "move"; readonly key: number; readonly to: number }
@@ -64,7 +72,14 @@ const action = (dice: Dice): Action => {
   const key = dice.below(keys)
   const roll = dice.next()
   if (roll < 0.42) {
-    return { do: "call", key, node: dice.below(4), calls: dice.pick([1, 1, 1, 2, 3]), nap: dice.pick([0, 0, 5, 60]) }
+    return {
+      do: "call",
+      key,
+      node: dice.below(4),
+      calls: dice.pick([1, 1, 1, 2, 3]),
+      nap: dice.pick([0, 0, 5, 60]),
+      handling: dice.pick([undefined, undefined, 0, 5])
+    }
   }
   if (roll < 0.5) return { do: "interrupt", caller: dice.below(20) }
   if (roll < 0.74) return { do: "advance", millis: dice.pick([0, 1, 5, 20, 49, 100, 300, 700]) }
@@ -130,6 +145,8 @@ class Simulation extends Simulator.Simulation<Action> {
   readonly sessions: Array<Session> = []
   readonly callers: Array<Caller> = []
   readonly runs = new Map<string, number>()
+  /** What the server has reported of each call, and what its caller has heard. */
+  readonly reports = new Map<string, { readonly told: Array<number>; readonly heard: Array<number> }>()
   readonly machines = new Map<string, Machine>()
   readonly clusters = new Map<string, Context.Service.Shape<typeof SessionCluster>>()
   /** Where the engine believes each key to be. */
@@ -283,7 +300,7 @@ class Simulation extends Simulator.Simulation<Action> {
   }
 
   sessionOf(session: Session, identity: Identity): McpSession {
-    const callTool: McpSession["callTool"] = ({ name }) =>
+    const callTool: McpSession["callTool"] = ({ name }, given) =>
       Effect.suspend((): Effect.Effect<CallToolResult, McpSessionError> => {
         if (session.phase !== "open") return Effect.fail(fail(new SessionClosed({ requestSent: false })))
         const roll = this.dice.next()
@@ -302,7 +319,17 @@ class Simulation extends Simulator.Simulation<Action> {
           `2: ${name} runs at ${session.node}, whose lock has run out`
         )
         if (roll < 0.1) return Effect.fail(fail(new RequestTimeout({ requestSent: true })))
-        const answered = Effect.as(Effect.sleep(this.dice.pick([0, 1, 20, 150, 500])), { content: [] })
+        const takes = this.dice.pick([0, 1, 20, 150, 500])
+        const reported = Effect.forEach(
+          Array.from({ length: this.dice.below(4) }, (_, i) => i),
+          (progress) =>
+            Effect.suspend(() => {
+              if (given?.onProgress === undefined) return Effect.void
+              this.reportsOf(name).told.push(progress)
+              return given.onProgress({ progress })
+            })
+        )
+        const answered = Effect.as(Effect.andThen(reported, Effect.sleep(takes)), { content: [] })
         return Effect.raceFirst(
           answered,
           Effect.andThen(Deferred.await(session.over), Effect.fail(fail(new SessionClosed({ requestSent: true }))))
@@ -319,6 +346,12 @@ class Simulation extends Simulator.Simulation<Action> {
       callTool
     }
     return partial as McpSession
+  }
+
+  reportsOf(name: string) {
+    const known = this.reports.get(name) ?? { told: [], heard: [] }
+    this.reports.set(name, known)
+    return known
   }
 
   // --- The engine ---
@@ -540,7 +573,43 @@ class Simulation extends Simulator.Simulation<Action> {
           Effect.ensuring(Effect.sync(() => this.breaks.delete(link)))
         )
       })
-    return { "Session.Call": call } as unknown as Peer
+    // In order, and each once: what a link does to one of them it does to all that come after
+    const callReported = (sent: Wire.Call) =>
+      Effect.gen({ self: this }, function*() {
+        const luck = this.luckOf(sent.seq.toString())
+        const queue = yield* Queue.unbounded<Wire.Reported, Wire.Failure | RpcClientError | Cause.Done>()
+        const link = this.link(from, to)
+        const carry = (reported: Wire.Reported) =>
+          Effect.andThen(
+            Effect.sleep(luck.pick([0, 0, 1, 20])),
+            Effect.suspend(() =>
+              reported._tag === "Answer" && luck.chance(this.weather / 2)
+                ? Effect.fail(gone)
+                : Queue.offer(queue, reported)
+            )
+          )
+        const run: Effect.Effect<void, Wire.Failure | RpcClientError> = Effect.suspend(() => {
+          const { handlers } = this.machines.get(to)!.node.directory
+          return handlers === undefined
+            ? Effect.fail(gone)
+            : Effect.scoped(Stream.runForEach(handlers.callReported(sent), carry))
+        })
+        const fails = luck.chance(this.weather / 4) ? closed : luck.chance(this.weather / 4) ? gone : undefined
+        const carried = Effect.andThen(
+          Effect.sleep(luck.pick([0, 0, 1, 5, 30])),
+          fails === undefined ? run : Effect.fail(fails)
+        )
+        yield* Effect.raceFirst(carried, Effect.andThen(Deferred.await(link.broken), Effect.fail(gone))).pipe(
+          Effect.ensuring(Effect.sync(() => this.breaks.delete(link))),
+          Effect.matchCauseEffect({
+            onFailure: (cause) => Queue.failCause(queue, cause),
+            onSuccess: () => Queue.end(queue)
+          }),
+          Effect.forkScoped
+        )
+        return queue
+      })
+    return { "Session.Call": call, "Session.CallReported": callReported } as unknown as Peer
   }
 
   // --- Steps ---
@@ -596,7 +665,7 @@ class Simulation extends Simulator.Simulation<Action> {
     return Identity.fromKey(`key-${key}`, { credentials: Credentials.bearer(Simulator.secret) })
   }
 
-  call({ calls, key, nap, node }: Action & { readonly do: "call" }): void {
+  call({ calls, handling, key, nap, node }: Action & { readonly do: "call" }): void {
     const id = this.callers.length
     const caller: Caller = {
       ...this.calling(),
@@ -610,7 +679,22 @@ class Simulation extends Simulator.Simulation<Action> {
         Effect.forEach(caller.calls, (name) =>
           Effect.suspend(() => {
             caller.last = name
-            return Effect.andThen(session.callTool({ name }), Effect.sleep(nap))
+            const onProgress = ({ progress }: { readonly progress: number }) =>
+              Effect.andThen(
+                Effect.sleep(handling ?? 0),
+                Effect.sync(() => void this.reportsOf(name).heard.push(progress))
+              )
+            return Effect.andThen(
+              session.callTool({ name }, handling === undefined ? {} : { onProgress }),
+              Effect.suspend(() => {
+                const { heard, told } = this.reportsOf(name)
+                this.expect(
+                  heard.join() === told.join(),
+                  `${name} reported ${told.join()}, and ${heard.join()} was heard`
+                )
+                return Effect.sleep(nap)
+              })
+            )
           }), { discard: true }))
     )
     caller.fiber.addObserver((exit) => {
