@@ -244,8 +244,8 @@ export abstract class Simulation<Action> {
   }
 
   /** Builds the layer, which takes no time. */
-  build<A, E>(layer: Layer.Layer<A, E>): Context.Context<A> | undefined {
-    const built = this.world.fork(Layer.buildWithScope(layer, this.scope))
+  build<A, E>(layer: Layer.Layer<A, E>, scope: Scope.Scope = this.scope): Context.Context<A> | undefined {
+    const built = this.world.fork(Layer.buildWithScope(layer, scope))
     this.world.run(Infinity)
     const exit = built.pollUnsafe()
     if (exit !== undefined && Exit.isSuccess(exit)) return exit.value
