@@ -42,12 +42,9 @@ const head = (session: string, contentType = "application/json") =>
   "Accept: application/json, text/event-stream\r\nMcp-Protocol-Version: 2025-11-25\r\n" +
   `Mcp-Session-Id: ${session}\r\nContent-Length: ${body.length}\r\n\r\n`
 
-/** Whatever the server has to do, it has to do this first. */
+/** Whatever the server has to do, it waits for this first. */
 const block = (millis: number) =>
-  Effect.sync(() => {
-    const end = performance.now() + millis
-    while (performance.now() < end);
-  })
+  Effect.sync(() => void Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, millis))
 
 describe.each<readonly [string, Open]>([
   ["McpHttp.layer", (options) => socket(McpHttp.layer({ ...options, server: makeServer(makeLog()) }))],

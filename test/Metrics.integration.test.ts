@@ -25,10 +25,7 @@ import { spawn } from "node:child_process"
 import { once } from "node:events"
 import { createServer } from "node:http"
 import { createRequire } from "node:module"
-import { join } from "node:path"
-import { fileURLToPath } from "node:url"
 import { inspect } from "node:util"
-import { bundle } from "./support/bundle.ts"
 import { makeLog, makeServer, socket } from "./support/mcpHttp.ts"
 import * as HttpServer from "./support/servers/http.ts"
 import { makeRecorder } from "./support/spans.ts"
@@ -103,14 +100,9 @@ const collector = Effect.acquireRelease(
     })
 )
 
-const root = fileURLToPath(new URL("..", import.meta.url))
-
 const example = (endpoint: string) =>
   Effect.promise(async () => {
-    const file = join(root, "examples/metrics.ts")
-    const [bundled] = await bundle(inject("bundles"), [file], ["@modelcontextprotocol/*"])
-    const child = spawn(process.execPath, [bundled], {
-      cwd: root,
+    const child = spawn(process.execPath, [inject("programs").metrics], {
       env: { ...process.env, OTEL_EXPORTER_OTLP_ENDPOINT: endpoint }
     })
     let output = ""

@@ -224,8 +224,8 @@ describe("SessionCluster", () => {
 
   it.effect("fails a call whose request or answer can't cross, typed, and no other call", () =>
     Effect.gen(function*() {
-      const { nodes, upstream } = yield* startNodes(["a", "b"])
-      const large = "x".repeat(31 * 1024 * 1024)
+      const { nodes, upstream } = yield* startNodes(["a", "b"], { sessions: { maxMessageBytes: 1024 * 1024 } })
+      const large = "x".repeat(2 * 1024 * 1024)
       upstream.tools.big = { run: () => ({ content: [], _meta: { value: 1n } }) }
       upstream.tools.large = { run: () => ({ content: [], _meta: { large } }) }
       yield* passing(nodes[0]!.cluster.withSession(alice, who))

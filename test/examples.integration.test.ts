@@ -89,18 +89,16 @@ const commandOf = (file: string): readonly [command: string, ...args: ReadonlyAr
 
 const externals = ["@modelcontextprotocol/*", "libsql", "express", "fastify", "undici", "ws"]
 
-/** The path of one that is bundled, or of what `edit` makes of that. */
-const bundled = async (file: string, edit?: (code: string) => string): Promise<string> => {
-  const [path] = await bundle(inject("bundles"), [join(root, "examples", file)], externals)
-  if (edit !== undefined) writeFileSync(path, edit(readFileSync(path, "utf8")))
-  return path
-}
+/** The path of what `edit` makes of one that is bundled. */
+const edited = (file: string, edit: (code: string) => string) =>
+  Effect.promise(async () => {
+    const [path] = await bundle(inject("bundles"), [join(root, "examples", file)], externals)
+    writeFileSync(path, edit(readFileSync(path, "utf8")))
+    return path
+  })
 
-/** Runs one to its end, within a minute. With an `edit`, runs what that makes of it. */
-const run = Effect.fnUntraced(function*(file: string, edit?: (code: string) => string) {
-  const [command, ...args] = inject("load") && edit === undefined
-    ? commandOf(file)
-    : [process.execPath, yield* Effect.promise(() => bundled(file, edit))]
+/** Runs a program to its end, within a minute. */
+const run = Effect.fnUntraced(function*(command: string, ...args: ReadonlyArray<string>) {
   const marker = `/nowhere/${crypto.randomUUID()}`
   const child = yield* Effect.acquireRelease(
     Effect.sync(() =>
@@ -138,12 +136,15 @@ describe("examples", { concurrent: true }, () => {
     assert.include(files.map((file) => `tsx examples/${file}`), packageJson.scripts.start)
   })
 
-  // `npm test` runs the first, bundled, which takes half of the time; `npm run load` all of them, as README says
+  // `npm run load` runs all of them, as README says; `npm test` the first, bundled, which takes half of the time
   const now = Object.entries(examples).filter(([file]) => isFirst(file) || inject("load"))
+  const { quickstart } = inject("programs")
   describe.each(now)("%s", (file, lines) => {
     it.live("runs, and ends by itself with nothing left", () =>
       Effect.gen(function*() {
-        const { code, left, servers, stderr, stdout } = yield* run(file)
+        const { code, left, servers, stderr, stdout } = yield* run(
+          ...inject("load") ? commandOf(file) : [process.execPath, quickstart] as const
+        )
         assert.strictEqual(code, 0, stderr)
         assert.strictEqual(stderr, "")
         let rest = stdout
@@ -163,7 +164,10 @@ describe("examples", { concurrent: true }, () => {
   describe.each(inject("load") ? ["fastify.ts", "express.ts"] : [])("%s", (file) => {
     it.live("does not start with an option that means nothing", () =>
       Effect.gen(function*() {
-        const { code, stderr, stdout } = yield* run(file, (source) => source.replace("capacity: 100", "capacity: 0"))
+        const { code, stderr, stdout } = yield* run(
+          process.execPath,
+          yield* edited(file, (source) => source.replace("capacity: 100", "capacity: 0"))
+        )
         assert.strictEqual(code, 1)
         assert.include(stderr, "InvalidOptions: SessionPool.layer: option \"capacity\"")
         assert.strictEqual(stdout, "")

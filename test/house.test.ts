@@ -73,7 +73,7 @@ class House extends Context.Service<House, {
     House,
     Effect.gen(function*() {
       const files = readdirSync(src, { recursive: true, encoding: "utf8" }).filter((file) => file.endsWith(".ts"))
-      const project = yield* Compiler.open(join(root, "tsconfig.build.json"))
+      const project = yield* Compiler.parse(files.map((file) => join(src, file)))
       const arrows = files.flatMap((file) =>
         Compiler.importsOf(project, join(src, file)).map(({ erased, from }): Arrow => ({
           from: file,

@@ -29,6 +29,14 @@ export const open = Effect.fnUntraced(function*(tsconfig: string) {
   return project ?? (yield* Effect.die(new Error(`${tsconfig} is not a project`)))
 })
 
+/** Opens a project of these files alone, which knows nothing of what they import. */
+export const parse = (files: ReadonlyArray<string>) => {
+  const tsconfig = join(temporaryDirectory("compiler-"), "tsconfig.json")
+  const compilerOptions = { noResolve: true, noLib: true, types: [], module: "NodeNext" }
+  writeFileSync(tsconfig, JSON.stringify({ compilerOptions, files }))
+  return open(tsconfig)
+}
+
 /** One import of a file: also `export … from`, `import()` and `import("…").Type`. */
 export interface Import {
   readonly from: string

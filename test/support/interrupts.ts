@@ -11,7 +11,7 @@ import { callTool } from "../../src/internal/client/sdk.ts"
 import type { AnySession, Generation } from "./generations.ts"
 import { many } from "./load.ts"
 
-export const interruptedCalls = many(30, 1_000)
+export const interruptedCalls = many(15, 1_000)
 
 /**
  * Makes the calls, and asserts that none of them has left a listener on a signal, nor so many on any that Node warned.

@@ -17,6 +17,10 @@ export const many = (test: number, load: number): number => inject("load") ? loa
 export const some = <A>(first: A, ...others: ReadonlyArray<A>): ReadonlyArray<A> =>
   inject("load") ? [first, ...others] : [first]
 
+/** Which: all in `npm run load`, every other one in `npm test`, so that the next turn has the others. */
+export const byTurns = <A>(all: ReadonlyArray<A>, turn: number): ReadonlyArray<A> =>
+  inject("load") ? all : all.filter((_, index) => (index + turn) % 2 === 0)
+
 /** The options of such a test. */
 export const underLoad = { tags: ["load"], timeout: 600_000 }
 

@@ -18,8 +18,10 @@ declare module "vitest" {
     readonly stdioServer: string
     /** Those of the reference servers, bundled. */
     readonly referenceServers: { readonly everything: string; readonly filesystem: string; readonly memory: string }
-    /** Those of what else runs in processes of its own, and of the simulations, bundled. */
+    /** Those of what else runs in processes of its own, two examples among it, and of the simulations, bundled. */
     readonly programs: {
+      readonly quickstart: string
+      readonly metrics: string
       readonly exits: string
       readonly node: string
       readonly serves: string
@@ -44,25 +46,27 @@ export default async ({ provide }: TestProject) => {
   const bundles = mkdtempSync(pathTo("../../node_modules/.bundles-"))
   provide("temporary", temporary)
   provide("bundles", bundles)
-  const [[stdioServer], [everything, filesystem, memory], [exits, node, serves, servesGuarded, simulations]] =
-    await Promise.all([
-      bundle(bundles, [pathTo("./servers/stdio.mjs")]),
-      bundle(bundles, [reference("everything"), reference("filesystem"), reference("memory")]),
-      bundle(
-        bundles,
-        [
-          pathTo("./exits.ts"),
-          pathTo("./servers/node.ts"),
-          pathTo("./serves.ts"),
-          pathTo("./servesGuarded.ts"),
-          pathTo("./simulations.ts")
-        ],
-        ["libsql"]
-      )
-    ])
+  const [[stdioServer], [everything, filesystem, memory], programs] = await Promise.all([
+    bundle(bundles, [pathTo("./servers/stdio.mjs")]),
+    bundle(bundles, [reference("everything"), reference("filesystem"), reference("memory")]),
+    bundle(
+      bundles,
+      [
+        pathTo("../../examples/quickstart.ts"),
+        pathTo("../../examples/metrics.ts"),
+        pathTo("./exits.ts"),
+        pathTo("./servers/node.ts"),
+        pathTo("./serves.ts"),
+        pathTo("./servesGuarded.ts"),
+        pathTo("./simulations.ts")
+      ],
+      ["libsql"]
+    )
+  ])
+  const [quickstart, metrics, exits, node, serves, servesGuarded, simulations] = programs
   provide("stdioServer", stdioServer)
   provide("referenceServers", { everything, filesystem, memory })
-  provide("programs", { exits, node, serves, servesGuarded, simulations })
+  provide("programs", { quickstart, metrics, exits, node, serves, servesGuarded, simulations })
   return () => {
     for (const directory of [temporary, bundles]) rmSync(directory, { recursive: true, force: true })
   }
