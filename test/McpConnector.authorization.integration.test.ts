@@ -316,27 +316,32 @@ for (const [sdk, connector] of generations) {
         }).pipe(setup))
     }
 
-    it.effect("fails 100 calls after ten seconds when the authorization server is mute, and keeps the session", () =>
-      Effect.gen(function*() {
-        const upstream = yield* Protected.make
-        const { authority, grants, revoke, server } = upstream
-        const connect = connector.http({ url: server.url, authorization: itself(authority) })
-        const handle = makeHandle()
-        const session = yield* connect(alice, handle)
-        revoke()
-        upstream.answer = () => new Promise(() => {})
-        const calls = yield* Effect.forkChild(times(100, failureOf(slow(session))))
-        yield* eventuallyStanding(() => server.requestsOf("tools/call").length === 100 && grants.length === 2)
-        yield* TestClock.adjust("10 seconds")
-        const failures = yield* Fiber.join(calls)
-        assert.match(failures[0]!.message, /took longer than 10s/)
-        assert.strictEqual(grants.length, 2)
-        assert.strictEqual(server.requestsOf("tools/call").length, 100)
-        upstream.answer = undefined
-        yield* slow(session)
-        assert.strictEqual(server.calls.answered, 1)
-        assert.deepStrictEqual(handle.retired, [])
-      }).pipe(setup))
+    it.effect(
+      "fails many calls after ten seconds when the authorization server is mute, and keeps the session",
+      () =>
+        Effect.gen(function*() {
+          const count = many(20, 100)
+          const upstream = yield* Protected.make
+          const { authority, grants, revoke, server } = upstream
+          const connect = connector.http({ url: server.url, authorization: itself(authority) })
+          const handle = makeHandle()
+          const session = yield* connect(alice, handle)
+          revoke()
+          upstream.answer = () => new Promise(() => {})
+          const calls = yield* Effect.forkChild(times(count, failureOf(slow(session))))
+          yield* eventuallyStanding(() => server.requestsOf("tools/call").length === count && grants.length === 2)
+          yield* TestClock.adjust("10 seconds")
+          const failures = yield* Fiber.join(calls)
+          assert.match(failures[0]!.message, /took longer than 10s/)
+          assert.strictEqual(grants.length, 2)
+          assert.strictEqual(server.requestsOf("tools/call").length, count)
+          upstream.answer = undefined
+          yield* slow(session)
+          assert.strictEqual(server.calls.answered, 1)
+          assert.deepStrictEqual(handle.retired, [])
+        }).pipe(setup),
+      underLoad
+    )
 
     it.effect("does not ask again and again for a token that is refused as soon as it has come", () =>
       Effect.gen(function*() {

@@ -55,7 +55,9 @@ class Unpacked extends Context.Service<Unpacked, { readonly directory: string }>
       )
       cpSync(root, copy, { recursive: true, filter: (source) => !absent.has(source) })
       symlinkSync(join(root, "node_modules"), join(copy, "node_modules"))
-      yield* run(copy, "npm", "pack", "--pack-destination", directory)
+      // npm builds it first, which checks all types, as `npm run check` does: `npm run load` has it do so
+      if (!inject("load")) yield* tsc(copy, "tsconfig.build.json", "--noCheck")
+      yield* run(copy, "npm", "pack", ...inject("load") ? [] : ["--ignore-scripts"], "--pack-destination", directory)
       yield* run(directory, "tar", "-xzf", `${packageJson.name}-${packageJson.version}.tgz`)
       return { directory: join(directory, "package") }
     })
@@ -87,8 +89,8 @@ const write = (directory: string, files: Readonly<Record<string, unknown>>) => {
   }
 }
 
-const tsc = (directory: string, project: string) =>
-  run(directory, process.execPath, join(root, "node_modules/typescript/bin/tsc"), "--project", project)
+const tsc = (directory: string, project: string, ...options: ReadonlyArray<string>) =>
+  run(directory, process.execPath, join(root, "node_modules/typescript/bin/tsc"), "--project", project, ...options)
 
 const readme = readFileSync(join(root, "README.md"), "utf8")
 
@@ -186,7 +188,7 @@ const compiled = Effect.fnUntraced(function*(compiler: typeof compilers[number])
   // The libraries are checked once, below, with what uses them
   const compilerOptions = { ...options, declaration: true, skipLibCheck: true }
   write(directory, { "tsconfig.json": { compilerOptions, include: ["*/*.ts"] } })
-  yield* tsc(directory, "tsconfig.json")
+  yield* tsc(directory, "tsconfig.json", ...inject("load") ? [] : ["--noCheck"])
   return directory
 })
 
