@@ -26,6 +26,9 @@ import type { Wall } from "./wall.ts"
 
 export const keySecret = Redacted.make("sixteen characters and more")
 
+/** A fifth of the default: the locks of each are refreshed again and again, as the clock goes on. */
+const shards = 20
+
 export interface Upstream {
   /** Sessions that were opened, as `key@node#number`, in order. */
   readonly opened: Array<string>
@@ -111,12 +114,12 @@ export const answer = (session: RemoteSession, name: string, args: Record<string
 
 export const nodeLayer = (memory: MemoryCluster, upstream: Upstream, name: string, options: NodeOptions = {}) =>
   SessionCluster.layer<never, never>({ connect: upstream.connectAt(name), ...options.sessions }).pipe(
-    Layer.provideMerge(ClusterNode.layerMemory({ memory, name, keySecret, ...options.node }))
+    Layer.provideMerge(ClusterNode.layerMemory({ memory, name, keySecret, shards, ...options.node }))
   )
 
 export const clientLayer = (memory: MemoryCluster, name: string, options?: ClientOptions) =>
   SessionCluster.layerClient(options).pipe(
-    Layer.provideMerge(ClusterNode.layerMemoryClient({ memory, name, keySecret }))
+    Layer.provideMerge(ClusterNode.layerMemoryClient({ memory, name, keySecret, shards }))
   )
 
 /**
