@@ -468,7 +468,7 @@ const resolvers = {
 }
 
 describe("no secret is anywhere else, inbound,", () => {
-  for (const [name, resolver] of Object.entries(resolvers)) {
+  for (const [index, [name, resolver]] of Object.entries(resolvers).entries()) {
     it.effect(`of ${name}`, () =>
       Effect.gen(function*() {
         const witness = Witness.make()
@@ -555,7 +555,7 @@ describe("no secret is anywhere else, inbound,", () => {
           assert.includeMembers([...statuses], [200, 401, 403])
 
           const said = [mark, ...secrets].join(" | ")
-          for (const [turn, disorder] of Object.values(disorders).entries()) {
+          for (const [turn, disorder] of byTurns(Object.values(disorders), index).entries()) {
             for (const path of ["/introspect", "/keys", "/.well-known/oauth-authorization-server"]) {
               answers.set(path, () => disorder(said))
             }
