@@ -30,6 +30,8 @@ const encodings: Readonly<Record<string, (text: string) => string>> = {
   component: encodeURIComponent,
   form: (text) => new URLSearchParams({ q: text }).toString(),
   query: (text) => new URL(`http://host/?q=${encodeURI(text)}`).href,
+  // What a URL keeps as it is: backslashes and percent signs
+  link: (text) => new URL(`http://host/?q=${text.replace(/[\t\n\r#]/g, encodeURIComponent)}&`).href,
   percent: percentEncoded,
   json: jsonEscaped,
   jsonInJson: (text) => jsonEscaped(jsonEscaped(text)),
@@ -96,7 +98,13 @@ const password = fc.string({ unit: character, minLength: 8, maxLength: 60 }).fil
   Buffer.from(text).toString() === text && new Set(text).size > 4
 )
 
-const secret = fc.oneof(tokenOf(8), password)
+/** Secrets that look like what is undone. */
+const escapeLike = fc.array(
+  fc.constantFrom(..."\\\\%&\"'<>/;#x0n419aZ +", "\\n", "\\x41", "\\u0041", "%41", "%2", "&lt;", "&amp;", "&#65;"),
+  { minLength: 8, maxLength: 40, size: "max" }
+).map((pieces) => pieces.join("")).filter((text) => new Set(text).size > 4)
+
+const secret = fc.oneof(tokenOf(8), password, escapeLike)
 
 describe("Scrub", () => {
   it("lets no secret through, whatever encodes it and wherever it stands", underLoad, () => {
@@ -121,6 +129,37 @@ describe("Scrub", () => {
       ),
       { numRuns: many(75, 2_000) }
     )
+  })
+
+  it("finds one that is quoted twice, also when it looks like what quotes it", underLoad, () => {
+    const inner = Object.keys(encodings).filter((name) => !name.startsWith("jsonIn"))
+    const outer = ["json", "html", "component", "uri", "percent", "unicode"]
+    fc.assert(
+      fc.property(
+        fc.array(secret, { minLength: 1, maxLength: 10 }),
+        fc.array(fc.tuple(fc.nat(), fc.constantFrom(...inner), fc.constantFrom(...outer)), {
+          minLength: 1,
+          maxLength: 4
+        }),
+        (secrets, parts) => {
+          const said = parts.map(([which, first, second]) =>
+            encodings[second]!(encodings[first]!(secrets[which % secrets.length]!))
+          )
+          const scrubbed = scrubbing(...secrets)(`failed: ${said.join(", ")}`)
+          for (const one of said) assert.notInclude(scrubbed, one)
+        }
+      ),
+      { numRuns: many(75, 2_000) }
+    )
+  })
+
+  it("finds one that itself has what is undone in what quotes it", () => {
+    for (const one of ["a\\0b\"c<d", "%41\"b&lt;", "\\\\\\%41\\\\\"\\", "\\\\\\\\\\&#65;\\\\"]) {
+      for (const encode of ["html", "link", "json"]) {
+        const said = encodings[encode]!(one)
+        assert.notInclude(scrubbing(one)(`failed: ${said}`), said.slice(-6), `${one}, ${encode}`)
+      }
+    }
   })
 
   it("finds one in a URL when what stands before it looks like the beginning of an escape", () => {

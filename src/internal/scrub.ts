@@ -6,8 +6,9 @@ import { isUtf8 } from "node:buffer"
  *
  * A text is searched once for all secrets, however many there are: it is read through windows of eight characters, and
  * only where a window is known is there something to compare. It is searched as it is, and then as what it stands for:
- * with its percent-encoding, its backslashes, its HTML entities and its rows of bytes undone, once for each layer of
- * them. Of a secret that was cut the rest is found too, from 15 characters on.
+ * with its percent-encoding, its backslashes, its HTML entities and its rows of bytes undone, layer by layer and kind
+ * by kind, so that a secret may look like any of them itself. Of one that was cut the rest is found too, from 15
+ * characters on.
  *
  * What is not looked for, as each would cost every text and is written by hardly anybody who quotes a secret: base64 of
  * UTF-16 or of base64, quoted-printable, compression, encryption, and a secret in other letters (upper case, reversed).
@@ -32,6 +33,7 @@ export const make = (): Scrub => {
   /** Those nobody holds any more, the first to go first. */
   const released = new Set<string>()
   let index = makeIndex()
+  let hasLikeEscapes = false
 
   const entryOf = (secret: string): Entry => {
     let entry = known.get(secret)
@@ -39,6 +41,7 @@ export const make = (): Scrub => {
       entry = { holders: 0, forms: formsOf(secret) }
       known.set(secret, entry)
       for (const form of entry.forms) index.add(form)
+      hasLikeEscapes ||= likeEscapes.test(secret)
     }
     released.delete(secret)
     return entry
@@ -62,17 +65,14 @@ export const make = (): Scrub => {
   const search = (text: string, isCut: boolean): string => {
     if (known.size === 0) return text
     const found: Array<Span> = []
-    let view: View | undefined = { text, starts: undefined }
-    for (let layer = 0; view !== undefined && layer <= maxLayers; layer++) {
-      const { starts }: View = view
+    for (const { starts, text: read } of viewsOf(text, hasLikeEscapes)) {
       const push = (from: number, to: number) => {
         if (from < to) found.push(starts === undefined ? [from, to] : [starts[from]!, starts[to]!])
       }
-      index.find(view.text, push)
+      index.find(read, push)
       // A beginning of `leastPart` characters would be found; the last escape may be half of one
-      const { length } = view.text
+      const { length } = read
       if (isCut) push(Math.max(0, length - Math.min(index.longest(), leastPart) - 6), length)
-      view = decoded(view)
     }
     return found.length === 0 ? text : without(text, found)
   }
@@ -142,6 +142,12 @@ const formsOf = (secret: string): ReadonlyArray<string> => {
   if (trimmed.length >= leastPartial) forms.add(trimmed)
   if (secret.length < leastPartial) return Array.from(forms)
   forms.add(secret.replaceAll(" ", "+"))
+  // Where what quotes it is undone, what the secret itself has of such escapes may be undone with that
+  if (likeEscapes.test(secret)) {
+    for (const form of Array.from(forms)) {
+      for (const { text } of viewsOf(form, true)) if (text.length >= leastPartial) forms.add(text)
+    }
+  }
   const bytes = Buffer.from(secret)
   // Undone elsewhere, unless a percent sign stands before it that seems to be of its first two digits
   for (const encode of [encodeURIComponent, encodeURI]) forms.add(encode(bytes.toString()))
@@ -327,36 +333,85 @@ const without = (text: string, found: ReadonlyArray<Span>): string => {
 // JSON in JSON in a URL, and one more
 const maxLayers = 4
 
+// Enough for all that is read of a text that is quoted twice
+const maxViews = 25
+
 interface View {
   readonly text: string
   /** Where each character, and the end, begins in the text that was given. Undefined for that text itself. */
   readonly starts: Int32Array | undefined
+  readonly layer: number
 }
 
-const escapes = new RegExp(
-  [
-    // Rows of bytes: `\x73\x6b`, `\163\153`, `115 107`, `0x73, 0x6b`, `73 6b` and `73:6b`, `115, 107`. A shorter row is
-    // rather a time or a sum, and one of two digits each rather hexadecimal.
-    /((?:\\x[\da-f]{2}){2,4096})|((?:\\[0-3][0-7]{2}){2,4096})/,
-    /((?=(?:\d\d ){0,4096}(?:\d|\d{3})\b)(?:\b\d{1,3} ){7,4096}\d{1,3}\b)/,
-    /((?:\b0x[\da-f]{1,2}[\s,]{1,32}){7,4096}0x[\da-f]{1,2}\b)/,
-    /((?:\b[\da-f]{2}[ :]){7,4096}[\da-f]{2}\b)|((?:\b\d{1,3}\s{0,32},\s{0,32}){7,4096}\d{1,3}\b)/,
-    /((?:%[\da-f]{2})+)/,
-    /\\(?:u\{([\da-f]{1,6})\}|u([\da-f]{4})|x([\da-f]{2})|([^]))/,
-    /&(?:#(\d{1,7})|#x([\da-f]{1,6})|(amp|lt|gt|quot|apos));/
-  ].map(({ source }) => source).join("|"),
-  "gi"
-)
+/** What a secret has that could be undone in it. */
+const likeEscapes = /[\\%&]|[\da-f][\s,:]/i
 
-/** How each kind of row writes a byte, in the order of their groups. */
-const bytesIn: ReadonlyArray<{ readonly one: RegExp; readonly radix: number }> = [
-  { one: /\\x([\da-f]{2})/gi, radix: 16 },
-  { one: /\\([0-7]{3})/g, radix: 8 },
-  { one: /(\d{1,3})/g, radix: 10 },
-  { one: /0x([\da-f]{1,2})/gi, radix: 16 },
-  { one: /([\da-f]{2})/gi, radix: 16 },
-  { one: /(\d{1,3})/g, radix: 10 },
-  { one: /%([\da-f]{2})/gi, radix: 16 }
+/**
+ * A text as it is, and with its escapes undone layer by layer: all kinds at once and, `isEach`, each alone too. A
+ * backslash in what is percent-encoded is none of an escape, and an entity behind one is an entity.
+ */
+const viewsOf = (text: string, isEach: boolean): ReadonlyArray<View> => {
+  const views: Array<View> = [{ text, starts: undefined, layer: 0 }]
+  const seen = new Set([text])
+  const see = (view: View | undefined) => {
+    if (view === undefined || seen.has(view.text)) return
+    views.push(view)
+    seen.add(view.text)
+  }
+  // `views` grows by what is seen in them
+  for (const view of views) if (view.layer < maxLayers) see(decoded(view, everyKind.escapes))
+  if (!isEach) return views
+  for (const view of views) {
+    const alone = kinds.filter(({ sign }) => view.text.includes(sign))
+    if (alone.length < 2 || view.layer === maxLayers) continue
+    for (const { escapes } of [everyKind, ...alone]) {
+      if (views.length === maxViews) return views
+      see(decoded(view, escapes))
+    }
+  }
+  return views
+}
+
+const regExpOf = (...parts: ReadonlyArray<RegExp>) => new RegExp(parts.map(({ source }) => source).join("|"), "gi")
+
+const backslashes = [
+  /(?<bytes>(?:\\x[\da-f]{2}){2,4096})|(?<octals>(?:\\[0-3][0-7]{2}){2,4096})/,
+  /\\(?:u\{(?<braced>[\da-f]{1,6})\}|u(?<unicode>[\da-f]{4})|x(?<hex>[\da-f]{2})|(?<character>[^]))/
+]
+
+const percents = /(?<percents>(?:%[\da-f]{2})+)/
+
+const ampersands = /&(?:#(?<decimal>\d{1,7})|#x(?<hexadecimal>[\da-f]{1,6})|(?<name>amp|lt|gt|quot|apos));/
+
+const kinds = [
+  { sign: "\\", escapes: regExpOf(...backslashes) },
+  { sign: "%", escapes: regExpOf(percents) },
+  { sign: "&", escapes: regExpOf(ampersands) }
+]
+
+const everyKind = {
+  escapes: regExpOf(
+    // Rows of bytes: `115 107`, `0x73, 0x6b`, `73 6b` and `73:6b`, `115, 107`. A shorter row is rather a time or a sum,
+    // and one of two digits each rather hexadecimal.
+    /(?<spaced>(?=(?:\d\d ){0,4096}(?:\d|\d{3})\b)(?:\b\d{1,3} ){7,4096}\d{1,3}\b)/,
+    /(?<prefixed>(?:\b0x[\da-f]{1,2}[\s,]{1,32}){7,4096}0x[\da-f]{1,2}\b)/,
+    /(?<pairs>(?:\b[\da-f]{2}[ :]){7,4096}[\da-f]{2}\b)/,
+    /(?<listed>(?:\b\d{1,3}\s{0,32},\s{0,32}){7,4096}\d{1,3}\b)/,
+    ...backslashes,
+    percents,
+    ampersands
+  )
+}
+
+/** How each kind of row writes a byte. */
+const rows: ReadonlyArray<{ readonly name: string; readonly one: RegExp; readonly radix: number }> = [
+  { name: "bytes", one: /\\x([\da-f]{2})/gi, radix: 16 },
+  { name: "octals", one: /\\([0-7]{3})/g, radix: 8 },
+  { name: "spaced", one: /(\d{1,3})/g, radix: 10 },
+  { name: "prefixed", one: /0x([\da-f]{1,2})/gi, radix: 16 },
+  { name: "pairs", one: /([\da-f]{2})/gi, radix: 16 },
+  { name: "listed", one: /(\d{1,3})/g, radix: 10 },
+  { name: "percents", one: /%([\da-f]{2})/gi, radix: 16 }
 ]
 
 const controls: Readonly<Record<string, string>> = {
@@ -374,7 +429,7 @@ const entities: Readonly<Record<string, string>> = { amp: "&", lt: "<", gt: ">",
 /**
  * One layer of escapes undone, or nothing when there is none.
  */
-const decoded = ({ starts, text }: View): View | undefined => {
+const decoded = ({ layer, starts, text }: View, escapes: RegExp): View | undefined => {
   let result = ""
   let rest = 0
   // No escape stands for more characters than it has itself
@@ -387,20 +442,22 @@ const decoded = ({ starts, text }: View): View | undefined => {
   for (const found of text.matchAll(escapes)) {
     push(text.slice(rest, found.index), rest, 1)
     rest = found.index + found[0].length
-    const kind = bytesIn.findIndex((_, index) => found[index + 1] !== undefined)
-    if (kind === -1) push(characterOf(found), found.index, 0)
-    else if (!pushBytes(found[0], bytesIn[kind]!, (characters, offset) => push(characters, found.index + offset, 0))) {
+    const groups = found.groups!
+    const row = rows.find(({ name }) => groups[name] !== undefined)
+    if (row === undefined) push(characterOf(found[0], groups), found.index, 0)
+    else if (!pushBytes(found[0], row, (characters, offset) => push(characters, found.index + offset, 0))) {
       push(found[0], found.index, 1)
     }
   }
   if (rest === 0) return undefined
   push(text.slice(rest), rest, 1)
   mapped[result.length] = sourceOf(text.length)
-  return { text: result, starts: mapped }
+  return { text: result, starts: mapped, layer: layer + 1 }
 }
 
 const characterOf = (
-  [whole, , , , , , , , braced, unicode, hex, character, decimal, hexadecimal, name]: RegExpExecArray
+  whole: string,
+  { braced, character, decimal, hex, hexadecimal, name, unicode }: Readonly<Record<string, string | undefined>>
 ): string => {
   const code = braced ?? unicode ?? hex ?? hexadecimal
   if (code !== undefined) return fromCode(Number.parseInt(code, 16), whole)
@@ -414,7 +471,7 @@ const fromCode = (code: number, otherwise: string): string => code <= 0x10FFFF ?
 /** The characters of a row of bytes, and where in it each begins. False if they are no bytes. */
 const pushBytes = (
   row: string,
-  { one, radix }: (typeof bytesIn)[number],
+  { one, radix }: (typeof rows)[number],
   push: (characters: string, offset: number) => void
 ): boolean => {
   const found = Array.from(row.matchAll(one))
