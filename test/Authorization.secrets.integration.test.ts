@@ -338,7 +338,7 @@ for (const [generation, [sdk, connector]] of generations.entries()) {
             }
             authority.answers.set(metadata, right)
             const pathname = "/.well-known/oauth-protected-resource/mcp"
-            const newest = Array.from(secrets).filter((one) => !one.includes("\n")).slice(-8)
+            const newest = Array.from(secrets).filter((one) => !one.includes("\n")).slice(-many(4, 8))
             const pages = [
               ...newest.map((one) => ({
                 resource: `https://${encodeURIComponent(one)}.example.com/${encodeURIComponent(one)}`

@@ -29,7 +29,7 @@ import * as AuthorizationServer from "./support/authorizationServer.ts"
 import { many, underLoad } from "./support/load.ts"
 import { refusal, resolve } from "./support/tokens.ts"
 
-const herds = many(100, 1_000)
+const herds = many(50, 1_000)
 
 const layer = (
   server: AuthorizationServer.AuthorizationServer,

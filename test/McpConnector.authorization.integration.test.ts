@@ -36,7 +36,7 @@ const slow = (session: AnySession) => call(session, "slow", { ms: 1 })
 const times = <A, E, R>(n: number, effect: Effect.Effect<A, E, R>) =>
   Effect.all(Array.from({ length: n }, () => effect), { concurrency: "unbounded" })
 
-const total = many(40, 1_000)
+const total = many(20, 1_000)
 
 const clientSecret = Redacted.make("client-secret-of-the-gateway")
 

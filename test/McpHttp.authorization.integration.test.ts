@@ -47,8 +47,8 @@ import { many, underLoad } from "./support/load.ts"
 import { type Endpoint, makeLog, makeServer, socket } from "./support/mcpHttp.ts"
 import { begin, beginAndUse, call, initialize, post, request } from "./support/requests.ts"
 
-const herd = many(40, 1_000)
-const calls = many(40, 1_000)
+const herd = many(20, 1_000)
+const calls = many(20, 1_000)
 
 const stdio = new URL("support/servers/stdio.mjs", import.meta.url)
 

@@ -30,9 +30,9 @@ const served = (options: Omit<McpHttp.LayerOptions<never, never>, "server"> = {}
 }
 
 const initializes = many(200, 100_000)
-const abandoned = many(100, 10_000)
+const abandoned = many(50, 10_000)
 // What is compiled and cached once is not counted
-const warmUp = many(100, 300)
+const warmUp = many(50, 300)
 
 describe("McpHttp.layer under load", () => {
   it.live(
