@@ -124,7 +124,7 @@ export class ProtocolFailure extends Schema.TaggedClass<ProtocolFailure>()("Prot
   /** The JSON-RPC error's own. */
   code: Schema.Number,
   message: Schema.String,
-  /** The JSON-RPC error's own: whatever the server sent. */
+  /** The JSON-RPC error's own: whatever the server sent, unless it is longer than 65,536 characters of JSON. */
   data: Schema.Unknown,
   /** Whether the request may have reached the server. */
   requestSent: Schema.Boolean

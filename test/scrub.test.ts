@@ -193,7 +193,7 @@ describe("Scrub", () => {
     const one = "s3cret-t0ken"
     for (const said of [one, percentEncoded(one), jsonEscaped(`${one}"`)]) {
       for (let length = 1; length <= said.length; length++) {
-        const scrubbed = scrubbing(one).cut(`${"word ".repeat(8)}${said.slice(0, length)}`)
+        const scrubbed = scrubbing(one).beginning(`${"word ".repeat(8)}${said}`, 40 + length)
         for (const reading of readings(scrubbed)) assert.notInclude(reading, "s3")
         assert.include(scrubbed, "word word")
       }
@@ -216,6 +216,14 @@ describe("Scrub", () => {
       { a: [{ "for <redacted>": 1 }, "<redacted>", "<redacted>", 5, null, true], b: {} }
     )
     assert.strictEqual(scrub.data(1n), undefined)
+  })
+
+  it("keeps nothing of data that would take long to look through, and of a text the beginning", () => {
+    const scrub = scrubbing("s3cret-token")
+    assert.strictEqual(scrub.data(["x".repeat(65_533)]), undefined)
+    assert.deepStrictEqual(scrub.data(["x".repeat(65_532)]), ["x".repeat(65_532)])
+    assert.strictEqual(scrub.beginning(`a s3cret-token ${"b ".repeat(10_000)}`, 30), "a <redacted>")
+    assert.strictEqual(scrub.beginning("a s3cret-token", 30), "a <redacted>")
   })
 
   it("forgets nothing that it was given, however much that is", underLoad, () => {
@@ -372,7 +380,10 @@ describe("a secret within digits", () => {
     for (const encoding of ["hex", "base64"] as const) {
       const whole = Buffer.from(`user:${token}`).toString(encoding)
       for (let length = 8; length <= whole.length; length++) {
-        const rest = scrub.cut(`refused: ${whole.slice(0, length)}`).replace(/^refused: /, "").replace("<redacted>", "")
+        const rest = scrub.beginning(`refused: ${whole}`, 9 + length).replace(/^refused: /, "").replace(
+          "<redacted>",
+          ""
+        )
         assert.notInclude(Buffer.from(rest, encoding).toString("latin1"), "ghp")
       }
     }

@@ -15,9 +15,15 @@ import { isUtf8 } from "node:buffer"
  */
 export interface Scrub {
   (text: string): string
-  /** The same for a text whose end was cut off: no beginning of a secret is left there. */
-  readonly cut: (text: string) => string
-  /** Each string and number of `data` at any depth, names too. What can't be written as JSON is dropped. */
+  /**
+   * The same for the first `length` characters of a text that may be longer: no beginning of a secret is left where it
+   * is cut.
+   */
+  readonly beginning: (text: string, length: number) => string
+  /**
+   * Each string and number of `data` at any depth, names too. What can't be written as JSON, or takes more than
+   * `maxData` characters there, is dropped.
+   */
   readonly data: (data: unknown) => unknown
   /** From now on `secret` is taken out, for as long as this lives. */
   readonly add: (secret: string) => void
@@ -41,7 +47,7 @@ export const make = (): Scrub => {
       entry = { holders: 0, forms: formsOf(secret) }
       known.set(secret, entry)
       for (const form of entry.forms) index.add(form)
-      hasLikeEscapes ||= likeEscapes.test(secret)
+      hasLikeEscapes ||= isLikeEscapes(secret)
     }
     released.delete(secret)
     return entry
@@ -97,11 +103,12 @@ export const make = (): Scrub => {
   }
 
   return Object.assign(scrub, {
-    cut: (text: string) => search(text, true),
+    beginning: (text: string, length: number) =>
+      text.length < length ? scrub(text) : search(text.slice(0, length), true),
     data: (data: unknown): unknown => {
       try {
         const json = JSON.stringify(data)
-        return json === undefined ? undefined : scrubData(JSON.parse(json))
+        return json === undefined || json.length > maxData ? undefined : scrubData(JSON.parse(json))
       } catch {
         return undefined
       }
@@ -131,6 +138,9 @@ const redacted = "<redacted>"
 
 const maxReleased = 1_000
 
+// Of what others wrote a tenth of a second's worth, and no more, is looked at in one turn
+const maxData = 65_536
+
 // -----------------------------------------------------------------------------
 // The forms of a secret
 // -----------------------------------------------------------------------------
@@ -143,7 +153,7 @@ const formsOf = (secret: string): ReadonlyArray<string> => {
   if (secret.length < leastPartial) return Array.from(forms)
   forms.add(secret.replaceAll(" ", "+"))
   // Where what quotes it is undone, what the secret itself has of such escapes may be undone with that
-  if (likeEscapes.test(secret)) {
+  if (isLikeEscapes(secret)) {
     for (const form of Array.from(forms)) {
       for (const { text } of viewsOf(form, true)) if (text.length >= leastPartial) forms.add(text)
     }
@@ -343,8 +353,15 @@ interface View {
   readonly layer: number
 }
 
-/** What a secret has that could be undone in it. */
-const likeEscapes = /[\\%&]|[\da-f][\s,:]/i
+// Of what is longer there are parts that are found anyway
+const maxLikeEscapes = 512
+
+/** Whether a secret has what could be undone in it. */
+const isLikeEscapes = (secret: string): boolean =>
+  secret.length <= maxLikeEscapes && /[\\%&]|[\da-f][\s,:]/i.test(secret)
+
+// A longer text is not looked at kind by kind: that takes ten times as long
+const maxEach = 4_096
 
 /**
  * A text as it is, and with its escapes undone layer by layer: all kinds at once and, `isEach`, each alone too. A
@@ -360,7 +377,7 @@ const viewsOf = (text: string, isEach: boolean): ReadonlyArray<View> => {
   }
   // `views` grows by what is seen in them
   for (const view of views) if (view.layer < maxLayers) see(decoded(view, everyKind.escapes))
-  if (!isEach) return views
+  if (!isEach || text.length > maxEach) return views
   for (const view of views) {
     const alone = kinds.filter(({ sign }) => view.text.includes(sign))
     if (alone.length < 2 || view.layer === maxLayers) continue

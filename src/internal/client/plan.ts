@@ -139,7 +139,7 @@ export const stdio = <R>(
             maxMessageBytes: options.maxMessageBytes ?? ConnectorOptions.defaultMaxMessageBytes,
             serialize: sdk.serialize as (message: MessageLike) => string,
             onStderr: (line) => {
-              const scrubbed = scrubLine(scrub, line)
+              const scrubbed = scrub.beginning(line, Stdio.stderrLineLimit)
               said.push(scrubbed.slice(0, lastLineLimit))
               if (said.length > 10) said.shift()
               runFork(Effect.annotateLogs(Effect.logDebug(scrubbed), { server: name, session: owner.key }))
@@ -161,7 +161,7 @@ export const stdio = <R>(
       adopt: (adopter) => {
         owner = adopter
         for (const secret of Secrets.ofCredentials(adopter.credentials)) plan.scrub.add(secret)
-        for (const [i, line] of lastLines.entries()) lastLines[i] = scrubLine(plan.scrub, line, lastLineLimit)
+        for (const [i, line] of lastLines.entries()) lastLines[i] = plan.scrub.beginning(line, lastLineLimit)
       }
     }
   }
@@ -417,7 +417,3 @@ const answers = new FinalizationRegistry<() => void>((release) => release())
 
 // Late-bound, so that tests and instrumentation that replace the global one are heard
 const globalFetch: FetchLike = (url, init) => fetch(url, init)
-
-// A secret that the limit has cut in two is found only where it is known that there is a cut
-const scrubLine = (scrub: Scrub.Scrub, line: string, limit = Stdio.stderrLineLimit): string =>
-  line.length < limit ? scrub(line) : scrub.cut(line)

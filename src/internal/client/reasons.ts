@@ -77,7 +77,7 @@ export const reasonOf = (
     case "ProtocolFailure":
       return new ProtocolFailure({
         ...failure,
-        message: scrub(failure.message).slice(0, 500),
+        message: scrub.beginning(failure.message, 4_096).slice(0, 500),
         data: scrub.data(failure.data)
       })
   }

@@ -264,7 +264,9 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike>(
       return reason._tag === "SessionExpired" ? reason.refused : !reason.requestSent
     },
     onError: (error) =>
-      runFork(whenDebugging(() => Effect.logDebug(`"${server}": ${scrub(error.message).slice(0, 500)}`))),
+      runFork(
+        whenDebugging(() => Effect.logDebug(`"${server}": ${scrub.beginning(error.message, 4_096).slice(0, 500)}`))
+      ),
     onDeaf: lists.onDeaf,
     onNotification: (notification) => {
       const { method } = notification

@@ -28,6 +28,9 @@ export interface Attempt {
 
 const maxBytes = 256 * 1024
 
+// Of an error: what one may say is a few hundred characters
+const maxSaid = 16_384
+
 export interface Options {
   readonly fetch: FetchLike
   /** The upstream for which tokens are wanted. */
@@ -38,7 +41,7 @@ export interface Options {
 
 /** `told` takes out what authorization servers were told. */
 export const make = ({ fetch, scrub, url: upstream }: Options, told: Scrub): Attempt => {
-  const scrubbed = (text: string) => told(scrub(text))
+  const scrubbed = (text: string) => told(scrub.beginning(text, maxSaid))
 
   // No TypeError: the SDKs take that for a browser's CORS, and try again without headers
   const failed = (issue: string): AuthorizationFailed => {
