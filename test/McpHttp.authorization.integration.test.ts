@@ -3,7 +3,7 @@
  * tokens that are not for it. With an authorization server, over loopback.
  */
 import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
-import { assert, describe, it } from "@effect/vitest"
+import { assert, describe, inject, it } from "@effect/vitest"
 import {
   discoverOAuthProtectedResourceMetadata,
   extractWWWAuthenticateParams,
@@ -36,7 +36,6 @@ import * as TestClock from "effect/testing/TestClock"
 import * as Tracer from "effect/Tracer"
 import type { IncomingMessage } from "node:http"
 import * as Https from "node:https"
-import { fileURLToPath } from "node:url"
 import { inspect } from "node:util"
 import * as Gateway from "../examples/gateway.ts"
 import { eventually, messagesOf, textOf } from "./support/answers.ts"
@@ -49,8 +48,6 @@ import { begin, beginAndUse, call, initialize, post, request } from "./support/r
 
 const herd = many(20, 1_000)
 const calls = many(20, 1_000)
-
-const stdio = new URL("support/servers/stdio.mjs", import.meta.url)
 
 /** What clients call the endpoint, wherever it is. */
 const resource = "https://mcp.example.com/mcp"
@@ -741,7 +738,7 @@ describe("McpHttp.layer with authorization, before a pool of children,", () => {
     () =>
       Effect.gen(function*() {
         const server = yield* AuthorizationServer.make()
-        const command = { command: process.execPath, args: [fileURLToPath(stdio)] }
+        const command = { command: process.execPath, args: [inject("stdioServer")] }
         const pool = yield* Layer.build(SessionPool.layer({ connect: McpConnector.stdio(command) }))
         const app = McpHttp.layer({
           server: Gateway.byIdentity,
