@@ -205,6 +205,11 @@ describe("Scrub", () => {
     assert.strictEqual(scrubbing("abcdefghij", "abcdefghijklmnop")("abcdefghijklmnop"), "<redacted>")
   })
 
+  it("finds one with spaces at its ends in a form, and one with octal escapes", () => {
+    assert.strictEqual(scrubbing(" ab cd ef gh ")("q=ab+cd+ef+gh"), "q=<redacted>")
+    assert.strictEqual(scrubbing("ab\"cd\"ef")("x ab\\042cd\\042ef y"), "x <redacted> y")
+  })
+
   it("takes out short ones too, as they are", () => {
     assert.strictEqual(scrubbing("k1")("no k1 here, only k2"), "no <redacted> here, only k2")
   })
@@ -358,6 +363,9 @@ describe("a secret within digits", () => {
     "base64 after two bytes, and before more": (text) => Buffer.from(`ab${text}cd`).toString("base64url"),
     "base64 behind other letters of its alphabet": (text) =>
       `/path/${Buffer.from(`{"t":"${text}"}`).toString("base64")}`,
+    "what OAuth's clients send": (text) => Buffer.from(`id:${encodeURIComponent(text)}`).toString("base64"),
+    "the same of a form": (text) => Buffer.from(new URLSearchParams({ id: text }).toString()).toString("base64"),
+    "base64 of JSON": (text) => Buffer.from(JSON.stringify({ text })).toString("base64url"),
     "hexadecimal": (text) => Buffer.from(text).toString("hex"),
     "hexadecimal, in capitals behind a digit": (text) => `0${Buffer.from(text).toString("hex").toUpperCase()}`,
     "base64 in a URL": (text) => encodeURIComponent(Buffer.from(`??${text}`).toString("base64")),
@@ -428,6 +436,44 @@ describe("a secret as a row of bytes", () => {
       }
     })
   }
+
+  const token = "sk-live-9fQ2mZ7LxT4b"
+  const numbers = bytesOf(token)
+  const among: Readonly<Record<string, string>> = {
+    "behind a status": `status 500, ${numbers.join(", ")}`,
+    "behind another number, with spaces": `HTTP 500 ${numbers.join(" ")}`,
+    "between other numbers": `[443,${numbers.join(",")},443]`,
+    "as Node shows it, in a form": new URLSearchParams({ q: inspect(Buffer.from(token)) }).toString(),
+    "in JSON, in a URL": encodeURI(JSON.stringify(Buffer.from(token)))
+  }
+  for (const [name, text] of Object.entries(among)) {
+    it(`is found ${name}`, () => {
+      const scrubbed = scrubbing(token)(text)
+      assert.include(scrubbed, "<redacted>")
+      for (const shown of [numbers.slice(0, 4).join(","), numbers.slice(-4).join(","), numbers.slice(-4).join(" ")]) {
+        assert.notInclude(scrubbed, shown)
+      }
+    })
+  }
+
+  it("is found in data", () => {
+    const scrub = scrubbing(token)
+    const bytes = Buffer.from(token)
+    assert.deepStrictEqual(scrub.data({ bytes, array: [...bytes], typed: new Uint8Array(bytes), other: [1, 2, 3] }), {
+      bytes: { type: "Buffer", data: "<redacted>" },
+      array: "<redacted>",
+      typed: "<redacted>",
+      other: [1, 2, 3]
+    })
+  })
+
+  it("has no beginning left where a text was cut", () => {
+    const text = JSON.stringify(Buffer.from(token), undefined, 2)
+    const scrub = scrubbing(token)
+    for (let length = text.indexOf("115"); length < text.length; length++) {
+      assert.notInclude(scrub.beginning(text, length), "107")
+    }
+  })
 
   it("is no other row, and rows cost what other texts do", underLoad, () => {
     const scrub = scrubbing("sk-live-SECRET")

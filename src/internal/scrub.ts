@@ -10,8 +10,10 @@ import { isUtf8 } from "node:buffer"
  * by kind, so that a secret may look like any of them itself. Of one that was cut the rest is found too, from 15
  * characters on.
  *
- * What is not looked for, as each would cost every text and is written by hardly anybody who quotes a secret: base64 of
- * UTF-16 or of base64, quoted-printable, compression, encryption, and a secret in other letters (upper case, reversed).
+ * What is not looked for, as each would cost every text and is written by hardly anybody who quotes a secret: base64 or
+ * hexadecimal of UTF-16, of rows and of each other, quoted-printable, compression, encryption, and a secret in other
+ * letters (upper case, reversed) or without some (tabs, slashes that a URL turns). Nor is the first character, where it
+ * seems to be of an escape that began before it: of a secret of up to 15 characters the rest is then left as well.
  */
 export interface Scrub {
   (text: string): string
@@ -68,38 +70,40 @@ export const make = (): Scrub => {
     for (const { forms } of known.values()) for (const form of forms) index.add(form)
   }
 
-  const search = (text: string, isCut: boolean): string => {
+  const search = (text: string, isCut: boolean, isEach = hasLikeEscapes): string => {
     if (known.size === 0) return text
     const found: Array<Span> = []
-    for (const { starts, text: read } of viewsOf(text, hasLikeEscapes)) {
+    for (const { starts, text: read } of viewsOf(text, isEach)) {
       const push = (from: number, to: number) => {
         if (from < to) found.push(starts === undefined ? [from, to] : [starts[from]!, starts[to]!])
       }
       index.find(read, push)
-      // A beginning of `leastPart` characters would be found; the last escape may be half of one
+      // A beginning of `leastPart` characters would be found; the last escape may be half of one, or a row too short
       const { length } = read
       if (isCut) push(Math.max(0, length - Math.min(index.longest(), leastPart) - 6), length)
+      if (isCut) push(length - (shortRow.exec(read.slice(-maxShortRow))?.[0].length ?? 0), length)
     }
     return found.length === 0 ? text : without(text, found)
   }
 
   const scrub = (text: string): string => search(text, false)
 
-  const scrubData = (data: unknown): unknown => {
-    switch (typeof data) {
-      case "string":
-        return scrub(data)
-      case "number": {
-        const text = String(data)
-        return scrub(text) === text ? data : redacted
+  const scrubData = (data: unknown, isEach: boolean): unknown => {
+    const scrubText = (text: string) => search(text, false, isEach)
+    const scrubAny = (value: unknown): unknown => {
+      if (typeof value === "string") return scrubText(value)
+      if (typeof value === "number") return scrubText(String(value)) === String(value) ? value : redacted
+      if (typeof value !== "object" || value === null) return value
+      // A Buffer, or an Uint8Array
+      const values = Object.values(value)
+      if (values.length >= leastRow && values.every((one) => typeof one === "number")) {
+        const row = values.join(", ")
+        if (scrubText(row) !== row) return redacted
       }
-      case "object":
-        if (data === null) return null
-        if (Array.isArray(data)) return data.map(scrubData)
-        return Object.fromEntries(Object.entries(data).map(([name, value]) => [scrub(name), scrubData(value)]))
-      default:
-        return data
+      if (Array.isArray(value)) return values.map(scrubAny)
+      return Object.fromEntries(Object.entries(value).map(([name, one]) => [scrubText(name), scrubAny(one)]))
     }
+    return scrubAny(data)
   }
 
   return Object.assign(scrub, {
@@ -108,7 +112,8 @@ export const make = (): Scrub => {
     data: (data: unknown): unknown => {
       try {
         const json = JSON.stringify(data)
-        return json === undefined || json.length > maxData ? undefined : scrubData(JSON.parse(json))
+        if (json === undefined || json.length > maxData) return undefined
+        return scrubData(JSON.parse(json), hasLikeEscapes && json.length <= maxEach)
       } catch {
         return undefined
       }
@@ -151,7 +156,7 @@ const formsOf = (secret: string): ReadonlyArray<string> => {
   const trimmed = secret.trim()
   if (trimmed.length >= leastPartial) forms.add(trimmed)
   if (secret.length < leastPartial) return Array.from(forms)
-  forms.add(secret.replaceAll(" ", "+"))
+  for (const form of Array.from(forms)) forms.add(form.replaceAll(" ", "+"))
   // Where what quotes it is undone, what the secret itself has of such escapes may be undone with that
   if (isLikeEscapes(secret)) {
     for (const form of Array.from(forms)) {
@@ -159,15 +164,23 @@ const formsOf = (secret: string): ReadonlyArray<string> => {
     }
   }
   const bytes = Buffer.from(secret)
+  const text = bytes.toString()
   // Undone elsewhere, unless a percent sign stands before it that seems to be of its first two digits
-  for (const encode of [encodeURIComponent, encodeURI]) forms.add(encode(bytes.toString()))
+  for (const encode of [encodeURIComponent, encodeURI]) forms.add(encode(text))
   forms.add(bytes.toString("base64").replace(/=+$/, ""))
   forms.add(bytes.toString("base64url"))
-  for (const form of within(bytes)) if (form.length >= windowSize) forms.add(form)
+  // RFC 6749, section 2.3.1: what clients send as `Basic` is encoded for forms before. Tokens are JSON
+  for (const inner of new Set([text, encodeURIComponent(text), formEncoded(text), JSON.stringify(text).slice(1, -1)])) {
+    for (const form of within(Buffer.from(inner))) if (form.length >= windowSize) forms.add(form)
+  }
   // A key in PEM is read line by line where a log is
-  for (const line of secret.split(/[\r\n]+/)) if (line.trim().length >= windowSize) forms.add(line.trim())
+  for (const line of secret.split(/[\r\n]+/)) {
+    if (line.trim().length >= windowSize) forms.add(line.trim())
+  }
   return Array.from(forms)
 }
+
+const formEncoded = (text: string) => new URLSearchParams([["", text]]).toString().slice(1)
 
 /**
  * What the digits of a longer text have of `bytes`, wherever it stands in there: git sends `Basic` and the base64 of a
@@ -196,6 +209,9 @@ type Span = readonly [from: number, to: number]
 
 const windowSize = 8
 
+/** How many bytes are a row. */
+const leastRow = 8
+
 // From how many characters on a part of a secret is one
 const leastPart = 15
 
@@ -211,6 +227,13 @@ interface Window {
   readonly offset: number
 }
 
+/** All that are alike, and how much of a secret may stand before and after where they begin. */
+interface Windows {
+  readonly all: Array<Window>
+  before: number
+  after: number
+}
+
 interface Index {
   readonly add: (secret: string) => void
   readonly find: (text: string, found: (from: number, to: number) => void) => void
@@ -219,16 +242,21 @@ interface Index {
 
 const makeIndex = (): Index => {
   // By size, of which there are eight at most: secrets that are shorter than a window are windows of their own size
-  const tables = new Map<number, Map<number, Array<Window>>>()
+  const tables = new Map<number, Map<number, Windows>>()
   let longest = 0
 
-  const windowsAt = (secret: string, offset: number, size: number): Array<Window> => {
+  const windowsAt = (secret: string, offset: number, size: number): Windows => {
     let table = tables.get(size)
     if (table === undefined) tables.set(size, table = new Map())
     const key = keyOf(hashOf(secret, offset, size))
     let windows = table.get(key)
-    if (windows === undefined) table.set(key, windows = [])
+    if (windows === undefined) table.set(key, windows = { all: [], before: 0, after: 0 })
     return windows
+  }
+  const push = (windows: Windows, secret: string, offset: number) => {
+    windows.all.push({ secret, offset })
+    windows.before = Math.max(windows.before, offset)
+    windows.after = Math.max(windows.after, secret.length - offset)
   }
 
   return {
@@ -244,15 +272,15 @@ const makeIndex = (): Index => {
       let isKnown = false
       for (let offset = 0; offset <= last; offset = offset < last ? Math.min(offset + stride, last) : last + 1) {
         const windows = windowsAt(secret, offset, size)
-        if (windows.length < rarest.length) {
+        if (windows.all.length < rarest.all.length) {
           rarest = windows
           rarestAt = offset
         }
-        if (windows.length >= maxSharers) continue
-        windows.push({ secret, offset })
+        if (windows.all.length >= maxSharers) continue
+        push(windows, secret, offset)
         isKnown = true
       }
-      if (!isKnown) rarest.push({ secret, offset: rarestAt })
+      if (!isKnown) push(rarest, secret, rarestAt)
     },
     find: (text, found) => {
       for (const [size, table] of tables) findWindows(text, size, table, found)
@@ -263,7 +291,7 @@ const makeIndex = (): Index => {
 const findWindows = (
   text: string,
   size: number,
-  table: ReadonlyMap<number, ReadonlyArray<Window>>,
+  table: ReadonlyMap<number, Windows>,
   found: (from: number, to: number) => void
 ) => {
   if (text.length < size) return
@@ -272,22 +300,29 @@ const findWindows = (
   // What was found last, as far as it is of one piece: a secret that lies within it is not looked at again
   let from = 0
   let to = 0
+  const push = (first: number, end: number) => {
+    if (first > to) {
+      found(from, to)
+      from = first
+    } else from = Math.min(from, first)
+    to = Math.max(to, Math.min(text.length, end))
+  }
   // A text that is made to be slow, nearly a secret everywhere, is not read with care: each window of a secret is one
   let patience = 50_000 + 50 * text.length
-  for (let at = 0;; at++) {
-    for (const { offset, secret } of table.get(keyOf(hash)) ?? []) {
+  const look = (at: number, { after, all, before }: Windows) => {
+    for (const { offset, secret } of all) {
+      if (patience <= 0) return push(Math.max(0, at - before), at + after)
+      patience--
       if (Math.max(0, at - offset) >= from && Math.min(text.length, at - offset + secret.length) <= to) continue
-      const isPatient = patience > 0
-      const left = isPatient ? commonBefore(text, at, secret, offset) : Math.min(at, offset)
-      const right = isPatient ? commonAfter(text, at, secret, offset) : secret.length - offset
-      patience -= 1 + left + right
-      if (isPatient && (right < size || left + right < Math.min(secret.length, leastPart))) continue
-      if (at - left > to) {
-        found(from, to)
-        from = at - left
-      } else from = Math.min(from, at - left)
-      to = Math.max(to, Math.min(text.length, at + right))
+      const left = commonBefore(text, at, secret, offset)
+      const right = commonAfter(text, at, secret, offset)
+      patience -= left + right
+      if (right >= size && left + right >= Math.min(secret.length, leastPart)) push(at - left, at + right)
     }
+  }
+  for (let at = 0;; at++) {
+    const windows = table.get(keyOf(hash))
+    if (windows !== undefined) look(at, windows)
     if (at + size >= text.length) break
     hash = (Math.imul(hash - Math.imul(text.charCodeAt(at), highest), base) + text.charCodeAt(at + size)) | 0
   }
@@ -344,7 +379,7 @@ const without = (text: string, found: ReadonlyArray<Span>): string => {
 const maxLayers = 4
 
 // Enough for all that is read of a text that is quoted twice
-const maxViews = 25
+const maxViews = 30
 
 interface View {
   readonly text: string
@@ -354,7 +389,7 @@ interface View {
 }
 
 // Of what is longer there are parts that are found anyway
-const maxLikeEscapes = 512
+const maxLikeEscapes = 256
 
 /** Whether a secret has what could be undone in it. */
 const isLikeEscapes = (secret: string): boolean =>
@@ -370,29 +405,36 @@ const maxEach = 4_096
 const viewsOf = (text: string, isEach: boolean): ReadonlyArray<View> => {
   const views: Array<View> = [{ text, starts: undefined, layer: 0 }]
   const seen = new Set([text])
-  const see = (view: View | undefined) => {
-    if (view === undefined || seen.has(view.text)) return
-    views.push(view)
-    seen.add(view.text)
+  const most = text.length > maxEach ? 2 * (maxLayers + 1) : maxViews
+  const see = (view: View, escapes: RegExp) => {
+    const next = views.length < most && view.layer < maxLayers ? decoded(view, escapes) : undefined
+    if (next === undefined || seen.has(next.text)) return
+    views.push(next)
+    seen.add(next.text)
   }
   // `views` grows by what is seen in them
-  for (const view of views) if (view.layer < maxLayers) see(decoded(view, everyKind.escapes))
+  for (const view of views) {
+    see(view, everyKind)
+    see(view, numbers)
+  }
   if (!isEach || text.length > maxEach) return views
   for (const view of views) {
     const alone = kinds.filter(({ sign }) => view.text.includes(sign))
-    if (alone.length < 2 || view.layer === maxLayers) continue
-    for (const { escapes } of [everyKind, ...alone]) {
-      if (views.length === maxViews) return views
-      see(decoded(view, escapes))
-    }
+    if (alone.length < 2) continue
+    for (const escapes of [everyKind, ...alone.map((kind) => kind.escapes)]) see(view, escapes)
   }
   return views
 }
 
-const regExpOf = (...parts: ReadonlyArray<RegExp>) => new RegExp(parts.map(({ source }) => source).join("|"), "gi")
+/** What any of the parts is, where `BYTE` stands for a number up to 255. */
+const regExpOf = (...parts: ReadonlyArray<RegExp>) =>
+  new RegExp(
+    parts.map(({ source }) => source).join("|").replaceAll("BYTE", "(?:25[0-5]|2[0-4]\\d|[01]?\\d?\\d)"),
+    "gi"
+  )
 
 const backslashes = [
-  /(?<bytes>(?:\\x[\da-f]{2}){2,4096})|(?<octals>(?:\\[0-3][0-7]{2}){2,4096})/,
+  /(?<bytes>(?:\\x[\da-f]{2}){2,4096})|(?<octals>(?:\\[0-3][0-7]{2}){1,4096})/,
   /\\(?:u\{(?<braced>[\da-f]{1,6})\}|u(?<unicode>[\da-f]{4})|x(?<hex>[\da-f]{2})|(?<character>[^]))/
 ]
 
@@ -406,19 +448,21 @@ const kinds = [
   { sign: "&", escapes: regExpOf(ampersands) }
 ]
 
-const everyKind = {
-  escapes: regExpOf(
-    // Rows of bytes: `115 107`, `0x73, 0x6b`, `73 6b` and `73:6b`, `115, 107`. A shorter row is rather a time or a sum,
-    // and one of two digits each rather hexadecimal.
-    /(?<spaced>(?=(?:\d\d ){0,4096}(?:\d|\d{3})\b)(?:\b\d{1,3} ){7,4096}\d{1,3}\b)/,
-    /(?<prefixed>(?:\b0x[\da-f]{1,2}[\s,]{1,32}){7,4096}0x[\da-f]{1,2}\b)/,
-    /(?<pairs>(?:\b[\da-f]{2}[ :]){7,4096}[\da-f]{2}\b)/,
-    /(?<listed>(?:\b\d{1,3}\s{0,32},\s{0,32}){7,4096}\d{1,3}\b)/,
-    ...backslashes,
-    percents,
-    ampersands
-  )
-}
+const everyKind = regExpOf(...backslashes, percents, ampersands)
+
+// Rows of bytes: `115 107`, `0x73, 0x6b`, `73 6b` and `73:6b`, `115, 107`; with a plus where a form has spaces. A
+// shorter row is rather a time or a sum, and one of two digits each rather hexadecimal.
+const numbers = regExpOf(
+  /(?<spaced>(?=(?:\d\d[ +]){0,4096}(?:\d|\d{3})\b)(?:\bBYTE[ +]){7,4096}BYTE\b)/,
+  /(?<prefixed>(?:\b0x[\da-f]{1,2}[\s,+]{1,32}){7,4096}0x[\da-f]{1,2}\b)/,
+  /(?<pairs>(?:\b[\da-f]{2}[ :+]){7,4096}[\da-f]{2}\b)/,
+  /(?<listed>(?:\bBYTE[\s+]{0,32},[\s+]{0,32}){7,4096}BYTE\b)/
+)
+
+const maxShortRow = 300
+
+/** The end of a text that may be the beginning of a row. */
+const shortRow = /(?:\b(?:0x)?[\da-f]{1,3}[\s,:+]{1,33}){1,7}(?:0?x?[\da-f]{0,3})$/i
 
 /** How each kind of row writes a byte. */
 const rows: ReadonlyArray<{ readonly name: string; readonly one: RegExp; readonly radix: number }> = [
@@ -462,9 +506,7 @@ const decoded = ({ layer, starts, text }: View, escapes: RegExp): View | undefin
     const groups = found.groups!
     const row = rows.find(({ name }) => groups[name] !== undefined)
     if (row === undefined) push(characterOf(found[0], groups), found.index, 0)
-    else if (!pushBytes(found[0], row, (characters, offset) => push(characters, found.index + offset, 0))) {
-      push(found[0], found.index, 1)
-    }
+    else pushBytes(found[0], row, (characters, offset) => push(characters, found.index + offset, 0))
   }
   if (rest === 0) return undefined
   push(text.slice(rest), rest, 1)
@@ -485,16 +527,14 @@ const characterOf = (
 
 const fromCode = (code: number, otherwise: string): string => code <= 0x10FFFF ? String.fromCodePoint(code) : otherwise
 
-/** The characters of a row of bytes, and where in it each begins. False if they are no bytes. */
+/** The characters of a row of bytes, and where in it each begins. */
 const pushBytes = (
   row: string,
   { one, radix }: (typeof rows)[number],
   push: (characters: string, offset: number) => void
-): boolean => {
+) => {
   const found = Array.from(row.matchAll(one))
-  const values = found.map(([, digits]) => Number.parseInt(digits!, radix))
-  if (values.some((value) => value > 0xFF)) return false
-  const bytes = Buffer.from(values)
+  const bytes = Buffer.from(found.map(([, digits]) => Number.parseInt(digits!, radix)))
   for (let at = 0; at < bytes.length;) {
     const lead = bytes[at]!
     const size = lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4
@@ -504,5 +544,4 @@ const pushBytes = (
     push(character.toString(isText ? "utf8" : "latin1", 0, isText ? size : 1), found[at]!.index)
     at += isText ? size : 1
   }
-  return true
 }
