@@ -86,6 +86,6 @@ export default defineConfig({
     // Workers make much garbage, and there are as many of them as can run: each collects its own in a tenth less time
     execArgv: ["--max-semi-space-size=64", "--single-threaded-gc", ...lateToOptimize],
     tags: [{ name: "load", description: "Runs with great numbers in `npm run load`, with smaller ones in `npm test`" }],
-    provide: { load: false }
+    provide: { load: false, seed: Number(process.env["SEED"] ?? 0) }
   }
 })

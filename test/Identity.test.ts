@@ -19,7 +19,7 @@ import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import { inspect } from "node:util"
-import { many, underLoad } from "./support/load.ts"
+import { many, seed, underLoad } from "./support/load.ts"
 
 const response = (error: HttpServerRespondable.Respondable) =>
   Effect.map(HttpServerRespondable.toResponse(error), HttpServerResponse.toWeb)
@@ -183,7 +183,7 @@ describe("Identity", () => {
       const other = placed(otherKey, otherName)
       assert.strictEqual(one.key === other.key, key === otherKey && Equal.equals(name, otherName))
     },
-    { arbitrary: { runs: many(300, 1_000) }, ...underLoad }
+    { arbitrary: { runs: many(300, 1_000), seed }, ...underLoad }
   )
 
   it.prop("fromKey and shared take a key exactly if PrincipalKey does", [principal], ([key]) => {
@@ -196,7 +196,7 @@ describe("Identity", () => {
     const construct = () => new Identity({ key: SessionKey.make(key), ...fields })
     if (isTaken) assert.strictEqual(construct().key, key)
     else assert.throws(construct)
-  })
+  }, { arbitrary: { seed } })
 
   it("the constructor takes no upstream that is not in the key", () => {
     const fields = { credentials: Option.none(), shared: false }
@@ -306,7 +306,7 @@ describe("Credentials.expiry", () => {
   it.prop("is read from whatever token there is", [Schema.Json, Schema.String], ([payload, token]) => {
     assert.isTrue(Option.isOption(Credentials.bearer(jwt(payload)).expiry))
     assert.isTrue(Option.isOption(Credentials.bearer(token).expiry))
-  })
+  }, { arbitrary: { seed } })
 
   it("is no part of what makes credentials equal", () => {
     const [one, other] = [withToken(jwt({ exp: 1 })), withToken(jwt({ exp: 1 }))]

@@ -12,7 +12,7 @@ import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import { inspect } from "node:util"
 import { runInNewContext } from "node:vm"
-import { many, underLoad } from "./support/load.ts"
+import { many, seed, underLoad } from "./support/load.ts"
 
 type Field = readonly [name: string, value: unknown]
 type Fields = ReadonlyArray<Field>
@@ -336,7 +336,7 @@ describe("IdentityResolver, whatever the shape of the headers", () => {
         assert.strictEqual(yield* outcome(carry(read(fields))), "abc")
         assert.strictEqual(yield* outcome(carry(refuse(fields))), "MalformedCredentials")
       }),
-    { arbitrary: { runs: many(150, 500) }, ...underLoad }
+    { arbitrary: { runs: many(150, 500), seed }, ...underLoad }
   )
 
   it.effect.prop(
@@ -347,7 +347,7 @@ describe("IdentityResolver, whatever the shape of the headers", () => {
         const fields: Fields = [...before, [credential, value], ...after]
         assert.notStrictEqual(yield* outcome(carry(make(fields))), "shared")
       }),
-    { arbitrary: { runs: many(250, 1_000) }, ...underLoad }
+    { arbitrary: { runs: many(250, 1_000), seed }, ...underLoad }
   )
 
   it.effect.prop(
@@ -363,6 +363,6 @@ describe("IdentityResolver, whatever the shape of the headers", () => {
         else if (new Set(names).size > 1) assert.strictEqual(result, "MalformedCredentials")
         else assert.include(["abc", "MalformedCredentials"], result)
       }),
-    { arbitrary: { runs: many(150, 500) }, ...underLoad }
+    { arbitrary: { runs: many(150, 500), seed }, ...underLoad }
   )
 })

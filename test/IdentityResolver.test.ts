@@ -33,6 +33,7 @@ import { Buffer } from "node:buffer"
 import { createHmac } from "node:crypto"
 import type { IncomingMessage } from "node:http"
 import { inspect } from "node:util"
+import { seed } from "./support/load.ts"
 
 const schemes: ReadonlyArray<CredentialScheme> = ["bearer", "basic", "raw"]
 
@@ -998,7 +999,8 @@ describe("IdentityResolver", () => {
             assert.strictEqual(tokenOf(first), one.token)
             assert.strictEqual(headerOf(first), one.value)
             assert.strictEqual(first.key === second.key, one.token === other.token)
-          })
+          }),
+        { arbitrary: { seed } }
       )
     }
 
@@ -1036,7 +1038,8 @@ describe("IdentityResolver", () => {
                 assert.notInclude(rendered(result.failure), "SECRET")
               }
             }
-          })
+          }),
+        { arbitrary: { seed } }
       )
     }
 
@@ -1048,6 +1051,6 @@ describe("IdentityResolver", () => {
             assert.include(["MissingCredentials", "MalformedCredentials"], result.failure._tag)
           }
         }
-      }))
+      }), { arbitrary: { seed } })
   })
 })

@@ -16,6 +16,7 @@ import {
   type McpServersMakeOptions,
   type McpServersOptions
 } from "../src/McpServers.ts"
+import { seed } from "./support/load.ts"
 
 const env = (variables: Record<string, string>) =>
   Effect.provide(ConfigProvider.layer(ConfigProvider.fromEnvRecord(variables)))
@@ -361,7 +362,7 @@ describe("McpServers", () => {
         const text = JSON.stringify(json)
         assert.deepStrictEqual(Result.getOrThrow(McpJson.parse(text)), JSON.parse(text))
         yield* decode(json)
-      }))
+      }), { arbitrary: { seed } })
 
     const server = Schema.Struct({
       type: Schema.optionalKey(Schema.Union([Schema.Literals(["stdio", "http", "sse"]), Schema.Json])),
@@ -383,7 +384,8 @@ describe("McpServers", () => {
           assert.deepStrictEqual(new Set([...names, ...broken]), new Set(Object.keys(servers)))
           assert.deepStrictEqual(names.filter((name) => broken.includes(name)), [])
           for (const name of names) Identity.fromKey("someone").at(name)
-        })
+        }),
+      { arbitrary: { seed } }
     )
 
     it("nothing in it is quoted when it is not JSON, however deep it goes", () => {
@@ -500,7 +502,8 @@ describe("McpServers", () => {
         assert.deepStrictEqual(Result.getOrThrow(McpJson.parse(trailing)), [value])
         // Anything is read or refused
         assert.isTrue(Result.isResult(McpJson.parse(random.join("") + joint)))
-      }
+      },
+      { arbitrary: { seed } }
     )
   })
 

@@ -6,7 +6,7 @@ import * as fc from "fast-check"
 import { inspect } from "node:util"
 import * as Scrub from "../src/internal/scrub.ts"
 import * as Secrets from "../src/internal/secrets.ts"
-import { many, underLoad } from "./support/load.ts"
+import { many, seed, underLoad } from "./support/load.ts"
 
 const scrubbing = (...secrets: ReadonlyArray<string>) => {
   const scrub = Scrub.make()
@@ -127,7 +127,7 @@ describe("Scrub", () => {
           }
         }
       ),
-      { numRuns: many(75, 2_000) }
+      { numRuns: many(75, 2_000), seed }
     )
   })
 
@@ -149,7 +149,7 @@ describe("Scrub", () => {
           for (const one of said) assert.notInclude(scrubbed, one)
         }
       ),
-      { numRuns: many(75, 2_000) }
+      { numRuns: many(75, 2_000), seed }
     )
   })
 
@@ -185,7 +185,8 @@ describe("Scrub", () => {
             assert.isUndefined(starts.find((start) => scrubbed.includes(part.slice(start, start + 15))), scrubbed)
           }
         }
-      )
+      ),
+      { seed }
     )
   })
 

@@ -7,8 +7,15 @@ import { assert, inject } from "vitest"
 declare module "vitest" {
   interface ProvidedContext {
     readonly load: boolean
+    readonly seed: number
   }
 }
+
+/**
+ * What properties draw their cases by. Always the same ones, as the simulations' are, so that a test which was right
+ * yesterday is right today; `SEED=4711 npm run load` looks elsewhere.
+ */
+export const seed = inject("seed")
 
 /** How many: the first in `npm test`, the second in `npm run load`. */
 export const many = (test: number, load: number): number => inject("load") ? load : test
