@@ -96,12 +96,12 @@ export const main = Effect.gen(function*() {
     yield* begin(yield* hosted)
   ]] as const
   const rounds = new Map<string, Array<ReadonlyArray<number>>>(sides.map(([name]) => [name, []]))
-  for (let round = 0; round < 12; round++) {
+  for (let round = 0; round < 24; round++) {
     for (const [name, call] of sides) {
       rounds.get(name)!.push(yield* Effect.forEach(Array.from({ length: requests }), () => timed(call)))
     }
   }
-  const warm = Array.from(rounds, ([name, all]) => [name, all.slice(2)] as const)
+  const warm = Array.from(rounds, ([name, all]) => [name, all.slice(4)] as const)
   table(
     "Inbound request, JSON answers",
     new Map(warm.map(([name, all]) => [name, median(all.map(median))])),

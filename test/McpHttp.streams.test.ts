@@ -156,6 +156,21 @@ const suite = (start: typeof web) => {
         assert.include(text, "\"b\"")
       }))
 
+    it.live("a batch has each response once, whichever of its calls is done first", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { response })
+        const session = yield* begin(endpoint)
+        const batch = [call("wait", {}, 1), call("echo", { message: "first" }, "1"), call("none", {}, 3)]
+        const waiting = yield* Effect.forkChild(post(endpoint, batch, { session }))
+        yield* eventually(() => endpoint.log.called.length === 3)
+        endpoint.log.release()
+        const messages = (yield* messagesOf(yield* Fiber.join(waiting))).flat()
+        const ids = messages.map(({ id }) => id)
+        assert.sameDeepMembers(ids, [1, "1", 3])
+        if (response === "json") assert.deepStrictEqual(ids, [1, "1", 3])
+        assert.include(JSON.stringify(messages.find(({ id }) => id === "1")), "first")
+      }))
+
     it.live("a call longer than the idle time keeps its session, whose idle time counts from its end", () =>
       Effect.gen(function*() {
         const endpoint = yield* open(start, { response, idleTimeToLive: 1_000 })

@@ -12,29 +12,34 @@ import type * as Tracer from "effect/Tracer"
 import type { AccessDenied, Credentials, Identity } from "../../Identity.ts"
 import * as Scopes from "./scopes.ts"
 
+/** What is known of whoever has sent a message. */
+interface Caller {
+  readonly identity: Identity
+  readonly span: Tracer.AnySpan | undefined
+  /** Refuses the HTTP request, as long as it has not been answered. */
+  readonly refuse: ((error: AccessDenied) => void) | undefined
+}
+
 /** By what the SDK says of the HTTP request, which it hands on as it is. */
-const identities = new WeakMap<object, Identity>()
+const callers = new WeakMap<object, Caller>()
 
-/** By the same, the span of a message. */
-const spans = new WeakMap<object, Tracer.AnySpan>()
+interface Extra {
+  readonly requestInfo?: object | undefined
+}
 
-/** By the same, what refuses the HTTP request, as long as it has not been answered. */
-const refusals = new WeakMap<object, (error: AccessDenied) => void>()
+const callerOf = ({ requestInfo }: Extra): Caller | undefined =>
+  requestInfo === undefined ? undefined : callers.get(requestInfo)
 
-export const spanOf = (extra: { readonly requestInfo?: object | undefined }): Option.Option<Tracer.AnySpan> =>
-  Option.fromUndefinedOr(extra.requestInfo === undefined ? undefined : spans.get(extra.requestInfo))
+export const spanOf = (extra: Extra): Option.Option<Tracer.AnySpan> => Option.fromUndefinedOr(callerOf(extra)?.span)
 
-export const identityOf = (extra: { readonly requestInfo?: object | undefined }): Option.Option<Identity> =>
-  Option.fromUndefinedOr(extra.requestInfo === undefined ? undefined : identities.get(extra.requestInfo))
+export const identityOf = (extra: Extra): Option.Option<Identity> => Option.fromUndefinedOr(callerOf(extra)?.identity)
 
-export const requireScopes = (
-  extra: { readonly requestInfo?: object | undefined },
-  scopes: ReadonlyArray<string>
-): Effect.Effect<void, AccessDenied> =>
+export const requireScopes = (extra: Extra, scopes: ReadonlyArray<string>): Effect.Effect<void, AccessDenied> =>
   Effect.suspend(() => {
-    const denied = Scopes.lacking(Option.getOrUndefined(identityOf(extra)), scopes)
+    const caller = callerOf(extra)
+    const denied = Scopes.lacking(caller?.identity, scopes)
     if (denied === undefined) return Effect.void
-    if (extra.requestInfo !== undefined) refusals.get(extra.requestInfo)?.(denied)
+    caller?.refuse?.(denied)
     return Effect.fail(denied)
   })
 
@@ -42,28 +47,13 @@ export const requireScopes = (
  * What comes with a message of the identity. `authInfo` is there if it has credentials, for there are servers that take
  * it for a proof of some.
  */
-export const introduce = (
-  identity: Identity,
-  extra: MessageExtraInfo,
-  span: Tracer.AnySpan | undefined,
-  refuse: ((error: AccessDenied) => void) | undefined
-): MessageExtraInfo => {
-  if (extra.requestInfo !== undefined) {
-    identities.set(extra.requestInfo, identity)
-    if (span !== undefined) spans.set(extra.requestInfo, span)
-    if (refuse !== undefined) refusals.set(extra.requestInfo, refuse)
-  }
-  return {
-    ...Struct.omit(extra, ["authInfo"]),
-    ...Option.match(identity.credentials, {
-      onNone: () => ({}),
-      onSome: (credentials) => ({ authInfo: new CallerAuth(identity, credentials) })
-    })
-  }
+export const introduce = (caller: Caller, extra: MessageExtraInfo): MessageExtraInfo => {
+  if (extra.requestInfo !== undefined) callers.set(extra.requestInfo, caller)
+  const { identity } = caller
+  return Option.isSome(identity.credentials)
+    ? { ...extra, authInfo: new CallerAuth(identity, identity.credentials.value) }
+    : Struct.omit(extra, ["authInfo"])
 }
-
-/** A mark to find a message's request by, until it is known who sent it. */
-export const nobody = (): AuthInfo => ({ token: "", clientId: "", scopes: [] })
 
 // A handler may read the token. What prints, copies or serialises this does not see it.
 class CallerAuth implements AuthInfo {

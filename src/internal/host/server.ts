@@ -110,7 +110,7 @@ interface Exchange {
   /** Those of them that have no response yet. */
   readonly pending: Set<RequestId>
   /** The responses to the others, while the answer waits for all of them. */
-  readonly responses: Array<JSONRPCMessage>
+  readonly responses: Map<RequestId, JSONRPCMessage>
   /** Whether the server has got any of its messages. */
   hasStarted: boolean
   /** Its handler has refused it. */
@@ -133,13 +133,25 @@ const makeExchange = ({ body, identity, lease, request, served }: Arrival): Exch
     served,
     ids,
     pending: new Set(ids),
-    responses: [],
+    responses: new Map(),
     hasStarted: false,
     denied: undefined,
     answer: undefined,
     outlet: undefined,
     last: [],
     streamId: undefined
+  }
+}
+
+// Which exchange a message that comes in belongs to: the transport hands this through. Whose it is, is said later.
+class Mark implements AuthInfo {
+  readonly token = ""
+  readonly clientId = ""
+  readonly scopes = []
+  readonly exchange: Exchange
+
+  constructor(exchange: Exchange) {
+    this.exchange = exchange
   }
 }
 
@@ -153,8 +165,6 @@ const make = (scope: Scope.Scope, options: Options) => {
   const exchanges = new Set<Exchange>()
   /** By request id, what is to be answered. */
   const inFlight = new Map<RequestId, Exchange>()
-  /** Which exchange a message that comes in belongs to: the transport hands this through. */
-  const arrived = new WeakMap<AuthInfo, Exchange>()
   /** Streams of an event store that are open, and the name that it has for the server's own. */
   const streams = new Map<string, Exchange>()
   let ownStreamId: string | undefined
@@ -244,7 +254,9 @@ const make = (scope: Scope.Scope, options: Options) => {
   const respondTo = async (message: JSONRPCMessage & { readonly id: RequestId }): Promise<void> => {
     const exchange = inFlight.get(message.id)
     exchange?.served.answered(message)
-    if (exchange !== undefined && exchange.ids.length > 1) exchange.responses.push(message)
+    if (exchange !== undefined && (options.enableJsonResponse || exchange.ids.length > 1)) {
+      exchange.responses.set(message.id, message)
+    }
     try {
       await onBehalfOf(exchange, () => transport.send(message))
     } finally {
@@ -310,15 +322,14 @@ const make = (scope: Scope.Scope, options: Options) => {
       },
       onerror: (error) => tell(() => wire.onerror?.(error)),
       onmessage: (message, extra) => {
-        const exchange = extra?.authInfo === undefined ? undefined : arrived.get(extra.authInfo)
+        const exchange = extra?.authInfo instanceof Mark ? extra.authInfo.exchange : undefined
         // The transport may have waited for an event store in the meantime
         if (hasEnded || exchange === undefined) return
         exchange.hasStarted = true
+        const { identity, ids, served: { span } } = exchange
         // Of a batch the others may have run
-        const refuse = exchange.ids.length === 1
-          ? (error: AccessDenied) => void (exchange.denied = error)
-          : undefined
-        wire.onmessage?.(message, Callers.introduce(exchange.identity, extra!, exchange.served.span, refuse))
+        const refuse = ids.length === 1 ? (error: AccessDenied) => void (exchange.denied = error) : undefined
+        wire.onmessage?.(message, Callers.introduce({ identity, span, refuse }, extra!))
         if ("method" in message && message.method === "notifications/cancelled") {
           cancelled(message.params?.["requestId"])
         }
@@ -369,8 +380,7 @@ const make = (scope: Scope.Scope, options: Options) => {
       const issue = issueWith(exchange)
       if (issue !== undefined) return resume(issue)
       const webRequest = Web.toRequest(request)
-      const authInfo = Callers.nobody()
-      arrived.set(authInfo, exchange)
+      const authInfo = new Mark(exchange)
       exchanges.add(exchange)
       exchange.answer = (answer) => {
         exchange.answer = undefined
@@ -423,7 +433,7 @@ const make = (scope: Scope.Scope, options: Options) => {
   ): Effect.Effect<Answer, Answers.Refused, Scope.Scope> => {
     const { body, status } = response
     if (body === null || response.headers.get("content-type") !== "text/event-stream") {
-      return Web.toPlainAnswer(response)
+      return Web.toPlainAnswer(response, status === 200 ? jsonOf(exchange) : undefined)
     }
     return Effect.contextWith((services: Context.Context<Scope.Scope>) => {
       const outlet = Outlet.make(body, {
@@ -485,7 +495,8 @@ const make = (scope: Scope.Scope, options: Options) => {
       else if (ids.length === 0) answer?.(Effect.succeed(Web.accepted))
       // Else the transport has the answer, and is about to give it
       else if (pending.size > 0) {
-        answer?.(Effect.succeed(Answers.responses([...responses, ...exchange.last], isShuttingDown)))
+        const others = last.filter(({ id }) => id === undefined || !responses.has(id))
+        answer?.(Effect.succeed(Answers.responses([...responses.values(), ...others], isShuttingDown)))
       }
       forget(exchange)
     }
@@ -502,6 +513,13 @@ const make = (scope: Scope.Scope, options: Options) => {
 // -----------------------------------------------------------------------------
 // Messages
 // -----------------------------------------------------------------------------
+
+// What the transport has made of the responses to a request or a batch, if they are all there. To read that from its
+// `Response`, which has it in a stream, takes a tenth of the time of a call.
+const jsonOf = ({ ids, responses }: Exchange): string | undefined => {
+  if (ids.length === 0 || responses.size < ids.length) return undefined
+  return JSON.stringify(ids.length === 1 ? responses.get(ids[0]!) : ids.map((id) => responses.get(id)))
+}
 
 const isResponse = (message: JSONRPCMessage): message is JSONRPCMessage & { readonly id: RequestId } =>
   !("method" in message) && message.id !== undefined

@@ -179,7 +179,10 @@ const serve = (
       if (error?.code !== undefined) spans[i]?.attribute("rpc.response.status_code", error.code)
       end(i, error?.type, error === undefined ? Exit.void : Spans.failed(`error ${error.type}`))
     },
-    left: (id) => end(indexOf(id), "unanswered", Spans.failed("The request was not answered")),
+    left: (id) => {
+      const i = indexOf(id)
+      if (isOpen[i] === true) end(i, "unanswered", Spans.failed("The request was not answered"))
+    },
     end: (status) =>
       status < 400 ? endAll(undefined, Exit.void) : endAll(String(status), Spans.failed(`HTTP status ${status}`)),
     /** What wants no response has ended with its POST. */
