@@ -496,7 +496,8 @@ const make = (scope: Scope.Scope, options: Options) => {
       // Else the transport has the answer, and is about to give it
       else if (pending.size > 0) {
         const others = last.filter(({ id }) => id === undefined || !responses.has(id))
-        answer?.(Effect.succeed(Answers.responses([...responses.values(), ...others], isShuttingDown)))
+        const isUnfinished = isShuttingDown && others.length > 0
+        answer?.(Effect.succeed(Answers.responses([...responses.values(), ...others], isUnfinished)))
       }
       forget(exchange)
     }
