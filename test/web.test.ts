@@ -36,6 +36,7 @@ describe("the request that the SDK's transport gets", () => {
     const request = taken()
     assert.instanceOf(request, Request)
     assert.instanceOf(request.headers, Headers)
+    assert.isTrue("signal" in request)
     assert.isFalse(request.signal.aborted)
     assert.isNull(request.body)
     assert.strictEqual(await request.text(), "")
