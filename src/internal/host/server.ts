@@ -165,6 +165,8 @@ const make = (scope: Scope.Scope, options: Options) => {
   const exchanges = new Set<Exchange>()
   /** By request id, what is to be answered. */
   const inFlight = new Map<RequestId, Exchange>()
+  /** Whether an event store is asked to keep a response before it is given. */
+  const isStored = options.eventStore !== undefined && !options.enableJsonResponse
   /** Streams of an event store that are open, and the name that it has for the server's own. */
   const streams = new Map<string, Exchange>()
   let ownStreamId: string | undefined
@@ -257,8 +259,11 @@ const make = (scope: Scope.Scope, options: Options) => {
     if (exchange !== undefined && (options.enableJsonResponse || exchange.ids.length > 1)) {
       exchange.responses.set(message.id, message)
     }
+    const sent = onBehalfOf(exchange, () => transport.send(message))
+    // Whatever ends the session now, this was said. But an event store is asked before it is
+    if (exchange !== undefined && !isStored) settle(exchange, message.id)
     try {
-      await onBehalfOf(exchange, () => transport.send(message))
+      await sent
     } finally {
       if (exchange !== undefined) settle(exchange, message.id)
     }
@@ -494,10 +499,8 @@ const make = (scope: Scope.Scope, options: Options) => {
       if (!hasStarted) answer?.(gone())
       else if (ids.length === 0) answer?.(Effect.succeed(Web.accepted))
       // Else the transport has the answer, and is about to give it
-      else if (pending.size > 0) {
-        const others = last.filter(({ id }) => id === undefined || !responses.has(id))
-        const isUnfinished = isShuttingDown && others.length > 0
-        answer?.(Effect.succeed(Answers.responses([...responses.values(), ...others], isUnfinished)))
+      else if (last.length > 0) {
+        answer?.(Effect.succeed(Answers.responses([...responses.values(), ...last], isShuttingDown)))
       }
       forget(exchange)
     }

@@ -47,7 +47,7 @@ const standIn = <A extends object>(known: Partial<A>, type: { readonly prototype
       const value: unknown = Reflect.get(whole, name)
       return typeof value === "function" ? value.bind(whole) : value
     },
-    has: (own, name) => name in own || name in type.prototype,
+    has: (_, name) => name in type.prototype,
     getPrototypeOf: () => type.prototype
   })
 }
