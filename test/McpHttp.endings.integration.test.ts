@@ -6,6 +6,8 @@ import { assert, describe, it } from "@effect/vitest"
 import * as V2 from "@modelcontextprotocol/client"
 import { Client } from "@modelcontextprotocol/sdk/client/index.js"
 import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js"
+import { Server } from "@modelcontextprotocol/sdk/server/index.js"
+import { CallToolRequestSchema } from "@modelcontextprotocol/sdk/types.js"
 import { Identity } from "effect-mcp-sessions/Identity"
 import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
@@ -17,12 +19,14 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import { once } from "node:events"
+import { Agent, request as httpRequest } from "node:http"
 import { connect, type Socket } from "node:net"
+import { setTimeout as sleep } from "node:timers/promises"
 import { becomes, eventually, readUntil, textOf } from "./support/answers.ts"
 import { type AnySession, type Generation, generations } from "./support/generations.ts"
 import { openGuarded } from "./support/guarded.ts"
 import { type Endpoint, makeLog, makeServer, socket } from "./support/mcpHttp.ts"
-import { begin, call, initialize, post, protocolVersion, request, send } from "./support/requests.ts"
+import { begin, call, headersOf, initialize, post, protocolVersion, request, send } from "./support/requests.ts"
 
 const open = (
   options: Partial<McpHttp.LayerOptions<never, Scope.Scope>> = {},
@@ -175,16 +179,64 @@ describe.each(["json", "sse"] as const)(
       Effect.gen(function*() {
         const endpoint = yield* open({ response })
         const session = yield* begin(endpoint)
-        const answered = send(endpoint, "POST", { session }, call("wait")).then((answer) => answer.text())
+        const answered = send(endpoint, "POST", { session }, call("wait"))
         yield* eventually(() => endpoint.log.called.length === 1)
         const closing = yield* Effect.forkChild(endpoint.close, { startImmediately: true })
         endpoint.log.release()
-        assert.include(yield* Effect.promise(() => answered), "waited")
+        const answer = yield* Effect.promise(() => answered)
+        // The headers of a stream were sent before
+        if (response === "json") assert.strictEqual(answer.headers.get("connection"), "close")
+        assert.include(yield* textOf(answer), "waited")
         // Its connection would be kept for 3 seconds, for a request that can't come
         yield* Fiber.join(closing).pipe(Effect.timeout("2 seconds"))
       }))
   }
 )
+
+/** What becomes of a call over the agent's connection: all of an answer is heard, a part of it, or none. */
+const heard = (agent: Agent, endpoint: Endpoint, session: string) =>
+  Effect.callback<string>((resume) => {
+    const headers = { "content-type": "application/json", ...headersOf({ session }) }
+    const says = (what: string) => resume(Effect.succeed(what))
+    const asked = httpRequest(endpoint.url, { agent, method: "POST", headers }, (answer) => {
+      let text = ""
+      answer.on("data", (data) => text += String(data))
+      answer.on("error", () => says(`in part: ${text}`))
+      answer.on("end", () => says(/"(?:result|error)":/.test(text) ? "whole" : `without an answer: ${text}`))
+    })
+    asked.on("error", () => says("none"))
+    asked.end(JSON.stringify(call("slow")))
+  })
+
+describe("a connection that is always busy, as that of a proxy is", () => {
+  const slow = Effect.sync(() => {
+    const server = new Server({ name: "test", version: "1.0.0" }, { capabilities: { tools: {} } })
+    server.setRequestHandler(CallToolRequestSchema, async () => {
+      await sleep(10)
+      return { content: [] }
+    })
+    return server
+  })
+
+  it.live("carries its last answer when the server stops listening, and that whole", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open({ server: () => slow })
+      const session = yield* begin(endpoint)
+      const agent = yield* Effect.acquireRelease(
+        Effect.sync(() => new Agent({ keepAlive: true, maxSockets: 1 })),
+        (opened) => Effect.sync(() => opened.destroy())
+      )
+      const said: Array<string> = []
+      const caller = Effect.tap(heard(agent, endpoint, session), (what) => Effect.sync(() => said.push(what))).pipe(
+        Effect.repeat({ until: (what) => what === "none" })
+      )
+      const callers = yield* Effect.forkChild(Effect.all([caller, caller, caller], { concurrency: "unbounded" }))
+      yield* eventually(() => said.length > 10)
+      yield* endpoint.close.pipe(Effect.timeout("4 seconds"))
+      yield* Fiber.join(callers)
+      assert.deepStrictEqual(said.filter((one) => one !== "whole" && one !== "none"), [])
+    }))
+})
 
 describe("a peer that asks for another protocol", () => {
   it.live.each(["GET", "POST", "DELETE"])(

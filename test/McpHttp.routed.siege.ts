@@ -10,7 +10,7 @@ import { readFileSync } from "node:fs"
 import { join } from "node:path"
 import { messagesOf, textOf } from "./support/answers.ts"
 import { noting, quick, settled, until } from "./support/clusterProcesses.ts"
-import { underLoad } from "./support/load.ts"
+import { assertWithin, underLoad } from "./support/load.ts"
 import { startPostgres } from "./support/postgres.ts"
 import { begin, call, initialize, post, request, send } from "./support/requests.ts"
 import { makeNodes, type RoutedNode } from "./support/routedProcesses.ts"
@@ -38,8 +38,6 @@ interface Deployed {
 const count = (counts: Record<string, number>, what: string) => void (counts[what] = (counts[what] ?? 0) + 1)
 
 const codeOf = (error: unknown) => (error as { cause?: { code?: string } }).cause?.code ?? String(error)
-
-const cutOff = "UND_ERR_SOCKET within an answer"
 
 /** What an answer says, or why its connection was closed before its end. */
 const whole = <A>(read: Effect.Effect<A>): Effect.Effect<Result.Result<A, string>> =>
@@ -169,15 +167,14 @@ const deploy = Effect.fnUntraced(function*(storage: string, rounds: number) {
   return deployed
 })
 
-const holds = ({ answered, denied, invented, lost, refused, twice, wrong }: Deployed) => {
+const holds = ({ answered, denied, invented, lost, refused, stops, twice, wrong }: Deployed) => {
   assert.deepStrictEqual({ wrong, twice, invented, denied }, { wrong: [], twice: 0, invented: 0, denied: 0 })
   assert.isAbove(answered, 500)
   const typed = /^(?:ECONNRESET|UND_ERR_SOCKET|(?:200|503) .*(?:may have run|shutting down).*|502 .*may have run.*)$/i
-  // Seen once in some dozens of deployments: why is not known
-  const { [cutOff]: cut = 0, ...others } = lost
-  assert.isAtMost(cut, 2)
-  assert.deepStrictEqual(Object.keys(others).filter((what) => !typed.test(what)), [])
+  assert.deepStrictEqual(Object.keys(lost).filter((what) => !typed.test(what)), [])
   assert.deepStrictEqual(Object.keys(refused).filter((what) => !/^(?:404|503|initialize 503)$/.test(what)), [])
+  // A drain takes up to 8 seconds, and Effect's server cuts off what it still has after 20 more
+  assertWithin(Math.max(...stops), 15_000)
 }
 
 describe("McpHttp.routed, whose nodes are deployed one after the other under load", () => {

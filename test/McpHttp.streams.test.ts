@@ -171,19 +171,25 @@ const suite = (start: typeof web) => {
         assert.include(JSON.stringify(messages.find(({ id }) => id === "1")), "first")
       }))
 
-    it.live.each([[1, 2], [1]])("a response that is given as its session ends is heard, and once", (ids) =>
-      Effect.gen(function*() {
-        const endpoint = yield* open(start, { response })
-        const session = yield* begin(endpoint)
-        const calls = ids.map((id) => call("wait", {}, id))
-        const waiting = yield* Effect.forkChild(post(endpoint, ids.length > 1 ? calls : calls[0], { session }))
-        yield* eventually(() => endpoint.log.called.length === ids.length)
-        const { transport } = endpoint.log.servers.get(session)!
-        void transport!.send({ jsonrpc: "2.0", id: 1, result: {} })
-        void transport!.close()
-        const messages = (yield* messagesOf(yield* Fiber.join(waiting).pipe(Effect.timeout("4 seconds")))).flat()
-        assert.deepStrictEqual(messages.map(({ id, result }) => [id, result !== undefined]), ids.map((id) => [id, id === 1]))
-      }))
+    it.live.each([[1, 2], [1]])(
+      "a response that is given as its session ends is heard, and once",
+      (ids) =>
+        Effect.gen(function*() {
+          const endpoint = yield* open(start, { response })
+          const session = yield* begin(endpoint)
+          const calls = ids.map((id) => call("wait", {}, id))
+          const waiting = yield* Effect.forkChild(post(endpoint, ids.length > 1 ? calls : calls[0], { session }))
+          yield* eventually(() => endpoint.log.called.length === ids.length)
+          const { transport } = endpoint.log.servers.get(session)!
+          void transport!.send({ jsonrpc: "2.0", id: 1, result: {} })
+          void transport!.close()
+          const messages = (yield* messagesOf(yield* Fiber.join(waiting).pipe(Effect.timeout("4 seconds")))).flat()
+          assert.deepStrictEqual(
+            messages.map(({ id, result }) => [id, result !== undefined]),
+            ids.map((id) => [id, id === 1])
+          )
+        })
+    )
 
     it.live("a call longer than the idle time keeps its session, whose idle time counts from its end", () =>
       Effect.gen(function*() {

@@ -31,7 +31,7 @@ export interface RequestOptions {
   readonly signal?: AbortSignal | undefined
 }
 
-const headersOf = ({ as, headers, session }: RequestOptions): Record<string, string> => ({
+export const headersOf = ({ as, headers, session }: RequestOptions): Record<string, string> => ({
   accept: "application/json, text/event-stream",
   ...(as === undefined ? {} : { authorization: `Bearer ${as}` }),
   ...(session === undefined ? {} : { "mcp-session-id": session }),

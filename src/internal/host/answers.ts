@@ -148,10 +148,14 @@ export const responses = (messages: ReadonlyArray<JSONRPCMessage>, isShuttingDow
   })
 
 /**
- * The same answer, after which the connection is closed: there may be more of the request to come.
+ * The same answer, after which the connection is closed.
  */
-export const closing = ({ response }: Refused): Refused =>
-  new Refused({ response: HttpServerResponse.setHeaders(response, hangUp) })
+export const last = (response: Answer): Answer => HttpServerResponse.setHeaders(response, hangUp)
+
+/**
+ * The same for a refusal: there may be more of the request to come.
+ */
+export const closing = ({ response }: Refused): Refused => new Refused({ response: last(response) })
 
 /**
  * The answer to a failure: its own if it has one.

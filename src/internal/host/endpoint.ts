@@ -9,7 +9,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type { HttpServerRequest } from "effect/http/HttpServerRequest"
 import type { Respondable } from "effect/http/HttpServerRespondable"
-import type { HttpServerResponse } from "effect/http/HttpServerResponse"
+import type * as HttpServerResponse from "effect/http/HttpServerResponse"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import type { Identity, IdentityError } from "../../Identity.ts"
@@ -36,6 +36,8 @@ import * as Resource from "./resource.ts"
 import * as Routing from "./routing.ts"
 import * as Socket from "./socket.ts"
 import * as Strays from "./strays.ts"
+
+type Response = HttpServerResponse.HttpServerResponse
 
 /**
  * A hold on a session that several share: it is given up when all of them have released it.
@@ -113,9 +115,9 @@ export const make = Effect.fnUntraced(function*<A, R>(
     identity: Identity,
     message: unknown,
     announce: (id: string) => void,
-    initialize: (session: RegisteredSession<A>, lease: Lease) => Effect.Effect<HttpServerResponse, E, R2>
+    initialize: (session: RegisteredSession<A>, lease: Lease) => Effect.Effect<Response, E, R2>
   ): Effect.Effect<
-    HttpServerResponse,
+    Response,
     E | Answers.Refused | RegistryFull | OpenTimeout | RegistryClosed,
     R2 | Scope.Scope
   > =>
@@ -142,7 +144,7 @@ export const make = Effect.fnUntraced(function*<A, R>(
     { maxBodyBytes, readText, streamTimeToLive }: Settings,
     request: HttpServerRequest,
     id: string | undefined
-  ): Effect.Effect<HttpServerResponse | undefined, Answers.Refused, Scope.Scope> | undefined => {
+  ): Effect.Effect<Response | undefined, Answers.Refused, Scope.Scope> | undefined => {
     const answer = router?.elsewhere({ maxBodyBytes, readText, closing: Deferred.await(closing) }, request, id)
     if (answer === undefined) return undefined
     return Effect.map(
@@ -199,9 +201,9 @@ export const make = Effect.fnUntraced(function*<A, R>(
  * Every failure has an answer. A defect's is 503: clients of MCP take a 500 for the server's last word.
  */
 export const answering = <E extends Respondable, R>(
-  answer: Effect.Effect<HttpServerResponse, E, R>,
+  answer: Effect.Effect<Response, E, R>,
   resource?: () => Problem.Resource
-): Effect.Effect<HttpServerResponse, never, R> =>
+): Effect.Effect<Response, never, R> =>
   Effect.catchCause(answer, (cause) => {
     const error = Cause.findErrorOption(cause)
     if (Option.isSome(error)) {
@@ -218,19 +220,24 @@ export const answering = <E extends Respondable, R>(
 /**
  * Takes a request upon an endpoint: whatever the answer, web pages of allowed origins can read it, and a client that
  * does not, or that still has more to say, is not waited for. An answer that is a stream is bounded where it is made.
+ * Once the server has stopped listening, each answer is the last of its connection.
  */
 export const serving = <E extends Respondable, R>(
   { cors, protects, streamTimeToLive }: Settings,
   request: HttpServerRequest,
-  answer: Effect.Effect<HttpServerResponse, E, R>
-): Effect.Effect<HttpServerResponse, never, R | HttpServerRequest> =>
+  answer: Effect.Effect<Response, E, R>
+): Effect.Effect<Response, never, R | HttpServerRequest> =>
   Effect.suspend(() => {
     Strays.take(request)
     const answered = answering(answer, protects === undefined ? undefined : () => protects.of(request))
-    return Effect.tap(cors(request, answered), ({ body }) =>
+    const bounded = Effect.tap(cors(request, answered), ({ body }) =>
       body._tag === "Uint8Array" && body.contentLength > maxUnread && streamTimeToLive < Infinity
         ? Effect.andThen(Socket.hangUpUnfinished(request), Socket.hangUpUnread(request, streamTimeToLive))
         : Socket.hangUpUnfinished(request))
+    return Effect.map(bounded, (response) =>
+      Listener.isClosed(request) && Socket.isLast(request)
+        ? Answers.last(response)
+        : response)
   })
 
 // What a connection keeps of an answer, whether or not it is read. No request waits for less to be read.

@@ -6,6 +6,9 @@
  * connection whose answer ends a moment after the server has closed those that were idle: it is kept for the next
  * request, which nobody takes. Nothing tells a request that its server is closing, so while there are requests their
  * servers are asked, ten times a second.
+ *
+ * A connection that is always busy, as a proxy's is, would never be found idle: it is told with its next answer that
+ * there will be no other (RFC 9112 section 9.6).
  */
 import * as Effect from "effect/Effect"
 import type { HttpServerRequest } from "effect/http/HttpServerRequest"
@@ -73,9 +76,16 @@ export const make = Effect.fnUntraced(function*(end: Effect.Effect<void>) {
   }
 })
 
+/** Whether the server that the request came from has stopped listening. */
+export const isClosed = (request: HttpServerRequest): boolean => listenerOf(request)?.listening === false
+
+// One that is handed its connections does not listen, and never did
+const haveListened = new WeakSet<object>()
+
 const listenerOf = ({ source }: HttpServerRequest): Listener | undefined => {
   const socket = Predicate.hasProperty(source, "socket") ? source.socket : undefined
   const server = Predicate.hasProperty(socket, "server") ? socket.server : undefined
-  // One that is handed its connections does not listen, and never did
-  return Predicate.hasProperty(server, "listening") && server.listening === true ? server as Listener : undefined
+  if (!Predicate.hasProperty(server, "listening")) return undefined
+  if (server.listening === true) haveListened.add(server)
+  return haveListened.has(server) ? server as object as Listener : undefined
 }

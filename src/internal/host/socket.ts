@@ -95,6 +95,12 @@ export const watch = (request: HttpServerRequest): void => {
   })
 }
 
+/** Whether no other answer waits for that to this request: the end of the connection would take it along. */
+export const isLast = (request: HttpServerRequest): boolean => {
+  const socket = socketOf(request)
+  return socket === undefined || (queued.get(socket)?.size ?? 0) === 0
+}
+
 /**
  * Closes the connection if the answer has not been read after so long.
  */
