@@ -22,7 +22,10 @@ const served = (options: Omit<McpHttp.LayerOptions<never, never>, "server"> = {}
       Effect.sync(() => {
         built.count++
         const server = new Server({ name: "load", version: "1" }, { capabilities: { tools: {} } })
-        server.setRequestHandler(CallToolRequestSchema, () => ({ content: [{ type: "text", text: "here" }] }))
+        server.setRequestHandler(CallToolRequestSchema, ({ params }) => {
+          const text = params.name === "much" ? "much".repeat(5_000) : "here"
+          return { content: [{ type: "text", text }] }
+        })
         return server
       })
   })
@@ -31,6 +34,7 @@ const served = (options: Omit<McpHttp.LayerOptions<never, never>, "server"> = {}
 
 const initializes = many(200, 100_000)
 const abandoned = many(50, 10_000)
+const answers = many(50, 2_000)
 // What is compiled and cached once is not counted
 const warmUp = many(50, 300)
 
@@ -86,6 +90,24 @@ describe("McpHttp.layer under load", () => {
           })
         yield* assertLeaves(abandon(warmUp), abandon(abandoned), (before) => before / 10)
         assert.strictEqual((yield* endpoint.registry.stats).expirations, warmUp + abandoned)
+      }),
+    underLoad
+  )
+
+  it.live.each(["json", "sse"] as const)(
+    `keeps nothing of ${answers.toLocaleString("en")} answers to one session (%s)`,
+    (response) =>
+      Effect.gen(function*() {
+        const { endpoint } = yield* served({ response })
+        const session = yield* begin(endpoint)
+        const ask = (count: number) =>
+          Effect.gen(function*() {
+            for (let i = 0; i < count; i++) {
+              assert.include(yield* textOf(yield* post(endpoint, call("much"), { session })), "much")
+            }
+          })
+        // They are 40 MB
+        yield* assertLeaves(ask(warmUp), ask(answers), () => 4_000_000)
       }),
     underLoad
   )

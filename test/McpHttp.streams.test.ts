@@ -1,5 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import type { EventStore } from "@modelcontextprotocol/sdk/server/webStandardStreamableHttp.js"
+import type { JSONRPCMessage } from "@modelcontextprotocol/sdk/types.js"
 import { Identity } from "effect-mcp-sessions/Identity"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import { PoolExhausted } from "effect-mcp-sessions/SessionPool"
@@ -190,6 +191,87 @@ const suite = (start: typeof web) => {
           )
         })
     )
+
+    it.live.each<readonly [string, object]>([
+      ["no JSON", { result: { n: 1n } }],
+      ["no result", { result: 5 }],
+      ["no error", { error: { code: -1, message: 5 } }]
+    ])("a response that is %s is an error to the client, and to the server", ([, wrong]) =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { response })
+        const session = yield* begin(endpoint)
+        for (const ids of [[1], [1, 2]]) {
+          const calls = ids.map((id) => call("wait", {}, id))
+          const waiting = yield* Effect.forkChild(post(endpoint, ids.length > 1 ? calls : calls[0], { session }))
+          yield* eventually(() => endpoint.log.called.length === ids.length)
+          const { onerror, transport } = endpoint.log.servers.get(session)!
+          const complaints: Array<unknown> = []
+          Object.assign(endpoint.log.servers.get(session)!, { onerror: (error: Error) => complaints.push(error) })
+          const sent = transport!.send({ jsonrpc: "2.0", id: 1, ...wrong } as JSONRPCMessage)
+          yield* Effect.promise(() => sent.catch((error) => complaints.push(error)))
+          assert.lengthOf(complaints, 1)
+          if (ids.length > 1) void transport!.send({ jsonrpc: "2.0", id: 2, result: {} })
+          const messages = (yield* messagesOf(yield* Fiber.join(waiting).pipe(Effect.timeout("4 seconds")))).flat()
+          const said = messages.map(({ error, id }) => [id, error?.code]).toSorted()
+          assert.deepStrictEqual(said, [[1, -32603], [2, undefined]].slice(0, ids.length))
+          assert.strictEqual((yield* endpoint.registry.stats).held, 0)
+          Object.assign(endpoint.log.servers.get(session)!, { onerror })
+          endpoint.log.called.length = 0
+        }
+      }))
+
+    it.live("a request has its first response, as it was when it was given", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { response })
+        const session = yield* begin(endpoint)
+        const waiting = yield* Effect.forkChild(post(endpoint, call("wait"), { session }))
+        yield* eventually(() => endpoint.log.called.length === 1)
+        const { transport } = endpoint.log.servers.get(session)!
+        const result: Record<string, unknown> = { said: "first" }
+        void transport!.send({ jsonrpc: "2.0", id: 1, result })
+        const second = transport!.send({ jsonrpc: "2.0", id: 1, result: { said: "second" } })
+        result["said"] = 1n
+        assert.isTrue(yield* Effect.promise(() => second.then(() => false, () => true)))
+        const messages = yield* messagesOf(yield* Fiber.join(waiting))
+        assert.deepStrictEqual(messages.map((message) => message.result), [{ said: "first" }])
+      }))
+
+    it.live("an id is in use until its whole batch is answered", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { response })
+        const session = yield* begin(endpoint)
+        const batch = [call("echo", { message: "first" }, 1), call("wait", {}, 2)]
+        const waiting = yield* Effect.forkChild(post(endpoint, batch, { session }))
+        yield* eventually(() => endpoint.log.called.length === 2)
+        yield* Effect.sleep(20)
+        const again = yield* post(endpoint, [call("echo", { message: "second" }, 1), call("echo", {}, 3)], { session })
+        assert.strictEqual(again.status, 400)
+        endpoint.log.release()
+        const messages = (yield* messagesOf(yield* Fiber.join(waiting))).flat()
+        assert.sameMembers(messages.map(({ id }) => id), [1, 2])
+        const later = yield* post(endpoint, call("echo", { message: "third" }, 1), { session })
+        assert.include(yield* textOf(later), "third")
+      }))
+
+    it.live("a response that is no JSON does not keep the end of its session from other calls", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { response })
+        const session = yield* begin(endpoint)
+        const waiting = yield* Effect.forkChild(Effect.all([
+          post(endpoint, [call("wait", {}, 1), call("wait", {}, 2)], { session }),
+          post(endpoint, call("wait", {}, 3), { session })
+        ], { concurrency: "unbounded" }))
+        yield* eventually(() => endpoint.log.called.length === 3)
+        const { transport } = endpoint.log.servers.get(session)!
+        const wrong = { jsonrpc: "2.0", id: 1, result: { n: 1n } } as const
+        yield* Effect.promise(() => transport!.send(wrong).catch(() => undefined))
+        assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 204)
+        const [batch, alone] = yield* Fiber.join(waiting).pipe(Effect.timeout("4 seconds"))
+        const codes = (yield* messagesOf(batch)).flat().map(({ error, id }) => [id, error?.code]).toSorted()
+        assert.deepStrictEqual(codes, [[1, -32603], [2, -32000]])
+        assert.include(yield* textOf(alone), abandoned(3))
+        assert.strictEqual(yield* endpoint.registry.size, 0)
+      }))
 
     it.live("a call longer than the idle time keeps its session, whose idle time counts from its end", () =>
       Effect.gen(function*() {

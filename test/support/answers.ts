@@ -14,11 +14,17 @@ export const bytesOf = (response: Response) =>
     body
   }))
 
+interface Message {
+  readonly id?: unknown
+  readonly result?: unknown
+  readonly error?: { readonly code: number; readonly message: string }
+}
+
 /** The messages in the body of a response, whichever way they were sent. */
 export const messagesOf = (response: Response) =>
   Effect.map(
     textOf(response),
-    (body): ReadonlyArray<{ readonly id?: unknown; readonly result?: unknown }> =>
+    (body): ReadonlyArray<Message> =>
       response.headers.get("content-type")?.startsWith("text/event-stream") === true
         ? body.split("\n").flatMap((line) => /^data: \S/.test(line) ? [JSON.parse(line.slice(6))] : [])
         : [JSON.parse(body)]

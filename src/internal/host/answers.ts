@@ -115,16 +115,27 @@ export const terminated = HttpServerResponse.empty({ status: 204 })
  * The response to a request that was started, and that nobody will answer: its session has ended, or the server shuts
  * down. Never 404, which says that it was not started and may be sent again.
  */
-export const abandoned = (id: RequestId, isShuttingDown: boolean): JSONRPCErrorResponse => ({
-  jsonrpc: "2.0",
-  id,
-  error: {
-    code: -32000,
-    message: isShuttingDown
-      ? "The server shut down before the request was answered. It may have run."
-      : "The session ended before the request was answered. It may have run."
-  }
-})
+export const abandoned = (id: RequestId, isShuttingDown: boolean) =>
+  ({
+    jsonrpc: "2.0",
+    id,
+    error: {
+      code: -32000,
+      message: isShuttingDown
+        ? "The server shut down before the request was answered. It may have run."
+        : "The session ended before the request was answered. It may have run."
+    }
+  }) satisfies JSONRPCErrorResponse
+
+/**
+ * The response to a request whose server gave one that is no JSON, or neither a result nor an error.
+ */
+export const unwritten = (id: RequestId) =>
+  ({
+    jsonrpc: "2.0",
+    id,
+    error: { code: -32603, message: "Internal error: the server's response could not be written" }
+  }) satisfies JSONRPCErrorResponse
 
 /**
  * The same of a request that another node was asked for, which nobody can reach any more.

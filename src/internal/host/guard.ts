@@ -59,7 +59,7 @@ interface Inside {
   hasEnded: boolean
 }
 
-const header = "mcp-session-id"
+const header = Requests.sessionHeader
 
 export const make = Effect.fnUntraced(function*(options: Declared.EndpointOptions, method: "guard" | "guardConfig") {
   const settings = Endpoint.toSettings(yield* Effect.fromResult(Declared.endpoint.parse(options, method)))

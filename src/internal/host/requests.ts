@@ -87,11 +87,13 @@ const withoutPort = (host: string): string => host.replace(/:\d*$/, "")
 
 const authorityOf = (request: Request): string | undefined => /^https?:\/\/([^/?#]*)/i.exec(request.originalUrl)?.[1]
 
+export const sessionHeader = "mcp-session-id"
+
 /**
  * The session that the request names. An empty header names none. Several arrive joined by a comma and a
  * space, and no session has such an id.
  */
-export const sessionId = (request: Request): string | undefined => request.headers["mcp-session-id"] || undefined
+export const sessionId = (request: Request): string | undefined => request.headers[sessionHeader] || undefined
 
 /**
  * Whether the request is made in a protocol version that has sessions, as far as its header says.

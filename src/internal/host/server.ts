@@ -12,6 +12,8 @@
  * - An error of an event store is told to the client as "Parse error", its text included, and leaves the transport in
  *   two minds about whether it was initialized.
  * - All sessions that share an event store can replay each other's events.
+ * - A POST that was answered with JSON is kept as long as the session, with its answer.
+ * - A response that is none by its schema is dropped, and one that is no JSON: its POST is never answered.
  */
 import type { AuthInfo } from "@modelcontextprotocol/sdk/server/auth/types.js"
 import {
@@ -19,7 +21,12 @@ import {
   WebStandardStreamableHTTPServerTransport
 } from "@modelcontextprotocol/sdk/server/webStandardStreamableHttp.js"
 import type { Transport } from "@modelcontextprotocol/sdk/shared/transport.js"
-import type { JSONRPCMessage, RequestId } from "@modelcontextprotocol/sdk/types.js"
+import {
+  isJSONRPCErrorResponse,
+  isJSONRPCResultResponse,
+  type JSONRPCMessage,
+  type RequestId
+} from "@modelcontextprotocol/sdk/types.js"
 import type * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -109,8 +116,8 @@ interface Exchange {
   readonly ids: ReadonlyArray<RequestId>
   /** Those of them that have no response yet. */
   readonly pending: Set<RequestId>
-  /** The responses to the others, while the answer waits for all of them. */
-  readonly responses: Map<RequestId, JSONRPCMessage>
+  /** What the others were answered, as JSON, while the answer waits for all of them. */
+  readonly responses: Map<RequestId, string>
   /** Whether the server has got any of its messages. */
   hasStarted: boolean
   /** Its handler has refused it. */
@@ -118,7 +125,7 @@ interface Exchange {
   /** Answers it, until it is answered. */
   answer: ((answer: Effect.Effect<Response | Answer, Answers.Refused>) => void) | undefined
   outlet: Outlet.Outlet | undefined
-  /** What its stream says last, when the session has ended under it. */
+  /** What its stream says last: of those that the session has ended under, or whose response could not be written. */
   last: ReadonlyArray<JSONRPCMessage>
   /** As the event store knows its stream. */
   streamId: string | undefined
@@ -175,6 +182,8 @@ const make = (scope: Scope.Scope, options: Options) => {
   /** The answer to GET, and what is said while there is none for a moment. */
   let listening: Exchange | undefined
   let held: { readonly messages: Array<string>; characters: number } | undefined
+  /** What the transport has complained of last. */
+  let issue: Error | undefined
   let hasEnded = false
   const ended = Deferred.makeUnsafe<never, Answers.Refused>()
 
@@ -253,19 +262,52 @@ const make = (scope: Scope.Scope, options: Options) => {
     }
   }
 
-  const respondTo = async (message: JSONRPCMessage & { readonly id: RequestId }): Promise<void> => {
-    const exchange = inFlight.get(message.id)
-    exchange?.served.answered(message)
-    if (exchange !== undefined && (options.enableJsonResponse || exchange.ids.length > 1)) {
-      exchange.responses.set(message.id, message)
+  /** Gives a request its response, the first that there is. One that can't be said is an error to the client, too. */
+  const respondTo = async (message: Reply): Promise<void> => {
+    const { id } = message
+    const exchange = inFlight.get(id)
+    if (exchange?.pending.has(id) !== true) throw new Error(`No request with the id ${String(id)} waits for a response`)
+    const respond = options.enableJsonResponse ? keep : write
+    try {
+      // The transport would drop it without a word
+      if (!isWellFormed(message)) throw new TypeError("The response is neither a result nor an error of JSON-RPC")
+      await respond(exchange, message)
+    } catch (error) {
+      if (exchange.pending.has(id)) await respond(exchange, Answers.unwritten(id))
+      throw error
     }
+  }
+
+  /** Keeps a response for the answer, which has that of each request in the order of the requests. */
+  const keep = (exchange: Exchange, message: Reply): void => {
+    exchange.responses.set(message.id, encode(message))
+    exchange.served.answered(message)
+    settle(exchange, message.id)
+    if (exchange.pending.size === 0) give(exchange, jsonOf(exchange, 200))
+  }
+
+  const jsonOf = ({ ids, responses }: Exchange, status: number): Answer => {
+    const texts = ids.map((id) => responses.get(id))
+    return Web.json(ids.length === 1 ? texts[0]! : `[${texts.join()}]`, status, {
+      [Requests.sessionHeader]: options.id
+    })
+  }
+
+  /** Writes a response to the stream of its request. */
+  const write = async (exchange: Exchange, message: Reply): Promise<void> => {
+    // When the store has been asked it is too late to find that out
+    if (isStored) encode(message)
+    issue = undefined
     const sent = onBehalfOf(exchange, () => transport.send(message))
+    const said = issue === undefined ? message : Answers.unwritten(message.id)
+    if (said !== message) exchange.last = [...exchange.last, said]
+    exchange.served.answered(said)
     // Whatever ends the session now, this was said. But an event store is asked before it is
-    if (exchange !== undefined && !isStored) settle(exchange, message.id)
+    if (!isStored) settle(exchange, message.id)
     try {
       await sent
     } finally {
-      if (exchange !== undefined) settle(exchange, message.id)
+      settle(exchange, message.id)
     }
   }
 
@@ -291,11 +333,19 @@ const make = (scope: Scope.Scope, options: Options) => {
   const settle = (exchange: Exchange, id: RequestId): void => {
     if (!exchange.pending.delete(id)) return
     exchange.served.left(id)
-    if (inFlight.get(id) === exchange) inFlight.delete(id)
-    if (exchange.pending.size === 0) {
-      exchange.lease.release()
-      leave(exchange)
-    }
+    if (exchange.pending.size > 0) return
+    // None of a batch before: the transport knows its ids until it has a response to each
+    for (const each of exchange.ids) inFlight.delete(each)
+    if (options.enableJsonResponse) forgetPost(exchange)
+    exchange.lease.release()
+    leave(exchange)
+  }
+
+  // The transport would make an answer of its own, and keep the POST and that as long as the session. It forgets what
+  // has no stream when it has a response to each request of it.
+  const forgetPost = ({ ids }: Exchange): void => {
+    transport.closeSSEStream(ids[0]!)
+    for (const id of ids) transport.send({ jsonrpc: "2.0", id, result: {} }).catch(() => undefined)
   }
 
   const leave = (exchange: Exchange): void => {
@@ -325,7 +375,10 @@ const make = (scope: Scope.Scope, options: Options) => {
         }
         tell(() => wire.onclose?.())
       },
-      onerror: (error) => tell(() => wire.onerror?.(error)),
+      onerror: (error) => {
+        tell(() => wire.onerror?.(error))
+        issue = error
+      },
       onmessage: (message, extra) => {
         const exchange = extra?.authInfo instanceof Mark ? extra.authInfo.exchange : undefined
         // The transport may have waited for an event store in the meantime
@@ -353,9 +406,8 @@ const make = (scope: Scope.Scope, options: Options) => {
       transport.closeSSEStream(id)
       post.answer?.(Effect.succeed(Web.emptyStream))
     }
-    // The transport answers a batch when it has a response to each request, so this one needs a response. The stream of
-    // a single request has just been closed: the transport forgets the request, and then complains that there is no
-    // stream.
+    // A batch is answered when there is a response to each request, so this one needs a response. The stream of a single
+    // request has just been closed: the transport forgets the request, and then complains that there is no stream.
     respondTo({ jsonrpc: "2.0", id, error: { code: -32800, message: "Request cancelled" } }).catch(() => undefined)
   }
 
@@ -415,11 +467,11 @@ const make = (scope: Scope.Scope, options: Options) => {
       })
     })
 
-  const give = ({ answer, denied }: Exchange, response: Response): void => {
-    if (answer === undefined || denied !== undefined) void response.body?.cancel()
+  const give = ({ answer, denied }: Exchange, given: Response | Answer): void => {
+    if (given instanceof Response && (answer === undefined || denied !== undefined)) void given.body?.cancel()
     answer?.(
       denied === undefined
-        ? Effect.succeed(response)
+        ? Effect.succeed(given)
         : Effect.flatMap(
           HttpServerRespondable.toResponse(denied),
           (refusal) => Effect.fail(new Answers.Refused({ response: refusal }))
@@ -438,7 +490,7 @@ const make = (scope: Scope.Scope, options: Options) => {
   ): Effect.Effect<Answer, Answers.Refused, Scope.Scope> => {
     const { body, status } = response
     if (body === null || response.headers.get("content-type") !== "text/event-stream") {
-      return Web.toPlainAnswer(response, status === 200 ? jsonOf(exchange) : undefined)
+      return Web.toPlainAnswer(response)
     }
     return Effect.contextWith((services: Context.Context<Scope.Scope>) => {
       const outlet = Outlet.make(body, {
@@ -492,15 +544,16 @@ const make = (scope: Scope.Scope, options: Options) => {
     Deferred.doneUnsafe(ended, Exit.fail(gone()))
     const isShuttingDown = options.isShuttingDown()
     for (const exchange of Array.from(exchanges)) {
-      const { answer, hasStarted, ids, pending, responses } = exchange
+      const { answer, hasStarted, ids, pending, responses, served } = exchange
       const last = Array.from(pending, (id) => Answers.abandoned(id, isShuttingDown))
-      for (const response of last) exchange.served.answered(response)
-      exchange.last = last
+      for (const response of last) served.answered(response)
+      exchange.last = [...exchange.last, ...last]
       if (!hasStarted) answer?.(gone())
       else if (ids.length === 0) answer?.(Effect.succeed(Web.accepted))
-      // Else the transport has the answer, and is about to give it
-      else if (last.length > 0) {
-        answer?.(Effect.succeed(Answers.responses([...responses.values(), ...last], isShuttingDown)))
+      // A stream is about to be given, and says it
+      else if (options.enableJsonResponse) {
+        for (const response of last) responses.set(response.id, encode(response))
+        answer?.(Effect.succeed(jsonOf(exchange, isShuttingDown ? 503 : 200)))
       }
       forget(exchange)
     }
@@ -518,12 +571,15 @@ const make = (scope: Scope.Scope, options: Options) => {
 // Messages
 // -----------------------------------------------------------------------------
 
-// What the transport has made of the responses to a request or a batch, if they are all there. To read that from its
-// `Response`, which has it in a stream, takes a tenth of the time of a call.
-const jsonOf = ({ ids, responses }: Exchange): string | undefined => {
-  if (ids.length === 0 || responses.size < ids.length) return undefined
-  return JSON.stringify(ids.length === 1 ? responses.get(ids[0]!) : ids.map((id) => responses.get(id)))
+type Reply = JSONRPCMessage & { readonly id: RequestId }
+
+const isWellFormed = (message: Reply): boolean => isJSONRPCResultResponse(message) || isJSONRPCErrorResponse(message)
+
+/** Throws if it is no JSON. */
+const encode = (message: Reply): string => {
+  const text: string | undefined = JSON.stringify(message)
+  if (text === undefined) throw new TypeError("The response is no JSON")
+  return text
 }
 
-const isResponse = (message: JSONRPCMessage): message is JSONRPCMessage & { readonly id: RequestId } =>
-  !("method" in message) && message.id !== undefined
+const isResponse = (message: JSONRPCMessage): message is Reply => !("method" in message) && message.id !== undefined

@@ -59,11 +59,10 @@ export const emptyStream = HttpServerResponse.text("", {
 
 export const accepted = HttpServerResponse.empty({ status: 202 })
 
-/** The same answer, whose body need not be read where its text is `known`. */
-export const toPlainAnswer = (response: Response, known?: string): Effect.Effect<Answer, Answers.Refused> => {
+/** The same answer, but for those that say too much or the wrong thing. */
+export const toPlainAnswer = (response: Response): Effect.Effect<Answer, Answers.Refused> => {
   const { body, status } = response
   if (body === null) return Effect.succeed(HttpServerResponse.empty({ status, headers: headersOf(response) }))
-  if (known !== undefined) return Effect.succeed(json(response, known))
   return Effect.flatMap(Effect.promise(() => response.text()), (text) => {
     if (status === 404) return Answers.notFound
     if (status >= 500 || (status === 400 && hasData(text))) {
@@ -72,16 +71,12 @@ export const toPlainAnswer = (response: Response, known?: string): Effect.Effect
         Answers.unavailable
       )
     }
-    return Effect.succeed(json(response, text))
+    return Effect.succeed(json(text, status, headersOf(response)))
   })
 }
 
-const json = (response: Response, text: string): Answer =>
-  HttpServerResponse.text(text, {
-    status: response.status,
-    headers: headersOf(response),
-    contentType: "application/json"
-  })
+export const json = (text: string, status: number, headers: Readonly<Record<string, string>>): Answer =>
+  HttpServerResponse.text(text, { status, headers, contentType: "application/json" })
 
 export const headersOf = (response: Response): Record<string, string> => {
   const headers: Record<string, string> = {}
