@@ -183,7 +183,7 @@ const make = (scope: Scope.Scope, options: Options) => {
   let listening: Exchange | undefined
   let held: { readonly messages: Array<string>; characters: number } | undefined
   /** What the transport has complained of last. */
-  let issue: Error | undefined
+  let complaint: Error | undefined
   let hasEnded = false
   const ended = Deferred.makeUnsafe<never, Answers.Refused>()
 
@@ -297,9 +297,9 @@ const make = (scope: Scope.Scope, options: Options) => {
   const write = async (exchange: Exchange, message: Reply): Promise<void> => {
     // When the store has been asked it is too late to find that out
     if (isStored) encode(message)
-    issue = undefined
+    complaint = undefined
     const sent = onBehalfOf(exchange, () => transport.send(message))
-    const said = issue === undefined ? message : Answers.unwritten(message.id)
+    const said = complaint === undefined ? message : Answers.unwritten(message.id)
     if (said !== message) exchange.last = [...exchange.last, said]
     exchange.served.answered(said)
     // Whatever ends the session now, this was said. But an event store is asked before it is
@@ -377,7 +377,7 @@ const make = (scope: Scope.Scope, options: Options) => {
       },
       onerror: (error) => {
         tell(() => wire.onerror?.(error))
-        issue = error
+        complaint = error
       },
       onmessage: (message, extra) => {
         const exchange = extra?.authInfo instanceof Mark ? extra.authInfo.exchange : undefined
