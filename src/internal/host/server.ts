@@ -406,8 +406,8 @@ const make = (scope: Scope.Scope, options: Options) => {
       transport.closeSSEStream(id)
       post.answer?.(Effect.succeed(Web.emptyStream))
     }
-    // A batch is answered when there is a response to each request, so this one needs a response. The stream of a single
-    // request has just been closed: the transport forgets the request, and then complains that there is no stream.
+    // A batch is answered when there is a response to each request, so this one needs a response. The stream of a
+    // single request has just been closed: the transport forgets the request, and complains that there is no stream.
     respondTo({ jsonrpc: "2.0", id, error: { code: -32800, message: "Request cancelled" } }).catch(() => undefined)
   }
 
