@@ -16,10 +16,12 @@ import { SessionPool } from "effect-mcp-sessions/SessionPool"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as HttpRouter from "effect/http/HttpRouter"
+import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import { once } from "node:events"
-import { Agent, request as httpRequest } from "node:http"
+import { Agent, type IncomingMessage, request as httpRequest } from "node:http"
 import { connect, type Socket } from "node:net"
 import { setTimeout as sleep } from "node:timers/promises"
 import { becomes, eventually, readUntil, textOf } from "./support/answers.ts"
@@ -235,6 +237,59 @@ describe("a connection that is always busy, as that of a proxy is", () => {
       yield* endpoint.close.pipe(Effect.timeout("4 seconds"))
       yield* Fiber.join(callers)
       assert.deepStrictEqual(said.filter((one) => one !== "whole" && one !== "none"), [])
+    }))
+})
+
+describe("the first request to a server that has stopped listening", () => {
+  it.live("is answered, and its connection does not hold up the server's end", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open({ response: "json" })
+      const { hostname, port } = new URL(endpoint.url)
+      const self = connect(Number(port), hostname)
+      let said = ""
+      self.on("data", (data) => said += String(data))
+      self.write("POST /mcp HTTP/1.1\r\n")
+      yield* Effect.sleep(50)
+      const closing = yield* Effect.forkChild(endpoint.close, { startImmediately: true })
+      yield* Effect.sleep(20)
+      const body = JSON.stringify(initialize)
+      const head = { host: "localhost", "content-type": "application/json", ...headersOf({}) }
+      const lines = Object.entries(head).map((header) => header.join(": "))
+      self.write([...lines, `content-length: ${body.length}`, "", body].join("\r\n"))
+      yield* Effect.promise(() => once(self, "close")).pipe(Effect.timeout("4 seconds"))
+      assert.match(said, /^HTTP\/1\.1 200 [^]*connection: close/i)
+      yield* Fiber.join(closing).pipe(Effect.timeout("4 seconds"))
+    }))
+})
+
+describe("an answer of another route that is still being read", () => {
+  it.live("is not cut off by the end of the sessions", () =>
+    Effect.gen(function*() {
+      const log = makeLog()
+      const much = new Uint8Array(12_000_000)
+      const route = HttpRouter.add(
+        "GET",
+        "/much",
+        Effect.delay(Effect.succeed(HttpServerResponse.uint8Array(much)), 300)
+      )
+      const endpoint = yield* socket(Layer.provideMerge(McpHttp.layer({ server: makeServer(log) }), route))
+      const session = yield* begin(endpoint)
+      const called = send(endpoint, "POST", { session }, call("wait")).then((answer) => answer.text())
+      yield* eventually(() => log.called.length === 1)
+      const asked = httpRequest(new URL("/much", endpoint.url))
+      const answered = once(asked, "response")
+      asked.end()
+      yield* Effect.sleep(50)
+      const closing = yield* Effect.forkChild(endpoint.close, { startImmediately: true })
+      const [answer] = (yield* Effect.promise(() => answered)) as [IncomingMessage]
+      assert.include(yield* Effect.promise(() => called), "shut down")
+      // Longer than it takes to find out that there is nothing left to wait for
+      yield* Effect.sleep(500)
+      let length = 0
+      answer.on("data", (data: Buffer) => length += data.length)
+      yield* Effect.promise(() => once(answer, "end"))
+      assert.strictEqual(length, much.length)
+      yield* Fiber.join(closing).pipe(Effect.timeout("8 seconds"))
     }))
 })
 

@@ -12,6 +12,7 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
+import { setTimeout as sleep } from "node:timers/promises"
 import { becomes, eventually, messagesOf, pause, readUntil, textOf } from "./support/answers.ts"
 import { refusesWhenClosed } from "./support/endpoints.ts"
 import { many, underLoad } from "./support/load.ts"
@@ -195,7 +196,8 @@ const suite = (start: typeof web) => {
     it.live.each<readonly [string, object]>([
       ["no JSON", { result: { n: 1n } }],
       ["no result", { result: 5 }],
-      ["no error", { error: { code: -1, message: 5 } }]
+      ["no error", { error: { code: -1, message: 5 } }],
+      ["no result as JSON", { result: { toJSON: () => 5 } }]
     ])("a response that is %s is an error to the client, and to the server", ([, wrong]) =>
       Effect.gen(function*() {
         const endpoint = yield* open(start, { response })
@@ -218,6 +220,36 @@ const suite = (start: typeof web) => {
           Object.assign(endpoint.log.servers.get(session)!, { onerror })
           endpoint.log.called.length = 0
         }
+      }))
+
+    it.live("a response that is none when it is read again ends the wait for it", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { response })
+        const session = yield* begin(endpoint)
+        for (let most = 0; most < 6; most++) {
+          const waiting = yield* Effect.forkChild(post(endpoint, call("wait"), { session }))
+          yield* eventually(() => endpoint.log.called.length === most + 1)
+          let reads = 0
+          const result = {
+            get n() {
+              return reads++ < most ? 1 : throwing()
+            }
+          }
+          const { transport } = endpoint.log.servers.get(session)!
+          yield* Effect.promise(() => transport!.send({ jsonrpc: "2.0", id: 1, result }).catch(() => undefined))
+          const messages = yield* messagesOf(yield* Fiber.join(waiting).pipe(Effect.timeout("4 seconds")))
+          assert.deepStrictEqual(messages.map(({ id }) => id), [1])
+        }
+      }))
+
+    it.live("a request with an id that is none is refused, and nobody hears of it", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { response })
+        const session = yield* begin(endpoint)
+        const stream = yield* request(endpoint, "GET", { session })
+        assert.strictEqual((yield* post(endpoint, call("echo", {}, 1.5), { session })).status, 400)
+        yield* say(endpoint, session, "the end")
+        assert.notInclude(yield* readUntil(stream, "the end"), "1.5")
       }))
 
     it.live("a request has its first response, as it was when it was given", () =>
@@ -451,6 +483,33 @@ const suite = (start: typeof web) => {
         assert.strictEqual((yield* endpoint.registry.stats).held, 0)
         assert.deepStrictEqual(logged.map((line) => /could not keep/.test(line)), [true])
         assert.notInclude(logged.join("\n"), "hunter2")
+      }))
+
+    it.live("a request has its first response, as it was when it was given, and no other while that is kept", () =>
+      Effect.gen(function*() {
+        const memory = McpHttp.memoryEventStore()
+        const slow = (): EventStore => {
+          const store = memory()
+          return { ...store, storeEvent: (id, message) => sleep(50).then(() => store.storeEvent(id, message)) }
+        }
+        const endpoint = yield* open(start, { eventStore: slow })
+        const session = yield* begin(endpoint)
+        for (let round = 0; round < 2; round++) {
+          const batch = [call("wait", {}, 1), call("wait", {}, 2)]
+          const waiting = yield* Effect.forkChild(post(endpoint, batch, { session }))
+          yield* eventually(() => endpoint.log.called.length === 2 * (round + 1))
+          const { transport } = endpoint.log.servers.get(session)!
+          const result: Record<string, unknown> = { said: "first" }
+          void transport!.send({ jsonrpc: "2.0", id: 1, result })
+          const second = transport!.send({ jsonrpc: "2.0", id: 1, result: { said: "second" } })
+          result["said"] = 1n
+          assert.isTrue(yield* Effect.promise(() => second.then(() => false, () => true)))
+          yield* post(endpoint, cancel(1), { session })
+          void transport!.send({ jsonrpc: "2.0", id: 2, result: {} })
+          const messages = yield* messagesOf(yield* Fiber.join(waiting).pipe(Effect.timeout("4 seconds")))
+          const said = messages.map((message) => [message.id, message.result])
+          assert.deepStrictEqual(said, [[1, { said: "first" }], [2, {}]])
+        }
       }))
 
     it.live("an answer that its client did not get is there when it comes back", () =>

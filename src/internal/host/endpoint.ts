@@ -74,7 +74,6 @@ export const make = Effect.fnUntraced(function*<A, R>(
   /** Counts a request until the current scope closes, and finds out if its client vanishes. */
   const holding = (request: HttpServerRequest): Effect.Effect<void, never, Scope.Scope> => {
     Socket.keepAlive(request)
-    Socket.watch(request)
     // Whoever listens would do so for ever
     return router === undefined || request.method !== "POST"
       ? listening(request)
@@ -164,7 +163,6 @@ export const make = Effect.fnUntraced(function*<A, R>(
       Effect.flatMap(Effect.forkDetach(restore(resolver.resolve(request)), { startImmediately: true }), (asking) => {
         const known = asking.pollUnsafe()
         if (known !== undefined) return known
-        Socket.watch(request)
         return Effect.andThen(
           listening(request),
           restore(Effect.raceFirst(Apart.join(asking), Deferred.await(closing)))
@@ -229,15 +227,15 @@ export const serving = <E extends Respondable, R>(
 ): Effect.Effect<Response, never, R | HttpServerRequest> =>
   Effect.suspend(() => {
     Strays.take(request)
+    Socket.watch(request)
+    Listener.watch(request)
     const answered = answering(answer, protects === undefined ? undefined : () => protects.of(request))
     const bounded = Effect.tap(cors(request, answered), ({ body }) =>
       body._tag === "Uint8Array" && body.contentLength > maxUnread && streamTimeToLive < Infinity
         ? Effect.andThen(Socket.hangUpUnfinished(request), Socket.hangUpUnread(request, streamTimeToLive))
         : Socket.hangUpUnfinished(request))
     return Effect.map(bounded, (response) =>
-      Listener.isClosed(request) && Socket.isLast(request)
-        ? Answers.last(response)
-        : response)
+      Listener.isLast(request) ? Answers.last(response) : response)
   })
 
 // What a connection keeps of an answer, whether or not it is read. No request waits for less to be read.

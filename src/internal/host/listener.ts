@@ -1,14 +1,13 @@
 /**
  * Watches the HTTP servers that requests come from, and ends what is open when they stop listening.
  *
- * A server that closes waits for its connections (Effect's for 20 seconds), and the layers above it are closed only
- * then. A stream that is open until its session ends would make every shutdown take that long, and so would a
- * connection whose answer ends a moment after the server has closed those that were idle: it is kept for the next
- * request, which nobody takes. Nothing tells a request that its server is closing, so while there are requests their
- * servers are asked, ten times a second.
+ * A server that closes waits for its connections (Effect's for 20 seconds, then it cuts off what it still answers), and
+ * the layers above it are closed only then. A stream that is open until its session ends would make every shutdown take
+ * that long. Nothing tells a request that its server is closing, so while there are requests their servers are asked,
+ * ten times a second.
  *
- * A connection that is always busy, as a proxy's is, would never be found idle: it is told with its next answer that
- * there will be no other (RFC 9112 section 9.6).
+ * Nor does Node close a connection whose answer ends later than that, or that is always busy, as a proxy's is. So each
+ * answer is the last of its connection then, and says so if that is still to be said (RFC 9112 section 9.6).
  */
 import * as Effect from "effect/Effect"
 import type { HttpServerRequest } from "effect/http/HttpServerRequest"
@@ -16,11 +15,11 @@ import * as Latch from "effect/Latch"
 import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import * as Finalizers from "../finalizers.ts"
+import * as Socket from "./socket.ts"
 
 // A `Server` of node:http.
 interface Listener {
   readonly listening: boolean
-  readonly closeIdleConnections?: () => void
 }
 
 /**
@@ -32,21 +31,13 @@ export const make = Effect.fnUntraced(function*(end: Effect.Effect<void>) {
   const known = new Set<Listener>()
   const anyRequest = Latch.makeUnsafe(false)
   let isEnding = false
-  let isQuiet = false
 
   const look = Effect.suspend(() => {
-    const closed = Array.from(known).filter((listener) => !listener.listening)
-    // The connections whose answers have ended are idle now. The server has closed only those that were so before.
-    for (const listener of closed) listener.closeIdleConnections?.()
-    if (requests.size > 0) {
-      isQuiet = false
-      if (isEnding || closed.length < known.size) return Effect.void
+    if (requests.size === 0) anyRequest.closeUnsafe()
+    else if (!isEnding && Array.from(known).every((listener) => !listener.listening)) {
       isEnding = true
       return end
     }
-    // Two more times after the last request: when it ends, its connection is not idle yet
-    if (isQuiet && !isEnding) anyRequest.closeUnsafe()
-    isQuiet = true
     return Effect.void
   })
 
@@ -64,7 +55,6 @@ export const make = Effect.fnUntraced(function*(end: Effect.Effect<void>) {
       () => {
         known.add(listener)
         requests.set(listener, (requests.get(listener) ?? 0) + 1)
-        isQuiet = false
         anyRequest.openUnsafe()
       },
       () => {
@@ -76,16 +66,26 @@ export const make = Effect.fnUntraced(function*(end: Effect.Effect<void>) {
   }
 })
 
-/** Whether the server that the request came from has stopped listening. */
-export const isClosed = (request: HttpServerRequest): boolean => listenerOf(request)?.listening === false
+/** Whether the answer to the request is the last of its connection, because its server has stopped listening. */
+export const isLast = (request: HttpServerRequest): boolean =>
+  listenerOf(request)?.listening === false && Socket.isFree(request)
 
-// One that is handed its connections does not listen, and never did
-const haveListened = new WeakSet<object>()
+/** Ends the connection with the answer, if that is the last. */
+export const watch = (request: HttpServerRequest): void => {
+  if (listenerOf(request) !== undefined) Socket.endWithAnswer(request, isLast)
+}
 
 const listenerOf = ({ source }: HttpServerRequest): Listener | undefined => {
   const socket = Predicate.hasProperty(source, "socket") ? source.socket : undefined
   const server = Predicate.hasProperty(socket, "server") ? socket.server : undefined
-  if (!Predicate.hasProperty(server, "listening")) return undefined
-  if (server.listening === true) haveListened.add(server)
-  return haveListened.has(server) ? server as object as Listener : undefined
+  return Predicate.hasProperty(server, "listening") && hasListened(server) ? server as object as Listener : undefined
+}
+
+const seen = new WeakSet<object>()
+
+/** One that is handed its connections does not listen, and never did. */
+const hasListened = (server: { readonly listening: unknown }): boolean => {
+  if (server.listening === true) seen.add(server)
+  // Of a server that has stopped before its first request Node alone knows it: where it listened
+  return seen.has(server) || Predicate.hasProperty(server, "_connectionKey")
 }

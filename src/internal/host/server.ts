@@ -21,12 +21,7 @@ import {
   WebStandardStreamableHTTPServerTransport
 } from "@modelcontextprotocol/sdk/server/webStandardStreamableHttp.js"
 import type { Transport } from "@modelcontextprotocol/sdk/shared/transport.js"
-import {
-  isJSONRPCErrorResponse,
-  isJSONRPCResultResponse,
-  type JSONRPCMessage,
-  type RequestId
-} from "@modelcontextprotocol/sdk/types.js"
+import type { JSONRPCMessage, RequestId } from "@modelcontextprotocol/sdk/types.js"
 import type * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -42,6 +37,7 @@ import * as Answers from "./answers.ts"
 import * as Callers from "./callers.ts"
 import type { Lease } from "./endpoint.ts"
 import * as Outlet from "./outlet.ts"
+import * as Replies from "./replies.ts"
 import * as Requests from "./requests.ts"
 import type * as Spans from "./spans.ts"
 import * as Web from "./web.ts"
@@ -114,7 +110,9 @@ interface Exchange {
   readonly served: Spans.Served
   /** The requests that it brought. */
   readonly ids: ReadonlyArray<RequestId>
-  /** Those of them that have no response yet. */
+  /** Those of them that the server has not responded to. */
+  readonly open: Set<RequestId>
+  /** Those of them whose response is not given yet: a store may be asked to keep it first. */
   readonly pending: Set<RequestId>
   /** What the others were answered, as JSON, while the answer waits for all of them. */
   readonly responses: Map<RequestId, string>
@@ -125,7 +123,7 @@ interface Exchange {
   /** Answers it, until it is answered. */
   answer: ((answer: Effect.Effect<Response | Answer, Answers.Refused>) => void) | undefined
   outlet: Outlet.Outlet | undefined
-  /** What its stream says last: of those that the session has ended under, or whose response could not be written. */
+  /** What its stream says last, when the session has ended under it. */
   last: ReadonlyArray<JSONRPCMessage>
   /** As the event store knows its stream. */
   streamId: string | undefined
@@ -139,6 +137,7 @@ const makeExchange = ({ body, identity, lease, request, served }: Arrival): Exch
     lease,
     served,
     ids,
+    open: new Set(ids),
     pending: new Set(ids),
     responses: new Map(),
     hasStarted: false,
@@ -182,8 +181,6 @@ const make = (scope: Scope.Scope, options: Options) => {
   /** The answer to GET, and what is said while there is none for a moment. */
   let listening: Exchange | undefined
   let held: { readonly messages: Array<string>; characters: number } | undefined
-  /** What the transport has complained of last. */
-  let complaint: Error | undefined
   let hasEnded = false
   const ended = Deferred.makeUnsafe<never, Answers.Refused>()
 
@@ -247,7 +244,7 @@ const make = (scope: Scope.Scope, options: Options) => {
     close: () => transport.close(),
     async send(message, { relatedRequestId } = {}) {
       if (hasEnded) return
-      if (isResponse(message)) return respondTo(message)
+      if (Replies.isReply(message)) return respondTo(message)
       if (relatedRequestId === undefined) return announce(message)
       const exchange = inFlight.get(relatedRequestId)
       if (exchange !== undefined && isUnread(exchange)) {
@@ -263,24 +260,22 @@ const make = (scope: Scope.Scope, options: Options) => {
   }
 
   /** Gives a request its response, the first that there is. One that can't be said is an error to the client, too. */
-  const respondTo = async (message: Reply): Promise<void> => {
+  const respondTo = async (message: Replies.Reply): Promise<void> => {
     const { id } = message
     const exchange = inFlight.get(id)
-    if (exchange?.pending.has(id) !== true) throw new Error(`No request with the id ${String(id)} waits for a response`)
+    if (exchange?.open.delete(id) !== true) throw new Error(`No request with the id ${String(id)} waits for a response`)
     const respond = options.enableJsonResponse ? keep : write
     try {
-      // The transport would drop it without a word
-      if (!isWellFormed(message)) throw new TypeError("The response is neither a result nor an error of JSON-RPC")
-      await respond(exchange, message)
+      await respond(exchange, Replies.read(message))
     } catch (error) {
-      if (exchange.pending.has(id)) await respond(exchange, Answers.unwritten(id))
+      if (exchange.pending.has(id)) await respond(exchange, Replies.read(Answers.unwritten(id)))
       throw error
     }
   }
 
   /** Keeps a response for the answer, which has that of each request in the order of the requests. */
-  const keep = (exchange: Exchange, message: Reply): void => {
-    exchange.responses.set(message.id, encode(message))
+  const keep = (exchange: Exchange, { message, text }: Replies.Said): void => {
+    exchange.responses.set(message.id, text)
     exchange.served.answered(message)
     settle(exchange, message.id)
     if (exchange.pending.size === 0) give(exchange, jsonOf(exchange, 200))
@@ -294,14 +289,9 @@ const make = (scope: Scope.Scope, options: Options) => {
   }
 
   /** Writes a response to the stream of its request. */
-  const write = async (exchange: Exchange, message: Reply): Promise<void> => {
-    // When the store has been asked it is too late to find that out
-    if (isStored) encode(message)
-    complaint = undefined
+  const write = async (exchange: Exchange, { message }: Replies.Said): Promise<void> => {
+    exchange.served.answered(message)
     const sent = onBehalfOf(exchange, () => transport.send(message))
-    const said = complaint === undefined ? message : Answers.unwritten(message.id)
-    if (said !== message) exchange.last = [...exchange.last, said]
-    exchange.served.answered(said)
     // Whatever ends the session now, this was said. But an event store is asked before it is
     if (!isStored) settle(exchange, message.id)
     try {
@@ -336,7 +326,7 @@ const make = (scope: Scope.Scope, options: Options) => {
     if (exchange.pending.size > 0) return
     // None of a batch before: the transport knows its ids until it has a response to each
     for (const each of exchange.ids) inFlight.delete(each)
-    if (options.enableJsonResponse) forgetPost(exchange)
+    if (options.enableJsonResponse && exchange.hasStarted) forgetPost(exchange)
     exchange.lease.release()
     leave(exchange)
   }
@@ -375,10 +365,7 @@ const make = (scope: Scope.Scope, options: Options) => {
         }
         tell(() => wire.onclose?.())
       },
-      onerror: (error) => {
-        tell(() => wire.onerror?.(error))
-        complaint = error
-      },
+      onerror: (error) => tell(() => wire.onerror?.(error)),
       onmessage: (message, extra) => {
         const exchange = extra?.authInfo instanceof Mark ? extra.authInfo.exchange : undefined
         // The transport may have waited for an event store in the meantime
@@ -401,7 +388,7 @@ const make = (scope: Scope.Scope, options: Options) => {
   const cancelled = (id: unknown): void => {
     if (typeof id !== "string" && typeof id !== "number") return
     const post = inFlight.get(id)
-    if (post === undefined) return
+    if (post?.open.has(id) !== true) return
     if (post.ids.length === 1) {
       transport.closeSSEStream(id)
       post.answer?.(Effect.succeed(Web.emptyStream))
@@ -547,12 +534,12 @@ const make = (scope: Scope.Scope, options: Options) => {
       const { answer, hasStarted, ids, pending, responses, served } = exchange
       const last = Array.from(pending, (id) => Answers.abandoned(id, isShuttingDown))
       for (const response of last) served.answered(response)
-      exchange.last = [...exchange.last, ...last]
+      exchange.last = last
       if (!hasStarted) answer?.(gone())
       else if (ids.length === 0) answer?.(Effect.succeed(Web.accepted))
       // A stream is about to be given, and says it
       else if (options.enableJsonResponse) {
-        for (const response of last) responses.set(response.id, encode(response))
+        for (const response of last) responses.set(response.id, JSON.stringify(response))
         answer?.(Effect.succeed(jsonOf(exchange, isShuttingDown ? 503 : 200)))
       }
       forget(exchange)
@@ -566,20 +553,3 @@ const make = (scope: Scope.Scope, options: Options) => {
 
   return { scope, wire, handle, ended: Deferred.await(ended), endStreams, end }
 }
-
-// -----------------------------------------------------------------------------
-// Messages
-// -----------------------------------------------------------------------------
-
-type Reply = JSONRPCMessage & { readonly id: RequestId }
-
-const isWellFormed = (message: Reply): boolean => isJSONRPCResultResponse(message) || isJSONRPCErrorResponse(message)
-
-/** Throws if it is no JSON. */
-const encode = (message: Reply): string => {
-  const text: string | undefined = JSON.stringify(message)
-  if (text === undefined) throw new TypeError("The response is no JSON")
-  return text
-}
-
-const isResponse = (message: JSONRPCMessage): message is Reply => !("method" in message) && message.id !== undefined

@@ -18,6 +18,7 @@ interface Socket {
   readonly once: (event: "end" | "close", callback: () => void) => unknown
   readonly resume: () => unknown
   readonly destroy: () => unknown
+  readonly destroySoon: () => unknown
 }
 
 // A `ServerResponse` of node:http or node:http2.
@@ -25,6 +26,7 @@ interface Response {
   /** None while those to earlier requests of the connection are being written. */
   readonly socket: object | null
   readonly once: (event: "socket" | "close", callback: () => void) => unknown
+  readonly prependListener: (event: "finish", callback: () => void) => unknown
   readonly emit: (event: "close") => unknown
 }
 
@@ -96,9 +98,19 @@ export const watch = (request: HttpServerRequest): void => {
 }
 
 /** Whether no other answer waits for that to this request: the end of the connection would take it along. */
-export const isLast = (request: HttpServerRequest): boolean => {
+export const isFree = (request: HttpServerRequest): boolean => {
   const socket = socketOf(request)
   return socket === undefined || (queued.get(socket)?.size ?? 0) === 0
+}
+
+/**
+ * Ends the connection when the answer has been handed to the system, if it is the last one then.
+ */
+export const endWithAnswer = (request: HttpServerRequest, isLast: (request: HttpServerRequest) => boolean): void => {
+  const socket = socketOf(request)
+  if (socket === undefined) return
+  // Before Node gives the connection to an answer that waits for it
+  responseOf(request)?.prependListener("finish", () => isLast(request) ? void socket.destroySoon() : undefined)
 }
 
 /**

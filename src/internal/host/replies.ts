@@ -1,0 +1,32 @@
+/**
+ * The responses that a server gives, as they are said: read once, as JSON. A server may change afterwards what it has
+ * given, or give what says something else each time that it is read.
+ */
+import {
+  isJSONRPCErrorResponse,
+  isJSONRPCResultResponse,
+  type JSONRPCMessage,
+  type RequestId
+} from "@modelcontextprotocol/sdk/types.js"
+
+export type Reply = JSONRPCMessage & { readonly id: RequestId }
+
+export const isReply = (message: JSONRPCMessage): message is Reply => !("method" in message) && message.id !== undefined
+
+/** Of JSON alone, and what that is written as. */
+export interface Said {
+  readonly message: Reply
+  readonly text: string
+}
+
+/**
+ * Throws if it is no JSON, or neither a result nor an error by its schema. The SDK's transport would say nothing then.
+ */
+export const read = (given: Reply): Said => {
+  const text: string | undefined = JSON.stringify(given)
+  const message: unknown = text === undefined ? undefined : JSON.parse(text)
+  if (isJSONRPCResultResponse(message) || (isJSONRPCErrorResponse(message) && isReply(message))) {
+    return { message, text }
+  }
+  throw new TypeError("The response is neither a result nor an error of JSON-RPC")
+}
