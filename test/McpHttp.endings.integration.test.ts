@@ -149,7 +149,11 @@ interface Peer {
 }
 
 /** Writes to the socket, and listens. */
-const peer = (endpoint: Endpoint, head: ReadonlyArray<string>, { allowHalfOpen = false, body = "" } = {}) =>
+const peer = (
+  endpoint: Endpoint,
+  head: ReadonlyArray<string>,
+  { allowHalfOpen = false, body = "", isWhole = true } = {}
+) =>
   Effect.acquireRelease(
     Effect.promise(async (): Promise<Peer> => {
       const { hostname, port } = new URL(endpoint.url)
@@ -159,7 +163,7 @@ const peer = (endpoint: Endpoint, head: ReadonlyArray<string>, { allowHalfOpen =
       self.on("error", () => undefined)
       const closed = new Promise((resolve) => self.once("close", resolve))
       await once(self, "connect")
-      self.write([...head, "Host: localhost", "", body].join("\r\n"))
+      self.write([...head, ...(isWhole ? ["Host: localhost", ""] : []), body].join("\r\n"))
       return { socket: self, said: () => said, closed }
     }),
     ({ socket: self }) => Effect.sync(() => self.destroy())
@@ -244,11 +248,7 @@ describe("the first request to a server that has stopped listening", () => {
   it.live("is answered, and its connection does not hold up the server's end", () =>
     Effect.gen(function*() {
       const endpoint = yield* open({ response: "json" })
-      const { hostname, port } = new URL(endpoint.url)
-      const self = connect(Number(port), hostname)
-      let said = ""
-      self.on("data", (data) => said += String(data))
-      self.write("POST /mcp HTTP/1.1\r\n")
+      const { closed, said, socket: self } = yield* peer(endpoint, ["POST /mcp HTTP/1.1"], { isWhole: false })
       yield* Effect.sleep(50)
       const closing = yield* Effect.forkChild(endpoint.close, { startImmediately: true })
       yield* Effect.sleep(20)
@@ -256,10 +256,67 @@ describe("the first request to a server that has stopped listening", () => {
       const head = { host: "localhost", "content-type": "application/json", ...headersOf({}) }
       const lines = Object.entries(head).map((header) => header.join(": "))
       self.write([...lines, `content-length: ${body.length}`, "", body].join("\r\n"))
-      yield* Effect.promise(() => once(self, "close")).pipe(Effect.timeout("4 seconds"))
-      assert.match(said, /^HTTP\/1\.1 200 [^]*connection: close/i)
+      yield* Effect.promise(() => closed).pipe(Effect.timeout("4 seconds"))
+      assert.match(said(), /^HTTP\/1\.1 200 [^]*connection: close/i)
       yield* Fiber.join(closing).pipe(Effect.timeout("4 seconds"))
     }))
+})
+
+describe("a refusal of a server that has stopped listening", () => {
+  it.live("is heard by a client that is still sending its body", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open({ drainTimeout: "1 second" })
+      const session = yield* begin(endpoint)
+      const called = send(endpoint, "POST", { session }, call("wait")).then((answer) => answer.text())
+      yield* eventually(() => endpoint.log.called.length === 1)
+      const { closed, said, socket: self } = yield* peer(endpoint, half("unknown", 3_000_000), { isWhole: false })
+      yield* Effect.sleep(50)
+      const closing = yield* Effect.forkChild(endpoint.close, { startImmediately: true })
+      yield* Effect.sleep(50)
+      self.pause()
+      self.write("Host: localhost\r\n\r\n")
+      for (let i = 0; i < 180; i++) {
+        self.write("x".repeat(16 * 1024))
+        yield* Effect.sleep(1)
+      }
+      self.resume()
+      yield* Effect.promise(() => closed).pipe(Effect.timeout("5 seconds"))
+      assert.match(said(), /^HTTP\/1\.1 (?:404|503) /)
+      yield* Effect.promise(() => called)
+      yield* Fiber.join(closing).pipe(Effect.timeout("5 seconds"))
+    }))
+})
+
+describe("a request that was sent before the answer to another was there", () => {
+  it.live.each(
+    [
+      ["json", "GET /plain", "the plain one"],
+      ["sse", "GET /plain", "the plain one"],
+      ["json", "PUT /mcp", "405 Method Not Allowed"],
+      ["sse", "PUT /mcp", "405 Method Not Allowed"]
+    ] as const
+  )(
+    "is answered, too, when the server stops listening (%s, %s)",
+    ([response, target, answer]) =>
+      Effect.gen(function*() {
+        const log = makeLog()
+        const route = HttpRouter.add("GET", "/plain", Effect.succeed(HttpServerResponse.text("the plain one")))
+        const layer = McpHttp.layer({ server: makeServer(log), response, drainTimeout: "2 seconds" })
+        const endpoint = yield* socket(Layer.provideMerge(layer, route))
+        const session = yield* begin(endpoint)
+        const body = JSON.stringify(call("wait"))
+        const { closed, said, socket: self } = yield* peer(endpoint, half(session, body.length), { body })
+        yield* eventually(() => log.called.length === 1)
+        self.write(`${target} HTTP/1.1\r\nHost: localhost\r\n\r\n`)
+        const closing = yield* Effect.forkChild(endpoint.close, { startImmediately: true })
+        yield* Effect.sleep(50)
+        log.release()
+        yield* Fiber.join(closing).pipe(Effect.timeout("8 seconds"))
+        yield* Effect.promise(() => closed)
+        assert.include(said(), "waited")
+        assert.include(said(), answer)
+      })
+  )
 })
 
 describe("an answer of another route that is still being read", () => {

@@ -197,7 +197,8 @@ const suite = (start: typeof web) => {
       ["no JSON", { result: { n: 1n } }],
       ["no result", { result: 5 }],
       ["no error", { error: { code: -1, message: 5 } }],
-      ["no result as JSON", { result: { toJSON: () => 5 } }]
+      ["no result as JSON", { result: { toJSON: () => 5 } }],
+      ["one to another request as JSON", { result: {}, toJSON: () => ({ jsonrpc: "2.0", id: 2, result: {} }) }]
     ])("a response that is %s is an error to the client, and to the server", ([, wrong]) =>
       Effect.gen(function*() {
         const endpoint = yield* open(start, { response })
@@ -510,6 +511,27 @@ const suite = (start: typeof web) => {
           const said = messages.map((message) => [message.id, message.result])
           assert.deepStrictEqual(said, [[1, { said: "first" }], [2, {}]])
         }
+      }))
+
+    it.live("a response that is given as its session ends is heard once, or an error instead", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { eventStore: McpHttp.memoryEventStore() })
+        const seen = new Set<boolean>()
+        for (let turns = 0; turns < 16; turns++) {
+          const session = yield* begin(endpoint)
+          endpoint.log.called.length = 0
+          const batch = [call("wait", {}, 1), call("wait", {}, 2)]
+          const waiting = yield* Effect.forkChild(post(endpoint, turns % 2 === 0 ? batch : batch[0], { session }))
+          yield* eventually(() => endpoint.log.called.length === 2 - turns % 2)
+          const { transport } = endpoint.log.servers.get(session)!
+          transport!.send({ jsonrpc: "2.0", id: 1, result: {} }).catch(() => undefined)
+          for (let turn = 0; turn < turns / 2 - 1; turn++) yield* Effect.promise(() => Promise.resolve())
+          void transport!.close()
+          const messages = yield* messagesOf(yield* Fiber.join(waiting).pipe(Effect.timeout("4 seconds")))
+          seen.add(messages.some(({ result }) => result !== undefined))
+          assert.deepStrictEqual(messages.map(({ id }) => id).toSorted(), [1, 2].slice(0, 2 - turns % 2))
+        }
+        assert.deepStrictEqual(seen, new Set([false, true]))
       }))
 
     it.live("an answer that its client did not get is there when it comes back", () =>

@@ -7,7 +7,7 @@
  * ten times a second.
  *
  * Nor does Node close a connection whose answer ends later than that, or that is always busy, as a proxy's is. So each
- * answer is the last of its connection then, and says so if that is still to be said (RFC 9112 section 9.6).
+ * answer is the last of its connection then, and ours say so if that is still to be said (RFC 9112 section 9.6).
  */
 import * as Effect from "effect/Effect"
 import type { HttpServerRequest } from "effect/http/HttpServerRequest"
@@ -17,24 +17,19 @@ import type * as Scope from "effect/Scope"
 import * as Finalizers from "../finalizers.ts"
 import * as Socket from "./socket.ts"
 
-// A `Server` of node:http.
-interface Listener {
-  readonly listening: boolean
-}
-
 /**
  * Makes a function that is told of each request, and counts it until the current scope closes. `end` runs once: when
  * none of the servers that sent a request listens any more, and at least one request is still counted.
  */
 export const make = Effect.fnUntraced(function*(end: Effect.Effect<void>) {
-  const requests = new Map<Listener, number>()
-  const known = new Set<Listener>()
+  const requests = new Map<Socket.Server, number>()
+  const servers = new Set<Socket.Server>()
   const anyRequest = Latch.makeUnsafe(false)
   let isEnding = false
 
   const look = Effect.suspend(() => {
     if (requests.size === 0) anyRequest.closeUnsafe()
-    else if (!isEnding && Array.from(known).every((listener) => !listener.listening)) {
+    else if (!isEnding && Array.from(servers).every((listener) => !listener.listening)) {
       isEnding = true
       return end
     }
@@ -53,7 +48,7 @@ export const make = Effect.fnUntraced(function*(end: Effect.Effect<void>) {
     if (listener === undefined) return Effect.void
     return Finalizers.hold(
       () => {
-        known.add(listener)
+        servers.add(listener)
         requests.set(listener, (requests.get(listener) ?? 0) + 1)
         anyRequest.openUnsafe()
       },
@@ -70,22 +65,31 @@ export const make = Effect.fnUntraced(function*(end: Effect.Effect<void>) {
 export const isLast = (request: HttpServerRequest): boolean =>
   listenerOf(request)?.listening === false && Socket.isFree(request)
 
-/** Ends the connection with the answer, if that is the last. */
+const known = new WeakSet<Socket.Server>()
+
+/** Comes to know the server of a request: before that, nothing here is of any effect. */
 export const watch = (request: HttpServerRequest): void => {
-  if (listenerOf(request) !== undefined) Socket.endWithAnswer(request, isLast)
+  const server = serverOf(request)
+  if (server === undefined || known.has(server) || !hasListened(server)) return
+  known.add(server)
+  Socket.endWithLast(server, request)
 }
 
-const listenerOf = ({ source }: HttpServerRequest): Listener | undefined => {
+// One that is handed its connections does not listen, and never did. Of a server that has stopped before its first
+// request Node alone knows that: by where it listened
+const hasListened = (server: Socket.Server): boolean =>
+  server.listening || Predicate.hasProperty(server, "_connectionKey")
+
+const listenerOf = (request: HttpServerRequest): Socket.Server | undefined => {
+  const server = serverOf(request)
+  return server !== undefined && known.has(server) ? server : undefined
+}
+
+const serverOf = ({ source }: HttpServerRequest): Socket.Server | undefined => {
   const socket = Predicate.hasProperty(source, "socket") ? source.socket : undefined
   const server = Predicate.hasProperty(socket, "server") ? socket.server : undefined
-  return Predicate.hasProperty(server, "listening") && hasListened(server) ? server as object as Listener : undefined
+  return isServer(server) ? server : undefined
 }
 
-const seen = new WeakSet<object>()
-
-/** One that is handed its connections does not listen, and never did. */
-const hasListened = (server: { readonly listening: unknown }): boolean => {
-  if (server.listening === true) seen.add(server)
-  // Of a server that has stopped before its first request Node alone knows it: where it listened
-  return seen.has(server) || Predicate.hasProperty(server, "_connectionKey")
-}
+const isServer = (value: unknown): value is Socket.Server =>
+  Predicate.hasProperty(value, "listening") && Predicate.hasProperty(value, "on")

@@ -43,6 +43,8 @@ export interface Options {
   readonly maxAge: number
   /** How long the client may take to read the rest of one that has ended: milliseconds, or `Infinity`. */
   readonly patience: number
+  /** Is told of each part of the body, in order. */
+  readonly onChunk: (chunk: Uint8Array) => unknown
   /** What it says last. */
   readonly last: () => ReadonlyArray<JSONRPCMessage>
   readonly onEnd: (isExpired: boolean) => void
@@ -107,6 +109,7 @@ export const make = (body: ReadableStream<Uint8Array>, options: Options): Outlet
     void reader.read().then(({ value }) => {
       if (isDone) return
       if (value === undefined) return finish(options.last().length > 0)
+      options.onChunk(value)
       push(value)
       offer()
       read()

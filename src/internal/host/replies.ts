@@ -11,7 +11,8 @@ import {
 
 export type Reply = JSONRPCMessage & { readonly id: RequestId }
 
-export const isReply = (message: JSONRPCMessage): message is Reply => !("method" in message) && message.id !== undefined
+export const isReply = (message: JSONRPCMessage): message is Reply =>
+  !("method" in message && message.method !== undefined) && "id" in message && message.id !== undefined
 
 /** Of JSON alone, and what that is written as. */
 export interface Said {
@@ -20,13 +21,13 @@ export interface Said {
 }
 
 /**
- * Throws if it is no JSON, or neither a result nor an error by its schema. The SDK's transport would say nothing then.
+ * Throws if it is no JSON, or no response to the request by the SDK's schemas: its transport would say nothing then.
  */
-export const read = (given: Reply): Said => {
+export const read = (given: JSONRPCMessage, id: RequestId): Said => {
   const text: string | undefined = JSON.stringify(given)
   const message: unknown = text === undefined ? undefined : JSON.parse(text)
-  if (isJSONRPCResultResponse(message) || (isJSONRPCErrorResponse(message) && isReply(message))) {
-    return { message, text }
+  if ((isJSONRPCResultResponse(message) || isJSONRPCErrorResponse(message)) && message.id === id) {
+    return { message: message as Reply, text }
   }
-  throw new TypeError("The response is neither a result nor an error of JSON-RPC")
+  throw new TypeError(`The response to the request with the id ${String(id)} is neither a result nor an error of it`)
 }

@@ -26,6 +26,7 @@ import type * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import { constVoid } from "effect/Function"
 import type * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
@@ -36,6 +37,7 @@ import * as Finalizers from "../finalizers.ts"
 import * as Answers from "./answers.ts"
 import * as Callers from "./callers.ts"
 import type { Lease } from "./endpoint.ts"
+import * as Events from "./events.ts"
 import * as Outlet from "./outlet.ts"
 import * as Replies from "./replies.ts"
 import * as Requests from "./requests.ts"
@@ -124,7 +126,7 @@ interface Exchange {
   answer: ((answer: Effect.Effect<Response | Answer, Answers.Refused>) => void) | undefined
   outlet: Outlet.Outlet | undefined
   /** What its stream says last, when the session has ended under it. */
-  last: ReadonlyArray<JSONRPCMessage>
+  last: ReadonlyArray<Replies.Reply>
   /** As the event store knows its stream. */
   streamId: string | undefined
 }
@@ -266,9 +268,9 @@ const make = (scope: Scope.Scope, options: Options) => {
     if (exchange?.open.delete(id) !== true) throw new Error(`No request with the id ${String(id)} waits for a response`)
     const respond = options.enableJsonResponse ? keep : write
     try {
-      await respond(exchange, Replies.read(message))
+      await respond(exchange, Replies.read(message, id))
     } catch (error) {
-      if (exchange.pending.has(id)) await respond(exchange, Replies.read(Answers.unwritten(id)))
+      if (exchange.pending.has(id)) await respond(exchange, Replies.read(Answers.unwritten(id), id))
       throw error
     }
   }
@@ -486,6 +488,8 @@ const make = (scope: Scope.Scope, options: Options) => {
         maxAge: exchange.isListening ? options.streamTimeToLive : Infinity,
         patience: options.streamTimeToLive,
         last: () => exchange.last,
+        // Nothing else tells when the transport says what a store was asked to keep
+        onChunk: isStored ? Events.watching(({ id }) => heard(exchange, id)) : constVoid,
         onEnd: (isExpired) => {
           exchange.outlet = undefined
           if (listening === exchange) {
@@ -511,6 +515,11 @@ const make = (scope: Scope.Scope, options: Options) => {
         })
       )
     })
+  }
+
+  const heard = (exchange: Exchange, id: RequestId): void => {
+    settle(exchange, id)
+    exchange.last = exchange.last.filter((response) => response.id !== id)
   }
 
   const listen = (exchange: Exchange): void => {

@@ -30,6 +30,12 @@ interface Response {
   readonly emit: (event: "close") => unknown
 }
 
+/** A `Server` of node:http. */
+export interface Server {
+  readonly listening: boolean
+  readonly on: (event: "request", listener: (source: object, response: Response) => void) => unknown
+}
+
 const kept = new WeakSet<Socket>()
 
 /**
@@ -74,7 +80,7 @@ export const hangUp = (request: HttpServerRequest): void => {
   else socketOf(request)?.destroy()
 }
 
-/** By their connection, what waits until the answers to earlier requests have been read. */
+/** By their connection, in order, what waits until the answers to earlier requests have been written. */
 const queued = new WeakMap<Socket, Set<Response>>()
 
 /**
@@ -85,9 +91,14 @@ const queued = new WeakMap<Socket, Set<Response>>()
 export const watch = (request: HttpServerRequest): void => {
   const socket = socketOf(request)
   const response = responseOf(request)
-  if (socket === undefined || response === undefined || response.socket !== null) return
+  if (socket !== undefined && response !== undefined) enqueue(socket, response)
+}
+
+const enqueue = (socket: Socket, response: Response): void => {
+  if (response.socket !== null) return
   const known = queued.get(socket)
   const waiting = known ?? new Set()
+  if (waiting.has(response)) return
   waiting.add(response)
   response.once("socket", () => void waiting.delete(response))
   if (known !== undefined) return
@@ -100,17 +111,31 @@ export const watch = (request: HttpServerRequest): void => {
 /** Whether no other answer waits for that to this request: the end of the connection would take it along. */
 export const isFree = (request: HttpServerRequest): boolean => {
   const socket = socketOf(request)
-  return socket === undefined || (queued.get(socket)?.size ?? 0) === 0
+  return socket === undefined || isFreeAfter(socket, responseOf(request))
+}
+
+const isFreeAfter = (socket: Socket, response: Response | undefined): boolean => {
+  const behind = Array.from(queued.get(socket) ?? []).at(-1)
+  return behind === undefined || behind === response
 }
 
 /**
- * Ends the connection when the answer has been handed to the system, if it is the last one then.
+ * Has the connections of a server that no longer listens end when their last answer has been handed to the system: that
+ * of this request, and of all that come after it, for any route.
  */
-export const endWithAnswer = (request: HttpServerRequest, isLast: (request: HttpServerRequest) => boolean): void => {
-  const socket = socketOf(request)
-  if (socket === undefined) return
-  // Before Node gives the connection to an answer that waits for it
-  responseOf(request)?.prependListener("finish", () => isLast(request) ? void socket.destroySoon() : undefined)
+export const endWithLast = (server: Server, request: HttpServerRequest): void => {
+  const watchOne = (source: object, response: Response): void => {
+    const socket = socketOf({ source })
+    if (socket === undefined) return
+    enqueue(socket, response)
+    // Before Node gives the connection to an answer that waits for it. Who still sends a body would lose the answer
+    response.prependListener("finish", () => {
+      if (!server.listening && isFreeAfter(socket, response) && !isComing({ source })) socket.destroySoon()
+    })
+  }
+  server.on("request", watchOne)
+  const response = responseOf(request)
+  if (response !== undefined) watchOne(request.source, response)
 }
 
 /**
@@ -144,7 +169,7 @@ export const hangUpUnfinished = (request: HttpServerRequest): Effect.Effect<void
   })
 
 // Neither is it all there, nor is its client gone.
-const isComing = ({ source }: HttpServerRequest): boolean =>
+const isComing = ({ source }: Pick<HttpServerRequest, "source">): boolean =>
   Predicate.hasProperty(source, "complete") && source.complete === false &&
   !(Predicate.hasProperty(source, "destroyed") && source.destroyed === true)
 
@@ -187,7 +212,7 @@ const responseOf = (request: HttpServerRequest): Response | undefined =>
     ? request.response as unknown as Response
     : undefined
 
-const socketOf = ({ source }: HttpServerRequest): Socket | undefined =>
+const socketOf = ({ source }: Pick<HttpServerRequest, "source">): Socket | undefined =>
   Predicate.hasProperty(source, "httpVersionMajor") && source.httpVersionMajor === 1 &&
     Predicate.hasProperty(source, "socket") && Predicate.hasProperty(source.socket, "setKeepAlive")
     ? source.socket as unknown as Socket
