@@ -152,9 +152,8 @@ export const lostAt = (id: RequestId): JSONRPCErrorResponse => ({
 /**
  * The answer to what has such responses.
  */
-export const responses = (messages: ReadonlyArray<JSONRPCMessage>, isShuttingDown: boolean): Answer =>
+export const responses = (messages: ReadonlyArray<JSONRPCMessage>): Answer =>
   HttpServerResponse.jsonUnsafe(messages.length === 1 ? messages[0] : messages, {
-    status: isShuttingDown ? 503 : 200,
     headers: { "cache-control": "no-store" }
   })
 

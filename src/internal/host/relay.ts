@@ -123,7 +123,7 @@ export const unanswered = (method: string, body: Link.Outgoing["body"]): Effect.
   const ids = idsOf(body)
   return ids === undefined || ids.length === 0
     ? Effect.fail(Answers.lost)
-    : Effect.succeed(Answers.responses(ids.map(Answers.lostAt), false))
+    : Effect.succeed(Answers.responses(ids.map(Answers.lostAt)))
 }
 
 /** The answer of the other node. */
