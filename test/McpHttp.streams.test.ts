@@ -579,6 +579,22 @@ const suite = (start: typeof web) => {
         assert.include(yield* readUntil(resumed, "waited"), "waited")
       }))
 
+    it.live("a client that has come back for its call hears that its session has ended", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { eventStore: McpHttp.memoryEventStore() })
+        const session = yield* begin(endpoint)
+        const dropped = yield* post(endpoint, call("wait"), { session, headers: version })
+        const id = /^id: (.+)$/m.exec(yield* readUntil(dropped, "data: "))![1]!
+        const kept = yield* post(endpoint, call("wait", {}, 2), { session, headers: version })
+        const resumed = yield* request(endpoint, "GET", { session, headers: { ...version, "last-event-id": id } })
+        assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 204)
+        const texts = yield* Effect.all([textOf(resumed), textOf(kept)]).pipe(Effect.timeout("4 seconds"))
+        assert.deepStrictEqual(texts.map((text) => [text.includes(abandoned(1)), text.includes(abandoned(2))]), [
+          [true, false],
+          [false, true]
+        ])
+      }))
+
     it.live("nobody replays the events of another session, nor of another stream", () =>
       Effect.gen(function*() {
         const endpoint = yield* open(start, { eventStore: McpHttp.memoryEventStore() })

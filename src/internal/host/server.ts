@@ -530,7 +530,20 @@ const make = (scope: Scope.Scope, options: Options) => {
   }
 
   const endStreams = (): void => {
-    for (const { isListening, outlet } of Array.from(exchanges)) if (isListening) outlet?.end()
+    for (const exchange of Array.from(exchanges)) {
+      if (exchange.isListening && !isAwaited(exchange)) exchange.outlet?.end()
+    }
+  }
+
+  /** Whether it is a stream of a call in flight, for which its client has come back. */
+  const isAwaited = ({ streamId }: Exchange): boolean =>
+    streamId !== undefined && Array.from(exchanges).some((one) => one.streamId === streamId && one.pending.size > 0)
+
+  /** The exchange whose stream a client hears this one's responses in: its own, unless it has come back for it. */
+  const streamOf = (exchange: Exchange): Exchange => {
+    if (exchange.outlet !== undefined || exchange.streamId === undefined) return exchange
+    const { streamId } = exchange
+    return Array.from(exchanges).find((one) => one.streamId === streamId && one.outlet !== undefined) ?? exchange
   }
 
   /** Answers what is in flight. The transport closes the streams after it. */
@@ -543,7 +556,8 @@ const make = (scope: Scope.Scope, options: Options) => {
       const { answer, hasStarted, ids, pending, responses, served } = exchange
       const last = Array.from(pending, (id) => Answers.abandoned(id, isShuttingDown))
       for (const response of last) served.answered(response)
-      exchange.last = last
+      const stream = streamOf(exchange)
+      stream.last = [...stream.last, ...last]
       if (!hasStarted) answer?.(gone())
       else if (ids.length === 0) answer?.(Effect.succeed(Web.accepted))
       // A stream is about to be given, and says it
