@@ -55,6 +55,17 @@ const say = (endpoint: { readonly log: ReturnType<typeof makeLog> }, session: st
     })
   )
 
+/** Gives request 1 a response and changes that, and has another one refused meanwhile. */
+const respondTwice = (endpoint: { readonly log: ReturnType<typeof makeLog> }, session: string) =>
+  Effect.promise(async () => {
+    const { transport } = endpoint.log.servers.get(session)!
+    const result: Record<string, unknown> = { said: "first" }
+    void transport!.send({ jsonrpc: "2.0", id: 1, result })
+    const second = transport!.send({ jsonrpc: "2.0", id: 1, result: { said: "second" } })
+    result["said"] = 1n
+    assert.isTrue(await second.then(() => false, () => true))
+  })
+
 const cancel = (requestId: string | number) => ({
   jsonrpc: "2.0",
   method: "notifications/cancelled",
@@ -259,12 +270,7 @@ const suite = (start: typeof web) => {
         const session = yield* begin(endpoint)
         const waiting = yield* Effect.forkChild(post(endpoint, call("wait"), { session }))
         yield* eventually(() => endpoint.log.called.length === 1)
-        const { transport } = endpoint.log.servers.get(session)!
-        const result: Record<string, unknown> = { said: "first" }
-        void transport!.send({ jsonrpc: "2.0", id: 1, result })
-        const second = transport!.send({ jsonrpc: "2.0", id: 1, result: { said: "second" } })
-        result["said"] = 1n
-        assert.isTrue(yield* Effect.promise(() => second.then(() => false, () => true)))
+        yield* respondTwice(endpoint, session)
         const messages = yield* messagesOf(yield* Fiber.join(waiting))
         assert.deepStrictEqual(messages.map((message) => message.result), [{ said: "first" }])
       }))
@@ -499,14 +505,9 @@ const suite = (start: typeof web) => {
           const batch = [call("wait", {}, 1), call("wait", {}, 2)]
           const waiting = yield* Effect.forkChild(post(endpoint, batch, { session }))
           yield* eventually(() => endpoint.log.called.length === 2 * (round + 1))
-          const { transport } = endpoint.log.servers.get(session)!
-          const result: Record<string, unknown> = { said: "first" }
-          void transport!.send({ jsonrpc: "2.0", id: 1, result })
-          const second = transport!.send({ jsonrpc: "2.0", id: 1, result: { said: "second" } })
-          result["said"] = 1n
-          assert.isTrue(yield* Effect.promise(() => second.then(() => false, () => true)))
+          yield* respondTwice(endpoint, session)
           yield* post(endpoint, cancel(1), { session })
-          void transport!.send({ jsonrpc: "2.0", id: 2, result: {} })
+          void endpoint.log.servers.get(session)!.transport!.send({ jsonrpc: "2.0", id: 2, result: {} })
           const messages = yield* messagesOf(yield* Fiber.join(waiting).pipe(Effect.timeout("4 seconds")))
           const said = messages.map((message) => [message.id, message.result])
           assert.deepStrictEqual(said, [[1, { said: "first" }], [2, {}]])

@@ -29,7 +29,7 @@ export const make = Effect.fnUntraced(function*(end: Effect.Effect<void>) {
 
   const look = Effect.suspend(() => {
     if (requests.size === 0) anyRequest.closeUnsafe()
-    else if (!isEnding && Array.from(servers).every((listener) => !listener.listening)) {
+    else if (!isEnding && Array.from(servers).every((server) => !server.listening)) {
       isEnding = true
       return end
     }
