@@ -1087,20 +1087,6 @@ const getIn = <Session, E>(
   fiber: AnyFiber,
   identity: Identity
 ): Effect.Effect<Session, E | SessionPoolError, Scope.Scope> => {
-  const got = getUncounted(self, fiber, identity)
-  const outer = Context.get(fiber.context, Sent.CurrentLease)
-  return outer === undefined ? got : Effect.map(got, (session) => {
-    const sent = Sent.of(session)
-    if (sent !== undefined) Sent.leasedWithin(outer, sent)
-    return session
-  })
-}
-
-const getUncounted = <Session, E>(
-  self: Pool<Session, E>,
-  fiber: AnyFiber,
-  identity: Identity
-): Effect.Effect<Session, E | SessionPoolError, Scope.Scope> => {
   const caller: Caller<Session, E> = Waiters.caller(fiber.id)
   const endLease = () => Waiting.end(self.waiting, caller) ?? Effect.void
   const scope = Context.getUnsafe(fiber.context, Scope.Scope)
@@ -1108,17 +1094,27 @@ const getUncounted = <Session, E>(
     return Effect.uninterruptibleMask((restore) =>
       Effect.flatMap(
         Effect.onError(restore(acquire(self, caller, identity)), endLease),
-        (opened) => Effect.as(Scope.addFinalizerExit(scope, endLease), opened)
+        (opened) => Effect.as(Scope.addFinalizerExit(scope, endLease), leasedIn(fiber, opened))
       )
     )
   }
   // The session is there, most likely, and the lease begins when nothing can come between it and its end.
   return Effect.flatMap(Scope.addFinalizerExit(scope, endLease), () => {
     const session = acquire(self, caller, identity)
-    if (!isReady(session, caller)) return Effect.onError(session, endLease)
+    if (!isReady(session, caller)) {
+      return Effect.map(Effect.onError(session, endLease), (opened) => leasedIn(fiber, opened))
+    }
+    leasedIn(fiber, session.value)
     // That of a closed scope has run already.
     return scope.state._tag === "Closed" ? Effect.as(endLease(), session.value) : session
   })
+}
+
+const leasedIn = <Session>(fiber: AnyFiber, session: Session): Session => {
+  const sent = Sent.of(session)
+  const outer = sent && Context.get(fiber.context, Sent.CurrentLease)
+  if (outer !== undefined) Sent.leasedWithin(outer, sent!)
+  return session
 }
 
 // The guard comes first: between any two turns of the run loop the fiber may be interrupted.
@@ -1166,8 +1162,9 @@ const use = <Session, E, A, E2, R2>(
   f: (session: Session) => Effect.Effect<A, E2, R2>
 ): Effect.Effect<A, E | SessionPoolError | E2, R2> => {
   const sent = Sent.of(session)
+  if (sent === undefined) return f(session)
   const outer = Context.get(fiber.context, Sent.CurrentLease)
-  if (sent === undefined || (outer === undefined && !Sent.isAccounted(sent))) return f(session)
+  if (outer === undefined && !Sent.isAccounted(sent)) return f(session)
   const lease = enter(fiber, sent, outer)
   const isFresh = caller.slot!.uses === 1
   const used = f(session)
