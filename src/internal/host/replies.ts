@@ -8,21 +8,26 @@ import {
   type JSONRPCMessage,
   type RequestId
 } from "@modelcontextprotocol/sdk/types.js"
-import { jsonOf } from "./json.ts"
 
 export type Reply = JSONRPCMessage & { readonly id: RequestId }
 
 export const isReply = (message: JSONRPCMessage): message is Reply =>
   !("method" in message && message.method !== undefined) && "id" in message && message.id !== undefined
 
+/** Of JSON alone, and what that is written as. */
+export interface Said {
+  readonly message: Reply
+  readonly text: string
+}
+
 /**
- * Of JSON alone. Throws if it is none, or no response to the request by the SDK's schemas: its transport would say
- * nothing then.
+ * Throws if it is no JSON, or no response to the request by the SDK's schemas: its transport would say nothing then.
  */
-export const read = (given: JSONRPCMessage, id: RequestId): Reply => {
-  const message = jsonOf(given)
+export const read = (given: JSONRPCMessage, id: RequestId): Said => {
+  const text: string | undefined = JSON.stringify(given)
+  const message: unknown = text === undefined ? undefined : JSON.parse(text)
   if ((isJSONRPCResultResponse(message) || isJSONRPCErrorResponse(message)) && message.id === id) {
-    return message as Reply
+    return { message: message as Reply, text }
   }
   throw new TypeError(`The response to the request with the id ${String(id)} is neither a result nor an error of it`)
 }

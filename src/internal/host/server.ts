@@ -276,8 +276,8 @@ const make = (scope: Scope.Scope, options: Options) => {
   }
 
   /** Keeps a response for the answer, which has that of each request in the order of the requests. */
-  const keep = (exchange: Exchange, message: Replies.Reply): void => {
-    exchange.responses.set(message.id, JSON.stringify(message))
+  const keep = (exchange: Exchange, { message, text }: Replies.Said): void => {
+    exchange.responses.set(message.id, text)
     exchange.served.answered(message)
     settle(exchange, message.id)
     if (exchange.pending.size === 0) give(exchange, jsonOf(exchange, 200))
@@ -291,7 +291,7 @@ const make = (scope: Scope.Scope, options: Options) => {
   }
 
   /** Writes a response to the stream of its request. */
-  const write = async (exchange: Exchange, message: Replies.Reply): Promise<void> => {
+  const write = async (exchange: Exchange, { message }: Replies.Said): Promise<void> => {
     exchange.served.answered(message)
     const sent = onBehalfOf(exchange, () => transport.send(message))
     // Whatever ends the session now, this was said. But an event store is asked before it is
