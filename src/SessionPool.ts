@@ -1088,7 +1088,9 @@ const getIn = <Session, E>(
   identity: Identity
 ): Effect.Effect<Session, E | SessionPoolError, Scope.Scope> => {
   const caller: Caller<Session, E> = Waiters.caller(fiber.id)
-  const endLease = () => Waiting.end(self.waiting, caller) ?? Effect.void
+  // The scope may close while its caller waits: then whoever ends the wait ends the lease
+  let isWaiting = false
+  const endLease = () => isWaiting ? Effect.void : Waiting.end(self.waiting, caller) ?? Effect.void
   const scope = Context.getUnsafe(fiber.context, Scope.Scope)
   if (Leased.find(self.engine, identity.key)?.session === undefined) {
     return Effect.uninterruptibleMask((restore) =>
@@ -1102,7 +1104,17 @@ const getIn = <Session, E>(
   return Effect.flatMap(Scope.addFinalizerExit(scope, endLease), () => {
     const session = acquire(self, caller, identity)
     if (!isReady(session, caller)) {
-      return Effect.map(Effect.onError(session, endLease), (opened) => leasedIn(fiber, opened))
+      // Before this turn the lease was the scope's, which may have ended it
+      const asked = Effect.suspend(() => {
+        isWaiting = true
+        const isAsking = Exit.isExit(session) || caller.slot !== undefined || caller.waiter !== undefined
+        return isAsking ? session : acquire(self, caller, identity)
+      })
+      const waited = Effect.onExit(asked, (exit) => {
+        isWaiting = false
+        return Exit.isFailure(exit) || scope.state._tag === "Closed" ? endLease() : Effect.void
+      })
+      return Effect.map(waited, (opened) => leasedIn(fiber, opened))
     }
     leasedIn(fiber, session.value)
     // That of a closed scope has run already.

@@ -2,8 +2,10 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Scheduler from "effect/Scheduler"
+import * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
 import { fork, outcome, settle } from "./support/fibers.ts"
 import { a, b, c, d, identities } from "./support/identities.ts"
@@ -268,6 +270,39 @@ describe("SessionPool interruption", () => {
         }).pipe(Effect.provideService(Scheduler.MaxOpsBeforeYield, ops)),
       underLoad
     )
+  }
+
+  for (const ops of some(3, 4, 5)) {
+    for (const end of ["its interruption", "the end of its scope"]) {
+      for (const leases of ["shared", "exclusive"] as const) {
+        it.effect(
+          `${end} at any moment of a waiting get (${leases}), suspended after any ${ops} operations, leaves no lease`,
+          () =>
+            Effect.gen(function*() {
+              for (let moment = 0; moment < 40; moment++) {
+                const { pool } = yield* start({
+                  leases,
+                  checkAfter: 0,
+                  check: () => Effect.yieldNow,
+                  acquireTimeout: 100
+                })
+                yield* visit(pool, a)
+                const held = leases === "exclusive" ? yield* lease(pool, a) : undefined
+                const scope = yield* Scope.make()
+                const caller = yield* fork(Scope.provide(pool.get(a), scope))
+                for (let i = 0; i < moment; i++) yield* Effect.yieldNow
+                if (end === "its interruption") yield* Fiber.interrupt(caller)
+                yield* Scope.close(scope, Exit.void)
+                yield* held?.release ?? Effect.void
+                for (let i = 0; i < 10; i++) yield* settle
+                assert.isDefined(caller.pollUnsafe(), `moment ${moment}`)
+                assert.deepInclude(yield* pool.stats, { ...unused, idle: 1 }, `moment ${moment}`)
+              }
+            }).pipe(Effect.provideService(Scheduler.MaxOpsBeforeYield, ops)),
+          underLoad
+        )
+      }
+    }
   }
 
   for (const ops of some(3, 4, 5)) {

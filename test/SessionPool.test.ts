@@ -75,6 +75,47 @@ describe("SessionPool", () => {
         assert.deepStrictEqual(upstream.closed, upstream.opened)
       }))
 
+    it.effect("in a scope that is closed already holds no lease on a session that has to be checked first", () =>
+      Effect.gen(function*() {
+        const { pool } = yield* start({ check: () => Effect.sleep(10), checkAfter: 0 })
+        yield* visit(pool, a)
+        const scope = yield* Scope.make()
+        yield* Scope.close(scope, Exit.void)
+        const caller = yield* fork(Scope.provide(pool.get(a), scope))
+        yield* TestClock.adjust(10)
+        yield* Fiber.await(caller)
+        assert.deepInclude(yield* pool.stats, { leased: 0, idle: 1 })
+      }))
+
+    it.effect("in a scope that closes while the session is being checked holds no lease", () =>
+      Effect.gen(function*() {
+        const { pool } = yield* start({ check: () => Effect.sleep(10), checkAfter: 0 })
+        yield* visit(pool, a)
+        const scope = yield* Scope.make()
+        const caller = yield* fork(Scope.provide(pool.get(a), scope))
+        yield* Scope.close(scope, Exit.void)
+        yield* TestClock.adjust(10)
+        yield* Fiber.await(caller)
+        assert.deepInclude(yield* pool.stats, { leased: 0, idle: 1 })
+      }))
+
+    for (const closes of ["is closed already", "closes meanwhile"]) {
+      it.effect(`that waits for its turn in a scope that ${closes} ends, and holds no lease`, () =>
+        Effect.gen(function*() {
+          const { pool } = yield* start({ leases: "exclusive", acquireTimeout: 100 })
+          const held = yield* Scope.make()
+          yield* Scope.provide(pool.get(a), held)
+          const scope = yield* Scope.make()
+          if (closes === "is closed already") yield* Scope.close(scope, Exit.void)
+          const caller = yield* fork(Scope.provide(pool.get(a), scope))
+          yield* Scope.close(scope, Exit.void)
+          yield* Scope.close(held, Exit.void)
+          yield* TestClock.adjust(100)
+          assert.isDefined(caller.pollUnsafe(), "it waits no more")
+          assert.deepInclude(yield* pool.stats, { leased: 0, idle: 1, waiting: 0 })
+        }))
+    }
+
     it.effect("in a scope that closes while the session is being opened holds no lease", () =>
       Effect.gen(function*() {
         const { pool } = yield* start({ upstream: { dial: () => Effect.sleep(100) } })
