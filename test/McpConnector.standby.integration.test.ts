@@ -31,7 +31,7 @@ const [alice, bob] = [user("alice"), user("bob")]
 const fixture = (...behaviours: ReadonlyArray<string>) => {
   const pidFile = join(temporaryDirectory("mcp-standby-"), "pids")
   return {
-    options: { command: process.execPath, args: [inject("stdioServer"), ...behaviours], env: { PID_FILE: pidFile } },
+    options: { command: process.execPath, args: [...inject("stdioServer"), ...behaviours], env: { PID_FILE: pidFile } },
     pids: () => existsSync(pidFile) ? readFileSync(pidFile, "utf8").trim().split("\n").map(Number) : []
   }
 }

@@ -28,7 +28,7 @@ import { makeHandle } from "./support/sessions.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
 import { call } from "./support/tools.ts"
 
-const script = inject("stdioServer")
+const stdioServer = inject("stdioServer")
 // As it is installed: next to it are the documents that it has as resources
 const everything = fileURLToPath(
   new URL("../node_modules/@modelcontextprotocol/server-everything/dist/index.js", import.meta.url)
@@ -40,11 +40,11 @@ const identity = Identity.fromKey("alice", { credentials: Credentials.bearer("s3
 const fixture = (...behaviours: ReadonlyArray<string>) => {
   const pidFile = join(temporaryDirectory("mcp-stdio-"), "pids")
   return {
-    options: { command: process.execPath, args: [script, ...behaviours], env: { PID_FILE: pidFile } },
+    options: { command: process.execPath, args: [...stdioServer, ...behaviours], env: { PID_FILE: pidFile } },
     // As npx does it: a shell that waits for the server, and that a signal kills alone
     wrapped: {
       command: "sh",
-      args: ["-c", `"${process.execPath}" "${script}" ${behaviours.join(" ")}; true`],
+      args: ["-c", `"${[process.execPath, ...stdioServer].join("\" \"")}" ${behaviours.join(" ")}; true`],
       env: { PID_FILE: pidFile }
     },
     pids: () => existsSync(pidFile) ? readFileSync(pidFile, "utf8").trim().split("\n").map(Number) : []
@@ -393,7 +393,7 @@ for (const [sdk, connector] of generations) {
         process.env["MCP_TEST_PRIVATE"] = "of the parent"
         const { session } = yield* connected({
           command: process.execPath,
-          args: [script],
+          args: stdioServer,
           env: ({ key }) => Effect.succeed({ WHO: key })
         })
         assert.strictEqual(yield* call(session, "env", { name: "WHO" }), "alice")
@@ -559,7 +559,7 @@ describe("stdio", { concurrent: true }, () => {
   it.live("leaves nothing behind when this process exits without closing its sessions", () =>
     Effect.gen(function*() {
       const output = yield* Effect.callback<string>((resume) => {
-        const parent = spawn(process.execPath, [inject("programs").exits, script], {
+        const parent = spawn(process.execPath, [inject("programs").exits, ...stdioServer], {
           stdio: ["ignore", "pipe", "inherit"]
         })
         let text = ""

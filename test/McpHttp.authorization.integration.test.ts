@@ -738,7 +738,7 @@ describe("McpHttp.layer with authorization, before a pool of children,", () => {
     () =>
       Effect.gen(function*() {
         const server = yield* AuthorizationServer.make()
-        const command = { command: process.execPath, args: [inject("stdioServer")] }
+        const command = { command: process.execPath, args: inject("stdioServer") }
         const pool = yield* Layer.build(SessionPool.layer({ connect: McpConnector.stdio(command) }))
         const app = McpHttp.layer({
           server: Gateway.byIdentity,

@@ -265,7 +265,7 @@ describe("the first request to a server that has stopped listening", () => {
 describe("a refusal of a server that has stopped listening", () => {
   it.live("is heard by a client that is still sending its body", () =>
     Effect.gen(function*() {
-      const endpoint = yield* open({ drainTimeout: "1 second" })
+      const endpoint = yield* open({ drainTimeout: "3 seconds" })
       const session = yield* begin(endpoint)
       const called = send(endpoint, "POST", { session }, call("wait")).then((answer) => answer.text())
       yield* eventually(() => endpoint.log.called.length === 1)
@@ -280,7 +280,7 @@ describe("a refusal of a server that has stopped listening", () => {
         yield* Effect.sleep(1)
       }
       self.resume()
-      yield* Effect.promise(() => closed).pipe(Effect.timeout("5 seconds"))
+      yield* Effect.promise(() => closed).pipe(Effect.timeout("8 seconds"))
       assert.match(said(), /^HTTP\/1\.1 (?:404|503) /)
       yield* Effect.promise(() => called)
       yield* Fiber.join(closing).pipe(Effect.timeout("5 seconds"))

@@ -24,7 +24,7 @@ const bob = Identity.fromKey("bob")
 const withToken = (token: string) => Identity.fromKey("alice", { credentials: Credentials.bearer(token) })
 
 const stdioPool = SessionPool.layer({
-  connect: McpConnector.stdio({ command: process.execPath, args: [stdioServer] })
+  connect: McpConnector.stdio({ command: process.execPath, args: stdioServer })
 })
 
 /** A pool over a server of its own. */
@@ -149,8 +149,8 @@ describe("SessionPool over real servers", () => {
     }).pipe(Effect.provide(stdioPool)))
 
   it.live("a child that takes its time to end delays no other identity", () => {
-    const toStubborn = McpConnector.stdio({ command: process.execPath, args: [stdioServer, "stubborn"] })
-    const toFine = McpConnector.stdio({ command: process.execPath, args: [stdioServer] })
+    const toStubborn = McpConnector.stdio({ command: process.execPath, args: [...stdioServer, "stubborn"] })
+    const toFine = McpConnector.stdio({ command: process.execPath, args: stdioServer })
     return Effect.gen(function*() {
       const pid = yield* pidOf(alice)
       assert.isTrue(yield* SessionPool.invalidate(alice))

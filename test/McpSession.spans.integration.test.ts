@@ -21,7 +21,7 @@ const open = (connect: AnyConnector) => connect(identity, makeHandle())
 const seen = (result: CallToolResult): { readonly meta?: string; readonly header?: string } =>
   JSON.parse(textOf(result) || "{}")
 
-const child = { command: process.execPath, args: [inject("stdioServer")] }
+const child = { command: process.execPath, args: inject("stdioServer") }
 
 for (const [sdk, connector] of generations) {
   describe(`spans of a session with ${sdk}`, { concurrent: true }, () => {

@@ -22,7 +22,7 @@ import * as HttpServer from "./support/servers/http.ts"
 import { temporaryDirectory } from "./support/temporary.ts"
 import { textOf } from "./support/tools.ts"
 
-const script = inject("stdioServer")
+const stdioServer = inject("stdioServer")
 
 const call = (client: Client, name: string, args: Record<string, unknown> = {}, options = {}) =>
   Effect.promise(async () =>
@@ -38,7 +38,7 @@ const stdio = (...behaviours: ReadonlyArray<string>) =>
     const pidFile = join(temporaryDirectory("mcp-fixture-"), "pids")
     const transport = new StdioClientTransport({
       command: process.execPath,
-      args: [script, ...behaviours],
+      args: [...stdioServer, ...behaviours],
       env: { PID_FILE: pidFile },
       stderr: "pipe"
     })

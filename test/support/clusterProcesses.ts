@@ -92,7 +92,7 @@ export const startProcess = (
         stdio: ["ignore", "ignore", "pipe", "ipc"],
         env: {
           PATH: process.env.PATH,
-          STDIO_SERVER: inject("stdioServer"),
+          STDIO_SERVER: JSON.stringify(inject("stdioServer")),
           MCP_CLUSTER_HOST: host,
           MCP_CLUSTER_LISTEN_HOST: "127.0.0.1",
           MCP_CLUSTER_PORT: String(port),

@@ -1,5 +1,5 @@
 /**
- * Opens a session with the stdio fixture, whose path it is given, prints the child's pid and exits without closing
+ * Opens a session with the stdio fixture, whose arguments it is given, prints the child's pid and exits without closing
  * anything.
  */
 import { Identity } from "effect-mcp-sessions/Identity"
@@ -8,7 +8,7 @@ import * as Effect from "effect/Effect"
 import { makeHandle } from "./sessions.ts"
 
 await Effect.runPromise(Effect.scoped(Effect.gen(function*() {
-  const connect = McpConnector.stdio({ command: process.execPath, args: [process.argv[2]!, "stubborn"] })
+  const connect = McpConnector.stdio({ command: process.execPath, args: [...process.argv.slice(2), "stubborn"] })
   const session = yield* connect(Identity.fromKey("exits"), makeHandle())
   process.stdout.write(`${session.pid}\n`, () => process.exit(0))
   yield* Effect.never

@@ -6,7 +6,7 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
 import type { TestProject } from "vitest/node"
-import { bundle } from "./bundle.ts"
+import { bundle, snapshot } from "./bundle.ts"
 
 declare module "vitest" {
   interface ProvidedContext {
@@ -14,8 +14,8 @@ declare module "vitest" {
     readonly temporary: string
     /** Another one, where packages are found. */
     readonly bundles: string
-    /** The path of `stdio.mjs`, bundled: a hundred children run it. */
-    readonly stdioServer: string
+    /** What `node` gets to run `stdio.mjs`, as more than a hundred children do. */
+    readonly stdioServer: ReadonlyArray<string>
     /** Those of the reference servers, bundled. */
     readonly referenceServers: { readonly everything: string; readonly filesystem: string; readonly memory: string }
     /** Those of what else runs in processes of its own, two examples among it, and of the simulations, bundled. */
@@ -46,8 +46,8 @@ export default async ({ provide }: TestProject) => {
   const bundles = mkdtempSync(pathTo("../../node_modules/.bundles-"))
   provide("temporary", temporary)
   provide("bundles", bundles)
-  const [[stdioServer], [everything, filesystem, memory], programs] = await Promise.all([
-    bundle(bundles, [pathTo("./servers/stdio.mjs")]),
+  const [loaded, [everything, filesystem, memory], programs] = await Promise.all([
+    snapshot(bundles, pathTo("./servers/stdioSnapshot.mjs")),
     bundle(bundles, [reference("everything"), reference("filesystem"), reference("memory")]),
     bundle(
       bundles,
@@ -64,7 +64,7 @@ export default async ({ provide }: TestProject) => {
     )
   ])
   const [quickstart, metrics, exits, node, serves, servesGuarded, simulations] = programs
-  provide("stdioServer", stdioServer)
+  provide("stdioServer", ["--snapshot-blob", loaded, pathTo("./servers/stdio.mjs")])
   provide("referenceServers", { everything, filesystem, memory })
   provide("programs", { quickstart, metrics, exits, node, serves, servesGuarded, simulations })
   return () => {

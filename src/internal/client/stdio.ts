@@ -53,8 +53,9 @@ const linesATurn = 32
 // How long what an exited child has left in its pipes is read, in milliseconds: whoever holds them may still write
 const lastLines = 1_000
 
-// How long a child that no longer reads or writes has to exit, in milliseconds, before that is an error of its own
-const lastWords = 250
+// How long a child that no longer reads or writes has to exit, in milliseconds, before that is an error of its own: on
+// a machine with more to do than it can, an exit comes some 300 after the end of the pipes
+const lastWords = 1_000
 
 /**
  * Starts the child. Fails with Node's own error when it can't be started. When the scope closes the whole process tree

@@ -2,8 +2,8 @@
  * A node of a cluster as a process of its own, whose options are in its environment. It does what its parent asks over
  * the channel between them; without a parent it ends.
  *
- * Its sessions are children: the server over stdio whose path is `STDIO_SERVER`. With `HTTP_PORT` it also has sessions
- * of its own clients, and drains before it stops.
+ * Its sessions are children: the server over stdio whose arguments `STDIO_SERVER` has. With `HTTP_PORT` it also has
+ * sessions of its own clients, and drains before it stops.
  */
 import { Identity } from "effect-mcp-sessions"
 import { ClusterMembership } from "effect-mcp-sessions/ClusterMembership"
@@ -19,7 +19,7 @@ import * as Option from "effect/Option"
 import * as References from "effect/References"
 import type { Answer, Question } from "../clusterProcesses.ts"
 
-const child = McpConnector.stdio({ command: process.execPath, args: [process.env.STDIO_SERVER!] })
+const child = McpConnector.stdio({ command: process.execPath, args: JSON.parse(process.env.STDIO_SERVER!) })
 
 /** `defect` does what `note` does, and dies of it. */
 const connect: typeof child = (identity, handle) =>

@@ -83,7 +83,8 @@ if (behaviours.has("hang-initialize")) {
   process.stdin.resume()
 } else {
   // Two thirds of the time to start, which those do without that never get here
-  const { StdioServerTransport, makeCalls, makeServer, text } = await import("./stdioServer.mjs")
+  const { StdioServerTransport, makeCalls, makeServer, text } =
+    globalThis.stdioServer ?? await import("./stdioServer.mjs")
   const { server, watch } = makeServer(makeCalls(), {
     pid: { run: () => text(process.pid) },
     grandchild: { run: () => text(grandchild.pid) },
