@@ -1,9 +1,9 @@
 /**
- * The body of an answer that is a stream of events: from the SDK's transport to the client.
+ * The body of an answer that is a stream of events: from the SDK's transport, or from this server, to the client.
  *
- * What the transport writes is kept here until the client takes it, so that it is known how much of it there is, and so
- * that what ends the stream can still add to it. A stream that has nothing to say says a comment now and then, for
- * whatever stands between, and for the kernel to find out that the client is gone.
+ * What is written is kept here until the client takes it, so that it is known how much of it there is, and so that what
+ * ends the stream can still add to it. A stream that has nothing to say says a comment now and then, for whatever
+ * stands between, and for the kernel to find out that the client is gone.
  */
 import type { JSONRPCMessage } from "@modelcontextprotocol/sdk/types.js"
 import * as Arr from "effect/Array"
@@ -21,6 +21,10 @@ export interface Outlet {
   readonly stream: Stream.Stream<Uint8Array>
   /** How many bytes the client has not taken yet. */
   readonly buffered: () => number
+  /** Says a message, which is given as JSON, unless it has ended. */
+  readonly say: (json: string) => void
+  /** All is said: it ends when the client has that. */
+  readonly close: () => void
   /** Ends it without the transport, which forgets it. What is buffered is still said. */
   readonly end: () => void
   /** The same, and what is buffered is dropped. */
@@ -50,10 +54,11 @@ export interface Options {
   readonly onEnd: (isExpired: boolean) => void
 }
 
-export const make = (body: ReadableStream<Uint8Array>, options: Options): Outlet => {
+/** What it says comes from `body`, or is given to `say`. */
+export const make = (body: ReadableStream<Uint8Array> | undefined, options: Options): Outlet => {
   const scope = Context.get(options.services, Scope.Scope)
   const runFork = Effect.runForkWith(options.services)
-  const reader = body.getReader()
+  const reader = body?.getReader()
   let chunks: Array<Uint8Array> = []
   let buffered = 0
   // What was taken last is written while nobody waits for more
@@ -71,6 +76,8 @@ export const make = (body: ReadableStream<Uint8Array>, options: Options): Outlet
     chunks.push(chunk)
     buffered += chunk.byteLength
   }
+
+  const pushMessage = (json: string): void => push(encode(`event: message\ndata: ${json}\n\n`))
 
   const offer = (): void => {
     if (waiter === undefined) return
@@ -95,7 +102,7 @@ export const make = (body: ReadableStream<Uint8Array>, options: Options): Outlet
   const finish = (isEarly: boolean): void => {
     if (isDone) return
     isDone = true
-    for (const message of options.last()) push(encode(`event: message\ndata: ${JSON.stringify(message)}\n\n`))
+    for (const message of options.last()) pushMessage(JSON.stringify(message))
     options.onEnd(isExpired)
     const isWaiting = waiter !== undefined
     offer()
@@ -105,19 +112,27 @@ export const make = (body: ReadableStream<Uint8Array>, options: Options): Outlet
     else if ((isWriting || buffered > 0) && options.patience < Infinity) hangUpAfter(options.patience)
   }
 
-  const read = (): void =>
-    void reader.read().then(({ value }) => {
+  const say = (json: string): void => {
+    if (isDone) return
+    pushMessage(json)
+    offer()
+  }
+
+  const close = (): void => finish(options.last().length > 0)
+
+  const read = (from: ReadableStreamDefaultReader<Uint8Array>): void =>
+    void from.read().then(({ value }) => {
       if (isDone) return
-      if (value === undefined) return finish(options.last().length > 0)
+      if (value === undefined) return close()
       options.onChunk(value)
       push(value)
       offer()
-      read()
+      read(from)
     }, () => finish(true))
 
   const end = (): void => {
     finish(true)
-    void reader.cancel().catch(() => undefined)
+    void reader?.cancel().catch(() => undefined)
   }
 
   const leave = (): void => {
@@ -125,7 +140,7 @@ export const make = (body: ReadableStream<Uint8Array>, options: Options): Outlet
     end()
   }
 
-  read()
+  if (reader !== undefined) read(reader)
   if (options.maxAge < Infinity) {
     run(Effect.andThen(
       Effect.sleep(options.maxAge),
@@ -168,6 +183,8 @@ export const make = (body: ReadableStream<Uint8Array>, options: Options): Outlet
   return {
     stream: Stream.fromPull(Effect.succeed(pull)),
     buffered: () => buffered,
+    say,
+    close,
     end,
     drop: () => {
       chunks = []

@@ -20,12 +20,19 @@ export interface Said {
   readonly text: string
 }
 
+/** Throws if it is none. */
+export const jsonOf = (message: JSONRPCMessage): string => {
+  const text: string | undefined = JSON.stringify(message)
+  if (text === undefined) throw new TypeError("A message is no JSON")
+  return text
+}
+
 /**
  * Throws if it is no JSON, or no response to the request by the SDK's schemas: its transport would say nothing then.
  */
 export const read = (given: JSONRPCMessage, id: RequestId): Said => {
-  const text: string | undefined = JSON.stringify(given)
-  const message: unknown = text === undefined ? undefined : JSON.parse(text)
+  const text = jsonOf(given)
+  const message: unknown = JSON.parse(text)
   if ((isJSONRPCResultResponse(message) || isJSONRPCErrorResponse(message)) && message.id === id) {
     return { message: message as Reply, text }
   }

@@ -1,8 +1,9 @@
 /**
  * One SDK server behind one Streamable HTTP transport, for one session.
  *
- * The SDK's transport does the protocol. Between it and the server stands a wire that knows which requests are in
- * flight, because of what the transport gets wrong (observed with 1.29 to 1.32):
+ * The SDK's transport does the protocol. Answers to requests are written here, from what was read of them once, unless
+ * an event store is asked to keep them first. Between the transport and the server stands a wire that knows which
+ * requests are in flight, because of what the transport gets wrong (observed with 1.29 to 1.32):
  *
  * - A POST whose session ends is never answered when responses are JSON, and with nothing when they are events; nor is
  *   one whose request the client has cancelled.
@@ -104,6 +105,9 @@ export const open = Effect.fnUntraced(function*<E, R>(server: Effect.Effect<Serv
   return self satisfies Hosted as Hosted
 })
 
+/** Its own answer, the transport's, or a stream of what is written here. */
+type Given = Answer | Response | "stream"
+
 /** A POST or GET, until it is answered and what it has started is done. */
 interface Exchange {
   readonly isListening: boolean
@@ -123,8 +127,10 @@ interface Exchange {
   /** Its handler has refused it. */
   denied: AccessDenied | undefined
   /** Answers it, until it is answered. */
-  answer: ((answer: Effect.Effect<Response | Answer, Answers.Refused>) => void) | undefined
+  answer: ((answer: Effect.Effect<Given, Answers.Refused>) => void) | undefined
   outlet: Outlet.Outlet | undefined
+  /** What was said before there was an outlet, as JSON. */
+  early: Array<string> | undefined
   /** What its stream says last, when the session has ended under it. */
   last: ReadonlyArray<Replies.Reply>
   /** As the event store knows its stream. */
@@ -146,6 +152,7 @@ const makeExchange = ({ body, identity, lease, request, served }: Arrival): Exch
     denied: undefined,
     answer: undefined,
     outlet: undefined,
+    early: [],
     last: [],
     streamId: undefined
   }
@@ -173,8 +180,10 @@ const make = (scope: Scope.Scope, options: Options) => {
   const exchanges = new Set<Exchange>()
   /** By request id, what is to be answered. */
   const inFlight = new Map<RequestId, Exchange>()
-  /** Whether an event store is asked to keep a response before it is given. */
+  /** Whether an event store is asked to keep what is said before it is: by the transport, which writes it then. */
   const isStored = options.eventStore !== undefined && !options.enableJsonResponse
+  /** Whether the streams that answer requests are written here. */
+  const isWritten = !isStored && !options.enableJsonResponse
   /** Streams of an event store that are open, and the name that it has for the server's own. */
   const streams = new Map<string, Exchange>()
   let ownStreamId: string | undefined
@@ -234,7 +243,8 @@ const make = (scope: Scope.Scope, options: Options) => {
 
   const transport = new WebStandardStreamableHTTPServerTransport({
     sessionIdGenerator: () => options.id,
-    enableJsonResponse: options.enableJsonResponse,
+    // It waits for all responses, and forgets them: see `forgetPost`
+    enableJsonResponse: !isStored,
     // Comments are the outlet's: these would pile up where nobody reads
     keepAliveMs: 0,
     ...(options.eventStore === undefined ? {} : { eventStore: watched(options.eventStore) }),
@@ -254,6 +264,7 @@ const make = (scope: Scope.Scope, options: Options) => {
         if (exchange.streamId !== undefined) transport.closeSSEStream(relatedRequestId)
         else if (!("id" in message)) return
       }
+      if (exchange !== undefined && isWritten) return say(exchange, Replies.jsonOf(message))
       return onBehalfOf(exchange, () => transport.send(message, { relatedRequestId }))
     },
     get sessionId() {
@@ -266,7 +277,7 @@ const make = (scope: Scope.Scope, options: Options) => {
     const { id } = message
     const exchange = inFlight.get(id)
     if (exchange?.open.delete(id) !== true) throw new Error(`No request with the id ${String(id)} waits for a response`)
-    const respond = options.enableJsonResponse ? keep : write
+    const respond = options.enableJsonResponse ? keep : isWritten ? write : store
     try {
       await respond(exchange, Replies.read(message, id))
     } catch (error) {
@@ -291,13 +302,24 @@ const make = (scope: Scope.Scope, options: Options) => {
   }
 
   /** Writes a response to the stream of its request. */
-  const write = async (exchange: Exchange, { message }: Replies.Said): Promise<void> => {
+  const write = (exchange: Exchange, { message, text }: Replies.Said): void => {
     exchange.served.answered(message)
-    const sent = onBehalfOf(exchange, () => transport.send(message))
-    // Whatever ends the session now, this was said. But an event store is asked before it is
-    if (!isStored) settle(exchange, message.id)
+    say(exchange, text)
+    settle(exchange, message.id)
+    if (exchange.pending.size === 0) exchange.outlet?.close()
+  }
+
+  /** Says a message on the stream of a request, unless that has ended. */
+  const say = ({ early, outlet }: Exchange, json: string): void => {
+    if (outlet === undefined) early?.push(json)
+    else outlet.say(json)
+  }
+
+  /** Has the event store keep a response, and the transport write it. */
+  const store = async (exchange: Exchange, { message }: Replies.Said): Promise<void> => {
+    exchange.served.answered(message)
     try {
-      await sent
+      await onBehalfOf(exchange, () => transport.send(message))
     } finally {
       settle(exchange, message.id)
     }
@@ -328,7 +350,7 @@ const make = (scope: Scope.Scope, options: Options) => {
     if (exchange.pending.size > 0) return
     // None of a batch before: the transport knows its ids until it has a response to each
     for (const each of exchange.ids) inFlight.delete(each)
-    if (options.enableJsonResponse && exchange.hasStarted) forgetPost(exchange)
+    if (!isStored && exchange.hasStarted) forgetPost(exchange)
     exchange.lease.release()
     leave(exchange)
   }
@@ -372,6 +394,9 @@ const make = (scope: Scope.Scope, options: Options) => {
         const exchange = extra?.authInfo instanceof Mark ? extra.authInfo.exchange : undefined
         // The transport may have waited for an event store in the meantime
         if (hasEnded || exchange === undefined) return
+        if (isWritten && !exchange.hasStarted && exchange.ids.length > 0) {
+          queueMicrotask(() => giveStream(exchange, "stream"))
+        }
         exchange.hasStarted = true
         const { identity, ids, served: { span } } = exchange
         // Of a batch the others may have run
@@ -392,7 +417,8 @@ const make = (scope: Scope.Scope, options: Options) => {
     const post = inFlight.get(id)
     if (post?.open.has(id) !== true) return
     if (post.ids.length === 1) {
-      transport.closeSSEStream(id)
+      if (isStored) transport.closeSSEStream(id)
+      else post.outlet?.close()
       post.answer?.(Effect.succeed(Web.emptyStream))
     }
     // A batch is answered when there is a response to each request, so this one needs a response. The stream of a
@@ -406,7 +432,7 @@ const make = (scope: Scope.Scope, options: Options) => {
         const exchange = makeExchange(arrival)
         return Effect.flatMap(
           restore(respond(arrival, exchange)),
-          (response) => response instanceof Response ? toAnswer(response, arrival, exchange) : Effect.succeed(response)
+          (given) => toAnswer(given, arrival, exchange)
         )
       })
     )
@@ -422,7 +448,7 @@ const make = (scope: Scope.Scope, options: Options) => {
   const gone = (): Answers.Refused => options.isShuttingDown() ? Answers.unavailable : Answers.notFound
 
   const respond = ({ body, request }: Arrival, exchange: Exchange) =>
-    Effect.callback<Response | Answer, Answers.Refused>((resume) => {
+    Effect.callback<Given, Answers.Refused>((resume) => {
       const issue = issueWith(exchange)
       if (issue !== undefined) return resume(issue)
       const webRequest = Web.toRequest(request)
@@ -441,9 +467,7 @@ const make = (scope: Scope.Scope, options: Options) => {
       onBehalfOf(exchange, () => transport.handleRequest(webRequest, parsed)).then(
         (response) => {
           if (response.status >= 400) forget(exchange)
-          // A stream is there before its handler has been asked, which may refuse in the microtasks that follow
-          if (options.isProtected && exchange.pending.size > 0) setImmediate(() => give(exchange, response))
-          else give(exchange, response)
+          giveStream(exchange, response)
         },
         (defect) => {
           forget(exchange)
@@ -452,11 +476,18 @@ const make = (scope: Scope.Scope, options: Options) => {
       )
       return Effect.sync(() => {
         exchange.answer = undefined
+        exchange.early = undefined
         leave(exchange)
       })
     })
 
-  const give = ({ answer, denied }: Exchange, given: Response | Answer): void => {
+  // It is there before its handler has been asked, which may refuse in the microtasks that follow
+  const giveStream = (exchange: Exchange, given: Given): void => {
+    if (options.isProtected && exchange.pending.size > 0) setImmediate(() => give(exchange, given))
+    else give(exchange, given)
+  }
+
+  const give = ({ answer, denied }: Exchange, given: Given): void => {
     if (given instanceof Response && (answer === undefined || denied !== undefined)) void given.body?.cancel()
     answer?.(
       denied === undefined
@@ -473,16 +504,15 @@ const make = (scope: Scope.Scope, options: Options) => {
   }
 
   const toAnswer = (
-    response: Response,
+    given: Given,
     { request }: Arrival,
     exchange: Exchange
   ): Effect.Effect<Answer, Answers.Refused, Scope.Scope> => {
-    const { body, status } = response
-    if (body === null || response.headers.get("content-type") !== "text/event-stream") {
-      return Web.toPlainAnswer(response)
-    }
+    const isOwn = given === "stream"
+    if (!isOwn && !(given instanceof Response)) return Effect.succeed(given)
+    if (!isOwn && !Web.isStream(given)) return Web.toPlainAnswer(given)
     return Effect.contextWith((services: Context.Context<Scope.Scope>) => {
-      const outlet = Outlet.make(body, {
+      const outlet = Outlet.make(isOwn ? undefined : given.body!, {
         request,
         services,
         maxAge: exchange.isListening ? options.streamTimeToLive : Infinity,
@@ -502,17 +532,18 @@ const make = (scope: Scope.Scope, options: Options) => {
       })
       exchange.outlet = outlet
       exchanges.add(exchange)
+      for (const json of exchange.early ?? []) outlet.say(json)
+      exchange.early = undefined
+      if (isOwn && exchange.pending.size === 0) outlet.close()
       if (exchange.isListening && (exchange.streamId === undefined || exchange.streamId === ownStreamId)) {
         listen(exchange)
       }
       return Effect.as(
         // Not the stream's own: it may never begin, if the client is gone by now.
         Finalizers.add(Effect.sync(outlet.leave)),
-        HttpServerResponse.stream(outlet.stream, {
-          status,
-          headers: Web.headersOf(response),
-          contentType: "text/event-stream"
-        })
+        isOwn
+          ? Web.stream(outlet.stream, 200, { ...Web.streamHeaders, [Requests.sessionHeader]: options.id })
+          : Web.stream(outlet.stream, given.status, Web.headersOf(given))
       )
     })
   }
@@ -566,6 +597,7 @@ const make = (scope: Scope.Scope, options: Options) => {
         answer?.(Effect.succeed(jsonOf(exchange, isShuttingDown ? 503 : 200)))
       }
       forget(exchange)
+      if (isWritten && ids.length > 0) exchange.outlet?.close()
     }
   }
 

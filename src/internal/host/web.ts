@@ -5,6 +5,7 @@ import * as Effect from "effect/Effect"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import * as Option from "effect/Option"
+import type * as Stream from "effect/Stream"
 import * as Answers from "./answers.ts"
 
 type Answer = HttpServerResponse.HttpServerResponse
@@ -52,10 +53,23 @@ const standIn = <A extends object>(known: Partial<A>, type: { readonly prototype
   })
 }
 
-export const emptyStream = HttpServerResponse.text("", {
-  contentType: "text/event-stream",
-  headers: { "cache-control": "no-cache, no-transform" }
-})
+const events = "text/event-stream"
+
+const notCached = { "cache-control": "no-cache, no-transform" }
+
+export const emptyStream = HttpServerResponse.text("", { contentType: events, headers: notCached })
+
+/** As the transport has them, for streams that are not its own. */
+export const streamHeaders = { ...notCached, "x-accel-buffering": "no" }
+
+export const isStream = ({ body, headers }: Response): boolean =>
+  body !== null && headers.get("content-type") === events
+
+export const stream = (
+  body: Stream.Stream<Uint8Array>,
+  status: number,
+  headers: Readonly<Record<string, string>>
+): Answer => HttpServerResponse.stream(body, { status, headers, contentType: events })
 
 export const accepted = HttpServerResponse.empty({ status: 202 })
 
