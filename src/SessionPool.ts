@@ -1028,7 +1028,7 @@ const leased = <Session, E>(
   slot: Slot<Session, E>,
   identity: Identity
 ): Leasing<Session, E> => {
-  if (self.checks.isDue(slot)) {
+  if (self.checks.isDue(slot, slot.leases)) {
     Waiters.arrive(self.waiting, caller)
     return checked(self, caller, slot, identity)
   }
@@ -1075,8 +1075,29 @@ const acquireAgain = <Session, E>(
     return Effect.andThen(freed ?? Effect.void, seated)
   })
 
-// `get` and `withSession` take the short way when the session is there: then what `acquire` answers is an exit, and
-// nothing is awaited.
+// Whether nothing has to be waited for.
+const isAtOnce = <Session, E>({ checks, engine, waiting }: Pool<Session, E>, { key }: Identity): boolean => {
+  const slot = Leased.find(engine, key)
+  return slot?.session !== undefined && !Leased.isShutDown(engine) && Waiters.taken(waiting, key) === undefined &&
+    !checks.isDue(slot, slot.leases + 1)
+}
+
+// What `acquire` gives then. Otherwise nothing has changed.
+const acquireAtOnce = <Session, E>(
+  self: Pool<Session, E>,
+  caller: Caller<Session, E>,
+  identity: Identity
+): Exit.Success<Session, E | SessionPoolError> | undefined => {
+  const slot = isAtOnce(self, identity) ? Leased.lease(self.engine, identity.key) : undefined
+  if (slot === undefined) return undefined
+  Waiters.hold(self.waiting, caller, slot)
+  slot.info = self.waiting.newest(slot.info, identity)
+  countHit(self, caller)
+  return slot.session
+}
+
+// `withSession` takes the short way when the session is there: then what `acquire` answers is an exit, and nothing is
+// awaited.
 const isReady = <Session, E>(
   session: Leasing<Session, E>,
   caller: Caller<Session, E>
@@ -1088,11 +1109,11 @@ const getIn = <Session, E>(
   identity: Identity
 ): Effect.Effect<Session, E | SessionPoolError, Scope.Scope> => {
   const caller: Caller<Session, E> = Waiters.caller(fiber.id)
+  const scope = Context.getUnsafe(fiber.context, Scope.Scope)
   // The scope may close while its caller waits: then whoever ends the wait ends the lease
   let isWaiting = false
   const endLease = () => isWaiting ? Effect.void : Waiting.end(self.waiting, caller) ?? Effect.void
-  const scope = Context.getUnsafe(fiber.context, Scope.Scope)
-  if (Leased.find(self.engine, identity.key)?.session === undefined) {
+  if (!isAtOnce(self, identity)) {
     return Effect.uninterruptibleMask((restore) =>
       Effect.flatMap(
         Effect.onError(restore(acquire(self, caller, identity)), endLease),
@@ -1100,25 +1121,21 @@ const getIn = <Session, E>(
       )
     )
   }
-  // The session is there, most likely, and the lease begins when nothing can come between it and its end.
+  // The lease begins when nothing can come between it and its end.
   return Effect.flatMap(Scope.addFinalizerExit(scope, endLease), () => {
-    const session = acquire(self, caller, identity)
-    if (!isReady(session, caller)) {
-      // Before this turn the lease was the scope's, which may have ended it
-      const asked = Effect.suspend(() => {
-        isWaiting = true
-        const isAsking = Exit.isExit(session) || caller.slot !== undefined || caller.waiter !== undefined
-        return isAsking ? session : acquire(self, caller, identity)
-      })
-      const waited = Effect.onExit(asked, (exit) => {
-        isWaiting = false
-        return Exit.isFailure(exit) || scope.state._tag === "Closed" ? endLease() : Effect.void
-      })
-      return Effect.map(waited, (opened) => leasedIn(fiber, opened))
+    const session = acquireAtOnce(self, caller, identity)
+    if (session !== undefined) {
+      leasedIn(fiber, session.value)
+      // That of a closed scope has run already.
+      return scope.state._tag === "Closed" ? Effect.as(endLease(), session.value) : session
     }
-    leasedIn(fiber, session.value)
-    // That of a closed scope has run already.
-    return scope.state._tag === "Closed" ? Effect.as(endLease(), session.value) : session
+    // Somebody came between. From here on it waits within a guard: before this turn the scope may have ended
+    isWaiting = true
+    const waited = Effect.onExit(Effect.suspend(() => acquire(self, caller, identity)), (exit) => {
+      isWaiting = false
+      return Exit.isFailure(exit) || scope.state._tag === "Closed" ? endLease() : Effect.void
+    })
+    return Effect.map(waited, (opened) => leasedIn(fiber, opened))
   })
 }
 

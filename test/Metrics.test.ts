@@ -4,9 +4,11 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Identity, McpHttp, Metrics, SessionPool, SessionRegistry } from "effect-mcp-sessions"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Metric from "effect/Metric"
 import * as PrometheusMetrics from "effect/observability/PrometheusMetrics"
+import * as Scheduler from "effect/Scheduler"
 import type * as Scope from "effect/Scope"
 import * as TestClock from "effect/testing/TestClock"
 import { readFileSync } from "node:fs"
@@ -106,6 +108,23 @@ describe("metrics of a server", () => {
 })
 
 describe("metrics of a pool", () => {
+  it.effect("count nobody who has left the line, whenever that was", () =>
+    withPool(
+      { capacity: 1 },
+      Effect.gen(function*() {
+        yield* Pool.get(alice)
+        for (let ops = 3; ops <= 10; ops++) {
+          for (let turns = 0; turns < 10; turns++) {
+            const caller = yield* fork(Effect.provideService(use(bob), Scheduler.MaxOpsBeforeYield, ops))
+            for (let turn = 0; turn < turns; turn++) yield* Effect.yieldNow
+            yield* Fiber.interrupt(caller)
+            const waiting = Object.values(yield* read(Metrics.all.poolWaiting))
+            assert.deepStrictEqual(waiting.filter((count) => count !== 0), [], `${ops} ${turns}`)
+          }
+        }
+      })
+    ))
+
   it.effect("show its sessions by upstream and state, as they are when they are read", () =>
     withPool(
       { connect: slow, capacity: 7 },

@@ -273,7 +273,7 @@ describe("SessionPool interruption", () => {
   }
 
   for (const ops of some(3, 4, 5)) {
-    for (const end of ["its interruption", "the end of its scope"]) {
+    for (const end of ["its interruption", "its interruption in a closed scope", "the end of its scope"]) {
       for (const leases of ["shared", "exclusive"] as const) {
         it.effect(
           `${end} at any moment of a waiting get (${leases}), suspended after any ${ops} operations, leaves no lease`,
@@ -289,9 +289,13 @@ describe("SessionPool interruption", () => {
                 yield* visit(pool, a)
                 const held = leases === "exclusive" ? yield* lease(pool, a) : undefined
                 const scope = yield* Scope.make()
+                if (end.endsWith("closed scope")) yield* Scope.close(scope, Exit.void)
                 const caller = yield* fork(Scope.provide(pool.get(a), scope))
                 for (let i = 0; i < moment; i++) yield* Effect.yieldNow
-                if (end === "its interruption") yield* Fiber.interrupt(caller)
+                if (end.startsWith("its interruption")) {
+                  yield* Fiber.interrupt(caller)
+                  assert.strictEqual((yield* pool.stats).waiting, 0, `moment ${moment}`)
+                }
                 yield* Scope.close(scope, Exit.void)
                 yield* held?.release ?? Effect.void
                 for (let i = 0; i < 10; i++) yield* settle

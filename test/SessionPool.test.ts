@@ -63,6 +63,24 @@ describe("SessionPool", () => {
         assert.deepStrictEqual(upstream.closed, ["a1"])
       }))
 
+    it.effect("that fails leaves nothing in its scope", () =>
+      Effect.gen(function*() {
+        const { pool } = yield* start({
+          leases: "exclusive",
+          acquireTimeout: 0,
+          checkAfter: 0,
+          check: () => Effect.fail("down"),
+          upstream: { dial: ({ name }) => name === "b2" ? Effect.die("down") : Effect.void }
+        })
+        yield* lease(pool, a)
+        yield* visit(pool, b)
+        const scope = yield* Scope.make()
+        for (const identity of [a, b]) {
+          assert.isTrue(Exit.isFailure(yield* Effect.exit(Scope.provide(pool.get(identity), scope))))
+        }
+        assert.deepStrictEqual(scope.state, (yield* Scope.make()).state)
+      }))
+
     it.effect("in a scope that is closed already holds no lease", () =>
       Effect.gen(function*() {
         const { pool, upstream } = yield* start()

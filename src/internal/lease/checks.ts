@@ -10,8 +10,8 @@ import * as Option from "effect/Option"
 import * as Leased from "./leased.ts"
 
 export interface Checks<I, A, E> {
-  /** Whether whoever has just leased this session must await its check. */
-  readonly isDue: (slot: Leased.Slot<I, A, E>) => boolean
+  /** Whether whoever has one of so many leases on this session, or is about to, must await its check. */
+  readonly isDue: (slot: Leased.Slot<I, A, E>, leases: number) => boolean
   /** Whether the session works. If not, it is retired by then. */
   readonly passed: (slot: Leased.Slot<I, A, E>) => Effect.Effect<boolean>
   /** Interrupts all of them, and awaits none: they may not be interruptible. */
@@ -64,9 +64,9 @@ export const make = <I, A, E>(
   }
 
   return {
-    isDue: (slot) =>
+    isDue: (slot, leases) =>
       running.has(slot.id) ||
-      (slot.phase === "open" && slot.leases === 1 &&
+      (slot.phase === "open" && leases === 1 &&
         engine.time.now() - slot.usedAt >= slot.terms.checkAfter),
     passed: (slot) => Deferred.await((running.get(slot.id) ?? start(slot)).passed),
     abandon: () => {

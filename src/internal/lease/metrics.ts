@@ -211,18 +211,25 @@ export const make = Effect.fnUntraced(
           hooks.onCloseFailed(slot, reason)
         }
       }),
-      wait: (owner, waiting) =>
-        Effect.suspend(() => {
+      wait: (owner, waiting) => {
+        let ended: (() => void) | undefined
+        const begun = Effect.suspend(() => {
           const found = seriesOf(owner)
           const moment = time.now()
           if (found.waits !== undefined) found.waits.count++
           found.waiting++
-          return Effect.onExitPrimitive(waiting, () => {
+          ended = () => {
             found.waiting--
             found.waitings?.record((time.now() - moment) / 1_000)
-            return undefined
-          })
+          }
+          return waiting
         })
+        // The guard comes first
+        return Effect.onExitPrimitive(begun, () => {
+          ended?.()
+          return undefined
+        })
+      }
     }
     return metrics
   }
