@@ -1,6 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
+import { Server } from "@modelcontextprotocol/sdk/server/index.js"
 import type { EventStore } from "@modelcontextprotocol/sdk/server/webStandardStreamableHttp.js"
-import type { JSONRPCMessage } from "@modelcontextprotocol/sdk/types.js"
+import { CallToolRequestSchema, type JSONRPCMessage } from "@modelcontextprotocol/sdk/types.js"
 import { Identity } from "effect-mcp-sessions/Identity"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import { PoolExhausted } from "effect-mcp-sessions/SessionPool"
@@ -54,6 +55,24 @@ const say = (endpoint: { readonly log: ReturnType<typeof makeLog> }, session: st
       params: { level: "info", data }
     })
   )
+
+/** A server whose calls say these before they are answered: all at once, and then, if there is one, the last. */
+const saying = (data: ReadonlyArray<unknown>, last?: string) => () =>
+  Effect.sync(() => {
+    const server = new Server({ name: "saying", version: "1.0.0" }, { capabilities: { logging: {}, tools: {} } })
+    server.setRequestHandler(CallToolRequestSchema, async (_, { sendNotification }) => {
+      const tell = (one: unknown) =>
+        sendNotification({ method: "notifications/message", params: { level: "info", data: one } })
+      const said = data.map(tell)
+      if (last !== undefined) {
+        await sleep(20)
+        said.push(tell(last))
+      }
+      const refused = (await Promise.allSettled(said)).filter(({ status }) => status === "rejected")
+      return { content: [{ type: "text", text: `${refused.length} refused` }] }
+    })
+    return server
+  })
 
 /** Gives request 1 a response and changes that, and has another one refused meanwhile. */
 const respondTwice = (endpoint: { readonly log: ReturnType<typeof makeLog> }, session: string) =>
@@ -407,6 +426,35 @@ const suite = (start: typeof web) => {
       assert.include(yield* Effect.promise(() => answered), "waited")
       yield* eventually(() => endpoint.log.closed.length === 1)
     }))
+
+  describe("what a call says before it is answered", () => {
+    it.live.each<readonly [string, ReadonlyArray<string>, string?]>([
+      ["a call that is done at once, in one piece", ["a", "b"]],
+      ["a call that takes longer, as it is said", ["a", "b"], "c"],
+      ["a call that says much at once", ["a".repeat(100_000), "b"]]
+    ])("is heard in order: %s", ([, data, last]) =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { server: saying(data, last) })
+        const session = yield* begin(endpoint)
+        const answer = yield* post(endpoint, call("say"), { session })
+        assert.strictEqual(answer.headers.has("content-length"), last === undefined && data[0] === "a")
+        assert.strictEqual(answer.headers.get("cache-control"), "no-cache, no-transform")
+        const messages = yield* messagesOf(answer)
+        assert.deepStrictEqual(
+          messages.map(({ params, result }) => params?.data ?? result),
+          [...data, ...last === undefined ? [] : [last], { content: [{ type: "text", text: "0 refused" }] }]
+        )
+      }))
+
+    it.live("is refused to the server if it is no JSON, and the call is answered", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { server: saying([1n, "b"]) })
+        const session = yield* begin(endpoint)
+        const text = yield* textOf(yield* post(endpoint, call("say"), { session }))
+        assert.include(text, "1 refused")
+        assert.include(text, `"data":"b"`)
+      }))
+  })
 
   describe("a stream to listen on", () => {
     it.live("ends when it is old enough, and what is said until the client is back is heard then", () =>

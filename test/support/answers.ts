@@ -16,6 +16,7 @@ export const bytesOf = (response: Response) =>
 
 interface Message {
   readonly id?: unknown
+  readonly params?: { readonly data?: unknown }
   readonly result?: unknown
   readonly error?: { readonly code: number; readonly message: string }
 }

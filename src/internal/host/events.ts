@@ -5,6 +5,9 @@ import type { RequestId } from "@modelcontextprotocol/sdk/types.js"
 import * as Option from "effect/Option"
 import * as Requests from "./requests.ts"
 
+/** The event that says a message, which is given as JSON, as the SDK's transport writes it. */
+export const ofMessage = (json: string): string => `event: message\ndata: ${json}\n\n`
+
 export const encode = (message: unknown): Uint8Array => new TextEncoder().encode(`data: ${JSON.stringify(message)}\n\n`)
 
 const parseJson = Option.liftThrowable((text: string): unknown => JSON.parse(text))

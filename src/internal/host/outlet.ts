@@ -15,6 +15,7 @@ import * as Fiber from "effect/Fiber"
 import type { HttpServerRequest } from "effect/http/HttpServerRequest"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import * as Events from "./events.ts"
 import * as Socket from "./socket.ts"
 
 export interface Outlet {
@@ -77,7 +78,7 @@ export const make = (body: ReadableStream<Uint8Array> | undefined, options: Opti
     buffered += chunk.byteLength
   }
 
-  const pushMessage = (json: string): void => push(encode(`event: message\ndata: ${json}\n\n`))
+  const pushMessage = (json: string): void => push(encode(Events.ofMessage(json)))
 
   const offer = (): void => {
     if (waiter === undefined) return

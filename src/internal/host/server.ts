@@ -30,7 +30,7 @@ import * as Exit from "effect/Exit"
 import { constVoid } from "effect/Function"
 import type * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
-import * as HttpServerResponse from "effect/http/HttpServerResponse"
+import type * as HttpServerResponse from "effect/http/HttpServerResponse"
 import type * as Scope from "effect/Scope"
 import type { AccessDenied, Identity } from "../../Identity.ts"
 import type { ServerLike } from "../../McpHttpOptions.ts"
@@ -176,7 +176,11 @@ const maxBuffered = 1024 * 1024
 /** More than this is not kept for a client that will be back in a moment: messages and characters. */
 const maxHeld = { messages: 100, characters: 256 * 1024 }
 
+/** A longer stream is not given as a whole: characters. */
+const maxWhole = 16 * 1024
+
 const make = (scope: Scope.Scope, options: Options) => {
+  const ownHeaders = { ...Web.streamHeaders, [Requests.sessionHeader]: options.id }
   const exchanges = new Set<Exchange>()
   /** By request id, what is to be answered. */
   const inFlight = new Map<RequestId, Exchange>()
@@ -395,7 +399,8 @@ const make = (scope: Scope.Scope, options: Options) => {
         // The transport may have waited for an event store in the meantime
         if (hasEnded || exchange === undefined) return
         if (isWritten && !exchange.hasStarted && exchange.ids.length > 0) {
-          queueMicrotask(() => giveStream(exchange, "stream"))
+          // Once no promise has anything left to do: most tools have answered by then
+          queueMicrotask(() => process.nextTick(giveStream, exchange, "stream"))
         }
         exchange.hasStarted = true
         const { identity, ids, served: { span } } = exchange
@@ -511,6 +516,8 @@ const make = (scope: Scope.Scope, options: Options) => {
     const isOwn = given === "stream"
     if (!isOwn && !(given instanceof Response)) return Effect.succeed(given)
     if (!isOwn && !Web.isStream(given)) return Web.toPlainAnswer(given)
+    const whole = isOwn ? wholeOf(exchange) : undefined
+    if (whole !== undefined) return Effect.succeed(Web.wholeStream(whole, ownHeaders))
     return Effect.contextWith((services: Context.Context<Scope.Scope>) => {
       const outlet = Outlet.make(isOwn ? undefined : given.body!, {
         request,
@@ -542,10 +549,18 @@ const make = (scope: Scope.Scope, options: Options) => {
         // Not the stream's own: it may never begin, if the client is gone by now.
         Finalizers.add(Effect.sync(outlet.leave)),
         isOwn
-          ? Web.stream(outlet.stream, 200, { ...Web.streamHeaders, [Requests.sessionHeader]: options.id })
+          ? Web.stream(outlet.stream, 200, ownHeaders)
           : Web.stream(outlet.stream, given.status, Web.headersOf(given))
       )
     })
+  }
+
+  /** All that its stream says, if that is known by now, and so short that nobody has to wait for it to be read. */
+  const wholeOf = ({ early = [], last, pending }: Exchange): string | undefined => {
+    if (pending.size > 0) return undefined
+    const said = [...early, ...last.map((response) => JSON.stringify(response))]
+    const characters = said.reduce((sum, { length }) => sum + length, 0)
+    return characters > maxWhole ? undefined : said.map(Events.ofMessage).join("")
   }
 
   const heard = (exchange: Exchange, id: RequestId): void => {

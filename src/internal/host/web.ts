@@ -57,7 +57,11 @@ const events = "text/event-stream"
 
 const notCached = { "cache-control": "no-cache, no-transform" }
 
-export const emptyStream = HttpServerResponse.text("", { contentType: events, headers: notCached })
+/** All that a stream says. */
+export const wholeStream = (text: string, headers: Readonly<Record<string, string>>): Answer =>
+  HttpServerResponse.text(text, { contentType: events, headers })
+
+export const emptyStream = wholeStream("", notCached)
 
 /** As the transport has them, for streams that are not its own. */
 export const streamHeaders = { ...notCached, "x-accel-buffering": "no" }
