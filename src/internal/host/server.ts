@@ -319,6 +319,12 @@ const make = (scope: Scope.Scope, options: Options) => {
     else outlet.say(json)
   }
 
+  /** Says no more. */
+  const silence = (exchange: Exchange): void => {
+    exchange.early = undefined
+    exchange.outlet?.close()
+  }
+
   /** Has the event store keep a response, and the transport write it. */
   const store = async (exchange: Exchange, { message }: Replies.Said): Promise<void> => {
     exchange.served.answered(message)
@@ -423,7 +429,7 @@ const make = (scope: Scope.Scope, options: Options) => {
     if (post?.open.has(id) !== true) return
     if (post.ids.length === 1) {
       if (isStored) transport.closeSSEStream(id)
-      else post.outlet?.close()
+      else silence(post)
       post.answer?.(Effect.succeed(Web.emptyStream))
     }
     // A batch is answered when there is a response to each request, so this one needs a response. The stream of a
