@@ -228,6 +228,10 @@ const suite = (start: typeof web) => {
       ["no result", { result: 5 }],
       ["no error", { error: { code: -1, message: 5 } }],
       ["no result as JSON", { result: { toJSON: () => 5 } }],
+      ["a list", { result: [] }],
+      ["nothing as JSON", { result: { toJSON: () => undefined } }],
+      ["a result by a part of it alone", { result: { _meta: 5 } }],
+      ["more than a result", { result: {}, method: undefined, more: 1 }],
       ["one to another request as JSON", { result: {}, toJSON: () => ({ jsonrpc: "2.0", id: 2, result: {} }) }]
     ])("a response that is %s is an error to the client, and to the server", ([, wrong]) =>
       Effect.gen(function*() {

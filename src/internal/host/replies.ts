@@ -14,27 +14,41 @@ export type Reply = JSONRPCMessage & { readonly id: RequestId }
 export const isReply = (message: JSONRPCMessage): message is Reply =>
   !("method" in message && message.method !== undefined) && "id" in message && message.id !== undefined
 
-/** Of JSON alone, and what that is written as. */
+/** A response that can be said. */
 export interface Said {
-  readonly message: Reply
+  readonly id: RequestId
+  /** What is said, as JSON. */
   readonly text: string
+  /** The response without what nobody has to look into: most of a result. */
+  readonly gist: { readonly id: RequestId }
 }
 
 /** Throws if it is none. */
-export const jsonOf = (message: JSONRPCMessage): string => {
+export const jsonOf = (message: unknown): string => {
   const text: string | undefined = JSON.stringify(message)
   if (text === undefined) throw new TypeError("A message is no JSON")
   return text
 }
 
+/** All of it, read back. */
+export const messageOf = ({ text }: Said): JSONRPCMessage => JSON.parse(text) as JSONRPCMessage
+
 /**
  * Throws if it is no JSON, or no response to the request by the SDK's schemas: its transport would say nothing then.
  */
 export const read = (given: JSONRPCMessage, id: RequestId): Said => {
-  const text = jsonOf(given)
+  // To write a big result takes long enough: it is read back only if anything in it can be wrong, or has to be known
+  const result = hasPlainEnvelope(given) ? jsonOf(given.result) : undefined
+  const text = result === undefined ? jsonOf(given) : `{"jsonrpc":"2.0","id":${jsonOf(id)},"result":${result}}`
+  if (result?.startsWith("{") === true && !/"(?:_meta|isError)":/.test(result)) return { id, text, gist: { id } }
   const message: unknown = JSON.parse(text)
   if ((isJSONRPCResultResponse(message) || isJSONRPCErrorResponse(message)) && message.id === id) {
-    return { message: message as Reply, text }
+    return { id, text, gist: message as Reply }
   }
   throw new TypeError(`The response to the request with the id ${String(id)} is neither a result nor an error of it`)
 }
+
+/** Whether a response is a result, and says nothing besides: no schema knows more of it than that it is an object. */
+const hasPlainEnvelope = (given: JSONRPCMessage): given is JSONRPCMessage & { readonly result: unknown } =>
+  !("toJSON" in given) && "jsonrpc" in given && given.jsonrpc === "2.0" &&
+  Object.keys(given).every((name) => name === "jsonrpc" || name === "id" || name === "result") && "result" in given

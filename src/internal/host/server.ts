@@ -291,10 +291,10 @@ const make = (scope: Scope.Scope, options: Options) => {
   }
 
   /** Keeps a response for the answer, which has that of each request in the order of the requests. */
-  const keep = (exchange: Exchange, { message, text }: Replies.Said): void => {
-    exchange.responses.set(message.id, text)
-    exchange.served.answered(message)
-    settle(exchange, message.id)
+  const keep = (exchange: Exchange, { gist, id, text }: Replies.Said): void => {
+    exchange.responses.set(id, text)
+    exchange.served.answered(gist)
+    settle(exchange, id)
     if (exchange.pending.size === 0) give(exchange, jsonOf(exchange, 200))
   }
 
@@ -306,10 +306,10 @@ const make = (scope: Scope.Scope, options: Options) => {
   }
 
   /** Writes a response to the stream of its request. */
-  const write = (exchange: Exchange, { message, text }: Replies.Said): void => {
-    exchange.served.answered(message)
+  const write = (exchange: Exchange, { gist, id, text }: Replies.Said): void => {
+    exchange.served.answered(gist)
     say(exchange, text)
-    settle(exchange, message.id)
+    settle(exchange, id)
     if (exchange.pending.size === 0) exchange.outlet?.close()
   }
 
@@ -326,12 +326,12 @@ const make = (scope: Scope.Scope, options: Options) => {
   }
 
   /** Has the event store keep a response, and the transport write it. */
-  const store = async (exchange: Exchange, { message }: Replies.Said): Promise<void> => {
-    exchange.served.answered(message)
+  const store = async (exchange: Exchange, said: Replies.Said): Promise<void> => {
+    exchange.served.answered(said.gist)
     try {
-      await onBehalfOf(exchange, () => transport.send(message))
+      await onBehalfOf(exchange, () => transport.send(Replies.messageOf(said)))
     } finally {
-      settle(exchange, message.id)
+      settle(exchange, said.id)
     }
   }
 
