@@ -29,6 +29,8 @@ const open = (start: typeof web, options: Partial<McpHttp.LayerOptions<unknown, 
     return { ...endpoint, log }
   })
 
+type Opened = Effect.Success<ReturnType<typeof open>>
+
 const failing = (): EventStore => ({
   storeEvent: () => Promise.reject(new Error("password=hunter2")),
   replayEventsAfter: () => Promise.reject(new Error("password=hunter2"))
@@ -38,12 +40,41 @@ const throwing = () => {
   throw new TypeError("sk-live-SECRET")
 }
 
+const lessLookup = ({ replayEventsAfter, storeEvent }: EventStore): EventStore => ({ replayEventsAfter, storeEvent })
+
+/** Keeps everything, and says it again after `delay`. */
+const replaying = (delay: () => Promise<void> | undefined) => (): EventStore => {
+  const store = McpHttp.memoryEventStore()()
+  return {
+    ...store,
+    replayEventsAfter: async (id, replay) => {
+      await delay()
+      return store.replayEventsAfter(id, replay)
+    }
+  }
+}
+
+/** Has a response before it says so. */
+const acknowledging = (): EventStore => {
+  const store = McpHttp.memoryEventStore()()
+  return {
+    ...store,
+    storeEvent: async (id, message) => {
+      const kept = await store.storeEvent(id, message)
+      if ("result" in message) await sleep(300)
+      return kept
+    }
+  }
+}
+
 /** Says where each stream begins, and fails with all that comes after. */
 const forgetful = (): EventStore => ({
   ...failing(),
   storeEvent: (_, message) =>
     "jsonrpc" in message ? Promise.reject(new Error("password=hunter2")) : Promise.resolve("first")
 })
+
+const idIn = (events: string): string => /^id: (.+)$/m.exec(events)![1]!
 
 /** How the answer to a call begins whose session has ended. */
 const abandoned = (id: number) => `{"jsonrpc":"2.0","id":${id},"error":{"code":-32000,`
@@ -520,7 +551,7 @@ const suite = (start: typeof web) => {
         const stream = yield* request(endpoint, "GET", { session, headers: version })
         yield* say(endpoint, session, 1)
         const heard = yield* readUntil(stream, "\"data\":1")
-        const id = /^id: (.+)$/m.exec(heard)![1]!
+        const id = idIn(heard)
         yield* say(endpoint, session, 2)
         yield* say(endpoint, session, 3)
         const resumed = yield* request(endpoint, "GET", { session, headers: { ...version, "last-event-id": id } })
@@ -593,7 +624,7 @@ const suite = (start: typeof web) => {
         const session = yield* begin(endpoint)
         const answer = yield* post(endpoint, call("wait"), { session, headers: version })
         const priming = yield* readUntil(answer, "data: ")
-        const id = /^id: (.+)$/m.exec(priming)![1]!
+        const id = idIn(priming)
         endpoint.log.release()
         yield* Effect.sleep(20)
         const resumed = yield* request(endpoint, "GET", { session, headers: { ...version, "last-event-id": id } })
@@ -607,7 +638,7 @@ const suite = (start: typeof web) => {
         const answer = yield* post(endpoint, call("wait"), { session, headers: version })
         const reader = answer.body!.getReader()
         const { value } = yield* Effect.promise(() => reader.read())
-        const id = /^id: (.+)$/m.exec(new TextDecoder().decode(value))![1]!
+        const id = idIn(new TextDecoder().decode(value))
         const headers = { ...version, "last-event-id": id }
         const ghosts = [yield* request(endpoint, "GET", { session, headers })]
         ghosts.push(yield* request(endpoint, "GET", { session, headers }))
@@ -624,7 +655,7 @@ const suite = (start: typeof web) => {
         const endpoint = yield* open(start, { eventStore: McpHttp.memoryEventStore(), idleTimeToLive: 1_000 })
         const session = yield* begin(endpoint)
         const answer = yield* post(endpoint, call("wait"), { session, headers: version })
-        const id = /^id: (.+)$/m.exec(yield* readUntil(answer, "data: "))![1]!
+        const id = idIn(yield* readUntil(answer, "data: "))
         yield* Effect.sleep(1_500)
         assert.deepStrictEqual(endpoint.log.aborted, [])
         endpoint.log.release()
@@ -632,20 +663,118 @@ const suite = (start: typeof web) => {
         assert.include(yield* readUntil(resumed, "waited"), "waited")
       }))
 
-    it.live("a client that has come back for its call hears that its session has ended", () =>
+    /** Makes a call, loses the stream, and gives what it takes to come back for it. */
+    const lose = (endpoint: Opened, session: string) =>
+      Effect.gen(function*() {
+        const dropped = yield* post(endpoint, call("wait"), { session, headers: version })
+        const headers = { ...version, "last-event-id": idIn(yield* readUntil(dropped, "data: ")) }
+        return { session, headers }
+      })
+
+    it.live.each<readonly [string, () => EventStore]>([
+      ["one that knows the stream of an event", McpHttp.memoryEventStore()],
+      ["one that does not", () => lessLookup(McpHttp.memoryEventStore()())]
+    ])(
+      "a client that has come back for its call hears that its session has ended: %s",
+      ([, eventStore]) =>
+        Effect.gen(function*() {
+          const endpoint = yield* open(start, { eventStore })
+          const session = yield* begin(endpoint)
+          const lost = yield* lose(endpoint, session)
+          const kept = yield* post(endpoint, call("wait", {}, 2), { session, headers: version })
+          const resumed = yield* request(endpoint, "GET", lost)
+          assert.strictEqual((yield* request(endpoint, "GET", { session, headers: version })).status, 200)
+          assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 204)
+          const texts = yield* Effect.all([textOf(resumed), textOf(kept)]).pipe(Effect.timeout("4 seconds"))
+          assert.deepStrictEqual(texts.map((text) => [text.includes(abandoned(1)), text.includes(abandoned(2))]), [
+            [true, false],
+            [false, true]
+          ])
+        })
+    )
+
+    it.live("a client that is coming back for its call hears that its session has ended", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { eventStore: replaying(() => sleep(300)) })
+        const session = yield* begin(endpoint)
+        const lost = yield* lose(endpoint, session)
+        const resuming = yield* Effect.forkChild(request(endpoint, "GET", lost), { startImmediately: true })
+        yield* Effect.sleep(50)
+        assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 204)
+        const resumed = yield* Fiber.join(resuming)
+        assert.strictEqual(resumed.status, 200)
+        assert.include(yield* textOf(resumed), abandoned(1))
+      }))
+
+    it.live("a client that has come back for its call has its answer once, were it kept before the store says so", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { eventStore: acknowledging })
+        const session = yield* begin(endpoint)
+        const lost = yield* lose(endpoint, session)
+        yield* eventually(() => endpoint.log.called.length === 1)
+        endpoint.log.release()
+        yield* Effect.sleep(30)
+        const resumed = yield* request(endpoint, "GET", lost)
+        yield* Effect.sleep(30)
+        assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 204)
+        const messages = yield* messagesOf(resumed)
+        assert.deepStrictEqual(messages.map(({ id, result }) => [id, result !== undefined]), [[1, true]])
+      }))
+
+    it.live("who comes back last has the stream, though the store was quicker for them", () =>
+      Effect.gen(function*() {
+        let replays = 0
+        const endpoint = yield* open(start, { eventStore: replaying(() => replays++ === 0 ? sleep(300) : undefined) })
+        const session = yield* begin(endpoint)
+        const lost = yield* lose(endpoint, session)
+        const older = yield* Effect.forkChild(request(endpoint, "GET", lost), { startImmediately: true })
+        yield* eventually(() => replays === 1)
+        const newer = yield* request(endpoint, "GET", lost)
+        assert.notInclude(yield* textOf(yield* Fiber.join(older)), "jsonrpc")
+        yield* Effect.sleep(300)
+        endpoint.log.release()
+        assert.include(yield* readUntil(newer, "waited"), "waited")
+      }))
+
+    it.live("a stream that is come back for lives as long as its call", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { eventStore: McpHttp.memoryEventStore(), streamTimeToLive: 100 })
+        const session = yield* begin(endpoint)
+        const resumed = yield* request(endpoint, "GET", yield* lose(endpoint, session))
+        yield* Effect.sleep(300)
+        endpoint.log.release()
+        assert.include(yield* textOf(resumed), "waited")
+      }))
+
+    it.live("a stream that is come back for as its session gets too old ends with what was missed", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, {
+          eventStore: replaying(() => sleep(600)),
+          maxLifetime: 500,
+          drainTimeout: "10 seconds"
+        })
+        const session = yield* begin(endpoint)
+        const lost = yield* lose(endpoint, session)
+        endpoint.log.release()
+        yield* eventually(() => endpoint.log.called.length === 1)
+        const resumed = yield* request(endpoint, "GET", lost)
+        assert.include(yield* textOf(resumed).pipe(Effect.timeout("4 seconds")), "waited")
+        yield* becomes(endpoint.registry.stats, ({ size }) => size === 0)
+      }))
+
+    it.live("a stream that was come back for and that nobody reads ends, and is not kept", () =>
       Effect.gen(function*() {
         const endpoint = yield* open(start, { eventStore: McpHttp.memoryEventStore() })
         const session = yield* begin(endpoint)
-        const dropped = yield* post(endpoint, call("wait"), { session, headers: version })
-        const id = /^id: (.+)$/m.exec(yield* readUntil(dropped, "data: "))![1]!
-        const kept = yield* post(endpoint, call("wait", {}, 2), { session, headers: version })
-        const resumed = yield* request(endpoint, "GET", { session, headers: { ...version, "last-event-id": id } })
-        assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 204)
-        const texts = yield* Effect.all([textOf(resumed), textOf(kept)]).pipe(Effect.timeout("4 seconds"))
-        assert.deepStrictEqual(texts.map((text) => [text.includes(abandoned(1)), text.includes(abandoned(2))]), [
-          [true, false],
-          [false, true]
-        ])
+        const resumed = yield* request(endpoint, "GET", yield* lose(endpoint, session))
+        const { transport } = endpoint.log.servers.get(session)!
+        const params = { level: "info", data: "x".repeat(64 * 1024) }
+        const message: JSONRPCMessage = { jsonrpc: "2.0", method: "notifications/message", params }
+        // 64 MiB
+        for (let i = 0; i < 1_024; i++) {
+          yield* Effect.promise(() => transport!.send(message, { relatedRequestId: 1 }))
+        }
+        assert.isBelow((yield* textOf(resumed)).length, 16 * 1024 * 1024)
       }))
 
     it.live("nobody replays the events of another session, nor of another stream", () =>
@@ -659,7 +788,7 @@ const suite = (start: typeof web) => {
             params: { level: "info", data: "secret" }
           })
         )
-        const id = /^id: (.+)$/m.exec(yield* readUntil(stream, "secret"))![1]!
+        const id = idIn(yield* readUntil(stream, "secret"))
         for (const lastEventId of [id, "0._GET_stream", "x", "__proto__", "-1._GET_stream"]) {
           const response = yield* request(endpoint, "GET", {
             as: "bob",

@@ -30,6 +30,8 @@ export interface Outlet {
   readonly end: () => void
   /** The same, and what is buffered is dropped. */
   readonly drop: () => void
+  /** From now on its client has little time to read the rest of it, once it has ended. */
+  readonly hurry: () => void
   /** The client has it all, or is gone. */
   readonly leave: () => void
 }
@@ -69,6 +71,7 @@ export const make = (body: ReadableStream<Uint8Array> | undefined, options: Opti
   let isSilent = true
   let isExpired = false
   let isLeft = false
+  let isHurried = false
   let waiter: ((pulled: Pulled) => void) | undefined
 
   const run = (effect: Effect.Effect<void>): void => void Fiber.runIn(runFork(effect), scope)
@@ -109,7 +112,7 @@ export const make = (body: ReadableStream<Uint8Array> | undefined, options: Opti
     offer()
     // Then the client has it all, but for what it was just given
     if (isWaiting && !isWriting) return
-    if (isEarly && !isLeft) hangUpAfter(patienceWhenEnded)
+    if ((isEarly || isHurried) && !isLeft) hangUpAfter(patienceWhenEnded)
     else if ((isWriting || buffered > 0) && options.patience < Infinity) hangUpAfter(options.patience)
   }
 
@@ -134,6 +137,11 @@ export const make = (body: ReadableStream<Uint8Array> | undefined, options: Opti
   const end = (): void => {
     finish(true)
     void reader?.cancel().catch(() => undefined)
+  }
+
+  const hurry = (): void => {
+    isHurried = true
+    if (isDone && !isLeft) hangUpAfter(patienceWhenEnded)
   }
 
   const leave = (): void => {
@@ -192,6 +200,7 @@ export const make = (body: ReadableStream<Uint8Array> | undefined, options: Opti
       buffered = 0
       end()
     },
+    hurry,
     leave
   }
 }

@@ -42,6 +42,7 @@ import * as Events from "./events.ts"
 import * as Outlet from "./outlet.ts"
 import * as Replies from "./replies.ts"
 import * as Requests from "./requests.ts"
+import * as Returns from "./returns.ts"
 import type * as Spans from "./spans.ts"
 import * as Web from "./web.ts"
 
@@ -191,6 +192,10 @@ const make = (scope: Scope.Scope, options: Options) => {
   /** Streams of an event store that are open, and the name that it has for the server's own. */
   const streams = new Map<string, Exchange>()
   let ownStreamId: string | undefined
+  /** Those whose client may not have all of it yet. */
+  const outlets = new Set<Outlet.Outlet>()
+  /** Whether nobody is to listen any more. */
+  let isRetired = false
   /** On whose behalf the transport is being called. */
   let current: Exchange | "server" | undefined
   /** The answer to GET, and what is said while there is none for a moment. */
@@ -212,19 +217,10 @@ const make = (scope: Scope.Scope, options: Options) => {
   const watched = (store: EventStore): EventStore => ({
     storeEvent: (streamId, message) => {
       if (current === "server") ownStreamId = streamId
-      else if (current !== undefined) attach(streamId, current)
+      else if (current !== undefined && current.streamId === undefined) attach(streamId, current)
       return store.storeEvent(streamId, message)
     },
-    replayEventsAfter: (id, replay) => store.replayEventsAfter(id, replay),
-    ...(store.getStreamIdForEventId === undefined ? {} : {
-      getStreamIdForEventId: async (id: string) => {
-        const resumed = current
-        const streamId = await store.getStreamIdForEventId!(id)
-        if (streamId !== undefined) giveWay(streamId)
-        if (streamId !== undefined && typeof resumed === "object") attach(streamId, resumed)
-        return streamId
-      }
-    })
+    ...returns!.store
   })
 
   const attach = (streamId: string, exchange: Exchange): void => {
@@ -232,10 +228,23 @@ const make = (scope: Scope.Scope, options: Options) => {
     streams.set(streamId, exchange)
   }
 
-  /** Whoever comes back for a stream has lost it: the one that is open is a ghost's. */
+  const returns = options.eventStore && Returns.make<Exchange>(options.eventStore, {
+    take: (streamId, exchange) => {
+      if (!isAwaitingAnswer(exchange)) return
+      giveWay(streamId)
+      attach(streamId, exchange)
+    },
+    has: (streamId, exchange) =>
+      isAwaitingAnswer(exchange) && (streamId === undefined || streams.get(streamId) === exchange)
+  })
+
+  const isAwaitingAnswer = ({ answer }: Exchange): boolean => answer !== undefined && !hasEnded
+
+  /** Whoever comes back for a stream has lost it: the one that is open is a ghost's, or was come back for before. */
   const giveWay = (streamId: string): void => {
-    if (streamId === ownStreamId) return replaceListener()
     const ghost = streams.get(streamId)
+    if (ghost?.isListening === true) ghost.answer?.(Effect.succeed(Web.emptyStream))
+    if (streamId === ownStreamId) return replaceListener()
     ghost?.outlet?.end()
     for (const id of ghost?.pending ?? []) transport.closeSSEStream(id)
   }
@@ -263,7 +272,7 @@ const make = (scope: Scope.Scope, options: Options) => {
       if (Replies.isReply(message)) return respondTo(message)
       if (relatedRequestId === undefined) return announce(message)
       const exchange = inFlight.get(relatedRequestId)
-      if (exchange !== undefined && isUnread(exchange)) {
+      if (exchange !== undefined && isUnread(streamOf(exchange))) {
         // What it misses it can have again, if there is an event store that has it
         if (exchange.streamId !== undefined) transport.closeSSEStream(relatedRequestId)
         else if (!("id" in message)) return
@@ -462,7 +471,6 @@ const make = (scope: Scope.Scope, options: Options) => {
     Effect.callback<Given, Answers.Refused>((resume) => {
       const issue = issueWith(exchange)
       if (issue !== undefined) return resume(issue)
-      const webRequest = Web.toRequest(request)
       const authInfo = new Mark(exchange)
       exchanges.add(exchange)
       exchange.answer = (answer) => {
@@ -472,11 +480,18 @@ const make = (scope: Scope.Scope, options: Options) => {
       }
       for (const id of exchange.ids) inFlight.set(id, exchange)
       if (exchange.ids.length > 0) exchange.lease.retain()
-      const isResuming = options.eventStore !== undefined && Boolean(request.headers["last-event-id"])
-      if (exchange.isListening && !isResuming) replaceListener()
+      const lastEventId = exchange.isListening ? request.headers["last-event-id"] : undefined
+      const ticket = lastEventId === undefined || lastEventId === ""
+        ? undefined
+        : returns?.ticket(exchange, lastEventId)
+      if (exchange.isListening && ticket === undefined) replaceListener()
+      const webRequest = ticket === undefined
+        ? Web.toRequest(request)
+        : Web.toRequest(request, { ...request.headers, "last-event-id": ticket })
       const parsed = body === undefined ? { authInfo } : { authInfo, parsedBody: body }
       onBehalfOf(exchange, () => transport.handleRequest(webRequest, parsed)).then(
         (response) => {
+          if (ticket !== undefined) returns?.forget(ticket)
           if (response.status >= 400) forget(exchange)
           giveStream(exchange, response)
         },
@@ -528,7 +543,7 @@ const make = (scope: Scope.Scope, options: Options) => {
       const outlet = Outlet.make(isOwn ? undefined : given.body!, {
         request,
         services,
-        maxAge: exchange.isListening ? options.streamTimeToLive : Infinity,
+        maxAge: exchange.isListening && !isAwaited(exchange) ? options.streamTimeToLive : Infinity,
         patience: options.streamTimeToLive,
         last: () => exchange.last,
         // Nothing else tells when the transport says what a store was asked to keep
@@ -545,15 +560,21 @@ const make = (scope: Scope.Scope, options: Options) => {
       })
       exchange.outlet = outlet
       exchanges.add(exchange)
+      outlets.add(outlet)
       for (const json of exchange.early ?? []) outlet.say(json)
       exchange.early = undefined
       if (isOwn && exchange.pending.size === 0) outlet.close()
       if (exchange.isListening && (exchange.streamId === undefined || exchange.streamId === ownStreamId)) {
         listen(exchange)
       }
+      // When what it has missed is read
+      if (isRetired) setImmediate(endStream, exchange)
       return Effect.as(
         // Not the stream's own: it may never begin, if the client is gone by now.
-        Finalizers.add(Effect.sync(outlet.leave)),
+        Finalizers.add(Effect.sync(() => {
+          outlets.delete(outlet)
+          outlet.leave()
+        })),
         isOwn
           ? Web.stream(outlet.stream, 200, ownHeaders)
           : Web.stream(outlet.stream, given.status, Web.headersOf(given))
@@ -570,7 +591,8 @@ const make = (scope: Scope.Scope, options: Options) => {
   }
 
   const heard = (exchange: Exchange, id: RequestId): void => {
-    settle(exchange, id)
+    const asked = inFlight.get(id)
+    if (asked !== undefined && (asked === exchange || asked.streamId === exchange.streamId)) settle(asked, id)
     exchange.last = exchange.last.filter((response) => response.id !== id)
   }
 
@@ -582,9 +604,12 @@ const make = (scope: Scope.Scope, options: Options) => {
   }
 
   const endStreams = (): void => {
-    for (const exchange of Array.from(exchanges)) {
-      if (exchange.isListening && !isAwaited(exchange)) exchange.outlet?.end()
-    }
+    isRetired = true
+    for (const exchange of Array.from(exchanges)) endStream(exchange)
+  }
+
+  const endStream = (exchange: Exchange): void => {
+    if (exchange.isListening && !isAwaited(exchange)) exchange.outlet?.end()
   }
 
   /** Whether it is a stream of a call in flight, for which its client has come back. */
@@ -592,11 +617,8 @@ const make = (scope: Scope.Scope, options: Options) => {
     streamId !== undefined && Array.from(exchanges).some((one) => one.streamId === streamId && one.pending.size > 0)
 
   /** The exchange whose stream a client hears this one's responses in: its own, unless it has come back for it. */
-  const streamOf = (exchange: Exchange): Exchange => {
-    if (exchange.outlet !== undefined || exchange.streamId === undefined) return exchange
-    const { streamId } = exchange
-    return Array.from(exchanges).find((one) => one.streamId === streamId && one.outlet !== undefined) ?? exchange
-  }
+  const streamOf = (exchange: Exchange): Exchange =>
+    (exchange.streamId === undefined ? undefined : streams.get(exchange.streamId)) ?? exchange
 
   /** Answers what is in flight. The transport closes the streams after it. */
   const finish = (): void => {
@@ -604,13 +626,18 @@ const make = (scope: Scope.Scope, options: Options) => {
     hasEnded = true
     Deferred.doneUnsafe(ended, Exit.fail(gone()))
     const isShuttingDown = options.isShuttingDown()
-    for (const exchange of Array.from(exchanges)) {
-      const { answer, hasStarted, ids, pending, responses, served } = exchange
-      const last = Array.from(pending, (id) => Answers.abandoned(id, isShuttingDown))
-      for (const response of last) served.answered(response)
+    const abandoned = Array.from(exchanges, (exchange) => {
+      const last = Array.from(exchange.pending, (id) => Answers.abandoned(id, isShuttingDown))
+      for (const response of last) exchange.served.answered(response)
       const stream = streamOf(exchange)
       stream.last = [...stream.last, ...last]
-      if (!hasStarted) answer?.(gone())
+      return { exchange, last }
+    })
+    for (const { exchange, last } of abandoned) {
+      const { answer, hasStarted, ids, responses } = exchange
+      // It has come back for a stream, and is about to hear what was said there meanwhile
+      if (exchange.isListening && exchange.last.length > 0) answer?.(Effect.succeed("stream"))
+      else if (!hasStarted) answer?.(gone())
       else if (ids.length === 0) answer?.(Effect.succeed(Web.accepted))
       // A stream is about to be given, and says it
       else if (options.enableJsonResponse) {
@@ -620,6 +647,7 @@ const make = (scope: Scope.Scope, options: Options) => {
       forget(exchange)
       if (isWritten && ids.length > 0) exchange.outlet?.close()
     }
+    for (const outlet of outlets) outlet.hurry()
   }
 
   const end = (): void => {

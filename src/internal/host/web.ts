@@ -14,8 +14,11 @@ type Answer = HttpServerResponse.HttpServerResponse
  * A request without its body, which was read before. The transport asks for its method, its URL and its headers; a
  * whole `Request` has a signal and copies of all that, too, and takes a twentieth of a call's time.
  */
-export const toRequest = (request: HttpServerRequest.HttpServerRequest): Request => {
-  const { headers, method } = request
+export const toRequest = (
+  request: HttpServerRequest.HttpServerRequest,
+  headers: Readonly<Record<string, string>> = request.headers
+): Request => {
+  const { method } = request
   const url = () => Option.getOrElse(HttpServerRequest.toURL(request), () => new URL("http://localhost")).href
   const known: Partial<Request> = {
     method,
