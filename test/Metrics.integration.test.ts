@@ -155,96 +155,100 @@ describe("metrics", () => {
       assertClean(output + received.map(({ body }) => body).join("\n"))
     }), 60_000)
 
-  it.live("show no token, and neither do spans and logs, whatever fails", () =>
-    Effect.gen(function*() {
-      const recorder = makeRecorder()
-      const written: Array<string> = []
-      const logger = Logger.make<unknown, void>(({ cause, fiber, logLevel, message }) => {
-        const annotations = fiber.getRef(References.CurrentLogAnnotations)
-        written.push(`${logLevel} ${inspect(message, { depth: 8 })} ${Cause.pretty(cause)} ${inspect(annotations)}`)
-      })
-      const observed = Layer.mergeAll(
-        Logger.layer([logger]),
-        Layer.succeed(References.MinimumLogLevel, "All"),
-        Layer.succeed(Tracer.Tracer, recorder.tracer)
-      )
-      const registry: Metric.MetricRegistry = new Map()
-      const identity = Identity.fromKey("alice", { credentials: Credentials.bearer(token) })
-
-      yield* Effect.gen(function*() {
-        // Outbound: a server that refuses, one that breaks off, one that is gone, one that quotes what it was sent
-        const server = yield* HttpServer.start()
-        const inbound = yield* socket(
-          Layer.merge(McpHttp.layer({ server: makeServer(makeLog()) }), observed),
-          Layer.orDie(IdentityResolver.layer({ mode: "required" }))
-        )
-        const urls: Readonly<Record<string, string>> = { out: server.url, in: inbound.url }
-        const pool = SessionPool.layer({
-          connect: (who, handle) =>
-            McpConnector.http({
-              url: urls[who.upstream._tag === "Some" ? who.upstream.value : "out"]!,
-              forwardCredentials: true
-            })(
-              who,
-              handle
-            )
+  it.live.each(["sse", "json"] as const)(
+    "show no token, and neither do spans and logs, whatever fails (%s)",
+    (response) =>
+      Effect.gen(function*() {
+        const recorder = makeRecorder()
+        const written: Array<string> = []
+        const logger = Logger.make<unknown, void>(({ cause, fiber, logLevel, message }) => {
+          const annotations = fiber.getRef(References.CurrentLogAnnotations)
+          written.push(`${logLevel} ${inspect(message, { depth: 8 })} ${Cause.pretty(cause)} ${inspect(annotations)}`)
         })
+        const observed = Layer.mergeAll(
+          Logger.layer([logger]),
+          Layer.succeed(References.MinimumLogLevel, "All"),
+          Layer.succeed(Tracer.Tracer, recorder.tracer)
+        )
+        const registry: Metric.MetricRegistry = new Map()
+        const identity = Identity.fromKey("alice", { credentials: Credentials.bearer(token) })
+
         yield* Effect.gen(function*() {
-          const call = (upstream: string, name: string, timeout: Duration.Input = "10 seconds") =>
-            Effect.exit(
+          // Outbound: a server that refuses, one that breaks off, one that is gone, one that quotes what it was sent
+          const server = yield* HttpServer.start()
+          const inbound = yield* socket(
+            Layer.merge(McpHttp.layer({ server: makeServer(makeLog()), response }), observed),
+            Layer.orDie(IdentityResolver.layer({ mode: "required" }))
+          )
+          const urls: Readonly<Record<string, string>> = { out: server.url, in: inbound.url }
+          const pool = SessionPool.layer({
+            connect: (who, handle) =>
+              McpConnector.http({
+                url: urls[who.upstream._tag === "Some" ? who.upstream.value : "out"]!,
+                forwardCredentials: true
+              })(
+                who,
+                handle
+              )
+          })
+          yield* Effect.gen(function*() {
+            const call = (upstream: string, name: string, timeout: Duration.Input = "10 seconds") =>
+              Effect.exit(
+                SessionPool.withSession(
+                  identity.at(upstream),
+                  (session) => session.callTool({ name, arguments: { message: token } }, { timeout })
+                )
+              )
+            for (const upstream of ["out", "in"]) {
+              yield* call(upstream, "echo")
+              yield* call(upstream, `no ${token}`)
+              yield* call(upstream, "whoami")
+            }
+            yield* Effect.exit(
               SessionPool.withSession(
-                identity.at(upstream),
-                (session) => session.callTool({ name, arguments: { message: token } }, { timeout })
+                identity.at("out"),
+                (session) => session.readResource({ uri: `x://${token}@host/${token}?${token}` })
               )
             )
-          for (const upstream of ["out", "in"]) {
-            yield* call(upstream, "echo")
-            yield* call(upstream, `no ${token}`)
-            yield* call(upstream, "whoami")
-          }
-          yield* Effect.exit(
-            SessionPool.withSession(
-              identity.at("out"),
-              (session) => session.readResource({ uri: `x://${token}@host/${token}?${token}` })
-            )
-          )
-          server.behaviour.call = "hang"
-          yield* call("out", "echo", "300 millis")
-          server.behaviour.call = "destroy-after-headers"
-          yield* call("out", "echo")
-          server.behaviour.call = "answer"
-          server.behaviour.authorization = "Bearer other"
-          yield* call("out", "echo")
-          yield* server.forget
-          yield* call("out", "echo")
-          yield* server.close
-          yield* call("out", "echo")
-          yield* inbound.registry.clear
-          yield* call("in", "echo")
-          yield* inbound.close
-          yield* call("in", "echo")
-          written.push(yield* PrometheusMetrics.format({ metricNameMapper: Metrics.prometheusName }))
-        }).pipe(Effect.provide(pool), Effect.withSpan("test"))
-      }).pipe(
-        Effect.scoped,
-        Effect.provide(observed),
-        Effect.provideService(Metric.MetricRegistry, registry)
-      )
-      const names = new Set(recorder.spans.map(({ name }) => name))
-      for (const name of ["SessionPool.connect", "McpSession.initialize", "McpSession.callTool", "McpHttp"]) {
-        assert.isTrue(names.has(name), name)
-      }
-      for (const { attributes, events, name, status } of recorder.spans) {
-        // The HTTP server's own spans are Effect's
-        written.push(inspect([name, attributes, events, status], { depth: 8 }))
-      }
-      written.push(inspect(Array.from(registry.keys())))
-      assert.isAbove(written.length, 20)
-      assertClean(written.join("\n"))
-      for (
-        const metric of [Metrics.all.poolOpenFailures, Metrics.all.registryEnds, Metrics.all.serverOperationDuration]
-      ) {
-        assert.include(written.join("\n"), Metrics.prometheusName(metric.name))
-      }
-    }), 30_000)
+            server.behaviour.call = "hang"
+            yield* call("out", "echo", "300 millis")
+            server.behaviour.call = "destroy-after-headers"
+            yield* call("out", "echo")
+            server.behaviour.call = "answer"
+            server.behaviour.authorization = "Bearer other"
+            yield* call("out", "echo")
+            yield* server.forget
+            yield* call("out", "echo")
+            yield* server.close
+            yield* call("out", "echo")
+            yield* inbound.registry.clear
+            yield* call("in", "echo")
+            yield* inbound.close
+            yield* call("in", "echo")
+            written.push(yield* PrometheusMetrics.format({ metricNameMapper: Metrics.prometheusName }))
+          }).pipe(Effect.provide(pool), Effect.withSpan("test"))
+        }).pipe(
+          Effect.scoped,
+          Effect.provide(observed),
+          Effect.provideService(Metric.MetricRegistry, registry)
+        )
+        const names = new Set(recorder.spans.map(({ name }) => name))
+        for (const name of ["SessionPool.connect", "McpSession.initialize", "McpSession.callTool", "McpHttp"]) {
+          assert.isTrue(names.has(name), name)
+        }
+        for (const { attributes, events, name, status } of recorder.spans) {
+          // The HTTP server's own spans are Effect's
+          written.push(inspect([name, attributes, events, status], { depth: 8 }))
+        }
+        written.push(inspect(Array.from(registry.keys())))
+        assert.isAbove(written.length, 20)
+        assertClean(written.join("\n"))
+        for (
+          const metric of [Metrics.all.poolOpenFailures, Metrics.all.registryEnds, Metrics.all.serverOperationDuration]
+        ) {
+          assert.include(written.join("\n"), Metrics.prometheusName(metric.name))
+        }
+      }),
+    30_000
+  )
 })

@@ -60,9 +60,23 @@ const events = "text/event-stream"
 
 const notCached = { "cache-control": "no-cache, no-transform" }
 
+// Effect's server hands its answer to the tracer, which may show it to anybody: this one does not show what is in it
+const untold = { toJSON: () => ({ _id: "effect/HttpBody", _tag: "Uint8Array" }) }
+
+const whole = (
+  text: string,
+  status: number,
+  headers: Readonly<Record<string, string>>,
+  contentType: string
+): Answer => {
+  const answer = HttpServerResponse.text(text, { status, headers, contentType })
+  Object.assign(answer.body, untold)
+  return answer
+}
+
 /** All that a stream says. */
 export const wholeStream = (text: string, headers: Readonly<Record<string, string>>): Answer =>
-  HttpServerResponse.text(text, { contentType: events, headers })
+  whole(text, 200, headers, events)
 
 export const emptyStream = wholeStream("", notCached)
 
@@ -97,7 +111,7 @@ export const toPlainAnswer = (response: Response): Effect.Effect<Answer, Answers
 }
 
 export const json = (text: string, status: number, headers: Readonly<Record<string, string>>): Answer =>
-  HttpServerResponse.text(text, { status, headers, contentType: "application/json" })
+  whole(text, status, headers, "application/json")
 
 export const headersOf = (response: Response): Record<string, string> => {
   const headers: Record<string, string> = {}
