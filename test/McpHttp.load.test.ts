@@ -7,7 +7,8 @@ import { Server } from "@modelcontextprotocol/sdk/server/index.js"
 import { CallToolRequestSchema } from "@modelcontextprotocol/sdk/types.js"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import * as Effect from "effect/Effect"
-import { textOf } from "./support/answers.ts"
+import { setTimeout as sleep } from "node:timers/promises"
+import { eventually, textOf } from "./support/answers.ts"
 import { assertLeaves } from "./support/heap.ts"
 import { many, underLoad } from "./support/load.ts"
 import { web } from "./support/mcpHttp.ts"
@@ -39,6 +40,34 @@ const answers = many(50, 2_000)
 const warmUp = many(50, 300)
 
 describe("McpHttp.layer under load", () => {
+  it.live("keeps nothing of what a call says that was refused", () =>
+    Effect.gen(function*() {
+      let isOver = false
+      const server = () =>
+        Effect.sync(() => {
+          const refusing = new Server({ name: "load", version: "1" }, { capabilities: { logging: {}, tools: {} } })
+          refusing.setRequestHandler(CallToolRequestSchema, async (_, extra) => {
+            await Effect.runPromiseExit(McpHttp.requireScopes(extra, ["other"]))
+            const params = { level: "info", data: "x".repeat(64 * 1024) } as const
+            await sleep(20)
+            await Promise.all(
+              Array.from({ length: 512 }, () => extra.sendNotification({ method: "notifications/message", params }))
+            )
+            isOver = true
+            return new Promise<never>(() => {})
+          })
+          return refusing
+        })
+      const endpoint = yield* web(McpHttp.layer({ server, authorization: { servers: ["https://a.example.com"] } }))
+      const session = yield* begin(endpoint, "alice")
+      const refused = Effect.gen(function*() {
+        const answer = yield* post(endpoint, call("any"), { as: "alice", session })
+        assert.strictEqual(answer.status, 403)
+        yield* eventually(() => isOver)
+      })
+      yield* assertLeaves(Effect.void, refused, () => 8 * 1024 * 1024)
+    }), underLoad)
+
   it.live(
     `${initializes.toLocaleString("en")} initializes of one owner fill its share and no more, and another is served`,
     () =>

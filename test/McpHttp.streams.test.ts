@@ -481,6 +481,17 @@ const suite = (start: typeof web) => {
         )
       }))
 
+    it.live("is not kept beyond a bound, had its client no chance to read any of it", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, {
+          server: saying(Array.from({ length: 1_024 }, () => "x".repeat(64 * 1024)))
+        })
+        // 64 MiB, while nobody else gets a turn
+        const text = yield* textOf(yield* post(endpoint, call("flood"), { session: yield* begin(endpoint) }))
+        assert.isBelow(text.length, 2 * 1024 * 1024)
+        assert.include(text, "\"result\"")
+      }))
+
     it.live("is refused to the server if it is no JSON, and the call is answered", () =>
       Effect.gen(function*() {
         const endpoint = yield* open(start, { server: saying([1n, "b"]) })

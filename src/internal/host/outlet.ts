@@ -36,8 +36,11 @@ export interface Outlet {
   readonly leave: () => void
 }
 
-/** How long a stream may be silent. Longer than the kernel needs to find out that a silent peer is gone. */
-const silence = "15 seconds"
+/**
+ * How often it is looked at, whether a stream has been silent since the last time: so that it never is for longer than
+ * 15 seconds, which the kernel needs to find out that a silent peer is gone.
+ */
+const beats = "7.5 seconds"
 
 /** How long a client may take to read the rest of a stream that was ended early. */
 const patienceWhenEnded = "5 seconds"
@@ -161,11 +164,11 @@ export const make = (body: ReadableStream<Uint8Array> | undefined, options: Opti
   }
 
   const beat = Effect.sync(() => {
-    if (isSilent && waiter !== undefined) {
-      push(comment)
-      offer()
-    }
+    const wasSilent = isSilent
     isSilent = true
+    if (!wasSilent || waiter === undefined) return
+    push(comment)
+    offer()
   })
 
   const pull = Effect.callback<Arr.NonEmptyReadonlyArray<Uint8Array>, Cause.Done>((resume) => {
@@ -178,8 +181,9 @@ export const make = (body: ReadableStream<Uint8Array> | undefined, options: Opti
     // A Node server sends the headers with the first bytes of the body, and a client that has no headers does not know
     // that its stream is open
     const tick = setImmediate(() => {
+      if (isDone) return
+      run(Effect.forever(Effect.andThen(Effect.sleep(beats), beat)))
       if (waiter !== resume) return
-      run(Effect.forever(Effect.andThen(Effect.sleep(silence), beat)))
       push(comment)
       offer()
     })

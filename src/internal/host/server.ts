@@ -130,8 +130,8 @@ interface Exchange {
   /** Answers it, until it is answered. */
   answer: ((answer: Effect.Effect<Given, Answers.Refused>) => void) | undefined
   outlet: Outlet.Outlet | undefined
-  /** What was said before there was an outlet, as JSON. */
-  early: Array<string> | undefined
+  /** What was said before there was an outlet, as JSON, unless there will be none. */
+  early: { readonly messages: Array<string>; characters: number } | undefined
   /** What its stream says last, when the session has ended under it. */
   last: ReadonlyArray<Replies.Reply>
   /** As the event store knows its stream. */
@@ -153,7 +153,7 @@ const makeExchange = ({ body, identity, lease, request, served }: Arrival): Exch
     denied: undefined,
     answer: undefined,
     outlet: undefined,
-    early: [],
+    early: { messages: [], characters: 0 },
     last: [],
     streamId: undefined
   }
@@ -324,8 +324,10 @@ const make = (scope: Scope.Scope, options: Options) => {
 
   /** Says a message on the stream of a request, unless that has ended. */
   const say = ({ early, outlet }: Exchange, json: string): void => {
-    if (outlet === undefined) early?.push(json)
-    else outlet.say(json)
+    if (outlet !== undefined) return outlet.say(json)
+    if (early === undefined) return
+    early.messages.push(json)
+    early.characters += json.length
   }
 
   /** Says no more. */
@@ -361,7 +363,8 @@ const make = (scope: Scope.Scope, options: Options) => {
     }
   }
 
-  const isUnread = ({ outlet }: Exchange): boolean => outlet !== undefined && outlet.buffered() > maxBuffered
+  const isUnread = ({ early, outlet }: Exchange): boolean =>
+    (outlet?.buffered() ?? early?.characters ?? 0) > maxBuffered
 
   const settle = (exchange: Exchange, id: RequestId): void => {
     if (!exchange.pending.delete(id)) return
@@ -513,7 +516,9 @@ const make = (scope: Scope.Scope, options: Options) => {
     else give(exchange, given)
   }
 
-  const give = ({ answer, denied }: Exchange, given: Given): void => {
+  const give = (exchange: Exchange, given: Given): void => {
+    const { answer, denied } = exchange
+    if (denied !== undefined) exchange.early = undefined
     if (given instanceof Response && (answer === undefined || denied !== undefined)) void given.body?.cancel()
     answer?.(
       denied === undefined
@@ -561,7 +566,7 @@ const make = (scope: Scope.Scope, options: Options) => {
       exchange.outlet = outlet
       exchanges.add(exchange)
       outlets.add(outlet)
-      for (const json of exchange.early ?? []) outlet.say(json)
+      for (const json of exchange.early?.messages ?? []) outlet.say(json)
       exchange.early = undefined
       if (isOwn && exchange.pending.size === 0) outlet.close()
       if (exchange.isListening && (exchange.streamId === undefined || exchange.streamId === ownStreamId)) {
@@ -583,9 +588,9 @@ const make = (scope: Scope.Scope, options: Options) => {
   }
 
   /** All that its stream says, if that is known by now, and so short that nobody has to wait for it to be read. */
-  const wholeOf = ({ early = [], last, pending }: Exchange): string | undefined => {
-    if (pending.size > 0) return undefined
-    const said = [...early, ...last.map((response) => JSON.stringify(response))]
+  const wholeOf = ({ early, last, pending }: Exchange): string | undefined => {
+    if (pending.size > 0 || (early?.characters ?? 0) > maxWhole) return undefined
+    const said = [...early?.messages ?? [], ...last.map((response) => JSON.stringify(response))]
     const characters = said.reduce((sum, { length }) => sum + length, 0)
     return characters > maxWhole ? undefined : said.map(Events.ofMessage).join("")
   }

@@ -1,0 +1,52 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as HttpServerRequest from "effect/http/HttpServerRequest"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import * as TestClock from "effect/testing/TestClock"
+import * as Outlet from "../src/internal/host/outlet.ts"
+import { fork, settle } from "./support/fibers.ts"
+
+/** A stream, and what its client has read of it. */
+const open = Effect.gen(function*() {
+  const heard: Array<string> = []
+  const outlet = Outlet.make(undefined, {
+    request: HttpServerRequest.fromWeb(new Request("http://localhost")),
+    services: yield* Effect.context<Scope.Scope>(),
+    maxAge: Infinity,
+    patience: Infinity,
+    onChunk: () => undefined,
+    last: () => [],
+    onEnd: () => undefined
+  })
+  const read = Stream.runForEach(
+    outlet.stream,
+    (chunk) => Effect.sync(() => heard.push(new TextDecoder().decode(chunk)))
+  )
+  return { heard, outlet, read }
+})
+
+const turn = Effect.promise(() => new Promise((done) => setImmediate(done)))
+
+describe("a stream of events", () => {
+  for (const begins of ["with silence", "with a message before it is read", "with a message as it is read"]) {
+    it.effect(`that begins ${begins} is never silent for more than 15 seconds`, () =>
+      Effect.gen(function*() {
+        const { heard, outlet, read } = yield* open
+        if (begins.endsWith("before it is read")) outlet.say("{}")
+        yield* fork(read)
+        if (begins.endsWith("as it is read")) outlet.say("{}")
+        yield* turn
+        yield* settle
+        assert.isAbove(heard.length, 0)
+        for (let i = 0; i < 4; i++) {
+          if (i === 2) outlet.say("{}")
+          yield* settle
+          heard.length = 0
+          yield* TestClock.adjust("15 seconds")
+          yield* settle
+          assert.deepStrictEqual(heard, [":\n\n"])
+        }
+      }))
+  }
+})
