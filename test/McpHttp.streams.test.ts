@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Server } from "@modelcontextprotocol/sdk/server/index.js"
 import type { EventStore } from "@modelcontextprotocol/sdk/server/webStandardStreamableHttp.js"
-import { CallToolRequestSchema, type JSONRPCMessage } from "@modelcontextprotocol/sdk/types.js"
+import { CallToolRequestSchema, InitializeRequestSchema, type JSONRPCMessage } from "@modelcontextprotocol/sdk/types.js"
 import { Identity } from "effect-mcp-sessions/Identity"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import { PoolExhausted } from "effect-mcp-sessions/SessionPool"
@@ -87,6 +87,13 @@ const say = (endpoint: { readonly log: ReturnType<typeof makeLog> }, session: st
     })
   )
 
+/** A server that never answers `initialize`. */
+const hanging = (info: SessionInfo) =>
+  Effect.tap(
+    makeServer(makeLog())(info),
+    (made) => Effect.sync(() => made.setRequestHandler(InitializeRequestSchema, () => new Promise<never>(() => {})))
+  )
+
 /** A server whose calls say these before they are answered: all at once, and then, if there is one, the last. */
 const saying = (data: ReadonlyArray<unknown>, last?: string) => () =>
   Effect.sync(() => {
@@ -142,6 +149,17 @@ const suite = (start: typeof web) => {
         assert.strictEqual(accepted.status, 202)
         assert.strictEqual(yield* textOf(accepted), "")
       }))
+
+    it.live.each([undefined, McpHttp.memoryEventStore()])(
+      "an initialize that is never answered has no session after openTimeout, and its client is told",
+      (eventStore) =>
+        Effect.gen(function*() {
+          const endpoint = yield* open(start, { response, eventStore, server: hanging, openTimeout: 100 })
+          const answer = yield* post(endpoint, initialize).pipe(Effect.timeout("2 seconds"))
+          assert.strictEqual(answer.status, 503)
+          assert.strictEqual(yield* endpoint.registry.size, 0)
+        })
+    )
 
     it.live("a call in flight ends with its session, at once, with an error of its own", () =>
       Effect.gen(function*() {

@@ -123,6 +123,10 @@ interface Exchange {
   readonly pending: Set<RequestId>
   /** What the others were answered, as JSON, while the answer waits for all of them. */
   readonly responses: Map<RequestId, string>
+  /** Whether it is answered with the response, however long that takes: an open has a time limit. */
+  readonly isInitialize: boolean
+  /** What it is answered with then. */
+  ready: Given | undefined
   /** Whether the server has got any of its messages. */
   hasStarted: boolean
   /** Its handler has refused it. */
@@ -149,6 +153,8 @@ const makeExchange = ({ body, identity, lease, request, served }: Arrival): Exch
     open: new Set(ids),
     pending: new Set(ids),
     responses: new Map(),
+    isInitialize: Requests.isInitialize(body),
+    ready: undefined,
     hasStarted: false,
     denied: undefined,
     answer: undefined,
@@ -374,6 +380,7 @@ const make = (scope: Scope.Scope, options: Options) => {
     for (const each of exchange.ids) inFlight.delete(each)
     if (!isStored && exchange.hasStarted) forgetPost(exchange)
     exchange.lease.release()
+    if (exchange.ready !== undefined) give(exchange, exchange.ready)
     leave(exchange)
   }
 
@@ -512,7 +519,8 @@ const make = (scope: Scope.Scope, options: Options) => {
 
   // It is there before its handler has been asked, which may refuse in the microtasks that follow
   const giveStream = (exchange: Exchange, given: Given): void => {
-    if (options.isProtected && exchange.pending.size > 0) setImmediate(() => give(exchange, given))
+    if (exchange.isInitialize && exchange.pending.size > 0) exchange.ready = given
+    else if (options.isProtected && exchange.pending.size > 0) setImmediate(() => give(exchange, given))
     else give(exchange, given)
   }
 
