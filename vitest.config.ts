@@ -81,7 +81,7 @@ export default defineConfig({
     // To load Effect and the SDKs takes a second, and most files take less: a worker runs one after the other.
     isolate: false,
     sequence: { sequencer: LongestFirst },
-    // Three more than there are cores: many tests wait, for a child, a socket or a clock. Each costs 4 s of CPU to start
+    // Three more than there are cores: many tests wait, for a child, a socket or a clock. Each takes 4 s of CPU
     maxWorkers: availableParallelism() + 3,
     // Workers make much garbage, and there are as many of them as can run: each collects its own in a tenth less time
     execArgv: ["--max-semi-space-size=64", "--single-threaded-gc", ...lateToOptimize],
