@@ -1075,14 +1075,14 @@ const acquireAgain = <Session, E>(
     return Effect.andThen(freed ?? Effect.void, seated)
   })
 
-// Whether nothing has to be waited for.
+// Whether nothing has to be waited for, unless the session's idle time is over.
 const isAtOnce = <Session, E>({ checks, engine, waiting }: Pool<Session, E>, { key }: Identity): boolean => {
   const slot = Leased.find(engine, key)
   return slot?.session !== undefined && !Leased.isShutDown(engine) && Waiters.taken(waiting, key) === undefined &&
     !checks.isDue(slot, slot.leases + 1)
 }
 
-// What `acquire` gives then. Otherwise nothing has changed.
+// What `acquire` gives then. Otherwise nobody has a lease, or is in any line.
 const acquireAtOnce = <Session, E>(
   self: Pool<Session, E>,
   caller: Caller<Session, E>,
@@ -1129,7 +1129,8 @@ const getIn = <Session, E>(
       // That of a closed scope has run already.
       return scope.state._tag === "Closed" ? Effect.as(endLease(), session.value) : session
     }
-    // Somebody came between. From here on it waits within a guard: before this turn the scope may have ended
+    // Somebody came between, or its idle time is over. From here on it waits within a guard: before this turn the scope
+    // may have ended
     isWaiting = true
     const waited = Effect.onExit(Effect.suspend(() => acquire(self, caller, identity)), (exit) => {
       isWaiting = false

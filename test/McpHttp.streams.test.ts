@@ -42,8 +42,22 @@ const throwing = () => {
 
 const lessLookup = ({ replayEventsAfter, storeEvent }: EventStore): EventStore => ({ replayEventsAfter, storeEvent })
 
+type Delay = () => Promise<void> | undefined
+
+/** Keeps everything, and knows the stream of an event after `delay`. */
+const looking = (delay: Delay) => (): EventStore => {
+  const store = McpHttp.memoryEventStore()()
+  return {
+    ...store,
+    getStreamIdForEventId: async (id) => {
+      await delay()
+      return store.getStreamIdForEventId!(id)
+    }
+  }
+}
+
 /** Keeps everything, and says it again after `delay`. */
-const replaying = (delay: () => Promise<void> | undefined) => (): EventStore => {
+const replaying = (delay: Delay) => (): EventStore => {
   const store = McpHttp.memoryEventStore()()
   return {
     ...store,
@@ -158,6 +172,19 @@ const suite = (start: typeof web) => {
           const answer = yield* post(endpoint, initialize).pipe(Effect.timeout("2 seconds"))
           assert.strictEqual(answer.status, 503)
           assert.strictEqual(yield* endpoint.registry.size, 0)
+        })
+    )
+
+    it.live.each([undefined, McpHttp.memoryEventStore()])(
+      "an initialize that a shutdown interrupts is answered 503",
+      (eventStore) =>
+        Effect.gen(function*() {
+          const endpoint = yield* open(start, { response, eventStore, server: hanging, drainTimeout: 100 })
+          const asked = yield* Effect.forkChild(post(endpoint, initialize), { startImmediately: true })
+          yield* becomes(endpoint.registry.stats, ({ size }) => size === 1)
+          yield* Effect.sleep(50)
+          yield* endpoint.close
+          assert.strictEqual((yield* Fiber.join(asked).pipe(Effect.timeout("4 seconds"))).status, 503)
         })
     )
 
@@ -499,16 +526,25 @@ const suite = (start: typeof web) => {
         )
       }))
 
-    it.live("is not kept beyond a bound, had its client no chance to read any of it", () =>
-      Effect.gen(function*() {
-        const endpoint = yield* open(start, {
-          server: saying(Array.from({ length: 1_024 }, () => "x".repeat(64 * 1024)))
+    it.live.each<readonly [string, Partial<McpHttp.LayerOptions<unknown, Scope.Scope>>]>([
+      ["", {}],
+      [" (of a protected server with an event store)", {
+        authorization: { servers: ["https://a.example.com"] },
+        eventStore: McpHttp.memoryEventStore()
+      }]
+    ])(
+      "is not kept beyond a bound, had its client no chance to read any of it%s",
+      ([, options]) =>
+        Effect.gen(function*() {
+          const much = Array.from({ length: 1_024 }, () => "x".repeat(64 * 1024))
+          const endpoint = yield* open(start, { ...options, server: saying(much) })
+          const as = { as: "alice", session: yield* begin(endpoint, "alice") }
+          // 64 MiB, while nobody else gets a turn
+          const text = yield* textOf(yield* post(endpoint, call("flood"), as))
+          assert.isBelow(text.length, 2 * 1024 * 1024)
+          assert.strictEqual(text.includes("\"result\""), options.eventStore === undefined)
         })
-        // 64 MiB, while nobody else gets a turn
-        const text = yield* textOf(yield* post(endpoint, call("flood"), { session: yield* begin(endpoint) }))
-        assert.isBelow(text.length, 2 * 1024 * 1024)
-        assert.include(text, "\"result\"")
-      }))
+    )
 
     it.live("is refused to the server if it is no JSON, and the call is answered", () =>
       Effect.gen(function*() {
@@ -750,19 +786,45 @@ const suite = (start: typeof web) => {
         assert.deepStrictEqual(messages.map(({ id, result }) => [id, result !== undefined]), [[1, true]])
       }))
 
-    it.live("who comes back last has the stream, though the store was quicker for them", () =>
+    it.live.each<readonly [string, (delay: Delay) => () => EventStore]>([
+      ["as it replays", replaying],
+      ["as it looks for the stream", looking],
+      ["as it replays, and knows no stream of an event", (delay) => () => lessLookup(replaying(delay)())]
+    ])(
+      "who comes back last has the stream, though the store was quicker for them: %s",
+      ([, slow]) =>
+        Effect.gen(function*() {
+          let asked = 0
+          const endpoint = yield* open(start, { eventStore: slow(() => asked++ === 0 ? sleep(300) : undefined) })
+          const session = yield* begin(endpoint)
+          const lost = yield* lose(endpoint, session)
+          const older = yield* Effect.forkChild(request(endpoint, "GET", lost), { startImmediately: true })
+          yield* eventually(() => asked === 1)
+          const newer = yield* request(endpoint, "GET", lost)
+          assert.notInclude(yield* textOf(yield* Fiber.join(older)), "jsonrpc")
+          yield* Effect.sleep(300)
+          endpoint.log.release()
+          assert.include(yield* readUntil(newer, "waited"), "waited")
+        })
+    )
+
+    it.live("who listens last hears the server, though another one is still coming back to listen", () =>
       Effect.gen(function*() {
-        let replays = 0
-        const endpoint = yield* open(start, { eventStore: replaying(() => replays++ === 0 ? sleep(300) : undefined) })
+        let asked = 0
+        const endpoint = yield* open(start, { eventStore: replaying(() => asked++ === 0 ? sleep(300) : undefined) })
         const session = yield* begin(endpoint)
-        const lost = yield* lose(endpoint, session)
-        const older = yield* Effect.forkChild(request(endpoint, "GET", lost), { startImmediately: true })
-        yield* eventually(() => replays === 1)
-        const newer = yield* request(endpoint, "GET", lost)
+        const stream = yield* request(endpoint, "GET", { session, headers: version })
+        yield* say(endpoint, session, "one")
+        const headers = { ...version, "last-event-id": idIn(yield* readUntil(stream, "one")) }
+        const older = yield* Effect.forkChild(request(endpoint, "GET", { session, headers }), {
+          startImmediately: true
+        })
+        yield* eventually(() => asked === 1)
+        const newer = yield* request(endpoint, "GET", { session, headers: version })
         assert.notInclude(yield* textOf(yield* Fiber.join(older)), "jsonrpc")
         yield* Effect.sleep(300)
-        endpoint.log.release()
-        assert.include(yield* readUntil(newer, "waited"), "waited")
+        yield* say(endpoint, session, "two")
+        assert.include(yield* readUntil(newer, "two"), "two")
       }))
 
     it.live("a stream that is come back for lives as long as its call", () =>

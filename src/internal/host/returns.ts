@@ -2,8 +2,8 @@
  * Clients that come back for a stream with the id of the last event that they have.
  *
  * The transport asks the event store by that id, and several may come back with the same one: so it gets a ticket in
- * place of the id, which tells who asks. Whoever comes last has the stream; a replay for anybody else is stopped, as is
- * one that its store has been given up on.
+ * place of the id, which tells who asks. A replay for somebody who does not have the stream any more is stopped, as is
+ * one whose store has been given up on.
  */
 import type { EventStore } from "@modelcontextprotocol/sdk/server/webStandardStreamableHttp.js"
 
@@ -19,7 +19,7 @@ export interface Returns<Client> {
 const ended = () => new Error("Nobody waits for the rest of this stream")
 
 export const make = <Client>(store: EventStore, { has, take }: {
-  /** The client is to have this stream from now on, and nobody else. */
+  /** The client has found its stream, and is to have it unless somebody came after it. */
   readonly take: (streamId: string, client: Client) => void
   /** Whether it still wants the stream, and nobody came after it. */
   readonly has: (streamId: string | undefined, client: Client) => boolean

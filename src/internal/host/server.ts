@@ -58,7 +58,7 @@ export interface Options {
   readonly streamTimeToLive: number
   readonly maxConcurrentRequests: number
   readonly isShuttingDown: () => boolean
-  /** Whether a handler may refuse its request over HTTP, if it does so at once. */
+  /** Whether an answer waits for a turn, so that a handler which does so at once can refuse its request over HTTP. */
   readonly isProtected: boolean
   /** The server has closed its connection by itself. */
   readonly onClosed: () => void
@@ -111,6 +111,8 @@ type Given = Answer | Response | "stream"
 
 /** A POST or GET, until it is answered and what it has started is done. */
 interface Exchange {
+  /** How many came before it. */
+  readonly place: number
   readonly isListening: boolean
   readonly identity: Identity
   readonly lease: Lease
@@ -136,15 +138,18 @@ interface Exchange {
   outlet: Outlet.Outlet | undefined
   /** What was said before there was an outlet, as JSON, unless there will be none. */
   early: { readonly messages: Array<string>; characters: number } | undefined
+  /** Those of the pending whose response its client has seen in the event store. */
+  seen: ReadonlySet<RequestId>
   /** What its stream says last, when the session has ended under it. */
   last: ReadonlyArray<Replies.Reply>
   /** As the event store knows its stream. */
   streamId: string | undefined
 }
 
-const makeExchange = ({ body, identity, lease, request, served }: Arrival): Exchange => {
+const makeExchange = ({ body, identity, lease, request, served }: Arrival, place: number): Exchange => {
   const ids = Requests.requestIds(body)
   return {
+    place,
     isListening: request.method === "GET",
     identity,
     lease,
@@ -160,10 +165,13 @@ const makeExchange = ({ body, identity, lease, request, served }: Arrival): Exch
     answer: undefined,
     outlet: undefined,
     early: { messages: [], characters: 0 },
+    seen: none,
     last: [],
     streamId: undefined
   }
 }
+
+const none: ReadonlySet<RequestId> = new Set()
 
 // Which exchange a message that comes in belongs to: the transport hands this through. Whose it is, is said later.
 class Mark implements AuthInfo {
@@ -189,6 +197,7 @@ const maxWhole = 16 * 1024
 const make = (scope: Scope.Scope, options: Options) => {
   const ownHeaders = { ...Web.streamHeaders, [Requests.sessionHeader]: options.id }
   const exchanges = new Set<Exchange>()
+  let places = 0
   /** By request id, what is to be answered. */
   const inFlight = new Map<RequestId, Exchange>()
   /** Whether an event store is asked to keep what is said before it is: by the transport, which writes it then. */
@@ -237,6 +246,8 @@ const make = (scope: Scope.Scope, options: Options) => {
   const returns = options.eventStore && Returns.make<Exchange>(options.eventStore, {
     take: (streamId, exchange) => {
       if (!isAwaitingAnswer(exchange)) return
+      const holders = [streams.get(streamId), streamId === ownStreamId ? listening : undefined]
+      if (holders.some((holder) => holder !== undefined && holder.place > exchange.place)) return dismiss(exchange)
       giveWay(streamId)
       attach(streamId, exchange)
     },
@@ -248,14 +259,22 @@ const make = (scope: Scope.Scope, options: Options) => {
 
   /** Whoever comes back for a stream has lost it: the one that is open is a ghost's, or was come back for before. */
   const giveWay = (streamId: string): void => {
-    const ghost = streams.get(streamId)
-    if (ghost?.isListening === true) ghost.answer?.(Effect.succeed(Web.emptyStream))
     if (streamId === ownStreamId) return replaceListener()
-    ghost?.outlet?.end()
-    for (const id of ghost?.pending ?? []) transport.closeSSEStream(id)
+    const ghost = streams.get(streamId)
+    if (ghost === undefined) return
+    dismiss(ghost)
+    ghost.outlet?.end()
+    for (const id of ghost.pending) transport.closeSSEStream(id)
+  }
+
+  /** Somebody else has the stream that it was to have. */
+  const dismiss = ({ answer, isListening }: Exchange): void => {
+    if (isListening) answer?.(Effect.succeed(Web.emptyStream))
   }
 
   const replaceListener = (): void => {
+    const returning = ownStreamId === undefined ? undefined : streams.get(ownStreamId)
+    if (returning !== undefined) dismiss(returning)
     listening?.outlet?.end()
     transport.closeStandaloneSSEStream()
   }
@@ -278,6 +297,8 @@ const make = (scope: Scope.Scope, options: Options) => {
       if (Replies.isReply(message)) return respondTo(message)
       if (relatedRequestId === undefined) return announce(message)
       const exchange = inFlight.get(relatedRequestId)
+      // The transport keeps it, and nobody can read it yet
+      if (isStored && exchange?.early !== undefined) exchange.early.characters += Replies.jsonOf(message).length
       if (exchange !== undefined && isUnread(streamOf(exchange))) {
         // What it misses it can have again, if there is an event store that has it
         if (exchange.streamId !== undefined) transport.closeSSEStream(relatedRequestId)
@@ -380,7 +401,7 @@ const make = (scope: Scope.Scope, options: Options) => {
     for (const each of exchange.ids) inFlight.delete(each)
     if (!isStored && exchange.hasStarted) forgetPost(exchange)
     exchange.lease.release()
-    if (exchange.ready !== undefined) give(exchange, exchange.ready)
+    if (exchange.ready !== undefined) give(exchange, hasEnded ? "stream" : exchange.ready)
     leave(exchange)
   }
 
@@ -459,7 +480,7 @@ const make = (scope: Scope.Scope, options: Options) => {
   const handle: Hosted["handle"] = (arrival) =>
     Effect.uninterruptibleMask((restore) =>
       Effect.suspend(() => {
-        const exchange = makeExchange(arrival)
+        const exchange = makeExchange(arrival, places++)
         return Effect.flatMap(
           restore(respond(arrival, exchange)),
           (given) => toAnswer(given, arrival, exchange)
@@ -506,6 +527,7 @@ const make = (scope: Scope.Scope, options: Options) => {
           giveStream(exchange, response)
         },
         (defect) => {
+          if (ticket !== undefined) returns?.forget(ticket)
           forget(exchange)
           exchange.answer?.(Effect.die(defect))
         }
@@ -517,7 +539,7 @@ const make = (scope: Scope.Scope, options: Options) => {
       })
     })
 
-  // It is there before its handler has been asked, which may refuse in the microtasks that follow
+  // It may be there before its handler has had a turn, in which that may refuse
   const giveStream = (exchange: Exchange, given: Given): void => {
     if (exchange.isInitialize && exchange.pending.size > 0) exchange.ready = given
     else if (options.isProtected && exchange.pending.size > 0) setImmediate(() => give(exchange, given))
@@ -551,7 +573,8 @@ const make = (scope: Scope.Scope, options: Options) => {
     if (!isOwn && !(given instanceof Response)) return Effect.succeed(given)
     if (!isOwn && !Web.isStream(given)) return Web.toPlainAnswer(given)
     const whole = isOwn ? wholeOf(exchange) : undefined
-    if (whole !== undefined) return Effect.succeed(Web.wholeStream(whole, ownHeaders))
+    const status = exchange.last.length > 0 && options.isShuttingDown() ? 503 : 200
+    if (whole !== undefined) return Effect.succeed(Web.wholeStream(whole, status, ownHeaders))
     return Effect.contextWith((services: Context.Context<Scope.Scope>) => {
       const outlet = Outlet.make(isOwn ? undefined : given.body!, {
         request,
@@ -574,6 +597,11 @@ const make = (scope: Scope.Scope, options: Options) => {
       exchange.outlet = outlet
       exchanges.add(exchange)
       outlets.add(outlet)
+      if (hasEnded) outlet.hurry()
+      // Whoever is answered has left, until its stream is there
+      if (exchange.streamId !== undefined && !streams.has(exchange.streamId)) {
+        streams.set(exchange.streamId, exchange)
+      }
       for (const json of exchange.early?.messages ?? []) outlet.say(json)
       exchange.early = undefined
       if (isOwn && exchange.pending.size === 0) outlet.close()
@@ -605,7 +633,9 @@ const make = (scope: Scope.Scope, options: Options) => {
 
   const heard = (exchange: Exchange, id: RequestId): void => {
     const asked = inFlight.get(id)
-    if (asked !== undefined && (asked === exchange || asked.streamId === exchange.streamId)) settle(asked, id)
+    if (asked === exchange) settle(exchange, id)
+    // The transport has yet to hear from the store that it has the response, which the client has read there
+    else if (asked !== undefined && asked.streamId === exchange.streamId) asked.seen = new Set([...asked.seen, id])
     exchange.last = exchange.last.filter((response) => response.id !== id)
   }
 
@@ -640,8 +670,9 @@ const make = (scope: Scope.Scope, options: Options) => {
     Deferred.doneUnsafe(ended, Exit.fail(gone()))
     const isShuttingDown = options.isShuttingDown()
     const abandoned = Array.from(exchanges, (exchange) => {
-      const last = Array.from(exchange.pending, (id) => Answers.abandoned(id, isShuttingDown))
-      for (const response of last) exchange.served.answered(response)
+      const { pending, seen, served } = exchange
+      const last = Array.from(pending).filter((id) => !seen.has(id)).map((id) => Answers.abandoned(id, isShuttingDown))
+      for (const response of last) served.answered(response)
       const stream = streamOf(exchange)
       stream.last = [...stream.last, ...last]
       return { exchange, last }

@@ -75,10 +75,10 @@ const whole = (
 }
 
 /** All that a stream says. */
-export const wholeStream = (text: string, headers: Readonly<Record<string, string>>): Answer =>
-  whole(text, 200, headers, events)
+export const wholeStream = (text: string, status: number, headers: Readonly<Record<string, string>>): Answer =>
+  whole(text, status, headers, events)
 
-export const emptyStream = wholeStream("", notCached)
+export const emptyStream = wholeStream("", 200, notCached)
 
 /** As the transport has them, for streams that are not its own. */
 export const streamHeaders = { ...notCached, "x-accel-buffering": "no" }
