@@ -98,12 +98,10 @@ describe.each<readonly [string, Open]>([
       }),
     20_000
   )
-})
 
-describe("McpHttp.layer: a client that does not read its answer", () => {
   it.live("does not hold up the end of its server by what it was answered long before", () =>
     Effect.gen(function*() {
-      const endpoint = yield* hosted("sse")(undefined)
+      const endpoint = yield* open(undefined)
       const session = yield* begin(endpoint)
       yield* demand(endpoint, session, call("echo", { message: "x".repeat(16 * 1024 * 1024) }))
       yield* Effect.repeat(Effect.sleep(10), { until: () => endpoint.called() === 1 })
