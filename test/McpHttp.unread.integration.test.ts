@@ -5,11 +5,14 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import { subscribe, unsubscribe } from "node:diagnostics_channel"
 import { once } from "node:events"
-import { connect } from "node:net"
+import { connect, type Socket } from "node:net"
+import { setTimeout as sleep } from "node:timers/promises"
 import { openGuarded } from "./support/guarded.ts"
 import { type Endpoint, makeLog, makeServer, socket } from "./support/mcpHttp.ts"
-import { begin, call, post } from "./support/requests.ts"
+import { begin, call, post, request } from "./support/requests.ts"
 
 const roomy = { maxBodyBytes: 64 * 1024 * 1024 }
 
@@ -22,22 +25,75 @@ const until = (endpoint: Endpoint, count: number) =>
     Effect.timeout("10 seconds")
   )
 
+/** Who connects and reads nothing. */
+const deaf = (endpoint: Endpoint) =>
+  Effect.acquireRelease(
+    Effect.sync(() => {
+      const { hostname, port } = new URL(endpoint.url)
+      const peer = connect(Number(port), hostname).pause()
+      peer.on("error", () => undefined)
+      return peer
+    }),
+    (peer) => Effect.sync(() => peer.destroy())
+  )
+
+const head = (method: string, session: string) =>
+  `${method} /mcp HTTP/1.1\r\nHost: localhost\r\nAccept: application/json, text/event-stream\r\n` +
+  `Mcp-Protocol-Version: 2025-11-25\r\nMcp-Session-Id: ${session}\r\n`
+
+const ask = (peer: Socket, session: string, message: unknown) => {
+  const text = JSON.stringify(message)
+  peer.write(`${head("POST", session)}Content-Type: application/json\r\nContent-Length: ${text.length}\r\n\r\n${text}`)
+}
+
 /** Makes calls on one connection, and reads nothing. */
 const demand = Effect.fnUntraced(function*(endpoint: Endpoint, session: string, ...calls: ReadonlyArray<unknown>) {
-  const { hostname, port } = new URL(endpoint.url)
-  const peer = yield* Effect.acquireRelease(
-    Effect.sync(() => connect(Number(port), hostname).pause()),
-    (opened) => Effect.sync(() => opened.destroy())
-  )
-  peer.on("error", () => undefined)
-  for (const text of calls.map((message) => JSON.stringify(message))) {
-    peer.write(
-      "POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" +
-        "Accept: application/json, text/event-stream\r\nMcp-Protocol-Version: 2025-11-25\r\n" +
-        `Mcp-Session-Id: ${session}\r\nContent-Length: ${text.length}\r\n\r\n${text}`
-    )
-  }
+  const peer = yield* deaf(endpoint)
+  for (const message of calls) ask(peer, session, message)
   return peer
+})
+
+/** The server's side of a connection. */
+const otherSideOf = Effect.fnUntraced(function*(open: Effect.Effect<Socket, never, Scope.Scope>) {
+  const accepted: Array<Socket> = []
+  const take = (message: unknown) => void accepted.push((message as { readonly socket: Socket }).socket)
+  subscribe("net.server.socket", take)
+  const peer = yield* open
+  const other = () => accepted.find(({ remotePort }) => remotePort === peer.localPort)
+  yield* Effect.repeat(Effect.sleep(10), { until: () => peer.localPort !== undefined && other() !== undefined })
+  unsubscribe("net.server.socket", take)
+  return { peer, connection: other()! }
+})
+
+/** Says more on a connection than the kernels keep of it. */
+const fill = ({ connection }: { readonly connection: Socket }, say: () => Promise<unknown>) =>
+  Effect.repeat(Effect.promise(say), { until: () => connection.writableLength > 0 })
+
+/** Makes more calls on one connection than the kernels keep answers to, and reads none of these. */
+const demandMany = Effect.fnUntraced(function*(endpoint: Endpoint, session: string) {
+  const sides = yield* otherSideOf(deaf(endpoint))
+  let asked = 0
+  yield* fill(sides, async () => {
+    for (let i = 0; i < 30; i++) ask(sides.peer, session, call("echo", { message: "x".repeat(15_000) }, asked++))
+    await sleep(50)
+  })
+  return sides
+})
+
+/** A server's own stream, whose client has left a little of it unread. */
+const openStream = Effect.fnUntraced(function*(streamTimeToLive: number | undefined) {
+  const log = makeLog()
+  const endpoint = yield* socket(McpHttp.layer({ streamTimeToLive, server: makeServer(log) }))
+  const session = yield* begin(endpoint)
+  const sides = yield* otherSideOf(deaf(endpoint))
+  sides.peer.write(`${head("GET", session)}\r\n`)
+  yield* Effect.sleep(100)
+  yield* fill(sides, async () => {
+    const params = { level: "info", data: "x".repeat(2_000) }
+    await log.servers.get(session)!.notification({ method: "notifications/message", params })
+    await sleep(0)
+  })
+  return { ...endpoint, ...sides, session }
 })
 
 /** How many calls have reached a tool, and what ends those that wait. */
@@ -59,11 +115,13 @@ const guarded: Open = Effect.fnUntraced(function*(streamTimeToLive) {
   return { ...endpoint, called: () => endpoint.log.called, release: () => undefined }
 })
 
-describe.each<readonly [string, Open]>([
+const endpoints: ReadonlyArray<readonly [string, Open]> = [
   ["McpHttp.layer (json)", hosted("json")],
   ["McpHttp.layer (sse)", hosted("sse")],
   ["McpHttp.guard", guarded]
-])("%s: a client that does not read", (_, open) => {
+]
+
+describe.each(endpoints)("%s: a client that does not read", (_, open) => {
   it.live("holds its session for as long as a stream may last, and its connection too", () =>
     Effect.gen(function*() {
       const endpoint = yield* open(500)
@@ -99,13 +157,61 @@ describe.each<readonly [string, Open]>([
     20_000
   )
 
-  it.live("does not hold up the end of its server by what it was answered long before", () =>
+  it.live("holds its connection for as long, if it has asked for many short answers", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open(500)
+      const session = yield* begin(endpoint)
+      const { connection } = yield* demandMany(endpoint, session)
+      yield* Effect.promise(() => once(connection, "close"))
+      yield* until(endpoint, 0)
+    }), 20_000)
+})
+
+describe.concurrent.each<readonly [string, Open]>(endpoints)("%s: the end of its server", (_, open) => {
+  it.live("is not held up by a client that has not read one long answer", () =>
     Effect.gen(function*() {
       const endpoint = yield* open(undefined)
       const session = yield* begin(endpoint)
       yield* demand(endpoint, session, call("echo", { message: "x".repeat(16 * 1024 * 1024) }))
       yield* Effect.repeat(Effect.sleep(10), { until: () => endpoint.called() === 1 })
       yield* Effect.sleep(500)
+      yield* endpoint.close.pipe(Effect.timeout("10 seconds"))
+    }), 20_000)
+
+  it.live("nor by one that has not read many short ones", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open(undefined)
+      const session = yield* begin(endpoint)
+      yield* demandMany(endpoint, session)
+      yield* endpoint.close.pipe(Effect.timeout("10 seconds"))
+    }), 20_000)
+})
+
+describe.concurrent("McpHttp.layer: a stream whose client has stopped reading", () => {
+  it.live(
+    "closes its connection 5 seconds after the session, however little of it is left",
+    () =>
+      Effect.gen(function*() {
+        const { connection, session, ...endpoint } = yield* openStream(undefined)
+        yield* request(endpoint, "DELETE", { session })
+        yield* Effect.promise(() => once(connection, "close"))
+      }),
+    20_000
+  )
+
+  it.live(
+    "closes its connection when it has been over for long enough, however little of it is left",
+    () =>
+      Effect.gen(function*() {
+        const { connection } = yield* openStream(4_000)
+        yield* Effect.promise(() => once(connection, "close"))
+      }),
+    20_000
+  )
+
+  it.live("does not hold up the end of its server, however little of it is left", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* openStream(undefined)
       yield* endpoint.close.pipe(Effect.timeout("10 seconds"))
     }), 20_000)
 })

@@ -148,7 +148,7 @@ export const make = Effect.fnUntraced(function*<A, R>(
     if (answer === undefined) return undefined
     return Effect.map(
       Effect.andThen(holding(request), answer),
-      (response) => response && Socket.whileRead(response, request, streamTimeToLive)
+      (response) => response && Socket.whileRead(response, request, streamTimeToLive, Deferred.await(closing))
     )
   }
 
@@ -224,21 +224,26 @@ export const serving = <E extends Respondable, R>(
   { cors, protects, streamTimeToLive }: Settings,
   request: HttpServerRequest,
   answer: Effect.Effect<Response, E, R>
-): Effect.Effect<Response, never, R | HttpServerRequest> =>
+): Effect.Effect<Response, never, R | HttpServerRequest | Scope.Scope> =>
   Effect.suspend(() => {
     Strays.take(request)
     Socket.watch(request)
     Listener.watch(request)
     const answered = answering(answer, protects === undefined ? undefined : () => protects.of(request))
+    const readOrHangUp = Socket.hangUpUnread(request, streamTimeToLive, () => Listener.hasStopped(request))
     const bounded = Effect.tap(cors(request, answered), ({ body }) =>
-      body._tag === "Uint8Array" && body.contentLength > maxUnread && streamTimeToLive < Infinity
-        ? Effect.andThen(Socket.hangUpUnfinished(request), Socket.hangUpUnread(request, streamTimeToLive))
-        : Socket.hangUpUnfinished(request))
-    return Effect.map(bounded, (response) =>
-      Listener.isLast(request) ? Answers.last(response) : response)
+      Effect.andThen(
+        Socket.hangUpUnfinished(request),
+        body._tag === "Uint8Array" && body.contentLength > maxUnread ? readOrHangUp : Effect.void
+      ))
+    return Effect.andThen(
+      // When it has been written, if not before: what a connection keeps unread may be of answers that came earlier
+      Finalizers.add(readOrHangUp),
+      Effect.map(bounded, (response) => Listener.isLast(request) ? Answers.last(response) : response)
+    )
   })
 
-// What a connection keeps of an answer, whether or not it is read. No request waits for less to be read.
+// Nobody waits for less to be written.
 const maxUnread = 16 * 1024
 
 type Settings = ReturnType<typeof toSettings>

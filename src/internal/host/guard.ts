@@ -182,7 +182,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
       Effect.succeed(minted === undefined ? last : HttpServerResponse.setHeader(last, header, id))
     )
     if (response.status !== 404) {
-      const read = Socket.whileRead(response, request, settings.streamTimeToLive)
+      const read = Socket.whileRead(response, request, settings.streamTimeToLive, ended)
       return completed(read, message, ended, () => resource.hasEnded, served)
     }
     if (resource.hasEnded) return yield* unanswered

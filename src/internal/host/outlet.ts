@@ -9,13 +9,13 @@ import type { JSONRPCMessage } from "@modelcontextprotocol/sdk/types.js"
 import * as Arr from "effect/Array"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
-import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type { HttpServerRequest } from "effect/http/HttpServerRequest"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as Events from "./events.ts"
+import * as Listener from "./listener.ts"
 import * as Socket from "./socket.ts"
 
 export interface Outlet {
@@ -32,8 +32,6 @@ export interface Outlet {
   readonly drop: () => void
   /** From now on its client has little time to read the rest of it, once it has ended. */
   readonly hurry: () => void
-  /** The client has it all, or is gone. */
-  readonly leave: () => void
 }
 
 /**
@@ -41,9 +39,6 @@ export interface Outlet {
  * 15 seconds, which the kernel needs to find out that a silent peer is gone.
  */
 const beats = "7.5 seconds"
-
-/** How long a client may take to read the rest of a stream that was ended early. */
-const patienceWhenEnded = "5 seconds"
 
 export interface Options {
   readonly request: HttpServerRequest
@@ -62,6 +57,7 @@ export interface Options {
 
 /** What it says comes from `body`, or is given to `say`. */
 export const make = (body: ReadableStream<Uint8Array> | undefined, options: Options): Outlet => {
+  const { patience, request } = options
   const scope = Context.get(options.services, Scope.Scope)
   const runFork = Effect.runForkWith(options.services)
   const reader = body?.getReader()
@@ -73,7 +69,6 @@ export const make = (body: ReadableStream<Uint8Array> | undefined, options: Opti
   let hasBegun = false
   let isSilent = true
   let isExpired = false
-  let isLeft = false
   let isHurried = false
   let waiter: ((pulled: Pulled) => void) | undefined
 
@@ -103,9 +98,6 @@ export const make = (body: ReadableStream<Uint8Array> | undefined, options: Opti
     return Effect.succeed(taken)
   }
 
-  const hangUpAfter = (patience: Duration.Input): void =>
-    run(Effect.andThen(Effect.sleep(patience), Effect.sync(() => Socket.hangUp(options.request))))
-
   const finish = (isEarly: boolean): void => {
     if (isDone) return
     isDone = true
@@ -113,10 +105,11 @@ export const make = (body: ReadableStream<Uint8Array> | undefined, options: Opti
     options.onEnd(isExpired)
     const isWaiting = waiter !== undefined
     offer()
-    // Then the client has it all, but for what it was just given
-    if (isWaiting && !isWriting) return
-    if ((isEarly || isHurried) && !isLeft) hangUpAfter(patienceWhenEnded)
-    else if ((isWriting || buffered > 0) && options.patience < Infinity) hangUpAfter(options.patience)
+    // A small rest, which the connection keeps of what was given before, is for whoever writes it
+    if (isEarly || isHurried) runFork(Socket.hurry(request))
+    else if (!isWaiting || isWriting) {
+      runFork(Socket.hangUpUnread(request, patience, () => Listener.hasStopped(request)))
+    }
   }
 
   const say = (json: string): void => {
@@ -144,12 +137,7 @@ export const make = (body: ReadableStream<Uint8Array> | undefined, options: Opti
 
   const hurry = (): void => {
     isHurried = true
-    if (isDone && !isLeft) hangUpAfter(patienceWhenEnded)
-  }
-
-  const leave = (): void => {
-    isLeft = true
-    end()
+    if (isDone) runFork(Socket.hurry(request))
   }
 
   if (reader !== undefined) read(reader)
@@ -204,8 +192,7 @@ export const make = (body: ReadableStream<Uint8Array> | undefined, options: Opti
       buffered = 0
       end()
     },
-    hurry,
-    leave
+    hurry
   }
 }
 

@@ -43,6 +43,7 @@ import * as Outlet from "./outlet.ts"
 import * as Replies from "./replies.ts"
 import * as Requests from "./requests.ts"
 import * as Returns from "./returns.ts"
+import * as Socket from "./socket.ts"
 import type * as Spans from "./spans.ts"
 import * as Web from "./web.ts"
 
@@ -613,8 +614,8 @@ const make = (scope: Scope.Scope, options: Options) => {
       return Effect.as(
         // Not the stream's own: it may never begin, if the client is gone by now.
         Finalizers.add(Effect.sync(() => {
-          outlets.delete(outlet)
-          outlet.leave()
+          outlet.end()
+          Socket.whenSent(request, () => void outlets.delete(outlet))
         })),
         isOwn
           ? Web.stream(outlet.stream, 200, ownHeaders)

@@ -3,8 +3,8 @@
  * other server all of this does nothing.
  */
 import type * as Context from "effect/Context"
-import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import { constFalse } from "effect/Function"
 import * as HttpBody from "effect/http/HttpBody"
 import type { HttpServerRequest } from "effect/http/HttpServerRequest"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
@@ -28,6 +28,10 @@ interface Response {
   readonly once: (event: "socket" | "close", callback: () => void) => unknown
   readonly prependListener: (event: "finish", callback: () => void) => unknown
   readonly emit: (event: "close") => unknown
+  readonly destroyed: boolean
+  /** Whether all of it has been handed to the system. Of HTTP/2 its stream knows. */
+  readonly writableFinished?: boolean
+  readonly stream?: { readonly destroyed: boolean; readonly writableFinished: boolean }
 }
 
 /** A `Server` of node:http. */
@@ -138,19 +142,61 @@ export const endWithLast = (server: Server, request: HttpServerRequest): void =>
   if (response !== undefined) watchOne(request.source, response)
 }
 
+/** How long a client may take to read the rest of what was ended early: milliseconds. */
+const patienceWhenHurried = 5_000
+
+/** By the answer, for how long it is still waited that it is read: milliseconds. */
+const unread = new WeakMap<Response, { left: number }>()
+
 /**
- * Closes the connection if the answer has not been read after so long.
+ * Closes the connection if the answer, which is being written, has not been handed to the system after so many
+ * milliseconds; or after five seconds, from the moment on that its client is hurried.
  */
-export const hangUpUnread = (request: HttpServerRequest, patience: Duration.Input): Effect.Effect<void> =>
+export const hangUpUnread = (
+  request: HttpServerRequest,
+  patience: number,
+  isHurried: () => boolean
+): Effect.Effect<void> =>
   Effect.suspend(() => {
     const response = responseOf(request)
-    if (response === undefined) return Effect.void
-    const late = Effect.andThen(Effect.sleep(patience), Effect.sync(() => hangUp(request)))
+    if (response === undefined || isSent(response)) return Effect.void
+    const known = unread.get(response)
+    if (known !== undefined) {
+      known.left = Math.min(known.left, patience)
+      return Effect.void
+    }
+    const wait = { left: patience }
+    unread.set(response, wait)
+    const look = Effect.suspend(() => {
+      if (isHurried()) wait.left = Math.min(wait.left, patienceWhenHurried)
+      const step = Math.min(wait.left, 1_000)
+      return Effect.map(Effect.sleep(step), () => (wait.left -= step) <= 0)
+    })
+    const late = Effect.andThen(
+      Effect.repeat(look, { until: (isOver) => isOver }),
+      Effect.sync(() => hangUp(request))
+    )
     return Effect.map(
       Effect.forkDetach(late),
       (fiber) => void response.once("close", () => fiber.interruptUnsafe())
     )
   })
+
+/** The same from now on, whoever hurries. */
+export const hurry = (request: HttpServerRequest): Effect.Effect<void> =>
+  hangUpUnread(request, patienceWhenHurried, constFalse)
+
+/** Tells when the answer has been handed to the system, or its client is gone. */
+export const whenSent = (request: HttpServerRequest, f: () => void): void => {
+  const response = responseOf(request)
+  if (response === undefined || isSent(response)) f()
+  else response.once("close", f)
+}
+
+const isSent = (response: Response): boolean => {
+  const { destroyed, writableFinished } = response.stream ?? response
+  return destroyed || writableFinished === true
+}
 
 /**
  * Closes the connection if the request's body is not there two seconds after the answer. Nobody waits for it any more,
@@ -175,15 +221,16 @@ const isComing = ({ source }: Pick<HttpServerRequest, "source">): boolean =>
 
 /**
  * A stream that ends with the connection of a client who leaves what it was given unread: for so many milliseconds, or
- * up to twice as many.
+ * up to twice as many; or for five seconds when it is `over`.
  */
 export const whileRead = (
   response: HttpServerResponse.HttpServerResponse,
   request: HttpServerRequest,
-  patience: number
+  patience: number,
+  over: Effect.Effect<unknown, unknown>
 ): HttpServerResponse.HttpServerResponse => {
   const { body } = response
-  if (body._tag !== "Stream" || patience === Infinity) return response
+  if (body._tag !== "Stream") return response
   const stream = Stream.transformPull(body.stream, (pull, scope) => {
     let given = 0
     let isReading = true
@@ -202,7 +249,11 @@ export const whileRead = (
         return chunk
       })
     })
-    return Effect.as(Effect.forkIn(Effect.forever(look), scope), counted)
+    const hurried = Effect.andThen(Effect.exit(over), hurry(request))
+    return Effect.forkIn(hurried, scope).pipe(
+      Effect.andThen(patience === Infinity ? Effect.void : Effect.forkIn(Effect.forever(look), scope)),
+      Effect.as(counted)
+    )
   })
   return HttpServerResponse.setBody(response, HttpBody.stream(stream, body.contentType, body.contentLength))
 }
