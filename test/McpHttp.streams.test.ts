@@ -3,16 +3,19 @@ import { Server } from "@modelcontextprotocol/sdk/server/index.js"
 import type { EventStore } from "@modelcontextprotocol/sdk/server/webStandardStreamableHttp.js"
 import { CallToolRequestSchema, InitializeRequestSchema, type JSONRPCMessage } from "@modelcontextprotocol/sdk/types.js"
 import { Identity } from "effect-mcp-sessions/Identity"
+import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import { PoolExhausted } from "effect-mcp-sessions/SessionPool"
 import type { SessionInfo } from "effect-mcp-sessions/SessionRegistry"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import { identity } from "effect/Function"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
+import { EventEmitter, once } from "node:events"
 import { setTimeout as sleep } from "node:timers/promises"
 import { becomes, eventually, messagesOf, pause, readUntil, textOf } from "./support/answers.ts"
 import { refusesWhenClosed } from "./support/endpoints.ts"
@@ -67,6 +70,36 @@ const replaying = (delay: Delay) => (): EventStore => {
     }
   }
 }
+
+/** Keeps everything, and takes until `delay` is over to end a replay. */
+const lingering = (delay: Delay) => (): EventStore => {
+  const store = McpHttp.memoryEventStore()()
+  return {
+    ...store,
+    replayEventsAfter: async (id, replay) => {
+      const streamId = await store.replayEventsAfter(id, replay)
+      await delay()
+      return streamId
+    }
+  }
+}
+
+/** Keeps everything, and takes longer for the first message of a call than for the others. */
+const uneven = (): EventStore => {
+  const store = McpHttp.memoryEventStore()()
+  return {
+    ...store,
+    storeEvent: async (id, message) => {
+      const kept = await store.storeEvent(id, message)
+      if (JSON.stringify(message).includes("first")) await sleep(50)
+      return kept
+    }
+  }
+}
+
+/** So many turns of the promises later. */
+const turnsLater = (turns: number): Promise<unknown> =>
+  turns === 0 ? Promise.resolve() : Promise.resolve().then(() => turnsLater(turns - 1))
 
 /** Has a response before it says so. */
 const acknowledging = (): EventStore => {
@@ -542,7 +575,7 @@ const suite = (start: typeof web) => {
           // 64 MiB, while nobody else gets a turn
           const text = yield* textOf(yield* post(endpoint, call("flood"), as))
           assert.isBelow(text.length, 2 * 1024 * 1024)
-          assert.strictEqual(text.includes("\"result\""), options.eventStore === undefined)
+          assert.include(text, "\"result\"")
         })
     )
 
@@ -784,6 +817,131 @@ const suite = (start: typeof web) => {
         assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 204)
         const messages = yield* messagesOf(resumed)
         assert.deepStrictEqual(messages.map(({ id, result }) => [id, result !== undefined]), [[1, true]])
+      }))
+
+    it.live.each<readonly [string, (store: EventStore) => EventStore]>([
+      ["one that knows the stream of an event", identity],
+      ["one that does not", lessLookup]
+    ])(
+      "a client that comes back has what is said meanwhile, whatever the store takes its time for: %s",
+      ([, kind]) =>
+        Effect.gen(function*() {
+          let replays = 0
+          const eventStore = () => kind(lingering(() => (replays++, sleep(200)))())
+          const endpoint = yield* open(start, { eventStore })
+          const session = yield* begin(endpoint)
+          const stream = yield* request(endpoint, "GET", { session, headers: version })
+          yield* say(endpoint, session, "zero")
+          const last = idIn(yield* readUntil(stream, "zero"))
+          const listening = yield* Effect.forkChild(
+            request(endpoint, "GET", { session, headers: { ...version, "last-event-id": last } }),
+            { startImmediately: true }
+          )
+          const resuming = yield* Effect.forkChild(request(endpoint, "GET", yield* lose(endpoint, session)), {
+            startImmediately: true
+          })
+          yield* eventually(() => replays === 2)
+          endpoint.log.release()
+          for (const data of ["one", "two"]) yield* say(endpoint, session, data)
+          const said = yield* readUntil(yield* Fiber.join(listening), "two")
+          assert.deepStrictEqual(said.match(/"data":"\w+"/g), ["\"data\":\"one\"", "\"data\":\"two\""])
+          const messages = yield* messagesOf(yield* Fiber.join(resuming)).pipe(Effect.timeout("4 seconds"))
+          assert.deepStrictEqual(messages.map(({ id }) => id), [1])
+        })
+    )
+
+    it.live("a client that has come back twice has its answer once, were it kept before the store says so", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { eventStore: acknowledging })
+        const session = yield* begin(endpoint)
+        const lost = yield* lose(endpoint, session)
+        yield* eventually(() => endpoint.log.called.length === 1)
+        endpoint.log.release()
+        yield* Effect.sleep(30)
+        const first = yield* readUntil(yield* request(endpoint, "GET", lost), "waited")
+        const again = { session, headers: { ...version, "last-event-id": idIn(first) } }
+        const messages = yield* messagesOf(yield* request(endpoint, "GET", again)).pipe(Effect.timeout("4 seconds"))
+        assert.deepStrictEqual(messages, [])
+      }))
+
+    it.live("a call is answered after what it said before, whatever the store has kept first", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { eventStore: uneven, server: saying(["first", "second"]) })
+        const answer = yield* post(endpoint, call("tell"), { session: yield* begin(endpoint), headers: version })
+        const said = (yield* messagesOf(answer)).map((message) => JSON.stringify(message))
+        assert.deepStrictEqual(said.map((text) => /first|second|result/.exec(text)?.[0]), ["first", "second", "result"])
+      }))
+
+    it.live("a client that can't come back has its answer, however much was said before it", () =>
+      Effect.gen(function*() {
+        const much = Array.from({ length: 1_200 }, () => "x".repeat(1_024))
+        const endpoint = yield* open(start, { eventStore: McpHttp.memoryEventStore(), server: saying(much) })
+        const headers = { "mcp-protocol-version": "2025-06-18" }
+        const answer = yield* post(endpoint, call("tell"), { session: yield* begin(endpoint), headers })
+        const text = yield* textOf(answer)
+        assert.include(text, "\"result\"")
+        assert.isBelow(text.length, 2 * 1024 * 1024)
+      }))
+
+    it.live.each([0, 1, 2, 3, 4])(
+      "who comes back as another one has just got the stream has it: %s turns later",
+      (turns) =>
+        Effect.gen(function*() {
+          let asked = 0
+          const gate = new EventEmitter()
+          const memory = McpHttp.memoryEventStore()()
+          const eventStore = (): EventStore => ({
+            ...memory,
+            getStreamIdForEventId: async (id) => {
+              if (++asked === 3) await once(gate, "open")
+              if (asked === 3) await turnsLater(turns)
+              return memory.getStreamIdForEventId!(id)
+            },
+            replayEventsAfter: async (id, replay) => {
+              if (++asked === 2) await once(gate, "open")
+              return memory.replayEventsAfter(id, replay)
+            }
+          })
+          const endpoint = yield* open(start, { eventStore })
+          const session = yield* begin(endpoint)
+          const lost = yield* lose(endpoint, session)
+          yield* Effect.forkChild(request(endpoint, "GET", lost), { startImmediately: true })
+          yield* eventually(() => asked === 2)
+          const resuming = yield* Effect.forkChild(request(endpoint, "GET", lost), { startImmediately: true })
+          yield* eventually(() => asked === 3)
+          gate.emit("open")
+          const resumed = yield* Fiber.join(resuming)
+          assert.strictEqual(resumed.status, 200)
+          endpoint.log.release()
+          assert.include(yield* readUntil(resumed, "waited"), "waited")
+        })
+    )
+
+    it.live("who listens last hears the server, though it is known in one moment who they all are", () =>
+      Effect.gen(function*() {
+        let isHolding = false
+        const held: Array<() => void> = []
+        const known = Effect.suspend(() =>
+          isHolding ? Effect.promise(() => new Promise<void>((resolve) => void held.push(resolve))) : Effect.void
+        )
+        const resolver = IdentityResolver.layerIdentify(() => Effect.as(known, "alice"))
+        const endpoint = yield* open((app) => start(app, resolver), { eventStore: McpHttp.memoryEventStore() })
+        const session = yield* begin(endpoint)
+        const stream = yield* request(endpoint, "GET", { session, headers: version })
+        yield* say(endpoint, session, "one")
+        const headers = { ...version, "last-event-id": idIn(yield* readUntil(stream, "one")) }
+        isHolding = true
+        yield* Effect.forkChild(request(endpoint, "GET", { session, headers }), { startImmediately: true })
+        yield* eventually(() => held.length === 1)
+        const newer = yield* Effect.forkChild(request(endpoint, "GET", { session, headers: version }), {
+          startImmediately: true
+        })
+        yield* eventually(() => held.length === 2)
+        for (const release of held) release()
+        const listening = yield* Fiber.join(newer)
+        yield* Effect.sleep(50)
+        yield* say(endpoint, session, "two")
+        assert.include(yield* readUntil(listening, "two"), "two")
       }))
 
     it.live.each<readonly [string, (delay: Delay) => () => EventStore]>([

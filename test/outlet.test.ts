@@ -15,7 +15,7 @@ const open = Effect.gen(function*() {
     services: yield* Effect.context<Scope.Scope>(),
     maxAge: Infinity,
     patience: Infinity,
-    onChunk: () => undefined,
+    passes: () => true,
     last: () => [],
     onEnd: () => undefined
   })

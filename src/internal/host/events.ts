@@ -10,6 +10,9 @@ export const ofMessage = (json: string): string => `event: message\ndata: ${json
 
 export const encode = (message: unknown): Uint8Array => new TextEncoder().encode(`data: ${JSON.stringify(message)}\n\n`)
 
+/** The id of an event. */
+export const idOf = (event: Uint8Array): string | undefined => /^id: (.*)$/m.exec(new TextDecoder().decode(event))?.[1]
+
 const parseJson = Option.liftThrowable((text: string): unknown => JSON.parse(text))
 
 /** Passes on what a stream of events says, and tells of the responses in it. */

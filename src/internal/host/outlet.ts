@@ -48,8 +48,8 @@ export interface Options {
   readonly maxAge: number
   /** How long the client may take to read the rest of one that has ended: milliseconds, or `Infinity`. */
   readonly patience: number
-  /** Is told of each part of the body, in order. */
-  readonly onChunk: (chunk: Uint8Array) => unknown
+  /** Is told of each part of the body, in order, and whether the client is to have it. */
+  readonly passes: (chunk: Uint8Array) => boolean
   /** What it says last. */
   readonly last: () => ReadonlyArray<JSONRPCMessage>
   readonly onEnd: (isExpired: boolean) => void
@@ -124,9 +124,10 @@ export const make = (body: ReadableStream<Uint8Array> | undefined, options: Opti
     void from.read().then(({ value }) => {
       if (isDone) return
       if (value === undefined) return close()
-      options.onChunk(value)
-      push(value)
-      offer()
+      if (options.passes(value)) {
+        push(value)
+        offer()
+      }
       read(from)
     }, () => finish(true))
 

@@ -1,19 +1,48 @@
 /**
- * Clients that come back for a stream with the id of the last event that they have.
+ * What stands between the transport and an event store, for clients that come back for a stream with the id of the last
+ * event that they have.
  *
  * The transport asks the event store by that id, and several may come back with the same one: so it gets a ticket in
  * place of the id, which tells who asks. A replay for somebody who does not have the stream any more is stopped, as is
  * one whose store has been given up on.
+ *
+ * What the store has kept the transport writes to whoever has the stream then, unless that one has had it by its
+ * replay. So it hears of that in the order in which it was said, and not while somebody replays the stream, who has it
+ * only then. It does not know whom else the store has shown it before it said so: that is known here.
  */
 import type { EventStore } from "@modelcontextprotocol/sdk/server/webStandardStreamableHttp.js"
+import { constVoid } from "effect/Function"
+import * as Events from "./events.ts"
 
 export interface Returns<Client> {
   /** What the transport is told in place of the id of an event, until it has answered. */
   readonly ticket: (client: Client, eventId: string) => string
   /** The transport has answered. */
   readonly forget: (ticket: string) => void
-  /** What the transport asks the store by a ticket. */
-  readonly store: Pick<EventStore, "getStreamIdForEventId" | "replayEventsAfter">
+  /** What the transport asks, by a ticket. */
+  readonly store: EventStore
+  /** Whether whoever had the stream before has had what the transport says now, as an event. */
+  readonly wasHeard: (event: Uint8Array) => boolean
+}
+
+interface Ticket<Client> {
+  readonly client: Client
+  readonly eventId: string
+  /** Of the stream, once that is known. */
+  streamId: string | undefined
+  /** Until the transport has answered the client does not have the stream. */
+  phase: "looking" | "replaying" | "replayed"
+  readonly answered: Promise<void>
+  readonly answer: () => void
+}
+
+/** A stream of which the store has been given something that it has not said to have. */
+interface Line {
+  /** Ends when the transport has heard of the last of it. */
+  last: Promise<void>
+  waiting: number
+  /** What the store has shown to somebody meanwhile. */
+  readonly shown: Set<string>
 }
 
 const ended = () => new Error("Nobody waits for the rest of this stream")
@@ -24,42 +53,113 @@ export const make = <Client>(store: EventStore, { has, take }: {
   /** Whether it still wants the stream, and nobody came after it. */
   readonly has: (streamId: string | undefined, client: Client) => boolean
 }): Returns<Client> => {
-  const tickets = new Map<string, { readonly client: Client; readonly eventId: string }>()
+  const tickets = new Map<string, Ticket<Client>>()
+  const lines = new Map<string, Line>()
+  /** What the transport writes in this turn, though it was shown before. */
+  const heard = new Set<string>()
   let issued = 0
 
-  const replayEventsAfter: EventStore["replayEventsAfter"] = async (ticket, { send }) => {
-    const { client, eventId } = tickets.get(ticket)!
+  const lineOf = (streamId: string): Line => {
+    const known = lines.get(streamId)
+    if (known !== undefined) return known
+    const line = { last: Promise.resolve(), waiting: 0, shown: new Set<string>() }
+    lines.set(streamId, line)
+    return line
+  }
+
+  /** What a client may be shown. */
+  const linesOf = ({ streamId }: Ticket<Client>): Iterable<Line> => {
+    if (streamId === undefined) return lines.values()
+    const line = lines.get(streamId)
+    return line === undefined ? [] : [line]
+  }
+
+  /** Ends when whoever is as far as that on the way to the stream has it, or does not get it. */
+  const arrived = (streamId: string, isThatFar: (ticket: Ticket<Client>) => boolean): Promise<unknown> =>
+    Promise.all(
+      Array.from(tickets.values())
+        .filter((ticket) => (ticket.streamId ?? streamId) === streamId && isThatFar(ticket))
+        .map(({ answered }) => answered)
+    )
+
+  const storeEvent: EventStore["storeEvent"] = (streamId, message) => {
+    const line = lineOf(streamId)
+    const before = line.last
+    line.waiting++
+    const inTurn = async (kept: Promise<string>): Promise<string> => {
+      try {
+        return await kept
+      } finally {
+        await before
+        // Nobody comes back for a stream that has yet to begin
+        if ("jsonrpc" in message) await arrived(streamId, ({ phase }) => phase !== "looking")
+      }
+    }
+    const told = inTurn(store.storeEvent(streamId, message))
+    line.last = told.then((id) => {
+      if (!line.shown.has(id)) return
+      heard.add(id)
+      setImmediate(() => heard.delete(id))
+    }, constVoid).then(() => {
+      if (--line.waiting === 0) lines.delete(streamId)
+    })
+    return told
+  }
+
+  const replayEventsAfter: EventStore["replayEventsAfter"] = async (id, { send }) => {
+    const ticket = tickets.get(id)!
+    const { client, eventId } = ticket
     let isOver = false
+    ticket.phase = "replaying"
     try {
       const streamId = await store.replayEventsAfter(eventId, {
-        send: async (id, message) => {
+        send: async (shownId, message) => {
           if (isOver || !has(undefined, client)) throw ended()
-          return send(id, message)
+          for (const line of linesOf(ticket)) line.shown.add(shownId)
+          return send(shownId, message)
         }
       })
       if (store.getStreamIdForEventId === undefined) take(streamId, client)
       if (!has(streamId, client)) throw ended()
+      ticket.streamId = streamId
+      ticket.phase = "replayed"
       return streamId
     } finally {
       isOver = true
     }
   }
 
+  const getStreamIdForEventId = store.getStreamIdForEventId === undefined ? {} : {
+    getStreamIdForEventId: async (id: string) => {
+      const ticket = tickets.get(id)!
+      const streamId = await store.getStreamIdForEventId!(ticket.eventId)
+      if (streamId === undefined) return undefined
+      take(streamId, ticket.client)
+      // Who has just got it has lost it, but the transport is still about to say so, and would refuse another
+      await arrived(streamId, ({ phase }) => phase === "replayed")
+      ticket.streamId = streamId
+      return streamId
+    }
+  }
+
   return {
     ticket: (client, eventId) => {
       const ticket = String(++issued)
-      tickets.set(ticket, { client, eventId })
+      let answer: () => void = constVoid
+      const answered = new Promise<void>((resolve) => {
+        answer = resolve
+      })
+      tickets.set(ticket, { client, eventId, streamId: undefined, phase: "looking", answered, answer })
       return ticket
     },
-    forget: (ticket) => void tickets.delete(ticket),
-    store: store.getStreamIdForEventId === undefined ? { replayEventsAfter } : {
-      replayEventsAfter,
-      getStreamIdForEventId: async (ticket) => {
-        const { client, eventId } = tickets.get(ticket)!
-        const streamId = await store.getStreamIdForEventId!(eventId)
-        if (streamId !== undefined) take(streamId, client)
-        return streamId
-      }
-    }
+    forget: (ticket) => {
+      tickets.get(ticket)?.answer()
+      tickets.delete(ticket)
+    },
+    wasHeard: (event) => {
+      const id = heard.size === 0 ? undefined : Events.idOf(event)
+      return id !== undefined && heard.has(id)
+    },
+    store: { storeEvent, replayEventsAfter, ...getStreamIdForEventId }
   }
 }

@@ -27,7 +27,7 @@ import type * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import { constVoid } from "effect/Function"
+import { constTrue } from "effect/Function"
 import type * as HttpServerRequest from "effect/http/HttpServerRequest"
 import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import type * as HttpServerResponse from "effect/http/HttpServerResponse"
@@ -145,6 +145,8 @@ interface Exchange {
   last: ReadonlyArray<Replies.Reply>
   /** As the event store knows its stream. */
   streamId: string | undefined
+  /** Whether its client can come back for it before anything was said. */
+  canReturn: boolean
 }
 
 const makeExchange = ({ body, identity, lease, request, served }: Arrival, place: number): Exchange => {
@@ -168,7 +170,8 @@ const makeExchange = ({ body, identity, lease, request, served }: Arrival, place
     early: { messages: [], characters: 0 },
     seen: none,
     last: [],
-    streamId: undefined
+    streamId: undefined,
+    canReturn: false
   }
 }
 
@@ -216,6 +219,8 @@ const make = (scope: Scope.Scope, options: Options) => {
   let current: Exchange | "server" | undefined
   /** The answer to GET, and what is said while there is none for a moment. */
   let listening: Exchange | undefined
+  /** The newest that has come to listen, until it is answered. */
+  let comer: Exchange | undefined
   let held: { readonly messages: Array<string>; characters: number } | undefined
   let hasEnded = false
   const ended = Deferred.makeUnsafe<never, Answers.Refused>()
@@ -231,12 +236,16 @@ const make = (scope: Scope.Scope, options: Options) => {
 
   // Asked synchronously, before anything else can call the transport.
   const watched = (store: EventStore): EventStore => ({
+    ...store,
     storeEvent: (streamId, message) => {
       if (current === "server") ownStreamId = streamId
-      else if (current !== undefined && current.streamId === undefined) attach(streamId, current)
+      else if (current !== undefined && current.streamId === undefined) {
+        attach(streamId, current)
+        // What is said first has an id, and nothing else
+        current.canReturn = !("jsonrpc" in message)
+      }
       return store.storeEvent(streamId, message)
-    },
-    ...returns!.store
+    }
   })
 
   const attach = (streamId: string, exchange: Exchange): void => {
@@ -247,7 +256,7 @@ const make = (scope: Scope.Scope, options: Options) => {
   const returns = options.eventStore && Returns.make<Exchange>(options.eventStore, {
     take: (streamId, exchange) => {
       if (!isAwaitingAnswer(exchange)) return
-      const holders = [streams.get(streamId), streamId === ownStreamId ? listening : undefined]
+      const holders = [streams.get(streamId), ...streamId === ownStreamId ? [listening, comer] : []]
       if (holders.some((holder) => holder !== undefined && holder.place > exchange.place)) return dismiss(exchange)
       giveWay(streamId)
       attach(streamId, exchange)
@@ -286,7 +295,7 @@ const make = (scope: Scope.Scope, options: Options) => {
     enableJsonResponse: !isStored,
     // Comments are the outlet's: these would pile up where nobody reads
     keepAliveMs: 0,
-    ...(options.eventStore === undefined ? {} : { eventStore: watched(options.eventStore) }),
+    ...(returns === undefined ? {} : { eventStore: watched(returns.store) }),
     ...(options.retryInterval === undefined ? {} : { retryInterval: options.retryInterval })
   })
 
@@ -300,10 +309,12 @@ const make = (scope: Scope.Scope, options: Options) => {
       const exchange = inFlight.get(relatedRequestId)
       // The transport keeps it, and nobody can read it yet
       if (isStored && exchange?.early !== undefined) exchange.early.characters += Replies.jsonOf(message).length
-      if (exchange !== undefined && isUnread(streamOf(exchange))) {
+      const stream = exchange && streamOf(exchange)
+      if (exchange !== undefined && isUnread(stream!)) {
         // What it misses it can have again, if there is an event store that has it
-        if (exchange.streamId !== undefined) transport.closeSSEStream(relatedRequestId)
-        else if (!("id" in message)) return
+        if (exchange.streamId !== undefined && (exchange.canReturn || stream!.outlet !== undefined)) {
+          transport.closeSSEStream(relatedRequestId)
+        } else if (!("id" in message)) return
       }
       if (exchange !== undefined && isWritten) return say(exchange, Replies.jsonOf(message))
       return onBehalfOf(exchange, () => transport.send(message, { relatedRequestId }))
@@ -482,12 +493,15 @@ const make = (scope: Scope.Scope, options: Options) => {
     Effect.uninterruptibleMask((restore) =>
       Effect.suspend(() => {
         const exchange = makeExchange(arrival, places++)
-        return Effect.flatMap(
+        const answer = Effect.flatMap(
           restore(respond(arrival, exchange)),
           (given) => toAnswer(given, arrival, exchange)
         )
+        return exchange.isListening ? Effect.ensuring(answer, hasCome(exchange)) : answer
       })
     )
+
+  const hasCome = (exchange: Exchange) => Effect.sync(() => comer === exchange ? comer = undefined : undefined)
 
   const issueWith = ({ ids, pending }: Exchange): Answers.Refused | undefined => {
     if (hasEnded) return gone()
@@ -516,7 +530,10 @@ const make = (scope: Scope.Scope, options: Options) => {
       const ticket = lastEventId === undefined || lastEventId === ""
         ? undefined
         : returns?.ticket(exchange, lastEventId)
-      if (exchange.isListening && ticket === undefined) replaceListener()
+      if (exchange.isListening && ticket === undefined) {
+        replaceListener()
+        comer = exchange
+      }
       const webRequest = ticket === undefined
         ? Web.toRequest(request)
         : Web.toRequest(request, { ...request.headers, "last-event-id": ticket })
@@ -584,7 +601,7 @@ const make = (scope: Scope.Scope, options: Options) => {
         patience: options.streamTimeToLive,
         last: () => exchange.last,
         // Nothing else tells when the transport says what a store was asked to keep
-        onChunk: isStored ? Events.watching(({ id }) => heard(exchange, id)) : constVoid,
+        passes: isStored ? passing(exchange) : constTrue,
         onEnd: (isExpired) => {
           exchange.outlet = undefined
           if (listening === exchange) {
@@ -630,6 +647,15 @@ const make = (scope: Scope.Scope, options: Options) => {
     const said = [...early?.messages ?? [], ...last.map((response) => JSON.stringify(response))]
     const characters = said.reduce((sum, { length }) => sum + length, 0)
     return characters > maxWhole ? undefined : said.map(Events.ofMessage).join("")
+  }
+
+  const passing = (exchange: Exchange) => {
+    const watch = Events.watching(({ id }) => heard(exchange, id))
+    return (event: Uint8Array): boolean => {
+      if (returns?.wasHeard(event) === true) return false
+      watch(event)
+      return true
+    }
   }
 
   const heard = (exchange: Exchange, id: RequestId): void => {
