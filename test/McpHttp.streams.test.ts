@@ -995,6 +995,17 @@ const suite = (start: typeof web) => {
         assert.include(yield* textOf(resumed), "waited")
       }))
 
+    it.live("a stream that is come back for when its call is over ends with what was missed", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { eventStore: McpHttp.memoryEventStore() })
+        const session = yield* begin(endpoint)
+        const lost = yield* lose(endpoint, session)
+        endpoint.log.release()
+        yield* becomes(endpoint.registry.stats, ({ held }) => held === 0)
+        const messages = yield* messagesOf(yield* request(endpoint, "GET", lost)).pipe(Effect.timeout("4 seconds"))
+        assert.deepStrictEqual(messages.map(({ id }) => id), [1])
+      }))
+
     it.live("a stream that is come back for as its session gets too old ends with what was missed", () =>
       Effect.gen(function*() {
         const endpoint = yield* open(start, {

@@ -21,8 +21,8 @@ export interface Returns<Client> {
   readonly forget: (ticket: string) => void
   /** What the transport asks, by a ticket. */
   readonly store: EventStore
-  /** Whether whoever had the stream before has had what the transport says now, as an event. */
-  readonly wasHeard: (event: Uint8Array) => boolean
+  /** Whether whoever had the stream before has had what the transport says to the client now, as an event. */
+  readonly wasHeard: (client: Client, event: Uint8Array) => boolean
 }
 
 interface Ticket<Client> {
@@ -37,41 +37,63 @@ interface Ticket<Client> {
 }
 
 /** A stream of which the store has been given something that it has not said to have. */
-interface Line {
+interface Line<Client> {
   /** Ends when the transport has heard of the last of it. */
   last: Promise<void>
   waiting: number
-  /** What the store has shown to somebody meanwhile. */
-  readonly shown: Set<string>
+  /** The last that the store has shown meanwhile, in order, by whom it has shown it to. */
+  readonly shown: Map<Client, Array<string>>
+  /** What of it those have had who came back since. */
+  readonly had: Map<Client, ReadonlySet<string>>
 }
 
 const ended = () => new Error("Nobody waits for the rest of this stream")
 
-export const make = <Client>(store: EventStore, { has, take }: {
+export const make = <Client>(store: EventStore, { has, holder, take }: {
   /** The client has found its stream, and is to have it unless somebody came after it. */
   readonly take: (streamId: string, client: Client) => void
   /** Whether it still wants the stream, and nobody came after it. */
   readonly has: (streamId: string | undefined, client: Client) => boolean
+  /** Who came for the stream last. */
+  readonly holder: (streamId: string) => Client | undefined
 }): Returns<Client> => {
   const tickets = new Map<string, Ticket<Client>>()
-  const lines = new Map<string, Line>()
-  /** What the transport writes in this turn, though it was shown before. */
-  const heard = new Set<string>()
+  const lines = new Map<string, Line<Client>>()
+  /** What the transport says in this turn, and to whom, though it was shown to somebody before. */
+  const heard = new Map<string, Client>()
   let issued = 0
 
-  const lineOf = (streamId: string): Line => {
+  const lineOf = (streamId: string): Line<Client> => {
     const known = lines.get(streamId)
     if (known !== undefined) return known
-    const line = { last: Promise.resolve(), waiting: 0, shown: new Set<string>() }
+    const line: Line<Client> = { last: Promise.resolve(), waiting: 0, shown: new Map(), had: new Map() }
     lines.set(streamId, line)
     return line
   }
 
   /** What a client may be shown. */
-  const linesOf = ({ streamId }: Ticket<Client>): Iterable<Line> => {
+  const linesOf = ({ streamId }: Ticket<Client>): Iterable<Line<Client>> => {
     if (streamId === undefined) return lines.values()
     const line = lines.get(streamId)
     return line === undefined ? [] : [line]
+  }
+
+  // Of what is shown no more than the last can be what it has not said to have
+  const show = ({ shown, waiting }: Line<Client>, client: Client, id: string): void => {
+    const ids = shown.get(client) ?? []
+    shown.set(client, ids)
+    ids.push(id)
+    if (ids.length > waiting) ids.shift()
+  }
+
+  /** It has had the event, and so what was shown before that. */
+  const hasHad = (client: Client, eventId: string): void => {
+    for (const { had, shown } of lines.values()) {
+      for (const ids of shown.values()) {
+        const index = ids.indexOf(eventId)
+        if (index !== -1) had.set(client, new Set(ids.slice(0, index + 1)))
+      }
+    }
   }
 
   /** Ends when whoever is as far as that on the way to the stream has it, or does not get it. */
@@ -97,8 +119,9 @@ export const make = <Client>(store: EventStore, { has, take }: {
     }
     const told = inTurn(store.storeEvent(streamId, message))
     line.last = told.then((id) => {
-      if (!line.shown.has(id)) return
-      heard.add(id)
+      const client = holder(streamId)
+      if (client === undefined || line.had.get(client)?.has(id) !== true) return
+      heard.set(id, client)
       setImmediate(() => heard.delete(id))
     }, constVoid).then(() => {
       if (--line.waiting === 0) lines.delete(streamId)
@@ -115,7 +138,7 @@ export const make = <Client>(store: EventStore, { has, take }: {
       const streamId = await store.replayEventsAfter(eventId, {
         send: async (shownId, message) => {
           if (isOver || !has(undefined, client)) throw ended()
-          for (const line of linesOf(ticket)) line.shown.add(shownId)
+          for (const line of linesOf(ticket)) show(line, client, shownId)
           return send(shownId, message)
         }
       })
@@ -149,6 +172,7 @@ export const make = <Client>(store: EventStore, { has, take }: {
       const answered = new Promise<void>((resolve) => {
         answer = resolve
       })
+      hasHad(client, eventId)
       tickets.set(ticket, { client, eventId, streamId: undefined, phase: "looking", answered, answer })
       return ticket
     },
@@ -156,9 +180,9 @@ export const make = <Client>(store: EventStore, { has, take }: {
       tickets.get(ticket)?.answer()
       tickets.delete(ticket)
     },
-    wasHeard: (event) => {
+    wasHeard: (client, event) => {
       const id = heard.size === 0 ? undefined : Events.idOf(event)
-      return id !== undefined && heard.has(id)
+      return id !== undefined && heard.get(id) === client
     },
     store: { storeEvent, replayEventsAfter, ...getStreamIdForEventId }
   }

@@ -262,7 +262,8 @@ const make = (scope: Scope.Scope, options: Options) => {
       attach(streamId, exchange)
     },
     has: (streamId, exchange) =>
-      isAwaitingAnswer(exchange) && (streamId === undefined || streams.get(streamId) === exchange)
+      isAwaitingAnswer(exchange) && (streamId === undefined || streams.get(streamId) === exchange),
+    holder: (streamId) => streams.get(streamId)
   })
 
   const isAwaitingAnswer = ({ answer }: Exchange): boolean => answer !== undefined && !hasEnded
@@ -626,8 +627,8 @@ const make = (scope: Scope.Scope, options: Options) => {
       if (exchange.isListening && (exchange.streamId === undefined || exchange.streamId === ownStreamId)) {
         listen(exchange)
       }
-      // When what it has missed is read
-      if (isRetired) setImmediate(endStream, exchange)
+      // When what it has missed is read. The transport would keep the stream of a call that is over
+      if (isRetired || (exchange.streamId ?? ownStreamId) !== ownStreamId) setImmediate(endStream, exchange)
       return Effect.as(
         // Not the stream's own: it may never begin, if the client is gone by now.
         Finalizers.add(Effect.sync(() => {
@@ -652,7 +653,7 @@ const make = (scope: Scope.Scope, options: Options) => {
   const passing = (exchange: Exchange) => {
     const watch = Events.watching(({ id }) => heard(exchange, id))
     return (event: Uint8Array): boolean => {
-      if (returns?.wasHeard(event) === true) return false
+      if (returns?.wasHeard(exchange, event) === true) return false
       watch(event)
       return true
     }
