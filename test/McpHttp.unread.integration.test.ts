@@ -187,6 +187,47 @@ describe.concurrent.each<readonly [string, Open]>(endpoints)("%s: the end of its
     }), 20_000)
 })
 
+describe.concurrent.each(["json", "sse"] as const)(
+  "McpHttp.layer (%s): a client that reads",
+  (response) => {
+    it.live("is not left behind, however long an answer waits for the one before it", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* hosted(response)(500)
+        const session = yield* begin(endpoint)
+        const peer = yield* demand(
+          endpoint,
+          session,
+          call("wait", {}, 1),
+          call("echo", { message: "second" }, 2),
+          call("echo", { message: "x".repeat(64 * 1024) }, 3)
+        )
+        let read = ""
+        peer.on("data", (chunk) => read += String(chunk)).resume()
+        yield* Effect.sleep(1_500)
+        endpoint.release()
+        yield* Effect.repeat(Effect.sleep(10), {
+          until: () => peer.closed || ["waited", "second", "xxx"].every((text) => read.includes(text))
+        })
+        assert.isFalse(peer.closed)
+      }), 20_000)
+  }
+)
+
+describe("McpHttp.guard: a client that does not read a stream", () => {
+  it.live("holds its session for as long as a stream may last, and its connection too", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* guarded(500)
+      const session = yield* begin(endpoint)
+      const slow = call("slow")
+      const progressToken = "x".repeat(16 * 1024 * 1024)
+      const { connection } = yield* otherSideOf(
+        demand(endpoint, session, { ...slow, params: { ...slow.params, _meta: { progressToken } } })
+      )
+      yield* Effect.promise(() => once(connection, "close"))
+      yield* until(endpoint, 0)
+    }), 20_000)
+})
+
 describe.concurrent("McpHttp.layer: a stream whose client has stopped reading", () => {
   it.live(
     "closes its connection 5 seconds after the session, however little of it is left",

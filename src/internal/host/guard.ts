@@ -182,8 +182,8 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
       Effect.succeed(minted === undefined ? last : HttpServerResponse.setHeader(last, header, id))
     )
     if (response.status !== 404) {
-      const read = Socket.whileRead(response, request, settings.streamTimeToLive, ended)
-      return completed(read, message, ended, () => resource.hasEnded, served)
+      const whole = completed(response, message, ended, () => resource.hasEnded, served)
+      return Socket.whileRead(whole, request, settings.streamTimeToLive, ended)
     }
     if (resource.hasEnded) return yield* unanswered
     // The server inside has lost it
@@ -206,7 +206,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
         Requests.isInitialize(message)
           ? initialize(handed, request, message, identity)
           : withoutSession(handed, request),
-        (response) => watched(response, served)
+        (response) => Socket.whileRead(watched(response, served), request, settings.streamTimeToLive, endpoint.closing)
       ))
   })
 

@@ -19,6 +19,8 @@ export interface Returns<Client> {
   readonly ticket: (client: Client, eventId: string) => string
   /** The transport has answered. */
   readonly forget: (ticket: string) => void
+  /** The client does not want a stream any more, or is not to have it. */
+  readonly leave: (client: Client) => void
   /** What the transport asks, by a ticket. */
   readonly store: EventStore
   /** Whether whoever had the stream before has had what the transport says to the client now, as an event. */
@@ -31,7 +33,7 @@ interface Ticket<Client> {
   /** Of the stream, once that is known. */
   streamId: string | undefined
   /** Until the transport has answered the client does not have the stream. */
-  phase: "looking" | "replaying" | "replayed"
+  phase: "looking" | "replaying" | "replayed" | "gone"
   readonly answered: Promise<void>
   readonly answer: () => void
 }
@@ -97,10 +99,10 @@ export const make = <Client>(store: EventStore, { has, holder, take }: {
   }
 
   /** Ends when whoever is as far as that on the way to the stream has it, or does not get it. */
-  const arrived = (streamId: string, isThatFar: (ticket: Ticket<Client>) => boolean): Promise<unknown> =>
+  const arrived = (streamId: string, ...phases: ReadonlyArray<Ticket<Client>["phase"]>): Promise<unknown> =>
     Promise.all(
       Array.from(tickets.values())
-        .filter((ticket) => (ticket.streamId ?? streamId) === streamId && isThatFar(ticket))
+        .filter((ticket) => (ticket.streamId ?? streamId) === streamId && phases.includes(ticket.phase))
         .map(({ answered }) => answered)
     )
 
@@ -112,9 +114,10 @@ export const make = <Client>(store: EventStore, { has, holder, take }: {
       try {
         return await kept
       } finally {
+        // Whoever looks later has it by the replay, and nobody comes back for a stream that has yet to begin
+        const coming = "jsonrpc" in message ? arrived(streamId, "replaying", "replayed") : undefined
         await before
-        // Nobody comes back for a stream that has yet to begin
-        if ("jsonrpc" in message) await arrived(streamId, ({ phase }) => phase !== "looking")
+        await coming
       }
     }
     const told = inTurn(store.storeEvent(streamId, message))
@@ -133,6 +136,7 @@ export const make = <Client>(store: EventStore, { has, holder, take }: {
     const ticket = tickets.get(id)!
     const { client, eventId } = ticket
     let isOver = false
+    if (ticket.phase === "gone") throw ended()
     ticket.phase = "replaying"
     try {
       const streamId = await store.replayEventsAfter(eventId, {
@@ -159,7 +163,7 @@ export const make = <Client>(store: EventStore, { has, holder, take }: {
       if (streamId === undefined) return undefined
       take(streamId, ticket.client)
       // Who has just got it has lost it, but the transport is still about to say so, and would refuse another
-      await arrived(streamId, ({ phase }) => phase === "replayed")
+      await arrived(streamId, "replayed")
       ticket.streamId = streamId
       return streamId
     }
@@ -179,6 +183,14 @@ export const make = <Client>(store: EventStore, { has, holder, take }: {
     forget: (ticket) => {
       tickets.get(ticket)?.answer()
       tickets.delete(ticket)
+    },
+    leave: (client) => {
+      for (const ticket of tickets.values()) {
+        // The transport is about to tell it who has its stream already
+        if (ticket.client !== client || ticket.phase === "replayed") continue
+        ticket.phase = "gone"
+        ticket.answer()
+      }
     },
     wasHeard: (client, event) => {
       const id = heard.size === 0 ? undefined : Events.idOf(event)

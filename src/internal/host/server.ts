@@ -279,8 +279,10 @@ const make = (scope: Scope.Scope, options: Options) => {
   }
 
   /** Somebody else has the stream that it was to have. */
-  const dismiss = ({ answer, isListening }: Exchange): void => {
-    if (isListening) answer?.(Effect.succeed(Web.emptyStream))
+  const dismiss = (exchange: Exchange): void => {
+    if (!exchange.isListening) return
+    returns?.leave(exchange)
+    exchange.answer?.(Effect.succeed(Web.emptyStream))
   }
 
   const replaceListener = (): void => {
@@ -554,6 +556,7 @@ const make = (scope: Scope.Scope, options: Options) => {
       return Effect.sync(() => {
         exchange.answer = undefined
         exchange.early = undefined
+        if (ticket !== undefined) returns?.leave(exchange)
         leave(exchange)
       })
     })

@@ -80,7 +80,8 @@ export const hangUp = (request: HttpServerRequest): void => {
   const { source } = request
   // Of HTTP/2 the stream alone: others share the connection
   const stream = Predicate.hasProperty(source, "stream") ? source.stream : undefined
-  if (Predicate.hasProperty(stream, "close") && typeof stream.close === "function") stream.close()
+  // Without a reason it would still wait for what was written (CANCEL: RFC 9113 section 7)
+  if (Predicate.hasProperty(stream, "close") && typeof stream.close === "function") stream.close(8)
   else socketOf(request)?.destroy()
 }
 
@@ -160,6 +161,7 @@ export const hangUpUnread = (
   Effect.suspend(() => {
     const response = responseOf(request)
     if (response === undefined || isSent(response)) return Effect.void
+    if (isQueued(response)) return whenWritten(response, hangUpUnread(request, patience, isHurried))
     const known = unread.get(response)
     if (known !== undefined) {
       known.left = Math.min(known.left, patience)
@@ -174,13 +176,24 @@ export const hangUpUnread = (
     })
     const late = Effect.andThen(
       Effect.repeat(look, { until: (isOver) => isOver }),
-      Effect.sync(() => hangUp(request))
+      Effect.sync(() => isSent(response) ? undefined : hangUp(request))
     )
     return Effect.map(
       Effect.forkDetach(late),
       (fiber) => void response.once("close", () => fiber.interruptUnsafe())
     )
   })
+
+// Behind the answer to an earlier request: nobody can read it yet.
+const isQueued = (response: Response): boolean => response.stream === undefined && response.socket === null
+
+// What is there by then is written in the same turn.
+const whenWritten = (response: Response, effect: Effect.Effect<void>): Effect.Effect<void> =>
+  Effect.contextWith((services: Context.Context<never>) =>
+    Effect.sync(() => {
+      response.once("socket", () => Effect.runForkWith(services)(Effect.andThen(Effect.yieldNow, effect)))
+    })
+  )
 
 /** The same from now on, whoever hurries. */
 export const hurry = (request: HttpServerRequest): Effect.Effect<void> =>
@@ -221,7 +234,7 @@ const isComing = ({ source }: Pick<HttpServerRequest, "source">): boolean =>
 
 /**
  * A stream that ends with the connection of a client who leaves what it was given unread: for so many milliseconds, or
- * up to twice as many; or for five seconds when it is `over`.
+ * up to twice as many; or for five seconds, or up to ten, from the moment on that it is `over`.
  */
 export const whileRead = (
   response: HttpServerResponse.HttpServerResponse,
@@ -234,13 +247,14 @@ export const whileRead = (
   const stream = Stream.transformPull(body.stream, (pull, scope) => {
     let given = 0
     let isReading = true
-    const look = Effect.suspend(() => {
-      const before = given
-      return Effect.andThen(
-        Effect.sleep(patience),
-        Effect.sync(() => !isReading && given === before ? hangUp(request) : undefined)
-      )
-    })
+    const look = (within: number) =>
+      Effect.suspend(() => {
+        const before = given
+        return Effect.andThen(
+          Effect.sleep(within),
+          Effect.sync(() => !isReading && given === before ? hangUp(request) : undefined)
+        )
+      })
     const counted = Effect.suspend(() => {
       isReading = true
       return Effect.map(pull, (chunk) => {
@@ -249,9 +263,9 @@ export const whileRead = (
         return chunk
       })
     })
-    const hurried = Effect.andThen(Effect.exit(over), hurry(request))
+    const hurried = Effect.andThen(Effect.exit(over), Effect.forever(look(patienceWhenHurried)))
     return Effect.forkIn(hurried, scope).pipe(
-      Effect.andThen(patience === Infinity ? Effect.void : Effect.forkIn(Effect.forever(look), scope)),
+      Effect.andThen(patience === Infinity ? Effect.void : Effect.forkIn(Effect.forever(look(patience)), scope)),
       Effect.as(counted)
     )
   })
