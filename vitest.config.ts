@@ -30,9 +30,10 @@ export const resolve = {
 /** What takes longer than some seconds, by the beginning of its name: what computes and what waits by turns. */
 const longest = [
   "package.",
+  "McpHttp.streams.",
   "McpHttp.endings.",
   "examples.",
-  "McpHttp.streams.",
+  "McpHttp.unread.",
   "McpConnector.stdio.",
   "ClusterNode.integration.",
   "simulation.",
