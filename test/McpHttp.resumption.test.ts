@@ -54,16 +54,15 @@ const moody = (dice: Dice): EventStore => {
   }
 }
 
-/** Says so many numbers, some at once, and then answers. */
+/** Says so many numbers, one after the other, and then answers. */
 const counting = (dice: Dice, count: number) => () =>
   Effect.sync(() => {
     const server = new Server({ name: "counting", version: "1.0.0" }, { capabilities: { logging: {}, tools: {} } })
     server.setRequestHandler(CallToolRequestSchema, async (_, { sendNotification }) => {
       const tell = async (data: number): Promise<void> => {
         if (data === count) return
-        const said = sendNotification({ method: "notifications/message", params: { level: "info", data } })
         // A store that is asked for several at once may keep them in another order than they were said in
-        await said
+        await sendNotification({ method: "notifications/message", params: { level: "info", data } })
         await pause(dice, 20)
         return tell(data + 1)
       }

@@ -84,35 +84,28 @@ const lingering = (delay: Delay) => (): EventStore => {
   }
 }
 
-/** Keeps everything, and takes longer for the first message of a call than for the others. */
-const uneven = (): EventStore => {
-  const store = McpHttp.memoryEventStore()()
-  return {
-    ...store,
-    storeEvent: async (id, message) => {
-      const kept = await store.storeEvent(id, message)
-      if (JSON.stringify(message).includes("first")) await sleep(50)
-      return kept
-    }
-  }
-}
-
 /** So many turns of the promises later. */
 const turnsLater = (turns: number): Promise<unknown> =>
   turns === 0 ? Promise.resolve() : Promise.resolve().then(() => turnsLater(turns - 1))
 
-/** Has a response before it says so. */
-const acknowledging = (): EventStore => {
+/** Has everything at once, and says so later of what `isSlow`. */
+const acknowledging = (isSlow: (message: JSONRPCMessage) => boolean, millis: number) => (): EventStore => {
   const store = McpHttp.memoryEventStore()()
   return {
     ...store,
     storeEvent: async (id, message) => {
       const kept = await store.storeEvent(id, message)
-      if ("result" in message) await sleep(300)
+      if (isSlow(message)) await sleep(millis)
       return kept
     }
   }
 }
+
+/** Has a response before it says so. */
+const slowToRespond = acknowledging((message) => "result" in message, 300)
+
+/** Takes longer for the first message of a call than for the others. */
+const uneven = acknowledging((message) => JSON.stringify(message).includes("first"), 50)
 
 /** Says where each stream begins, and fails with all that comes after. */
 const forgetful = (): EventStore => ({
@@ -806,7 +799,7 @@ const suite = (start: typeof web) => {
 
     it.live("a client that has come back for its call has its answer once, were it kept before the store says so", () =>
       Effect.gen(function*() {
-        const endpoint = yield* open(start, { eventStore: acknowledging })
+        const endpoint = yield* open(start, { eventStore: slowToRespond })
         const session = yield* begin(endpoint)
         const lost = yield* lose(endpoint, session)
         yield* eventually(() => endpoint.log.called.length === 1)
@@ -852,7 +845,7 @@ const suite = (start: typeof web) => {
 
     it.live("a client that has come back twice has its answer once, were it kept before the store says so", () =>
       Effect.gen(function*() {
-        const endpoint = yield* open(start, { eventStore: acknowledging })
+        const endpoint = yield* open(start, { eventStore: slowToRespond })
         const session = yield* begin(endpoint)
         const lost = yield* lose(endpoint, session)
         yield* eventually(() => endpoint.log.called.length === 1)

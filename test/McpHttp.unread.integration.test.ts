@@ -89,7 +89,7 @@ const openStream = Effect.fnUntraced(function*(streamTimeToLive: number | undefi
   sides.peer.write(`${head("GET", session)}\r\n`)
   yield* Effect.sleep(100)
   yield* fill(sides, async () => {
-    const params = { level: "info", data: "x".repeat(2_000) }
+    const params = { level: "info", data: "x".repeat(8_000) }
     await log.servers.get(session)!.notification({ method: "notifications/message", params })
     await sleep(0)
   })

@@ -230,7 +230,7 @@ export const serving = <E extends Respondable, R>(
     Socket.watch(request)
     Listener.watch(request)
     const answered = answering(answer, protects === undefined ? undefined : () => protects.of(request))
-    const readOrHangUp = Socket.hangUpUnread(request, streamTimeToLive, () => Listener.hasStopped(request))
+    const readOrHangUp = Listener.hangUpUnread(request, streamTimeToLive)
     const bounded = Effect.tap(cors(request, answered), ({ body }) =>
       Effect.andThen(
         Socket.hangUpUnfinished(request),

@@ -61,8 +61,11 @@ export const make = Effect.fnUntraced(function*(end: Effect.Effect<void>) {
   }
 })
 
-/** Whether the server that the request came from has stopped listening. */
-export const hasStopped = (request: HttpServerRequest): boolean => listenerOf(request)?.listening === false
+/** The same as of `Socket`, whose client is hurried once its server has stopped listening. */
+export const hangUpUnread = (request: HttpServerRequest, patience: number): Effect.Effect<void> =>
+  Socket.hangUpUnread(request, patience, () => hasStopped(request))
+
+const hasStopped = (request: HttpServerRequest): boolean => listenerOf(request)?.listening === false
 
 /** Whether the answer to the request is the last of its connection, because its server has stopped listening. */
 export const isLast = (request: HttpServerRequest): boolean => hasStopped(request) && Socket.isFree(request)

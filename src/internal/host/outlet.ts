@@ -107,9 +107,7 @@ export const make = (body: ReadableStream<Uint8Array> | undefined, options: Opti
     offer()
     // A small rest, which the connection keeps of what was given before, is for whoever writes it
     if (isEarly || isHurried) runFork(Socket.hurry(request))
-    else if (!isWaiting || isWriting) {
-      runFork(Socket.hangUpUnread(request, patience, () => Listener.hasStopped(request)))
-    }
+    else if (!isWaiting || isWriting) runFork(Listener.hangUpUnread(request, patience))
   }
 
   const say = (json: string): void => {

@@ -313,9 +313,9 @@ const make = (scope: Scope.Scope, options: Options) => {
       // The transport keeps it, and nobody can read it yet
       if (isStored && exchange?.early !== undefined) exchange.early.characters += Replies.jsonOf(message).length
       const stream = exchange && streamOf(exchange)
-      if (exchange !== undefined && isUnread(stream!)) {
+      if (stream !== undefined && isUnread(stream)) {
         // What it misses it can have again, if there is an event store that has it
-        if (exchange.streamId !== undefined && (exchange.canReturn || stream!.outlet !== undefined)) {
+        if (stream.streamId !== undefined && (stream.canReturn || stream.outlet !== undefined)) {
           transport.closeSSEStream(relatedRequestId)
         } else if (!("id" in message)) return
       }
@@ -631,7 +631,8 @@ const make = (scope: Scope.Scope, options: Options) => {
         listen(exchange)
       }
       // When what it has missed is read. The transport would keep the stream of a call that is over
-      if (isRetired || (exchange.streamId ?? ownStreamId) !== ownStreamId) setImmediate(endStream, exchange)
+      const isOver = isRetired || (exchange.streamId ?? ownStreamId) !== ownStreamId
+      if (exchange.isListening && isOver) setImmediate(endStream, exchange)
       return Effect.as(
         // Not the stream's own: it may never begin, if the client is gone by now.
         Finalizers.add(Effect.sync(() => {
