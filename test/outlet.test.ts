@@ -10,12 +10,11 @@ import { fork, settle } from "./support/fibers.ts"
 /** A stream, and what its client has read of it. */
 const open = Effect.gen(function*() {
   const heard: Array<string> = []
-  const outlet = Outlet.make(undefined, {
+  const outlet = Outlet.make({
     request: HttpServerRequest.fromWeb(new Request("http://localhost")),
     services: yield* Effect.context<Scope.Scope>(),
     maxAge: Infinity,
     patience: Infinity,
-    passes: () => true,
     last: () => [],
     onEnd: () => undefined
   })

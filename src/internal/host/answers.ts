@@ -57,6 +57,8 @@ export const batchTooLarge = (limit: number): Refused =>
 
 export const malformed = refused(400, -32600, "Invalid Request: this is no JSON-RPC message")
 
+export const unknownEvent = refused(400, -32000, "Bad Request: no stream has an event with this id")
+
 export const initialized = refused(400, -32600, "Invalid Request: Server already initialized")
 
 export const upgradeRefused = refused(400, -32000, "Bad Request: this endpoint upgrades to no other protocol", hangUp)

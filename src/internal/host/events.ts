@@ -6,12 +6,18 @@ import * as Option from "effect/Option"
 import * as Requests from "./requests.ts"
 
 /** The event that says a message, which is given as JSON, as the SDK's transport writes it. */
-export const ofMessage = (json: string): string => `event: message\ndata: ${json}\n\n`
+export const ofMessage = (json: string, id?: string): string =>
+  id === undefined ? `event: message\ndata: ${json}\n\n` : `event: message\nid: ${id}\ndata: ${json}\n\n`
+
+/**
+ * The event that a stream begins with, so that a client can come back for it: it says nothing but its id, and after how
+ * many milliseconds that may be tried.
+ * https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#sending-messages-to-the-server
+ */
+export const ofBeginning = (id: string, retry: number | undefined): string =>
+  retry === undefined ? `id: ${id}\ndata: \n\n` : `id: ${id}\nretry: ${retry}\ndata: \n\n`
 
 export const encode = (message: unknown): Uint8Array => new TextEncoder().encode(`data: ${JSON.stringify(message)}\n\n`)
-
-/** The id of an event. */
-export const idOf = (event: Uint8Array): string | undefined => /^id: (.*)$/m.exec(new TextDecoder().decode(event))?.[1]
 
 const parseJson = Option.liftThrowable((text: string): unknown => JSON.parse(text))
 

@@ -1,5 +1,5 @@
 /**
- * The body of an answer that is a stream of events: from the SDK's transport, or from this server, to the client.
+ * The body of an answer that is a stream of events.
  *
  * What is written is kept here until the client takes it, so that it is known how much of it there is, and so that what
  * ends the stream can still add to it. A stream that has nothing to say says a comment now and then, for whatever
@@ -22,11 +22,11 @@ export interface Outlet {
   readonly stream: Stream.Stream<Uint8Array>
   /** How many bytes the client has not taken yet. */
   readonly buffered: () => number
-  /** Says a message, which is given as JSON, unless it has ended. */
-  readonly say: (json: string) => void
+  /** Says an event, unless it has ended. */
+  readonly say: (event: string) => void
   /** All is said: it ends when the client has that. */
   readonly close: () => void
-  /** Ends it without the transport, which forgets it. What is buffered is still said. */
+  /** Ends it now. What is buffered is still said, and the client has little time to read it. */
   readonly end: () => void
   /** The same, and what is buffered is dropped. */
   readonly drop: () => void
@@ -48,19 +48,15 @@ export interface Options {
   readonly maxAge: number
   /** How long the client may take to read the rest of one that has ended: milliseconds, or `Infinity`. */
   readonly patience: number
-  /** Is told of each part of the body, in order, and whether the client is to have it. */
-  readonly passes: (chunk: Uint8Array) => boolean
   /** What it says last. */
   readonly last: () => ReadonlyArray<JSONRPCMessage>
   readonly onEnd: (isExpired: boolean) => void
 }
 
-/** What it says comes from `body`, or is given to `say`. */
-export const make = (body: ReadableStream<Uint8Array> | undefined, options: Options): Outlet => {
+export const make = (options: Options): Outlet => {
   const { patience, request } = options
   const scope = Context.get(options.services, Scope.Scope)
   const runFork = Effect.runForkWith(options.services)
-  const reader = body?.getReader()
   let chunks: Array<Uint8Array> = []
   let buffered = 0
   // What was taken last is written while nobody waits for more
@@ -78,8 +74,6 @@ export const make = (body: ReadableStream<Uint8Array> | undefined, options: Opti
     chunks.push(chunk)
     buffered += chunk.byteLength
   }
-
-  const pushMessage = (json: string): void => push(encode(Events.ofMessage(json)))
 
   const offer = (): void => {
     if (waiter === undefined) return
@@ -101,7 +95,7 @@ export const make = (body: ReadableStream<Uint8Array> | undefined, options: Opti
   const finish = (isEarly: boolean): void => {
     if (isDone) return
     isDone = true
-    for (const message of options.last()) pushMessage(JSON.stringify(message))
+    for (const message of options.last()) push(encode(Events.ofMessage(JSON.stringify(message))))
     options.onEnd(isExpired)
     const isWaiting = waiter !== undefined
     offer()
@@ -110,36 +104,21 @@ export const make = (body: ReadableStream<Uint8Array> | undefined, options: Opti
     else if (!isWaiting || isWriting) runFork(Listener.hangUpUnread(request, patience))
   }
 
-  const say = (json: string): void => {
+  const say = (event: string): void => {
     if (isDone) return
-    pushMessage(json)
+    push(encode(event))
     offer()
   }
 
   const close = (): void => finish(options.last().length > 0)
 
-  const read = (from: ReadableStreamDefaultReader<Uint8Array>): void =>
-    void from.read().then(({ value }) => {
-      if (isDone) return
-      if (value === undefined) return close()
-      if (options.passes(value)) {
-        push(value)
-        offer()
-      }
-      read(from)
-    }, () => finish(true))
-
-  const end = (): void => {
-    finish(true)
-    void reader?.cancel().catch(() => undefined)
-  }
+  const end = (): void => finish(true)
 
   const hurry = (): void => {
     isHurried = true
     if (isDone) runFork(Socket.hurry(request))
   }
 
-  if (reader !== undefined) read(reader)
   if (options.maxAge < Infinity) {
     run(Effect.andThen(
       Effect.sleep(options.maxAge),
