@@ -114,6 +114,12 @@ const forgetful = (): EventStore => ({
     "jsonrpc" in message ? Promise.reject(new Error("password=hunter2")) : Promise.resolve("first")
 })
 
+/** Gives ids that say something else in an event. */
+const injecting = (): EventStore => ({
+  ...McpHttp.memoryEventStore()(),
+  storeEvent: async () => "1\ndata: {\"injected\":true}\n\n"
+})
+
 const idIn = (events: string): string => /^id: (.+)$/m.exec(events)![1]!
 
 /** How the answer to a call begins whose session has ended. */
@@ -148,6 +154,21 @@ const saying = (data: ReadonlyArray<unknown>, last?: string) => () =>
       }
       const refused = (await Promise.allSettled(said)).filter(({ status }) => status === "rejected")
       return { content: [{ type: "text", text: `${refused.length} refused` }] }
+    })
+    return server
+  })
+
+/** A server that closes the streams of a call's client, as one may that takes long, and then answers. */
+const polling = () =>
+  Effect.sync(() => {
+    const server = new Server({ name: "polling", version: "1.0.0" }, { capabilities: { logging: {}, tools: {} } })
+    server.setRequestHandler(CallToolRequestSchema, async ({ params }, extra) => {
+      const { closeSSEStream, closeStandaloneSSEStream } = extra
+      if (params.name === "later") await sleep(20)
+      closeSSEStream?.()
+      closeStandaloneSSEStream?.()
+      await extra.sendNotification({ method: "notifications/message", params: { level: "info", data: "meanwhile" } })
+      return { content: [{ type: "text", text: "polled" }] }
     })
     return server
   })
@@ -649,6 +670,62 @@ const suite = (start: typeof web) => {
         assert.strictEqual(resumed.status, 200)
         const rest = yield* readUntil(resumed, "\"data\":3")
         assert.deepStrictEqual(rest.match(/"data":\d/g), ["\"data\":2", "\"data\":3"])
+      }))
+
+    it.live.each(["at once", "later"])(
+      "a server may have its client come back for an answer: %s",
+      (when) =>
+        Effect.gen(function*() {
+          const endpoint = yield* open(start, {
+            eventStore: McpHttp.memoryEventStore(),
+            server: polling,
+            retryInterval: 5
+          })
+          const session = yield* begin(endpoint)
+          const listening = yield* request(endpoint, "GET", { session, headers: version })
+          const told = yield* textOf(yield* post(endpoint, call(when), { session, headers: version }))
+          assert.match(told, /^id: \S+\nretry: 5\ndata: \n\n(?::\n\n)?$/)
+          assert.notInclude(yield* textOf(listening).pipe(Effect.timeout("4 seconds")), "data")
+          const headers = { ...version, "last-event-id": idIn(told) }
+          const resumed = yield* request(endpoint, "GET", { session, headers })
+          const messages = yield* messagesOf(resumed).pipe(Effect.timeout("4 seconds"))
+          assert.deepStrictEqual(messages.map(({ params, result }) => params?.data ?? result), [
+            "meanwhile",
+            { content: [{ type: "text", text: "polled" }] }
+          ])
+        })
+    )
+
+    it.live("an id that can't be one is none", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* open(start, { eventStore: injecting })
+        const session = yield* begin(endpoint)
+        const text = yield* textOf(
+          yield* post(endpoint, call("echo", { message: "hi" }), { session, headers: version })
+        )
+        assert.notInclude(text, "injected")
+        assert.notInclude(text, "id: ")
+        assert.include(text, "\"text\":\"hi\"")
+      }))
+
+    it.live("what a store replays is said as it is, but for what is no message", () =>
+      Effect.gen(function*() {
+        const memory = McpHttp.memoryEventStore()()
+        const nothing = {} as JSONRPCMessage
+        const eventStore = (): EventStore => ({
+          ...memory,
+          replayEventsAfter: async (id, { send: show }) => {
+            await show("0", nothing)
+            return memory.replayEventsAfter(id, { send: show })
+          }
+        })
+        const endpoint = yield* open(start, { eventStore })
+        const session = yield* begin(endpoint)
+        const lost = yield* lose(endpoint, session)
+        endpoint.log.release()
+        const text = yield* textOf(yield* request(endpoint, "GET", lost)).pipe(Effect.timeout("4 seconds"))
+        assert.deepStrictEqual(text.match(/^data: /gm)?.length, 1)
+        assert.include(text, "waited")
       }))
 
     it.live("an answer that can't be kept is given all the same, and the log says once that it was not kept", () =>
