@@ -114,6 +114,9 @@ const forgetful = (): EventStore => ({
     "jsonrpc" in message ? Promise.reject(new Error("password=hunter2")) : Promise.resolve("first")
 })
 
+/** Never says that it has anything. */
+const hanging = (): EventStore => ({ ...McpHttp.memoryEventStore()(), storeEvent: () => new Promise(() => {}) })
+
 /** Gives ids that say something else in an event. */
 const injecting = (): EventStore => ({
   ...McpHttp.memoryEventStore()(),
@@ -134,7 +137,7 @@ const say = (endpoint: { readonly log: ReturnType<typeof makeLog> }, session: st
   )
 
 /** A server that never answers `initialize`. */
-const hanging = (info: SessionInfo) =>
+const silent = (info: SessionInfo) =>
   Effect.tap(
     makeServer(makeLog())(info),
     (made) => Effect.sync(() => made.setRequestHandler(InitializeRequestSchema, () => new Promise<never>(() => {})))
@@ -215,7 +218,7 @@ const suite = (start: typeof web) => {
       "an initialize that is never answered has no session after openTimeout, and its client is told",
       (eventStore) =>
         Effect.gen(function*() {
-          const endpoint = yield* open(start, { response, eventStore, server: hanging, openTimeout: 100 })
+          const endpoint = yield* open(start, { response, eventStore, server: silent, openTimeout: 100 })
           const answer = yield* post(endpoint, initialize).pipe(Effect.timeout("2 seconds"))
           assert.strictEqual(answer.status, 503)
           assert.strictEqual(yield* endpoint.registry.size, 0)
@@ -226,7 +229,7 @@ const suite = (start: typeof web) => {
       "an initialize that a shutdown interrupts is answered 503",
       (eventStore) =>
         Effect.gen(function*() {
-          const endpoint = yield* open(start, { response, eventStore, server: hanging, drainTimeout: 100 })
+          const endpoint = yield* open(start, { response, eventStore, server: silent, drainTimeout: 100 })
           const asked = yield* Effect.forkChild(post(endpoint, initialize), { startImmediately: true })
           yield* becomes(endpoint.registry.stats, ({ size }) => size === 1)
           yield* Effect.sleep(50)
@@ -706,6 +709,62 @@ const suite = (start: typeof web) => {
         assert.notInclude(text, "injected")
         assert.notInclude(text, "id: ")
         assert.include(text, "\"text\":\"hi\"")
+      }))
+
+    it.live.each(["leaves", "comes back again", "ends its session"])(
+      "a store need not wait for what it replays, though the client %s meanwhile",
+      (what) =>
+        Effect.gen(function*() {
+          const unhandled: Array<unknown> = []
+          const note = (reason: unknown) => void unhandled.push(reason)
+          yield* Effect.acquireRelease(
+            Effect.sync(() => process.on("unhandledRejection", note)),
+            () => Effect.sync(() => process.off("unhandledRejection", note))
+          )
+          const replays: Array<string> = []
+          const eventStore = (): EventStore => {
+            const store = McpHttp.memoryEventStore()()
+            return {
+              ...store,
+              replayEventsAfter: async (id, { send: show }) => {
+                const kept: Array<Parameters<typeof show>> = []
+                const streamId = await store.replayEventsAfter(id, { send: async (...event) => void kept.push(event) })
+                await sleep(100)
+                for (const event of kept) void show(...event)
+                replays.push(streamId)
+                return streamId
+              }
+            }
+          }
+          const endpoint = yield* open(start, { eventStore })
+          const session = yield* begin(endpoint)
+          const lost = yield* lose(endpoint, session)
+          endpoint.log.release()
+          yield* becomes(endpoint.registry.stats, ({ held }) => held === 0)
+          const leaving = new AbortController()
+          const coming = request(endpoint, "GET", { ...lost, signal: leaving.signal })
+          yield* Effect.forkChild(Effect.exit(coming), { startImmediately: true })
+          yield* Effect.sleep(30)
+          if (what === "leaves") leaving.abort()
+          else yield* request(endpoint, what === "comes back again" ? "GET" : "DELETE", lost)
+          yield* eventually(() => replays.length > 0)
+          yield* Effect.sleep(20)
+          assert.deepStrictEqual(unhandled, [])
+        })
+    )
+
+    it.live("nobody waits for a store when its session has ended", () =>
+      Effect.gen(function*() {
+        const { logged, logger } = logging()
+        const endpoint = yield* open((app) => start(Layer.provideMerge(app, logger)), { eventStore: hanging })
+        const initializing = yield* Effect.forkChild(post(endpoint, initialize))
+        yield* eventually(() => endpoint.log.servers.size === 1)
+        const [server] = endpoint.log.servers.values()
+        const said = server!.transport!.send({ jsonrpc: "2.0", method: "notifications/message" })
+        yield* endpoint.close
+        yield* Effect.promise(() => said).pipe(Effect.timeout("4 seconds"))
+        assert.strictEqual((yield* Fiber.join(initializing)).status, 503)
+        assert.deepStrictEqual(logged, [])
       }))
 
     it.live("what a store replays is said as it is, but for what is no message", () =>

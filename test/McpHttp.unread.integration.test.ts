@@ -187,6 +187,82 @@ describe.concurrent.each<readonly [string, Open]>(endpoints)("%s: the end of its
     }), 20_000)
 })
 
+/** Reads about so many bytes each tenth of a second, until there are `text` or no more. */
+const readSlowly = (peer: Socket, bytes: number, text: string) =>
+  Effect.suspend(() => {
+    let read = ""
+    let allowed = bytes
+    const onData = (chunk: Buffer) => {
+      read = read.slice(-text.length) + String(chunk)
+      allowed -= chunk.length
+      if (allowed <= 0) peer.pause()
+    }
+    peer.on("data", onData).resume()
+    return Effect.sleep(100).pipe(
+      Effect.andThen(Effect.sync(() => {
+        allowed = Math.min(bytes, allowed + bytes)
+        if (allowed > 0) peer.resume()
+        return read.includes(text)
+      })),
+      Effect.repeat({ until: (isRead) => isRead || peer.closed })
+    )
+  })
+
+describe.concurrent.each(["json", "sse"] as const)(
+  "McpHttp.layer (%s): a client that reads slowly",
+  (response) => {
+    it.live("has its whole answer, though that takes longer than a stream may last", () =>
+      Effect.gen(function*() {
+        const endpoint = yield* hosted(response)(1_000)
+        const session = yield* begin(endpoint)
+        const message = `${"x".repeat(24 * 1024 * 1024)}the end`
+        const peer = yield* demand(endpoint, session, call("echo", { message }))
+        assert.isTrue(yield* readSlowly(peer, 512 * 1024, "the end"))
+      }), 30_000)
+  }
+)
+
+describe.concurrent("McpHttp.layer with an event store: a client that reads slowly", () => {
+  it.live("has the whole answer that it has come back for", () =>
+    Effect.gen(function*() {
+      const log = makeLog()
+      const eventStore = McpHttp.memoryEventStore({ maxBytes: 64 * 1024 * 1024 })
+      const endpoint = yield* socket(McpHttp.layer({ ...roomy, eventStore, server: makeServer(log) }))
+      const session = yield* begin(endpoint)
+      const message = `${"x".repeat(24 * 1024 * 1024)}the end`
+      const lost = yield* demand(endpoint, session, call("echo", { message }))
+      const id = yield* Effect.promise(() => once(lost.resume(), "data")).pipe(
+        Effect.map(([chunk]) => /^id: (.+)$/m.exec(String(chunk))![1]!)
+      )
+      lost.destroy()
+      yield* until(endpoint, 0)
+      const peer = yield* deaf(endpoint)
+      peer.write(`${head("GET", session)}Last-Event-ID: ${id}\r\n\r\n`)
+      assert.isTrue(yield* readSlowly(peer, 256 * 1024, "the end"))
+    }), 30_000)
+})
+
+describe("McpHttp.guard: a client that reads a stream", () => {
+  it.live("is not left behind, however long that waits for the answer before it", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* openGuarded(socket, { ...roomy, streamTimeToLive: 500 })
+      endpoint.log.release = Effect.sleep(1_500)
+      const session = yield* begin(endpoint)
+      const slow = call("slow", {}, 2)
+      const progressToken = "x".repeat(256 * 1024)
+      const peer = yield* demand(endpoint, session, call("wait", {}, 1), {
+        ...slow,
+        params: { ...slow.params, _meta: { progressToken } }
+      })
+      let read = ""
+      peer.on("data", (chunk) => read += String(chunk)).resume()
+      yield* Effect.repeat(Effect.sleep(10), {
+        until: () => peer.closed || (read.match(/waited/g)?.length ?? 0) >= 2
+      })
+      assert.isFalse(peer.closed)
+    }), 20_000)
+})
+
 describe.concurrent.each(["json", "sse"] as const)(
   "McpHttp.layer (%s): a client that reads",
   (response) => {
@@ -225,6 +301,23 @@ describe("McpHttp.guard: a client that does not read a stream", () => {
       )
       yield* Effect.promise(() => once(connection, "close"))
       yield* until(endpoint, 0)
+    }), 20_000)
+})
+
+describe.concurrent.each<readonly [string, Open]>([
+  ["McpHttp.layer", hosted("json")],
+  ["McpHttp.guard", guarded]
+])("%s: an answer in JSON whose client does not read it", (_, open) => {
+  it.live("closes its connection 5 seconds after the session", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open(undefined)
+      const session = yield* begin(endpoint)
+      const { connection } = yield* otherSideOf(
+        demand(endpoint, session, call("echo", { message: "x".repeat(16 * 1024 * 1024) }))
+      )
+      yield* Effect.repeat(Effect.sleep(10), { until: () => connection.writableLength > 0 })
+      yield* request(endpoint, "DELETE", { session })
+      yield* Effect.promise(() => once(connection, "close"))
     }), 20_000)
 })
 

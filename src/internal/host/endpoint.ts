@@ -234,7 +234,7 @@ export const serving = <E extends Respondable, R>(
     const bounded = Effect.tap(cors(request, answered), ({ body }) =>
       Effect.andThen(
         Socket.hangUpUnfinished(request),
-        body._tag === "Uint8Array" && body.contentLength > maxUnread ? readOrHangUp : Effect.void
+        body._tag === "Uint8Array" && body.contentLength > Socket.maxUnread ? readOrHangUp : Effect.void
       ))
     return Effect.andThen(
       // When it has been written, if not before: what a connection keeps unread may be of answers that came earlier
@@ -242,9 +242,6 @@ export const serving = <E extends Respondable, R>(
       Effect.map(bounded, (response) => Listener.isLast(request) ? Answers.last(response) : response)
     )
   })
-
-// Nobody waits for less to be written.
-const maxUnread = 16 * 1024
 
 type Settings = ReturnType<typeof toSettings>
 

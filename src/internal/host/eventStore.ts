@@ -7,7 +7,9 @@
  */
 import type { EventStore } from "@modelcontextprotocol/sdk/server/webStandardStreamableHttp.js"
 import { type JSONRPCMessage, JSONRPCMessageSchema } from "@modelcontextprotocol/sdk/types.js"
+import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 
 interface Event {
   readonly id: string
@@ -73,23 +75,29 @@ export const make = ({ capacity, maxBytes }: Limits): EventStore => {
 /** How long a store may take for anything. */
 const patience = "10 seconds"
 
-// The transport writes an event that has none without one, and does not believe that it can be had again
+// An event that has none is said without one, and can't be had again
 const noId = undefined as unknown as string
+
+const hasEnded = new Error("The session has ended")
 
 /**
  * The same store, which keeps nobody waiting: what it does not keep in time is said all the same, but can't be had
  * again; where it does not say in time how a stream begins, or resumes, that fails.
  */
-export const bounded = (store: EventStore, { onFailure, runPromise }: {
-  readonly runPromise: <A, E>(effect: Effect.Effect<A, E>) => Promise<A>
+export const bounded = (store: EventStore, { onFailure, run }: {
+  /** Interrupted when the session ends. */
+  readonly run: <A, E>(effect: Effect.Effect<A, E>) => Promise<Exit.Exit<A, E>>
   /** Something could not be kept. */
   readonly onFailure: (error: unknown) => void
 }): EventStore => {
   if (made.has(store)) return store
 
   // The store is asked at once: see who calls
-  const inTime = async <A>(asked: Promise<A>): Promise<A> =>
-    runPromise(Effect.timeout(Effect.tryPromise({ try: () => asked, catch: (error) => error }), patience))
+  const inTime = async <A>(asked: Promise<A>): Promise<A> => {
+    const exit = await run(Effect.timeout(Effect.tryPromise({ try: () => asked, catch: (error) => error }), patience))
+    if (Exit.isSuccess(exit)) return exit.value
+    throw Cause.hasInterruptsOnly(exit.cause) ? hasEnded : Cause.squash(exit.cause)
+  }
 
   return {
     storeEvent: (streamId, message) => {
@@ -97,7 +105,7 @@ export const bounded = (store: EventStore, { onFailure, runPromise }: {
       // The first of a stream is empty. Nothing of the request has run yet
       if (!("jsonrpc" in message)) return kept
       return kept.catch((error: unknown) => {
-        onFailure(error)
+        if (error !== hasEnded) onFailure(error)
         return noId
       })
     },

@@ -183,6 +183,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.EndpointOption
     )
     if (response.status !== 404) {
       const whole = completed(response, message, ended, () => resource.hasEnded, served)
+      yield* Socket.hurryAfter(request, whole, ended)
       return Socket.whileRead(whole, request, settings.streamTimeToLive, ended)
     }
     if (resource.hasEnded) return yield* unanswered

@@ -7,11 +7,12 @@ import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import type * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as HttpRouter from "effect/http/HttpRouter"
 import type { HttpServerRequest } from "effect/http/HttpServerRequest"
 import * as Option from "effect/Option"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import { Identity } from "../../Identity.ts"
 import * as Declared from "../../McpHttpOptions.ts"
 import { operatorOf, type RegisteredSession, type SessionInfo } from "../../SessionRegistry.ts"
@@ -39,8 +40,8 @@ export const make = Effect.fnUntraced(function*<E, R>(
   const report = (message: string, error: unknown): void =>
     void Effect.runForkWith(services)(Effect.logError(message, namesAndPlaces(Cause.die(error))))
 
-  const eventStoreOf = (info: SessionInfo): Effect.Effect<EventStore | undefined> =>
-    Effect.suspend(() => {
+  const eventStoreOf = (info: SessionInfo): Effect.Effect<EventStore | undefined, never, Scope.Scope> =>
+    Effect.contextWith((context: Context.Context<Scope.Scope>) => {
       const store = options.eventStore?.(info)
       if (store === undefined) return Effect.undefined
       if (stores.has(store)) return Effect.die(new Error("McpHttp: two sessions were given the same event store"))
@@ -50,7 +51,12 @@ export const make = Effect.fnUntraced(function*<E, R>(
         if (!hasFailed) report("An event store could not keep an event of its session", error)
         hasFailed = true
       }
-      return Effect.succeed(Stores.bounded(store, { runPromise: Effect.runPromiseWith(services), onFailure }))
+      const scope = Context.get(context, Scope.Scope)
+      const run = <A, E2>(effect: Effect.Effect<A, E2>) =>
+        new Promise<Exit.Exit<A, E2>>((resolve) => {
+          Fiber.runIn(Effect.runForkWith(services)(effect), scope).addObserver(resolve)
+        })
+      return Effect.succeed(Stores.bounded(store, { run, onFailure }))
     })
 
   const open = (info: SessionInfo): Effect.Effect<Session, Answers.Refused, R | Scope.Scope> => {

@@ -124,7 +124,7 @@ export const make = (options: Options): Outlet => {
       Effect.sleep(options.maxAge),
       Effect.sync(() => {
         isExpired = true
-        end()
+        close()
       })
     ))
   }

@@ -64,6 +64,8 @@ interface Line<Client> {
   readonly had: Map<Client, ReadonlySet<string>>
 }
 
+type Send = Parameters<EventStore["replayEventsAfter"]>[1]["send"]
+
 const stopped = () => new Error("Nobody waits for the rest of this stream")
 
 export const make = <Client>(
@@ -128,14 +130,20 @@ export const make = <Client>(
   const replay = async (coming: Return<Client>, lastEventId: string, show: Show): Promise<string> => {
     let isOver = false
     coming.isReplaying = true
+    const send: Send = async (eventId, message) => {
+      if (isOver || !awaits(coming.client)) throw stopped()
+      const id = idOf(eventId)
+      if (id !== undefined) isShown(coming, id)
+      // What a stream begins with is no message, and is known to whoever knows the stream
+      if (isMessage(message)) show(id, message)
+    }
     try {
       return await store.replayEventsAfter(lastEventId, {
-        send: async (eventId, message) => {
-          if (isOver || !awaits(coming.client)) throw stopped()
-          const id = idOf(eventId)
-          if (id !== undefined) isShown(coming, id)
-          // What a stream begins with is no message, and is known to whoever knows the stream
-          if (isMessage(message)) show(id, message)
+        send: (eventId, message) => {
+          const sent = send(eventId, message)
+          // A store need not wait for it, and nobody may mind: that would end the process
+          sent.catch(constVoid)
+          return sent
         }
       })
     } finally {

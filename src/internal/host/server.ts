@@ -85,9 +85,6 @@ export const open = Effect.fnUntraced(function*<E, R>(server: Effect.Effect<Serv
   return self satisfies Hosted as Hosted
 })
 
-/** A longer stream is not given as a whole: characters. */
-const maxWhole = 16 * 1024
-
 const make = (scope: Scope.Scope, options: Options) => {
   const { enableJsonResponse } = options
   const ownHeaders = { ...Web.streamHeaders, [Requests.sessionHeader]: options.id }
@@ -201,7 +198,10 @@ const make = (scope: Scope.Scope, options: Options) => {
         const exchange = Exchange.make(arrival, places++)
         return Effect.flatMap(
           restore(respond(arrival, exchange)),
-          (given) => given === "stream" ? toStream(exchange, arrival) : Effect.succeed(given)
+          (given) =>
+            given === "stream"
+              ? toStream(exchange, arrival)
+              : Effect.as(Socket.hurryAfter(arrival.request, given, Deferred.await(ended)), given)
         ).pipe(Effect.ensuring(Effect.sync(() => {
           exchange.isAnswered = true
           leave(exchange)
@@ -428,11 +428,11 @@ const make = (scope: Scope.Scope, options: Options) => {
   return { scope, wire, handle, ended: Deferred.await(ended), endStreams, end }
 }
 
-/** All that its stream says, if that is so short that nobody has to wait for it to be read. */
+/** All that its stream says, if that is so short that nobody waits for it to be read. */
 const wholeOf = ({ early, last }: Exchange.Exchange): string | undefined => {
   const events = [...early?.events ?? [], ...last.map((response) => Events.ofMessage(JSON.stringify(response)))]
   const characters = events.reduce((sum, { length }) => sum + length, 0)
-  return characters > maxWhole ? undefined : events.join("")
+  return characters > Socket.maxUnread ? undefined : events.join("")
 }
 
 const endStream = ({ channel, isListening, outlet }: Exchange.Exchange): void => {

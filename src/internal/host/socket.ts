@@ -4,7 +4,7 @@
  */
 import type * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import { constFalse } from "effect/Function"
+import { constTrue } from "effect/Function"
 import * as HttpBody from "effect/http/HttpBody"
 import type { HttpServerRequest } from "effect/http/HttpServerRequest"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
@@ -19,12 +19,15 @@ interface Socket {
   readonly resume: () => unknown
   readonly destroy: () => unknown
   readonly destroySoon: () => unknown
+  readonly bytesWritten: number
+  /** How much of that has not been handed to the system, until the whole of what is being written has. */
+  readonly writableLength: number
 }
 
 // A `ServerResponse` of node:http or node:http2.
 interface Response {
   /** None while those to earlier requests of the connection are being written. */
-  readonly socket: object | null
+  readonly socket: Pick<Socket, "bytesWritten" | "writableLength"> | null
   readonly once: (event: "socket" | "close", callback: () => void) => unknown
   readonly prependListener: (event: "finish", callback: () => void) => unknown
   readonly emit: (event: "close") => unknown
@@ -146,11 +149,11 @@ export const endWithLast = (server: Server, request: HttpServerRequest): void =>
 /** How long a client may take to read the rest of what was ended early: milliseconds. */
 const patienceWhenHurried = 5_000
 
-/** By the answer, for how long it is still waited that it is read: milliseconds. */
-const unread = new WeakMap<Response, { left: number }>()
+/** By the answer, for how long it is still waited that more of it is read: milliseconds. */
+const unread = new WeakMap<Response, { left: number; isHurried: boolean }>()
 
 /**
- * Closes the connection if the answer, which is being written, has not been handed to the system after so many
+ * Closes the connection if nothing of the answer, which is being written, has been handed to the system for so many
  * milliseconds; or after five seconds, from the moment on that its client is hurried.
  */
 export const hangUpUnread = (
@@ -165,14 +168,20 @@ export const hangUpUnread = (
     const known = unread.get(response)
     if (known !== undefined) {
       known.left = Math.min(known.left, patience)
+      known.isHurried ||= isHurried()
       return Effect.void
     }
-    const wait = { left: patience }
+    const wait = { left: patience, isHurried: false }
     unread.set(response, wait)
     const look = Effect.suspend(() => {
-      if (isHurried()) wait.left = Math.min(wait.left, patienceWhenHurried)
+      wait.isHurried ||= isHurried()
+      if (wait.isHurried) wait.left = Math.min(wait.left, patienceWhenHurried)
       const step = Math.min(wait.left, 1_000)
-      return Effect.map(Effect.sleep(step), () => (wait.left -= step) <= 0)
+      const before = handedOn(response)
+      return Effect.map(Effect.sleep(step), () => {
+        wait.left = wait.isHurried || handedOn(response) === before ? wait.left - step : patience
+        return wait.left <= 0
+      })
     })
     const late = Effect.andThen(
       Effect.repeat(look, { until: (isOver) => isOver }),
@@ -184,8 +193,22 @@ export const hangUpUnread = (
     )
   })
 
+/** What changes whenever more was handed to the system. Of HTTP/2 that is not known. */
+const handedOn = ({ socket, stream }: Response): string => {
+  if (stream !== undefined || socket === null) return ""
+  // A big piece counts when it has been handed on whole. Node looks at how much of one is left, too, for its timeouts
+  const handle: unknown = Reflect.get(socket, "_handle")
+  const left = Predicate.hasProperty(handle, "writeQueueSize") ? handle.writeQueueSize : 0
+  return `${socket.bytesWritten - socket.writableLength}/${String(left)}`
+}
+
 // Behind the answer to an earlier request: nobody can read it yet.
 const isQueued = (response: Response): boolean => response.stream === undefined && response.socket === null
+
+const isWaiting = (request: HttpServerRequest): boolean => {
+  const response = responseOf(request)
+  return response !== undefined && isQueued(response)
+}
 
 // What is there by then is written in the same turn.
 const whenWritten = (response: Response, effect: Effect.Effect<void>): Effect.Effect<void> =>
@@ -197,7 +220,23 @@ const whenWritten = (response: Response, effect: Effect.Effect<void>): Effect.Ef
 
 /** The same from now on, whoever hurries. */
 export const hurry = (request: HttpServerRequest): Effect.Effect<void> =>
-  hangUpUnread(request, patienceWhenHurried, constFalse)
+  hangUpUnread(request, patienceWhenHurried, constTrue)
+
+/** The same from the moment on that its session is `over`, for an answer that is long and is no stream. */
+export const hurryAfter = (
+  request: HttpServerRequest,
+  { body }: HttpServerResponse.HttpServerResponse,
+  over: Effect.Effect<unknown, unknown>
+): Effect.Effect<void> =>
+  body._tag === "Uint8Array" && body.contentLength > maxUnread
+    ? Effect.map(
+      Effect.forkDetach(Effect.andThen(Effect.exit(over), hurry(request))),
+      (fiber) => whenSent(request, () => fiber.interruptUnsafe())
+    )
+    : Effect.void
+
+/** Nobody waits for less to be read: bytes. */
+export const maxUnread = 16 * 1024
 
 /** Tells when the answer has been handed to the system, or its client is gone. */
 export const whenSent = (request: HttpServerRequest, f: () => void): void => {
@@ -250,9 +289,11 @@ export const whileRead = (
     const look = (within: number) =>
       Effect.suspend(() => {
         const before = given
+        // Nobody can read it yet, if it waits for the answer to an earlier request
+        const isEarly = isWaiting(request)
         return Effect.andThen(
           Effect.sleep(within),
-          Effect.sync(() => !isReading && given === before ? hangUp(request) : undefined)
+          Effect.sync(() => !isEarly && !isReading && given === before ? hangUp(request) : undefined)
         )
       })
     const counted = Effect.suspend(() => {
