@@ -59,8 +59,8 @@ export interface EndpointOptions extends Omit<SessionRegistryOptions<never, neve
   readonly bodyTimeout?: Duration.Input | undefined
   /**
    * How long a client may listen on one stream: by default 5 minutes, after which its stream ends and it comes back by
-   * itself. What answers a call lives until the call ends. A client that does not read what it is answered is hung up
-   * on after as long, with `guard` after twice as long at most. So no client that has vanished holds its session for
+   * itself. What answers a call lives until the call ends. A client that has read nothing of what it is answered for as
+   * long is hung up on, with `guard` after twice as long at most. So no client that has vanished holds its session for
    * longer.
    */
   readonly streamTimeToLive?: Duration.Input | undefined
