@@ -32,6 +32,7 @@ const longest = [
   "package.",
   "McpHttp.streams.",
   "McpHttp.endings.",
+  "McpHttp.eventStore.",
   "examples.",
   "McpHttp.unread.",
   "McpConnector.stdio.",

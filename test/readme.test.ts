@@ -93,7 +93,7 @@ describe("README", () => {
 
   it("shows each bar of the bench, as it is", () => {
     const rows = Array.from(
-      readme.matchAll(/^\| [^|]+ \| [^|]+ \| ([\d.]+|–) +\| ([\d.]+) +\|$/gm),
+      readme.matchAll(/^\| [^|]+ \| [^|]+ \| (-?[\d.]+|–) +\| ([\d.]+) +\|$/gm),
       ([, today, goal]) => [today, goal]
     )
     const shown = Object.values<Bar>(bars).map(({ goal, today = "–" }) => [`${today}`, `${goal}`])
