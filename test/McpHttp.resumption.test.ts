@@ -26,6 +26,7 @@ const pause = async (dice: Dice, most: number): Promise<void> => {
 const moody = (dice: Dice): EventStore => {
   const memory = McpHttp.memoryEventStore()()
   const isQuickToShow = dice.chance(0.5)
+  const isPatient = dice.chance(0.5)
   const [toKeep, toLook, toReplay, toEnd] = [20, 20, 20, 40].map((most) => dice.below(most))
   const store: EventStore = {
     storeEvent: async (streamId, message) => {
@@ -37,9 +38,12 @@ const moody = (dice: Dice): EventStore => {
       await pause(dice, toKeep!)
       return memory.storeEvent(streamId, message)
     },
-    replayEventsAfter: async (id, replay) => {
+    replayEventsAfter: async (id, { send }) => {
       await pause(dice, toReplay!)
-      const streamId = await memory.replayEventsAfter(id, replay)
+      const streamId = await memory.replayEventsAfter(id, {
+        // Nobody has to wait for it, nor to mind if it fails
+        send: async (...event) => isPatient ? await send(...event) : void send(...event)
+      })
       await pause(dice, toEnd!)
       return streamId
     }
@@ -54,15 +58,16 @@ const moody = (dice: Dice): EventStore => {
   }
 }
 
-/** Says so many numbers, one after the other, and then answers. */
+/** Says so many numbers, one after the other, and then answers. Closes its client's stream at times. */
 const counting = (dice: Dice, count: number) => () =>
   Effect.sync(() => {
     const server = new Server({ name: "counting", version: "1.0.0" }, { capabilities: { logging: {}, tools: {} } })
-    server.setRequestHandler(CallToolRequestSchema, async (_, { sendNotification }) => {
+    server.setRequestHandler(CallToolRequestSchema, async (_, { closeSSEStream, sendNotification }) => {
       const tell = async (data: number): Promise<void> => {
         if (data === count) return
         // A store that is asked for several at once may keep them in another order than they were said in
         await sendNotification({ method: "notifications/message", params: { level: "info", data } })
+        if (dice.chance(0.1)) closeSSEStream?.()
         await pause(dice, 20)
         return tell(data + 1)
       }
