@@ -78,12 +78,13 @@ const makeHttpServer = () => {
 
 export const socket = (
   app: App,
-  resolver: Layer.Layer<IdentityResolver, InvalidOptions> = identities
+  resolver: Layer.Layer<IdentityResolver, InvalidOptions> = identities,
+  server: Parameters<typeof NodeHttpServer.layer>[0] = makeHttpServer
 ): Effect.Effect<Endpoint, never, Scope.Scope> =>
   Effect.gen(function*() {
     const scope = yield* Scope.fork(yield* Effect.scope)
     const served = HttpRouter.serve(Layer.provide(app, resolver), { disableLogger: true, disableListenLog: true }).pipe(
-      Layer.provideMerge(NodeHttpServer.layer(makeHttpServer, { port: 0, host: "127.0.0.1" }))
+      Layer.provideMerge(NodeHttpServer.layer(server, { port: 0, host: "127.0.0.1" }))
     )
     const context = yield* Effect.orDie(Layer.buildWithScope(served, scope))
     const { address } = Context.get(context, HttpServer.HttpServer)
