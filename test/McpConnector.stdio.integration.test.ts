@@ -528,6 +528,39 @@ describe("stdio", { concurrent: true }, () => {
           assert.deepStrictEqual(started.filter(isAlive), [])
         }))
     }
+
+    for (const tool of ["die", "kill"]) {
+      it.live(`outside of the process group of a server that has crashed (${tool}), and ends nobody else's`, () =>
+        Effect.gen(function*() {
+          const { options, pids } = fixture("detached-grandchild")
+          const { close, session } = yield* connectedBy(McpConnector)(options)
+          const other = yield* connectedBy(McpConnector)(options)
+          const ofOther = Number(yield* call(other.session, "grandchild"))
+          yield* Effect.flip(call(session, tool))
+          yield* close
+          assert.sameMembers(pids().filter(isAlive), [other.session.pid!, ofOther])
+        }))
+    }
+
+    it.live("of what a server starts outside of its process group when it is asked to go", () =>
+      Effect.gen(function*() {
+        const { options, pids } = fixture("late-grandchild")
+        const { close } = yield* connectedBy(McpConnector)(options)
+        yield* close
+        assert.strictEqual(pids().length, 2)
+        assert.deepStrictEqual(pids().filter(isAlive), [])
+      }))
+
+    it.live("where servers start servers: a child has the marks of all whose tree it belongs to", () =>
+      Effect.gen(function*() {
+        const name = "EFFECT_MCP_PROCESS_TREE"
+        yield* Effect.acquireRelease(
+          Effect.sync(() => void (process.env[name] = "outer")),
+          () => Effect.sync(() => void delete process.env[name])
+        )
+        const { session } = yield* connectedBy(McpConnector)({ ...fixture().options, env: { [name]: "a user's" } })
+        assert.match(yield* call(session, "env", { name }), /^outer [-0-9a-f]{36}$/)
+      }))
   })
 
   it.live("reads a flood on stderr a few lines at a time, and all of it", () =>
@@ -568,6 +601,8 @@ describe("stdio", { concurrent: true }, () => {
         })
         parent.on("exit", () => resume(Effect.succeed(text)))
       })
-      assert.deepStrictEqual(yield* survivors([Number(output)], 1_000), [])
+      const pids = output.trim().split(" ").map(Number)
+      assert.strictEqual(pids.length, 2)
+      assert.deepStrictEqual(yield* survivors(pids, 1_000), [])
     }))
 })

@@ -59,7 +59,7 @@ const lastWords = 1_000
 
 /**
  * Starts the child. Fails with Node's own error when it can't be started. When the scope closes the whole process tree
- * is gone, after at most 3.5 seconds.
+ * is gone, after little more than 3.5 seconds at most.
  */
 export const make = (options: Options): Effect.Effect<StdioTransport, unknown, Scope.Scope> =>
   Effect.map(

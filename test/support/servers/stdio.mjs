@@ -8,6 +8,7 @@
  *   stubborn             both of these
  *   grandchild           starts `sleep`, which holds all three pipes open; its pid: tool `grandchild`
  *   detached-grandchild  the same in a session and process group of its own
+ *   late-grandchild      the same once its stdin has ended
  *   garbage              prints lines that are no JSON, or no JSON-RPC, on stdout before anything else
  *   flood-stderr         writes 1 MB to stderr with blocking writes before it answers anything
  *
@@ -32,6 +33,7 @@ const known = new Set([
   "stubborn",
   "grandchild",
   "detached-grandchild",
+  "late-grandchild",
   "garbage",
   "flood-stderr"
 ])
@@ -70,12 +72,14 @@ if (behaviours.has("ignore-sigterm") || behaviours.has("stubborn")) process.on("
 if (behaviours.has("ignore-eof") || behaviours.has("stubborn")) setInterval(() => {}, 60_000)
 
 let grandchild
-if (behaviours.has("grandchild") || behaviours.has("detached-grandchild")) {
-  grandchild = spawn("sleep", ["120"], { stdio: "inherit", detached: behaviours.has("detached-grandchild") })
+const startGrandchild = () => {
+  grandchild = spawn("sleep", ["120"], { stdio: "inherit", detached: !behaviours.has("grandchild") })
   // Without this the server would outlive its stdin until its child is gone.
   grandchild.unref()
   announce(grandchild.pid)
 }
+if (behaviours.has("grandchild") || behaviours.has("detached-grandchild")) startGrandchild()
+if (behaviours.has("late-grandchild")) process.stdin.once("end", startGrandchild)
 if (behaviours.has("garbage")) garbage()
 if (behaviours.has("flood-stderr")) flood()
 
