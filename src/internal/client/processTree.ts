@@ -11,6 +11,7 @@
  *
  * Once the child itself is gone, what it has left behind has no reason to live on and is told to go at once.
  */
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { type ChildProcess, spawn, type SpawnOptions } from "node:child_process"
@@ -158,23 +159,23 @@ const childrenOf = (pid: number): ReadonlyArray<number> => {
 
 /**
  * The child and all that has its mark. One look serves everybody who asks before it begins, as all do whose pool ends:
- * with a thousand processes on the machine it takes 20 ms. The next one begins no sooner than as long again.
+ * with a thousand processes on the machine it takes 20 ms. The next one begins as long after it is asked for.
  */
 const marked = (child: ChildProcess): Effect.Effect<Processes> =>
   Effect.map(Effect.promise(() => next ??= nextLook()), (found) => found.get(live.get(child)!) ?? new Map())
 
 let next: Promise<ReadonlyMap<string, Processes>> | undefined
-let notBefore = 0
+let lastTook = Duration.zero
 
-const nextLook = () =>
-  new Promise<ReadonlyMap<string, Processes>>((resolve) =>
-    setTimeout(() => {
-      next = undefined
-      const start = performance.now()
-      resolve(look())
-      notBefore = 2 * performance.now() - start
-    }, notBefore - performance.now())
-  )
+const nextLook = async (): Promise<ReadonlyMap<string, Processes>> => {
+  const taken = Effect.timed(Effect.sync(() => {
+    next = undefined
+    return look()
+  }))
+  const [took, found] = await Effect.runPromise(Effect.delay(taken, lastTook))
+  lastTook = took
+  return found
+}
 
 const look = (): ReadonlyMap<string, Processes> => {
   const found = new Map<string, Map<number, string>>()
