@@ -181,6 +181,8 @@ export const make = Effect.fnUntraced(function*(options: Declared.RoutedOptions)
         headers: Relay.headersOf(request, body, { [header]: peer.tag, traceparent }),
         body
       }, (end) => {
+        // While its body was read, or another node was tried
+        if (peers.get(peer.tag) !== peer) return end()
         abort = end
         peer.exchanges.add(end)
       }))
@@ -214,12 +216,12 @@ export const make = Effect.fnUntraced(function*(options: Declared.RoutedOptions)
   })
 
   let turn = 0
-  /** Those that take new sessions, another one first each time. */
-  const ready = Effect.map(Effect.option(membership.members), (members) => {
-    const others = Option.getOrElse(members, () => []).flatMap((member) => {
-      const tag = tagOf(member)
-      return tag === own ? [] : [peers.get(tag) ?? { tag, member, exchanges: new Set<() => void>() }]
-    })
+  /**
+   * Those that take new sessions, another one first each time. Who has joined a moment ago is learned first: else
+   * nothing would end its exchanges.
+   */
+  const ready = Effect.map(Effect.tap(Effect.option(membership.members), look), (members) => {
+    const others = Option.getOrElse(members, () => []).flatMap((member) => peers.get(tagOf(member)) ?? [])
     const first = others.length === 0 ? 0 : turn++ % others.length
     return [...others.slice(first), ...others.slice(0, first)]
   })
