@@ -3,7 +3,9 @@
  * answer to whether anything of one was sent.
  */
 import * as Data from "effect/Data"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { Agent, ClientRequest, IncomingMessage } from "node:http"
@@ -78,59 +80,64 @@ export const make = Effect.fnUntraced(function*(agent: Agent | undefined, connec
   const link: Link = {
     send: Effect.fnUntraced(function*(outgoing, onOpen) {
       yield* turn
-      const request = yield* Effect.acquireRelease(
+      const { answered, asked, connected, request } = yield* Effect.acquireRelease(
         Effect.try({
-          try: () => open(outgoing),
+          try: () => watch(open(outgoing), connectTimeout),
           catch: (error) => new Unanswered({ isSent: false, code: codeOf(error) })
         }),
-        (opened) => Effect.sync(() => opened.destroy())
+        (opened) => Effect.sync(() => opened.request.destroy())
       )
       onOpen(() => void request.destroy())
       const { body } = outgoing
-      if (Stream.isStream(body)) yield* Effect.forkScoped(pour(request, body))
-      return yield* Effect.callback<IncomingMessage, Unanswered>((resume) => {
-        const isConnected = connecting(request, connectTimeout)
-        const fail = (error: unknown) =>
-          resume(Effect.fail(new Unanswered({ isSent: isConnected(), code: codeOf(error) })))
-        // Kept: what comes later would be nobody's, and end the process
-        request.on("error", fail)
-        request.once("close", () => fail(undefined))
-        request.once("response", (response) => {
-          response.on("error", () => undefined)
-          resume(Effect.succeed(response))
-        })
-        if (Stream.isStream(body)) request.flushHeaders()
-        else request.end(body)
-      })
+      if (Stream.isStream(body)) {
+        request.flushHeaders()
+        // Whose connection comes to nothing takes nothing of it: it can be sent to another node
+        const wanted = Effect.andThen(Deferred.await(connected), Effect.timeoutOption(Deferred.await(asked), patience))
+        yield* Effect.forkScoped(Effect.andThen(wanted, pour(request, body)))
+      } else request.end(body)
+      return yield* Deferred.await(answered)
     })
   }
   return link
 })
 
-/** Gives up a connection that is not there in time. Tells whether it was. */
-const connecting = (request: ClientRequest, timeout: number): () => boolean => {
-  let isConnected = false
+/** Hears of all that becomes of a request, from the first moment on: an error that nobody hears of ends the process. */
+const watch = (request: ClientRequest, connectTimeout: number) => {
+  const connected = Deferred.makeUnsafe<void>()
+  const asked = Deferred.makeUnsafe<void>()
+  const answered = Deferred.makeUnsafe<IncomingMessage, Unanswered>()
+  const fail = (error: unknown) =>
+    Deferred.doneUnsafe(
+      answered,
+      Exit.fail(new Unanswered({ isSent: Deferred.isDoneUnsafe(connected), code: codeOf(error) }))
+    )
+  request.on("error", fail)
+  request.once("close", () => fail(undefined))
+  request.once("continue", () => Deferred.doneUnsafe(asked, Exit.void))
+  request.once("response", (response) => {
+    response.on("error", () => undefined)
+    Deferred.doneUnsafe(answered, Exit.succeed(response))
+  })
+  onceConnected(request, connectTimeout, () => Deferred.doneUnsafe(connected, Exit.void))
+  return { request, connected, asked, answered }
+}
+
+/** Gives up a connection that is not there in time. */
+const onceConnected = (request: ClientRequest, timeout: number, f: () => void): void => {
   const late = () => void request.destroy(Object.assign(new Error("late"), { code: "ETIMEDOUT" }))
   request.once("socket", (socket) => {
-    if (!socket.connecting) {
-      isConnected = true
-      return
-    }
+    if (!socket.connecting) return f()
     socket.setTimeout(timeout, late)
     socket.once("encrypted" in socket ? "secureConnect" : "connect", () => {
-      isConnected = true
+      f()
       socket.off("timeout", late)
       socket.setTimeout(0)
     })
   })
-  return () => isConnected
 }
 
-/** Sends a body as fast as it is taken, once it is asked for. */
+/** Sends a body as fast as it is taken. */
 const pour = (request: ClientRequest, body: Stream.Stream<Uint8Array, unknown>): Effect.Effect<void> => {
-  const asked = Effect.callback<void>((resume) => {
-    request.once("continue", () => resume(Effect.void))
-  })
   const write = (chunk: Uint8Array) =>
     Effect.callback<void>((resume) => {
       if (request.destroyed || request.write(chunk)) return resume(Effect.void)
@@ -143,10 +150,10 @@ const pour = (request: ClientRequest, body: Stream.Stream<Uint8Array, unknown>):
       request.on("close", done)
       return Effect.sync(done)
     })
-  return Effect.timeoutOption(asked, patience).pipe(
-    Effect.andThen(Stream.runForEach(body, write)),
-    Effect.matchCause({ onFailure: () => void request.destroy(), onSuccess: () => void request.end() })
-  )
+  return Effect.matchCause(Stream.runForEach(body, write), {
+    onFailure: () => void request.destroy(),
+    onSuccess: () => void request.end()
+  })
 }
 
 const codeOf = (error: unknown): string =>
