@@ -162,18 +162,22 @@ describe.each(kinds)("McpHttp.routed around %s", (_, options) => {
     Effect.gen(function*() {
       const { a, b } = yield* three(options)
       const session = yield* begin(a, "alice")
-      const waiting = send(b, "POST", { as: "alice", session }, call("wait", {}, "seven"))
-      yield* eventually(() => a.log.called.length === 1)
+      const calls = [["seven", 0], ["eight", 300_000]] as const
+      const waiting = calls.map(([id, padding]) =>
+        send(b, "POST", { as: "alice", session }, JSON.stringify(call("wait", {}, id)) + " ".repeat(padding))
+      )
+      yield* eventually(() => a.log.called.length === calls.length)
       yield* a.kill
-      const answer = yield* Effect.promise(() => waiting)
-      const messages = yield* messagesOf(answer)
-      assert.deepStrictEqual(messages.map(({ id }) => id), ["seven"])
-      assert.include(JSON.stringify(messages), "It may have run")
+      for (const [i, answer] of (yield* Effect.promise(() => Promise.all(waiting))).entries()) {
+        const messages = yield* messagesOf(answer)
+        assert.deepStrictEqual(messages.map(({ id }) => id), [calls[i]![0]])
+        assert.include(JSON.stringify(messages), "It may have run")
+      }
       const next = yield* post(b, call("echo"), { as: "alice", session })
       assert.deepStrictEqual([next.status, next.headers.get("retry-after")], [503, "10"])
       while ((yield* Effect.orDie(b.membership.nodesNow)).length > 2) yield* Effect.sleep(20)
       assert.strictEqual((yield* post(b, call("echo"), { as: "alice", session })).status, 404)
-      assert.strictEqual(a.log.called.length, 1)
+      assert.strictEqual(a.log.called.length, calls.length)
     }))
 })
 
@@ -471,6 +475,11 @@ describe("McpHttp.routed", () => {
       const direct = yield* raw(a, "POST", headers, body)
       assert.match(direct, /^HTTP\/1\.1 413 /)
       assert.strictEqual(yield* raw(b, "POST", headers, body), direct)
+      // Who it is comes first
+      const bobs = { ...headers, authorization: "Bearer bob" }
+      const unknown = yield* raw(a, "POST", bobs, body)
+      assert.match(unknown, /^HTTP\/1\.1 404 /)
+      assert.strictEqual(yield* raw(b, "POST", bobs, body), unknown)
     }))
 
   it.live("answers web pages and those without a token as the session's node does", () =>

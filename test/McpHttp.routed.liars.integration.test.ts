@@ -6,7 +6,7 @@ import * as Effect from "effect/Effect"
 import { once } from "node:events"
 import { connect } from "node:net"
 import { eventually, messagesOf } from "./support/answers.ts"
-import { liar, nodeAmong, sessionOf } from "./support/liars.ts"
+import { liar, nodeAmong, saying, sessionOf } from "./support/liars.ts"
 import { call, initialize, send } from "./support/requests.ts"
 
 const here = { host: "here", port: 1 }
@@ -70,5 +70,26 @@ describe("a member that freezes", () => {
       yield* Effect.timeout(Effect.promise(() => once(client, "close")), "5 seconds")
       assert.match(said, /^HTTP\/1\.1 404 /)
       assert.strictEqual(member.sockets.size, 0)
+    }))
+})
+
+describe("a stream that breaks off", () => {
+  it.live("has an error for each call that has no answer, however long they were", () =>
+    Effect.gen(function*() {
+      const { member, node, session } = yield* make()
+      saying(member, (socket) => {
+        socket.write("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        const event = `data: {"jsonrpc":"2.0","id":"one","result":{}}\n\n`
+        setTimeout(() => socket.end(`${event.length.toString(16)}\r\n${event}\r\n`), 200)
+      })
+      for (const padding of [0, 1_000_000]) {
+        const body = JSON.stringify([call("echo", {}, "one"), call("echo", {}, "two")]) + " ".repeat(padding)
+        const answer = yield* Effect.promise(() => send(node, "POST", { session }, body))
+        const messages = yield* messagesOf(answer)
+        assert.deepStrictEqual(messages.map(({ error, id }) => [id, error?.code]), [["one", undefined], [
+          "two",
+          -32000
+        ]])
+      }
     }))
 })

@@ -51,14 +51,16 @@ export const liar = Effect.acquireRelease(
     })
 )
 
-/** Says this when all of the head of a request has come, which it is given. */
-export const saying = (member: Liar, answer: (socket: Socket, head: string) => void): void => {
+/** Says this when all of a request has come, by its length. */
+export const saying = (member: Liar, answer: (socket: Socket) => void): void => {
   member.lie = (socket, heard) => {
     let isSaid = false
     socket.on("data", () => {
-      if (isSaid || !heard().includes("\r\n\r\n")) return
+      const end = heard().indexOf("\r\n\r\n") + 4
+      const length = Number(/\r\ncontent-length: (\d+)/i.exec(heard())?.[1] ?? 0)
+      if (isSaid || end < 4 || heard().length < end + length) return
       isSaid = true
-      answer(socket, heard())
+      answer(socket)
     })
   }
 }

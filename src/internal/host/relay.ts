@@ -43,21 +43,55 @@ const notHandedBack = new Set([...ofConnection, "date"])
 // The request
 // -----------------------------------------------------------------------------
 
+/** A request's body as it is handed on. */
+export interface Body {
+  readonly content: Link.Outgoing["body"]
+  /**
+   * What it asks for, and what has to be answered if nobody else does. Undefined if it is no JSON, or if not all of it
+   * was handed on. It is asked for once: then nothing is kept of the body.
+   */
+  readonly ids: () => ReadonlyArray<RequestId> | undefined
+}
+
 /**
- * A body as it is handed on. If it is small it is read first: then it can be handed on a second time, if nothing of it
- * was sent, and it is known what has to be answered if nobody else does.
+ * If it is small it is read first. All else is handed on as it comes: the other node knows who may send so much, and
+ * refuses whoever may not before it reads on.
  */
 export const readBody = (
   request: HttpServerRequest,
   maxBodyBytes: number,
   readText: Effect.Effect<string, Answers.Refused>
-): Effect.Effect<Link.Outgoing["body"], Answers.Refused> => {
-  if (request.method !== "POST") return Effect.undefined
+): Effect.Effect<Body, Answers.Refused> => {
+  if (request.method !== "POST") return Effect.succeed(nothing)
   const length = request.headers["content-length"]
   const isSmall = length === undefined
     ? request.headers["transfer-encoding"] === undefined && isOfNode(request)
     : Number(length) <= Math.min(small, maxBodyBytes)
-  return isSmall ? readText : Effect.succeed(request.stream)
+  return isSmall
+    ? Effect.map(readText, (text) => ({ content: text, ids: () => idsOf(text) }))
+    : Effect.succeed(remembered(request.stream, maxBodyBytes))
+}
+
+const nothing: Body = { content: undefined, ids: () => undefined }
+
+/** What passes is kept, so far as a node takes it. */
+const remembered = (stream: Stream.Stream<Uint8Array, unknown>, limit: number): Body => {
+  let kept: Array<Uint8Array> = []
+  let room = limit
+  return {
+    content: Stream.map(stream, (chunk) => {
+      room -= chunk.length
+      if (room < 0) kept = []
+      else kept.push(chunk)
+      return chunk
+    }),
+    ids: () => {
+      const text = Buffer.concat(kept).toString()
+      room = -1
+      kept = []
+      return idsOf(text)
+    }
+  }
 }
 
 /** Whether it is one of Node's, whose body has a length or is chunked, if there is one. */
@@ -75,7 +109,7 @@ export const connectionIssue = ({ headers }: HttpServerRequest): Answers.Refused
 /** The headers that are handed on: as they came, each as often. `set` replaces what the client says. */
 export const headersOf = (
   request: HttpServerRequest,
-  body: Link.Outgoing["body"],
+  content: Link.Outgoing["body"],
   set: Readonly<Record<string, string | undefined>>
 ): ReadonlyArray<string> => {
   const headers: Array<string> = []
@@ -97,8 +131,8 @@ export const headersOf = (
   for (const [name, value] of Object.entries(set)) if (value !== undefined) headers.push(name, value)
   // "A gateway … MUST send an appropriate Via header field in each inbound request message", section 7.6.3
   headers.push("via", "1.1 effect-mcp-sessions")
-  if (typeof body === "string") headers.push("content-length", String(Buffer.byteLength(body)))
-  else if (body !== undefined) {
+  if (typeof content === "string") headers.push("content-length", String(Buffer.byteLength(content)))
+  else if (content !== undefined) {
     const length = request.headers["content-length"]
     headers.push(...(length === undefined ? ["transfer-encoding", "chunked"] : ["content-length", length]))
     headers.push("expect", "100-continue")
@@ -117,10 +151,10 @@ export const pathOf = ({ originalUrl }: HttpServerRequest): string => {
 // -----------------------------------------------------------------------------
 
 /** The answer to what was sent, and to which no other will come. */
-export const unanswered = (method: string, body: Link.Outgoing["body"]): Effect.Effect<Response, Answers.Refused> => {
+export const unanswered = (method: string, body: Body): Effect.Effect<Response, Answers.Refused> => {
   // To listen, and to end what is there, may be said again
   if (method !== "POST") return Effect.fail(Answers.unavailable)
-  const ids = idsOf(body)
+  const ids = body.ids()
   return ids === undefined || ids.length === 0
     ? Effect.fail(Answers.lost)
     : Effect.succeed(Answers.responses(ids.map(Answers.lostAt)))
@@ -130,7 +164,7 @@ export const unanswered = (method: string, body: Link.Outgoing["body"]): Effect.
 export const answer = (
   incoming: IncomingMessage,
   request: HttpServerRequest,
-  body: Link.Outgoing["body"],
+  body: Body,
   until: Effect.Effect<unknown>
 ): Effect.Effect<Response, Answers.Refused, Scope.Scope> => {
   const status = incoming.statusCode ?? 502
@@ -198,9 +232,9 @@ const ending = (
 /** One that answers calls. When it breaks off there is an error for each that has no response yet. */
 const completed = (
   bytes: Stream.Stream<Uint8Array, unknown>,
-  body: Link.Outgoing["body"]
+  body: Body
 ): Stream.Stream<Uint8Array, unknown> => {
-  const ids = idsOf(body)
+  const ids = body.ids()
   // Nobody knows what it was: so it does not end as if all were said
   if (ids === undefined) return bytes
   const pending = new Set(ids)
@@ -220,9 +254,7 @@ const completed = (
 
 const newline = 0x0a
 
-const idsOf = (body: Link.Outgoing["body"]): ReadonlyArray<RequestId> | undefined =>
-  typeof body === "string"
-    ? Option.match(parseJson(body), { onNone: () => [], onSome: Requests.requestIds })
-    : undefined
+const idsOf = (text: string): ReadonlyArray<RequestId> | undefined =>
+  Option.getOrUndefined(Option.map(parseJson(text), Requests.requestIds))
 
 const parseJson = Option.liftThrowable((text: string): unknown => JSON.parse(text))

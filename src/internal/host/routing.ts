@@ -164,7 +164,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.RoutedOptions)
     peer: Peer,
     endpoint: Endpoint,
     request: HttpServerRequest,
-    body: Link.Outgoing["body"]
+    body: Relay.Body
   ) {
     const base = addressOf(peer.member)
     if (base === undefined) {
@@ -178,8 +178,8 @@ export const make = Effect.fnUntraced(function*(options: Declared.RoutedOptions)
         base,
         path: Relay.pathOf(request),
         method: request.method,
-        headers: Relay.headersOf(request, body, { [header]: peer.tag, traceparent }),
-        body
+        headers: Relay.headersOf(request, body.content, { [header]: peer.tag, traceparent }),
+        body: body.content
       }, (end) => {
         // While its body was read, or another node was tried
         if (peers.get(peer.tag) !== peer) return end()
