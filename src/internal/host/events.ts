@@ -21,20 +21,40 @@ export const encode = (message: unknown): Uint8Array => new TextEncoder().encode
 
 const parseJson = Option.liftThrowable((text: string): unknown => JSON.parse(text))
 
-/** Passes on what a stream of events says, and tells of the responses in it. */
-export const watching = (onResponse: (response: { readonly id: RequestId }) => void) => {
+/**
+ * How long a line may be that is looked into: it is kept until it has ended. As much as an answer that crosses between
+ * nodes by `SessionCluster` may have by default.
+ */
+const longest = 16 * 1024 * 1024
+
+/**
+ * Passes on what a stream of events says, and tells of the responses in it. What is in a line that is too long to look
+ * into is nobody's knowledge; that there was one is told when it has ended.
+ */
+export const watching = (
+  onResponse: (response: { readonly id: RequestId }) => void,
+  onUnread: () => void = () => {}
+) => {
   const decoder = new TextDecoder()
   let line = ""
+  let isTooLong = false
+  const end = () => {
+    if (isTooLong) return onUnread()
+    if (!line.startsWith("data:")) return
+    const message = Option.getOrUndefined(parseJson(line.slice(5)))
+    for (const one of Array.isArray(message) ? message : [message]) {
+      if (Requests.isResponse(one)) onResponse(one)
+    }
+  }
   return (bytes: Uint8Array): Uint8Array => {
-    const lines = decoder.decode(bytes, { stream: true }).split("\n")
-    lines[0] = line + lines[0]!
-    line = lines.pop()!
-    for (const whole of lines) {
-      if (!whole.startsWith("data:")) continue
-      const message = Option.getOrUndefined(parseJson(whole.slice(5)))
-      for (const one of Array.isArray(message) ? message : [message]) {
-        if (Requests.isResponse(one)) onResponse(one)
+    for (const [i, part] of decoder.decode(bytes, { stream: true }).split("\n").entries()) {
+      if (i > 0) {
+        end()
+        line = ""
+        isTooLong = false
       }
+      isTooLong ||= line.length + part.length > longest
+      line = isTooLong ? "" : line + part
     }
     return bytes
   }

@@ -24,6 +24,9 @@ type Response = HttpServerResponse.HttpServerResponse
 /** What is read before it is handed on: less than that of most bodies is worth no stream. */
 const small = 64 * 1024
 
+/** How long the rest of an answer may take that is small: a node says all of it at once. */
+const patience = "10 seconds"
+
 // RFC 9110 section 7.6.1, and what Node has answered already
 const ofConnection = [
   "connection",
@@ -160,14 +163,28 @@ export const unanswered = (method: string, body: Body): Effect.Effect<Response, 
     : Effect.succeed(Answers.responses(ids.map(Answers.lostAt)))
 }
 
-/** The answer of the other node. */
+/** The answer of the other node, or `unanswered` if there is none while nothing of it has been handed back. */
 export const answer = (
   incoming: IncomingMessage,
   request: HttpServerRequest,
   body: Body,
   until: Effect.Effect<unknown>
 ): Effect.Effect<Response, Answers.Refused, Scope.Scope> => {
-  const status = incoming.statusCode ?? 502
+  const status = incoming.statusCode ?? 0
+  const given = status < 200 || status > 599 ? Effect.fail("broken") : read(incoming, status, request, body, until)
+  return Effect.catch(given, () => {
+    incoming.destroy()
+    return unanswered(request.method, body)
+  })
+}
+
+const read = (
+  incoming: IncomingMessage,
+  status: number,
+  request: HttpServerRequest,
+  body: Body,
+  until: Effect.Effect<unknown>
+): Effect.Effect<Response, "broken"> => {
   const { cookies, headers } = readHeaders(incoming)
   const options = { status, headers, cookies }
   const length = incoming.headers["content-length"]
@@ -177,18 +194,15 @@ export const answer = (
   }
   // What has no type is empty, whatever frames it, and would be given one as a stream
   if (Number(length) <= small || incoming.headers["content-type"] === undefined) {
-    return Effect.matchEffect(collect(incoming), {
-      onFailure: () => unanswered(request.method, body),
-      onSuccess: (bytes) =>
-        Effect.succeed(
-          bytes.length === 0 ? HttpServerResponse.empty(options) : HttpServerResponse.uint8Array(bytes, options)
-        )
-    })
+    return Effect.map(
+      collect(incoming),
+      (bytes) => bytes.length === 0 ? HttpServerResponse.empty(options) : HttpServerResponse.uint8Array(bytes, options)
+    )
   }
   const bytes = Stream.fromAsyncIterable<Uint8Array, unknown>(incoming, () => new Error("the node was lost"))
   if (incoming.headers["content-type"]?.startsWith("text/event-stream") !== true) {
     const contentLength = length === undefined ? undefined : Number(length)
-    return Effect.succeed(HttpServerResponse.stream(bytes, { ...options, contentLength }))
+    return Effect.as(begun(incoming), HttpServerResponse.stream(bytes, { ...options, contentLength }))
   }
   const events = request.method === "POST" ? completed(bytes, body) : ending(bytes, until)
   return Effect.succeed(HttpServerResponse.stream(events, options))
@@ -214,12 +228,24 @@ const readHeaders = (incoming: IncomingMessage) => {
   return { headers, cookies: Cookies.fromSetCookie(cookies) }
 }
 
-/** All of a body. Fails if it breaks off. */
+/** All of a small body. Fails if it breaks off, is longer, or does not come: no node has said that. */
 const collect = (incoming: IncomingMessage): Effect.Effect<Uint8Array, "broken"> =>
-  Effect.callback((resume) => {
+  Effect.callback<Uint8Array, "broken">((resume) => {
     const chunks: Array<Uint8Array> = []
-    incoming.on("data", (chunk: Uint8Array) => void chunks.push(chunk))
+    let room = small
+    incoming.on("data", (chunk: Uint8Array) => {
+      room -= chunk.length
+      if (room < 0) resume(Effect.fail("broken"))
+      else chunks.push(chunk)
+    })
     incoming.once("end", () => resume(Effect.succeed(Buffer.concat(chunks))))
+    incoming.once("close", () => resume(Effect.fail("broken")))
+  }).pipe(Effect.timeoutOrElse({ duration: patience, orElse: () => Effect.fail("broken" as const) }))
+
+/** Until something of a body is there, or its end. Fails if it breaks off before. */
+const begun = (incoming: IncomingMessage): Effect.Effect<void, "broken"> =>
+  Effect.callback((resume) => {
+    incoming.once("readable", () => resume(Effect.void))
     incoming.once("close", () => resume(Effect.fail("broken")))
   })
 
@@ -239,13 +265,15 @@ const completed = (
   if (ids === undefined) return bytes
   const pending = new Set(ids)
   let isWithin = false
-  const watching = Events.watching(({ id }) => void pending.delete(id))
+  let isUnread = false
+  const watching = Events.watching(({ id }) => void pending.delete(id), () => void (isUnread = true))
   return bytes.pipe(
     Stream.map((chunk) => {
       isWithin = chunk[chunk.length - 1] !== newline || chunk[chunk.length - 2] !== newline
       return watching(chunk)
     }),
-    Stream.catchCause(() => {
+    Stream.catchCause((cause) => {
+      if (isUnread) return Stream.failCause(cause)
       const errors = Array.from(pending, (id) => Events.encode(Answers.lostAt(id)))
       return Stream.fromIterable(isWithin ? [Uint8Array.of(newline, newline), ...errors] : errors)
     })
