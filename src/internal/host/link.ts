@@ -106,11 +106,12 @@ const watch = (request: ClientRequest, connectTimeout: number) => {
   const connected = Deferred.makeUnsafe<void>()
   const asked = Deferred.makeUnsafe<void>()
   const answered = Deferred.makeUnsafe<IncomingMessage, Unanswered>()
-  const fail = (error: unknown) =>
-    Deferred.doneUnsafe(
-      answered,
-      Exit.fail(new Unanswered({ isSent: Deferred.isDoneUnsafe(connected), code: codeOf(error) }))
-    )
+  const fail = (error: unknown) => {
+    // Each request closes in the end
+    if (Deferred.isDoneUnsafe(answered)) return
+    const isSent = Deferred.isDoneUnsafe(connected)
+    Deferred.doneUnsafe(answered, Exit.fail(new Unanswered({ isSent, code: codeOf(error) })))
+  }
   request.on("error", fail)
   request.once("close", () => fail(undefined))
   request.once("continue", () => Deferred.doneUnsafe(asked, Exit.void))
