@@ -18,7 +18,17 @@ import { becomes, eventually, messagesOf, readUntil, textOf } from "./support/an
 import { logging } from "./support/logging.ts"
 import { socket, web } from "./support/mcpHttp.ts"
 import { begin, call, initialize, post, protocolVersion, request } from "./support/requests.ts"
-import { abandoned, cancel, idIn, open, type Opened, respondTwice, say, saying } from "./support/streams.ts"
+import {
+  abandoned,
+  cancel,
+  idIn,
+  open,
+  type Opened,
+  respondTwice,
+  say,
+  saying,
+  unhandledRejections
+} from "./support/streams.ts"
 
 const failing = (): EventStore => ({
   storeEvent: () => Promise.reject(new Error("password=hunter2")),
@@ -95,6 +105,12 @@ const forgetful = (): EventStore => ({
   storeEvent: (_, message) =>
     "jsonrpc" in message ? Promise.reject(new Error("password=hunter2")) : Promise.resolve("first")
 })
+
+/** Has what is said, and says so later. */
+const slowToKeep = acknowledging((message) => "method" in message, 100)
+
+/** Has the beginning of a stream, and says so later. */
+const slowToBegin = acknowledging((message) => !("jsonrpc" in message), 100)
 
 /** Never says that it has anything. */
 const hanging = (): EventStore => ({ ...McpHttp.memoryEventStore()(), storeEvent: () => new Promise(() => {}) })
@@ -179,12 +195,7 @@ const suite = (start: typeof web) => {
     "a store need not wait for what it replays, though the client %s meanwhile",
     (what) =>
       Effect.gen(function*() {
-        const unhandled: Array<unknown> = []
-        const note = (reason: unknown) => void unhandled.push(reason)
-        yield* Effect.acquireRelease(
-          Effect.sync(() => process.on("unhandledRejection", note)),
-          () => Effect.sync(() => process.off("unhandledRejection", note))
-        )
+        const unhandled = yield* unhandledRejections
         const replays: Array<string> = []
         const eventStore = (): EventStore => {
           const store = McpHttp.memoryEventStore()()
@@ -216,6 +227,57 @@ const suite = (start: typeof web) => {
         assert.deepStrictEqual(unhandled, [])
       })
   )
+
+  it.live("what is said to a client that can't come back, and too much for it, is kept at least", () =>
+    Effect.gen(function*() {
+      const kept: Array<JSONRPCMessage> = []
+      const memory = McpHttp.memoryEventStore({ maxBytes: 16 * 1024 * 1024 })()
+      const eventStore = (): EventStore => ({
+        ...memory,
+        storeEvent: (id, message) => {
+          kept.push(message)
+          return memory.storeEvent(id, message)
+        }
+      })
+      const much = Array.from({ length: 32 }, () => "x".repeat(64 * 1024))
+      const endpoint = yield* open(start, { eventStore, server: saying(much) })
+      const headers = { "mcp-protocol-version": "2025-06-18" }
+      const session = yield* begin(endpoint)
+      kept.length = 0
+      const text = yield* textOf(yield* post(endpoint, call("say"), { session, headers }))
+      assert.include(text, "\"result\"")
+      assert.isBelow(text.length, 2 * 1024 * 1024)
+      assert.strictEqual(kept.length, much.length + 1)
+    }))
+
+  it.live("what nobody reads is not kept, however late a store says that it has it", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open(start, { eventStore: slowToKeep })
+      const session = yield* begin(endpoint)
+      const listening = yield* request(endpoint, "GET", { session, headers: version })
+      const server = endpoint.log.servers.get(session)!
+      const params = { level: "info", data: "x".repeat(64 * 1024) } as const
+      // 64 MiB, while nobody else gets a turn
+      const said = Array.from({ length: 1_024 }, () => server.notification({ method: "notifications/message", params }))
+      yield* Effect.promise(() => Promise.all(said))
+      yield* request(endpoint, "DELETE", { session })
+      assert.isBelow((yield* textOf(listening).pipe(Effect.timeout("4 seconds"))).length, 5 * 1024 * 1024)
+    }))
+
+  it.live("a call of a batch that is cancelled before it has begun does not run", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open(start, { eventStore: slowToBegin })
+      const session = yield* begin(endpoint)
+      const batch = [call("echo", { message: "a" }, 1), call("echo", { message: "b" }, 2)]
+      const answer = yield* Effect.forkChild(post(endpoint, batch, { session, headers: version }), {
+        startImmediately: true
+      })
+      yield* Effect.sleep(30)
+      yield* post(endpoint, cancel(1), { session, headers: version })
+      const messages = yield* messagesOf(yield* Fiber.join(answer))
+      assert.deepStrictEqual(messages.map(({ error, id }) => [id, error?.code]), [[1, -32800], [2, undefined]])
+      assert.deepStrictEqual(endpoint.log.called, ["echo"])
+    }))
 
   it.live("nobody waits for a store when its session has ended", () =>
     Effect.gen(function*() {

@@ -1,5 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
-import { InitializeRequestSchema, type JSONRPCMessage } from "@modelcontextprotocol/sdk/types.js"
+import { Server } from "@modelcontextprotocol/sdk/server/index.js"
+import { CallToolRequestSchema, InitializeRequestSchema, type JSONRPCMessage } from "@modelcontextprotocol/sdk/types.js"
 import { Identity } from "effect-mcp-sessions/Identity"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import { PoolExhausted } from "effect-mcp-sessions/SessionPool"
@@ -7,6 +8,7 @@ import type { SessionInfo } from "effect-mcp-sessions/SessionRegistry"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as HttpRouter from "effect/http/HttpRouter"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Schema from "effect/Schema"
@@ -17,7 +19,7 @@ import { many, underLoad } from "./support/load.ts"
 import { logging } from "./support/logging.ts"
 import { type Endpoint, makeLog, makeServer, socket, web } from "./support/mcpHttp.ts"
 import { begin, call, initialize, post, request, send } from "./support/requests.ts"
-import { abandoned, cancel, open, respondTwice, say, saying } from "./support/streams.ts"
+import { abandoned, cancel, open, respondTwice, say, saying, unhandledRejections } from "./support/streams.ts"
 import { makeDice } from "./support/world.ts"
 
 const throwing = () => {
@@ -434,14 +436,51 @@ const suite = (start: typeof web) => {
         })
     )
 
-    it.live("is refused to the server if it is no JSON, and the call is answered", () =>
+    it.live("is told to the server's onerror if it is no JSON, and the call is answered", () =>
       Effect.gen(function*() {
-        const endpoint = yield* open(start, { server: saying([1n, "b"]) })
+        const errors: Array<string> = []
+        const onerror = ({ name }: Error) => void errors.push(name)
+        const server = Effect.map(saying([1n, "b"])(), (made) => Object.assign(made, { onerror }))
+        const endpoint = yield* open(start, { server: () => server })
         const session = yield* begin(endpoint)
         const text = yield* textOf(yield* post(endpoint, call("say"), { session }))
-        assert.include(text, "1 refused")
+        assert.include(text, "0 refused")
         assert.include(text, `"data":"b"`)
+        assert.deepStrictEqual(errors, ["TypeError"])
       }))
+  })
+
+  describe("a notification that nobody waits for", () => {
+    it.live("ends no process: one that is no JSON, though nobody listens", () =>
+      Effect.gen(function*() {
+        const unhandled = yield* unhandledRejections
+        const endpoint = yield* open(start)
+        const session = yield* begin(endpoint)
+        const server = endpoint.log.servers.get(session)!
+        void server.notification({ method: "notifications/message", params: { level: "info", data: 1n } })
+        yield* Effect.sleep(20)
+        assert.deepStrictEqual(unhandled, [])
+      }))
+
+    it.live.each(["sse", "json"] as const)(
+      "ends no process: one of a call that was cancelled (%s)",
+      (response) =>
+        Effect.gen(function*() {
+          const unhandled = yield* unhandledRejections
+          const endpoint = yield* open(start, { response })
+          const session = yield* begin(endpoint)
+          const waiting = yield* Effect.forkChild(post(endpoint, call("wait"), { session }))
+          yield* eventually(() => endpoint.log.called.length === 1)
+          yield* post(endpoint, cancel(1), { session })
+          const server = endpoint.log.servers.get(session)!
+          void server.notification({ method: "notifications/message", params: { level: "info", data: "late" } }, {
+            relatedRequestId: 1
+          })
+          yield* Effect.sleep(20)
+          assert.deepStrictEqual(unhandled, [])
+          yield* Fiber.join(waiting)
+        })
+    )
   })
 
   describe("a stream to listen on", () => {
@@ -535,6 +574,26 @@ const suite = (start: typeof web) => {
         assert.strictEqual((yield* post(endpoint, call("echo"), { session })).status, 200)
       }))
   })
+
+  it.live("a handler knows where a request was sent, below the prefix of a router, too", () =>
+    Effect.gen(function*() {
+      const server = Effect.sync(() => {
+        const made = new Server({ name: "located", version: "1.0.0" }, { capabilities: { tools: {} } })
+        made.setRequestHandler(CallToolRequestSchema, (_, { requestInfo }) => ({
+          content: [{ type: "text", text: String(requestInfo?.url) }]
+        }))
+        return made
+      })
+      const app = Layer.unwrap(Effect.map(HttpRouter.HttpRouter, (router) =>
+        Layer.provide(
+          McpHttp.layer({ server: () => server }),
+          Layer.succeed(HttpRouter.HttpRouter, router.prefixed("/api"))
+        )))
+      const endpoint = yield* start(app)
+      const below = { ...endpoint, url: endpoint.url.replace("/mcp", "/api/mcp?of=1") }
+      const answer = yield* post(below, call("where"), { session: yield* begin(below) })
+      assert.include(yield* textOf(answer), JSON.stringify(below.url))
+    }))
 
   it.live("a server knows whose it is, with their newest credentials", () =>
     Effect.gen(function*() {

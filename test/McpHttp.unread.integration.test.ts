@@ -8,11 +8,14 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import { subscribe, unsubscribe } from "node:diagnostics_channel"
 import { once } from "node:events"
+import { createServer } from "node:https"
 import { connect, type Socket } from "node:net"
 import { setTimeout as sleep } from "node:timers/promises"
+import { connect as connectSecurely } from "node:tls"
+import { selfSigned } from "./support/certificates.ts"
 import { openGuarded } from "./support/guarded.ts"
 import { type Endpoint, makeLog, makeServer, socket } from "./support/mcpHttp.ts"
-import { begin, call, post, request } from "./support/requests.ts"
+import { begin, call, initialize, post, request } from "./support/requests.ts"
 
 const roomy = { maxBodyBytes: 64 * 1024 * 1024 }
 
@@ -29,8 +32,10 @@ const until = (endpoint: Endpoint, count: number) =>
 const deaf = (endpoint: Endpoint) =>
   Effect.acquireRelease(
     Effect.sync(() => {
-      const { hostname, port } = new URL(endpoint.url)
-      const peer = connect(Number(port), hostname).pause()
+      const { hostname, port, protocol } = new URL(endpoint.url)
+      const peer = protocol === "https:"
+        ? connectSecurely({ host: hostname, port: Number(port), rejectUnauthorized: false }).pause()
+        : connect(Number(port), hostname).pause()
       peer.on("error", () => undefined)
       return peer
     }),
@@ -115,6 +120,22 @@ const guarded: Open = Effect.fnUntraced(function*(streamTimeToLive) {
   return { ...endpoint, called: () => endpoint.log.called, release: () => undefined }
 })
 
+/** The same over TLS, where sessions are begun by hand: fetch knows no such authority. */
+const secure: typeof socket = (app, resolver) =>
+  Effect.map(socket(app, resolver, () => createServer(selfSigned())), (endpoint) => ({
+    ...endpoint,
+    url: endpoint.url.replace("http:", "https:")
+  }))
+
+const beginByHand = Effect.fnUntraced(function*(endpoint: Endpoint) {
+  const peer = yield* deaf(endpoint)
+  const text = JSON.stringify(initialize)
+  const type = "Content-Type: application/json\r\nAccept: application/json, text/event-stream"
+  peer.write(`POST /mcp HTTP/1.1\r\nHost: localhost\r\n${type}\r\nContent-Length: ${text.length}\r\n\r\n${text}`)
+  const [answer] = yield* Effect.promise(() => once(peer.resume(), "data"))
+  return /^mcp-session-id: (\S+)/im.exec(String(answer))![1]!
+})
+
 const endpoints: ReadonlyArray<readonly [string, Open]> = [
   ["McpHttp.layer (json)", hosted("json")],
   ["McpHttp.layer (sse)", hosted("sse")],
@@ -191,9 +212,11 @@ describe.concurrent.each<readonly [string, Open]>(endpoints)("%s: the end of its
 const readSlowly = (peer: Socket, bytes: number, text: string) =>
   Effect.suspend(() => {
     let read = ""
+    let hasRead = false
     let allowed = bytes
     const onData = (chunk: Buffer) => {
       read = read.slice(-text.length) + String(chunk)
+      hasRead ||= read.includes(text)
       allowed -= chunk.length
       if (allowed <= 0) peer.pause()
     }
@@ -202,25 +225,43 @@ const readSlowly = (peer: Socket, bytes: number, text: string) =>
       Effect.andThen(Effect.sync(() => {
         allowed = Math.min(bytes, allowed + bytes)
         if (allowed > 0) peer.resume()
-        return read.includes(text)
+        return hasRead
       })),
-      Effect.repeat({ until: (isRead) => isRead || peer.closed })
+      Effect.repeat({ until: () => hasRead || peer.closed })
     )
   })
 
-describe.concurrent.each(["json", "sse"] as const)(
-  "McpHttp.layer (%s): a client that reads slowly",
-  (response) => {
-    it.live("has its whole answer, though that takes longer than a stream may last", () =>
-      Effect.gen(function*() {
-        const endpoint = yield* hosted(response)(1_000)
-        const session = yield* begin(endpoint)
-        const message = `${"x".repeat(24 * 1024 * 1024)}the end`
-        const peer = yield* demand(endpoint, session, call("echo", { message }))
-        assert.isTrue(yield* readSlowly(peer, 512 * 1024, "the end"))
-      }), 30_000)
-  }
-)
+describe.concurrent.each<readonly [string, "json" | "sse", typeof socket]>([
+  ["json", "json", socket],
+  ["sse", "sse", socket],
+  ["json over TLS", "json", secure],
+  ["sse over TLS", "sse", secure]
+])("McpHttp.layer (%s): a client that reads slowly", (_, response, start) => {
+  it.live("has its whole answer, though that takes longer than a stream may last", () =>
+    Effect.gen(function*() {
+      const server = makeServer(makeLog())
+      const endpoint = yield* start(McpHttp.layer({ ...roomy, response, streamTimeToLive: 1_000, server }))
+      const session = yield* beginByHand(endpoint)
+      const message = `${"x".repeat(24 * 1024 * 1024)}the end`
+      const peer = yield* demand(endpoint, session, call("echo", { message }))
+      assert.isTrue(yield* readSlowly(peer, 512 * 1024, "the end"))
+    }), 30_000)
+})
+
+describe.concurrent("McpHttp.guard: a client that reads slowly", () => {
+  it.live("has the whole of a stream, however big its pieces are", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* guarded(1_000)
+      const session = yield* begin(endpoint)
+      const slow = call("slow")
+      const progressToken = `${"x".repeat(24 * 1024 * 1024)}the end`
+      const peer = yield* demand(endpoint, session, {
+        ...slow,
+        params: { ...slow.params, _meta: { progressToken } }
+      })
+      assert.isTrue(yield* readSlowly(peer, 512 * 1024, "the end"))
+    }), 30_000)
+})
 
 describe.concurrent("McpHttp.layer with an event store: a client that reads slowly", () => {
   it.live("has the whole answer that it has come back for", () =>

@@ -66,3 +66,14 @@ export const cancel = (requestId: string | number) => ({
   method: "notifications/cancelled",
   params: { requestId }
 })
+
+/** The promises that are refused and that nobody minds, until the current scope closes: they would end the process. */
+export const unhandledRejections = Effect.gen(function*() {
+  const reasons: Array<unknown> = []
+  const note = (reason: unknown) => void reasons.push(reason)
+  yield* Effect.acquireRelease(
+    Effect.sync(() => process.on("unhandledRejection", note)),
+    () => Effect.sync(() => process.off("unhandledRejection", note))
+  )
+  return reasons as ReadonlyArray<unknown>
+})

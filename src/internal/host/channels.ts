@@ -30,8 +30,11 @@ export interface Channels {
   readonly resume: (exchange: Exchange.Exchange, lastEventId: string) => void
   /** Says on the stream of a call what is no response. */
   readonly mention: (channel: Exchange.Channel, message: JSONRPCMessage) => Promise<void>
-  /** Says a message on a stream, as JSON, and then calls `onSaid`: at once, or when the store has it. */
-  readonly say: (channel: Exchange.Channel, json: string, onSaid: () => void) => Promise<void>
+  /**
+   * Says a message on a stream, as JSON, and then calls `onSaid`: at once, or when the store has it. What is not needed
+   * is not said to a client who has left too much unread and can't come back.
+   */
+  readonly say: (channel: Exchange.Channel, json: string, isNeeded: boolean, onSaid?: () => void) => Promise<void>
   /** Says what belongs to no call, on the server's own stream. */
   readonly announce: (message: JSONRPCMessage) => Promise<void>
   /** Whether all was said that the exchange is to hear. */
@@ -53,6 +56,9 @@ export interface Options {
 
 /** More than this is not kept of a stream that nobody reads: bytes. */
 const maxUnread = 1024 * 1024
+
+/** More than this a store is not given before it has said that it has the rest: characters. */
+const maxWaiting = 4 * 1024 * 1024
 
 /** More than this is not kept for a client that will be back in a moment: messages and characters. */
 const maxHeld = { messages: 100, characters: 256 * 1024 }
@@ -112,43 +118,44 @@ export const make = ({ enableJsonResponse, eventStore, hasEnded, retryInterval }
     reader.outlet?.end()
   }
 
-  const sayNow = ({ reader }: Exchange.Channel, event: string): void => {
-    if (reader !== undefined && !hasEnded()) Exchange.say(reader, event)
+  /** Whether there is room for more of what is said there. Who has left too much unread comes back, if it can. */
+  const hasRoom = (channel: Exchange.Channel): boolean => {
+    if (Exchange.unread(channel) <= maxUnread) return true
+    if (channel === own) {
+      own.reader?.outlet?.drop()
+      own.reader = undefined
+    } else if (channel.isPrimed) Exchange.cut(channel)
+    return false
   }
 
-  const say: Channels["say"] = async (channel, json, onSaid) => {
+  /** Says an event to whoever reads, unless that is one too many. */
+  const sayNow = (channel: Exchange.Channel, event: string, isNeeded: boolean): void => {
+    const isHeard = isNeeded || hasRoom(channel)
+    if (isHeard && channel.reader !== undefined && !hasEnded()) Exchange.say(channel.reader, event)
+  }
+
+  const say: Channels["say"] = async (channel, json, isNeeded, onSaid = constVoid) => {
     if (resumption === undefined) {
-      sayNow(channel, Events.ofMessage(json))
+      sayNow(channel, Events.ofMessage(json), isNeeded)
       return onSaid()
     }
+    if (channel.waiting > maxWaiting && !isNeeded) return
     // As it is now, whatever becomes of it
     const message = JSON.parse(json) as JSONRPCMessage
     channel.waiting += json.length
     return resumption.say(channel.id, message, (eventId, hasHeard) => {
       channel.waiting -= json.length
-      if (channel.reader !== undefined && !hasHeard(channel.reader)) sayNow(channel, Events.ofMessage(json, eventId))
+      if (channel.reader !== undefined && !hasHeard(channel.reader)) {
+        sayNow(channel, Events.ofMessage(json, eventId), isNeeded)
+      }
       onSaid()
     })
   }
 
-  const mention: Channels["mention"] = async (channel, message) => {
-    const json = Replies.jsonOf(message)
-    if (Exchange.unread(channel) > maxUnread) {
-      // What it misses it can have again, if there is an event store that has it
-      if (resumption !== undefined && (channel.isPrimed || channel.reader?.outlet !== undefined)) Exchange.cut(channel)
-      else if (!("id" in message)) return
-    }
-    return say(channel, json, constVoid)
-  }
-
   const announce: Channels["announce"] = async (message) => {
     const json = Replies.jsonOf(message)
-    if (Exchange.unread(own) > maxUnread) {
-      own.reader?.outlet?.drop()
-      own.reader = undefined
-      if (resumption === undefined) hold()
-    }
-    if (held === undefined) return say(own, json, constVoid)
+    if (resumption === undefined && !hasRoom(own)) hold()
+    if (held === undefined) return say(own, json, "id" in message)
     held.messages.push(json)
     held.characters += json.length
     while (held.messages.length > maxHeld.messages || held.characters > maxHeld.characters) {
@@ -184,7 +191,7 @@ export const make = ({ enableJsonResponse, eventStore, hasEnded, retryInterval }
       const eventId = await resumption?.begin(channel.id)
       if (eventId === undefined) return
       channel.isPrimed = true
-      sayNow(channel, Events.ofBeginning(eventId, retryInterval))
+      sayNow(channel, Events.ofBeginning(eventId, retryInterval), true)
     },
     listen: (exchange) => {
       giveWay(own)
@@ -204,7 +211,7 @@ export const make = ({ enableJsonResponse, eventStore, hasEnded, retryInterval }
         (isKnown) => exchange.answer?.(isKnown ? Effect.succeed("stream") : Answers.unknownEvent),
         (defect) => exchange.answer?.(Effect.die(defect))
       ),
-    mention,
+    mention: async (channel, message) => say(channel, Replies.jsonOf(message), "id" in message),
     say,
     announce,
     isComplete: (exchange) => {

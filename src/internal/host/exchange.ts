@@ -155,5 +155,4 @@ export const cut = (channel: Channel): void => {
 }
 
 /** How much there is to read for whoever reads it: bytes, or characters. */
-export const unread = ({ reader, waiting }: Channel): number =>
-  reader === undefined ? 0 : reader.outlet?.buffered() ?? waiting + (reader.early?.characters ?? 0)
+export const unread = ({ reader }: Channel): number => reader?.outlet?.buffered() ?? reader?.early?.characters ?? 0

@@ -197,5 +197,5 @@ export const make = <Client>(
 const isMessage = (event: object): boolean => Predicate.hasProperty(event, "jsonrpc")
 
 /** What can't be said in an event is the id of none (Server-Sent Events, HTML section 9.2.6). */
-const idOf = (given: string | undefined): string | undefined =>
-  given === undefined || given === "" || /[\0\r\n]/.test(given) ? undefined : given
+const idOf = (given: unknown): string | undefined =>
+  typeof given === "string" && given !== "" && !/[\0\r\n]/.test(given) ? given : undefined

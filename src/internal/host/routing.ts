@@ -171,6 +171,9 @@ export const make = Effect.fnUntraced(function*(options: Declared.RoutedOptions)
       yield* warn(peer, "option \"address\" answers with no URL of a node")
       return yield* new Link.Unanswered({ isSent: false, code: "EINVAL" })
     }
+    // While its body was read, or another node was tried
+    const isGone = () => peers.get(peer.tag) !== peer
+    if (isGone()) return yield* new Link.Unanswered({ isSent: false, code: "ENOTFOUND" })
     let abort: (() => void) | undefined
     yield* Finalizers.add(Effect.sync(() => abort !== undefined && peer.exchanges.delete(abort)))
     const exchange = traced(request, base, (traceparent) =>
@@ -181,8 +184,7 @@ export const make = Effect.fnUntraced(function*(options: Declared.RoutedOptions)
         headers: Relay.headersOf(request, body.content, { [header]: peer.tag, traceparent }),
         body: body.content
       }, (end) => {
-        // While its body was read, or another node was tried
-        if (peers.get(peer.tag) !== peer) return end()
+        if (isGone()) return end()
         abort = end
         peer.exchanges.add(end)
       }))

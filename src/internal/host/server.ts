@@ -112,13 +112,29 @@ const make = (scope: Scope.Scope, options: Options) => {
       isStarted = true
     },
     close: async () => close(),
-    send: (message, { relatedRequestId } = {}) => {
-      if (hasEnded) return Promise.resolve()
-      if (Replies.isReply(message)) return respondTo(message)
-      return relatedRequestId === undefined ? channels.announce(message) : mention(relatedRequestId, message)
+    send: async (message, { relatedRequestId } = {}) => {
+      if (hasEnded) return
+      if (Replies.isReply(message)) return await respondTo(message)
+      try {
+        if (relatedRequestId === undefined) return await channels.announce(message)
+        return await mention(relatedRequestId, message)
+      } catch (error) {
+        // Nobody has to wait for a notification, and nobody may mind: that would end the process
+        if ("id" in message) throw error
+        tell(() => wire.onerror?.(error instanceof Error ? error : new Error(String(error))))
+      }
     },
     get sessionId() {
       return options.id
+    }
+  }
+
+  // The server tells handlers of the application. Nobody waits for what they throw: it would end the process
+  const tell = (event: () => void): void => {
+    try {
+      event()
+    } catch (error) {
+      options.onThrown(error)
     }
   }
 
@@ -148,7 +164,7 @@ const make = (scope: Scope.Scope, options: Options) => {
     const { channel } = exchange
     return channel === undefined
       ? keep(exchange, said)
-      : channels.say(channel, said.text, () => settle(exchange, said.id))
+      : channels.say(channel, said.text, true, () => settle(exchange, said.id))
   }
 
   /** Keeps a response for the answer, which has that of each request in the order of the requests. */
@@ -291,7 +307,10 @@ const make = (scope: Scope.Scope, options: Options) => {
       : {}
     for (const message of messages) {
       if (hasEnded) return
-      wire.onmessage?.(message, "id" in message && "method" in message ? { ...extra, ...closing } : extra)
+      const isRequest = "id" in message && "method" in message
+      // It was cancelled before it was begun
+      if (isRequest && !exchange.open.has(message.id)) continue
+      wire.onmessage?.(message, isRequest ? { ...extra, ...closing } : extra)
       if ("method" in message && message.method === "notifications/cancelled") cancelled(message.params?.["requestId"])
     }
     if (ids.length === 0) exchange.answer?.(Effect.succeed(Web.accepted))
@@ -412,12 +431,7 @@ const make = (scope: Scope.Scope, options: Options) => {
     const isByItself = !hasEnded
     finish()
     if (isByItself) options.onClosed()
-    // The server tells handlers of the application. Nobody waits for what they throw: it would end the process
-    try {
-      wire.onclose?.()
-    } catch (error) {
-      options.onThrown(error)
-    }
+    tell(() => wire.onclose?.())
   }
 
   const end = (): void => {
@@ -452,12 +466,13 @@ const messagesOf = (body: unknown): ReadonlyArray<JSONRPCMessage> | undefined =>
 }
 
 /** What a handler is told of the request. */
-const extraOf = (request: HttpServerRequest.HttpServerRequest): { readonly requestInfo: RequestInfo } => ({
-  requestInfo: {
-    headers: { ...request.headers },
-    url: Option.getOrElse(HttpServerRequest.toURL(request), () => new URL("http://localhost"))
-  }
-})
+const extraOf = (request: HttpServerRequest.HttpServerRequest): { readonly requestInfo: RequestInfo } => {
+  const { headers, originalUrl, url } = request
+  // As it was sent, whatever the routes are below
+  const whole = url === originalUrl ? request : request.modify({ url: originalUrl })
+  const sentTo = Option.getOrElse(HttpServerRequest.toURL(whole), () => new URL("http://localhost"))
+  return { requestInfo: { headers: { ...headers }, url: sentTo } }
+}
 
 /** Whether its client reads events that have no message in them: since version 2025-11-25. */
 const canResume = (

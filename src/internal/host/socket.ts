@@ -198,9 +198,13 @@ const handedOn = ({ socket, stream }: Response): string => {
   if (stream !== undefined || socket === null) return ""
   // A big piece counts when it has been handed on whole. Node looks at how much of one is left, too, for its timeouts
   const handle: unknown = Reflect.get(socket, "_handle")
-  const left = Predicate.hasProperty(handle, "writeQueueSize") ? handle.writeQueueSize : 0
-  return `${socket.bytesWritten - socket.writableLength}/${String(left)}`
+  // Of TLS that is known below it
+  const below = Predicate.hasProperty(handle, "_parent") ? Reflect.get(handle, "_parent") : undefined
+  return [socket.bytesWritten - socket.writableLength, leftOf(handle), leftOf(below)].join("/")
 }
+
+const leftOf = (handle: unknown): string =>
+  Predicate.hasProperty(handle, "writeQueueSize") ? String(handle.writeQueueSize) : ""
 
 // Behind the answer to an earlier request: nobody can read it yet.
 const isQueued = (response: Response): boolean => response.stream === undefined && response.socket === null
@@ -286,14 +290,16 @@ export const whileRead = (
   const stream = Stream.transformPull(body.stream, (pull, scope) => {
     let given = 0
     let isReading = true
-    const look = (within: number) =>
+    const written = responseOf(request)
+    const taken = () => `${given} ${written === undefined ? "" : handedOn(written)}`
+    const look = (within: number, progress: () => unknown) =>
       Effect.suspend(() => {
-        const before = given
+        const before = progress()
         // Nobody can read it yet, if it waits for the answer to an earlier request
         const isEarly = isWaiting(request)
         return Effect.andThen(
           Effect.sleep(within),
-          Effect.sync(() => !isEarly && !isReading && given === before ? hangUp(request) : undefined)
+          Effect.sync(() => !isEarly && !isReading && progress() === before ? hangUp(request) : undefined)
         )
       })
     const counted = Effect.suspend(() => {
@@ -304,9 +310,9 @@ export const whileRead = (
         return chunk
       })
     })
-    const hurried = Effect.andThen(Effect.exit(over), Effect.forever(look(patienceWhenHurried)))
+    const hurried = Effect.andThen(Effect.exit(over), Effect.forever(look(patienceWhenHurried, () => given)))
     return Effect.forkIn(hurried, scope).pipe(
-      Effect.andThen(patience === Infinity ? Effect.void : Effect.forkIn(Effect.forever(look(patience)), scope)),
+      Effect.andThen(patience === Infinity ? Effect.void : Effect.forkIn(Effect.forever(look(patience, taken)), scope)),
       Effect.as(counted)
     )
   })
