@@ -3,11 +3,10 @@
  * message.
  */
 import type { AuthInfo } from "@modelcontextprotocol/sdk/server/auth/types.js"
-import type { MessageExtraInfo } from "@modelcontextprotocol/sdk/types.js"
+import type { MessageExtraInfo, RequestInfo } from "@modelcontextprotocol/sdk/types.js"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
-import * as Struct from "effect/Struct"
 import type * as Tracer from "effect/Tracer"
 import type { AccessDenied, Credentials, Identity } from "../../Identity.ts"
 import * as Scopes from "./scopes.ts"
@@ -47,12 +46,12 @@ export const requireScopes = (extra: Extra, scopes: ReadonlyArray<string>): Effe
  * What comes with a message of the identity. `authInfo` is there if it has credentials, for there are servers that take
  * it for a proof of some.
  */
-export const introduce = (caller: Caller, extra: MessageExtraInfo): MessageExtraInfo => {
-  if (extra.requestInfo !== undefined) callers.set(extra.requestInfo, caller)
+export const introduce = (caller: Caller, requestInfo: RequestInfo): MessageExtraInfo => {
+  callers.set(requestInfo, caller)
   const { identity } = caller
   return Option.isSome(identity.credentials)
-    ? { ...extra, authInfo: new CallerAuth(identity, identity.credentials.value) }
-    : Struct.omit(extra, ["authInfo"])
+    ? { requestInfo, authInfo: new CallerAuth(identity, identity.credentials.value) }
+    : { requestInfo }
 }
 
 // A handler may read the token. What prints, copies or serialises this does not see it.

@@ -12,7 +12,6 @@ import {
   DEFAULT_NEGOTIATED_PROTOCOL_VERSION,
   type JSONRPCMessage,
   JSONRPCMessageSchema,
-  type MessageExtraInfo,
   type RequestId,
   type RequestInfo
 } from "@modelcontextprotocol/sdk/types.js"
@@ -268,7 +267,7 @@ const make = (scope: Scope.Scope, options: Options) => {
   ): void => {
     for (const id of exchange.ids) inFlight.set(id, exchange)
     if (exchange.ids.length > 0) exchange.lease.retain()
-    const start = () => receive(exchange, messages, extraOf(request))
+    const start = () => receive(exchange, messages, infoOf(request))
     const fail = (defect: unknown) => {
       settleAll(exchange)
       exchange.answer?.(Effect.die(defect))
@@ -289,7 +288,7 @@ const make = (scope: Scope.Scope, options: Options) => {
   const receive = (
     exchange: Exchange.Exchange,
     messages: ReadonlyArray<JSONRPCMessage>,
-    given: MessageExtraInfo
+    requestInfo: RequestInfo
   ): void => {
     // Its session has ended while it began, or its client is gone: nothing has run
     if (exchange.answer === undefined) return settleAll(exchange)
@@ -301,16 +300,20 @@ const make = (scope: Scope.Scope, options: Options) => {
     }
     // Of a batch the others may have run
     const refuse = ids.length === 1 ? (error: AccessDenied) => void (exchange.denied = error) : undefined
-    const extra = Callers.introduce({ identity, span, refuse }, given)
-    const closing = channel?.isPrimed === true
-      ? { closeSSEStream: () => Exchange.cut(channel), closeStandaloneSSEStream: () => Exchange.cut(channels.own) }
-      : {}
+    const extra = Callers.introduce({ identity, span, refuse }, requestInfo)
+    const ofRequests = channel?.isPrimed === true
+      ? {
+        ...extra,
+        closeSSEStream: () => Exchange.cut(channel),
+        closeStandaloneSSEStream: () => Exchange.cut(channels.own)
+      }
+      : extra
     for (const message of messages) {
       if (hasEnded) return
       const isRequest = "id" in message && "method" in message
       // It was cancelled before it was begun
       if (isRequest && !exchange.open.has(message.id)) continue
-      wire.onmessage?.(message, isRequest ? { ...extra, ...closing } : extra)
+      wire.onmessage?.(message, isRequest ? ofRequests : extra)
       if ("method" in message && message.method === "notifications/cancelled") cancelled(message.params?.["requestId"])
     }
     if (ids.length === 0) exchange.answer?.(Effect.succeed(Web.accepted))
@@ -465,14 +468,15 @@ const messagesOf = (body: unknown): ReadonlyArray<JSONRPCMessage> | undefined =>
   return messages
 }
 
-/** What a handler is told of the request. */
-const extraOf = (request: HttpServerRequest.HttpServerRequest): { readonly requestInfo: RequestInfo } => {
-  const { headers, originalUrl, url } = request
-  // As it was sent, whatever the routes are below
-  const whole = url === originalUrl ? request : request.modify({ url: originalUrl })
-  const sentTo = Option.getOrElse(HttpServerRequest.toURL(whole), () => new URL("http://localhost"))
-  return { requestInfo: { headers: { ...headers }, url: sentTo } }
-}
+/** What a handler is told of the request. Few ask for its URL. */
+const infoOf = (request: HttpServerRequest.HttpServerRequest): RequestInfo => ({
+  headers: { ...request.headers },
+  get url() {
+    // As it was sent, whatever the routes are below
+    const whole = request.modify({ url: request.originalUrl })
+    return Option.getOrElse(HttpServerRequest.toURL(whole), () => new URL("http://localhost"))
+  }
+})
 
 /** Whether its client reads events that have no message in them: since version 2025-11-25. */
 const canResume = (
