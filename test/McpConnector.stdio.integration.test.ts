@@ -599,7 +599,7 @@ describe("stdio", { concurrent: true }, () => {
         parent.stdout.on("data", (chunk) => {
           text += chunk
         })
-        parent.on("exit", () => resume(Effect.succeed(text)))
+        parent.on("close", () => resume(Effect.succeed(text)))
       })
       const pids = output.trim().split(" ").map(Number)
       assert.strictEqual(pids.length, 2)
