@@ -40,7 +40,7 @@ describe("McpHttp under siege", () => {
         const { after, before, besieged, came, quiet, settled, wrong } = yield* besiege({
           users: 500,
           warmUp: 20_000,
-          quiet: 15_000,
+          quiet: 30_000,
           siege: 60_000,
           every: 5_000,
           timeToLive: 3_000,

@@ -48,4 +48,25 @@ describe("a stream of events", () => {
         }
       }))
   }
+
+  it.effect("is read in the order in which it was said, in pieces of whole characters", () =>
+    Effect.gen(function*() {
+      for (let before = 65_534; before <= 65_538; before++) {
+        const { outlet } = yield* open
+        const events = ["a", "x".repeat(before), "\u{1F600}", "é".repeat(200_000), ...Array.from("many"), "\u{1F600}"]
+        const whole = "x".repeat(before) + "\u{1F600}".repeat(100_000)
+        const pieces: Array<string> = []
+        for (const event of events) outlet.say(event)
+        yield* Stream.runForEach(outlet.stream, (chunk) =>
+          Effect.sync(() => {
+            pieces.push(new TextDecoder().decode(chunk))
+            if (pieces.length === 2) outlet.say(whole)
+            if (pieces.length === 4) outlet.close()
+          }))
+        const [heard, said] = [pieces.join(""), [...events, whole].join("")]
+        assert.isTrue(heard === said, `${heard.length} of ${said.length} characters, or others`)
+        assert.strictEqual(outlet.buffered(), 0)
+        assert.isAtMost(Math.max(...pieces.map(({ length }) => length)), 65_536)
+      }
+    }))
 })

@@ -2,11 +2,14 @@
  * The body of an answer that is a stream of events.
  *
  * What is written is kept here until the client takes it, so that it is known how much of it there is, and so that what
- * ends the stream can still add to it. A stream that has nothing to say says a comment now and then, for whatever
- * stands between, and for the kernel to find out that the client is gone.
+ * ends the stream can still add to it. It is kept as text, and made bytes piece by piece as it is taken: the more bytes
+ * there are outside of V8's heap, the sooner it collects its garbage, and all requests wait for that.
+ *
+ * A stream that has nothing to say says a comment now and then, for whatever stands between, and for the kernel to find
+ * out that the client is gone.
  */
 import type { JSONRPCMessage } from "@modelcontextprotocol/sdk/types.js"
-import * as Arr from "effect/Array"
+import type * as Arr from "effect/Array"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -20,7 +23,7 @@ import * as Socket from "./socket.ts"
 
 export interface Outlet {
   readonly stream: Stream.Stream<Uint8Array>
-  /** How many bytes the client has not taken yet. */
+  /** How much the client has not taken yet: characters. */
   readonly buffered: () => number
   /** Says an event, unless it has ended. */
   readonly say: (event: string) => void
@@ -57,7 +60,7 @@ export const make = (options: Options): Outlet => {
   const { patience, request } = options
   const scope = Context.get(options.services, Scope.Scope)
   const runFork = Effect.runForkWith(options.services)
-  let chunks: Array<Uint8Array> = []
+  let events: Array<string> = []
   let buffered = 0
   // What was taken last is written while nobody waits for more
   let isWriting = false
@@ -70,9 +73,9 @@ export const make = (options: Options): Outlet => {
 
   const run = (effect: Effect.Effect<void>): void => void Fiber.runIn(runFork(effect), scope)
 
-  const push = (chunk: Uint8Array): void => {
-    chunks.push(chunk)
-    buffered += chunk.byteLength
+  const push = (event: string): void => {
+    events.push(event)
+    buffered += event.length
   }
 
   const offer = (): void => {
@@ -84,18 +87,26 @@ export const make = (options: Options): Outlet => {
 
   const next = (): Pulled => {
     isSilent = false
-    const taken = chunks
-    if (!Arr.isArrayNonEmpty(taken)) return Cause.done()
-    chunks = []
-    buffered = 0
+    if (events.length === 0) return Cause.done()
     isWriting = true
-    return Effect.succeed(taken)
+    return Effect.succeed([encoder.encode(take())])
+  }
+
+  /** As many events as make a piece, or the first piece of one. */
+  const take = (): string => {
+    let count = 0
+    for (let length = 0; length < maxPiece && count < events.length; count++) length += events[count]!.length
+    const text = events.splice(0, count).join("")
+    const piece = pieceOf(text)
+    if (piece.length < text.length) events.unshift(text.slice(piece.length))
+    buffered -= piece.length
+    return piece
   }
 
   const finish = (isEarly: boolean): void => {
     if (isDone) return
     isDone = true
-    for (const message of options.last()) push(encode(Events.ofMessage(JSON.stringify(message))))
+    for (const message of options.last()) push(Events.ofMessage(JSON.stringify(message)))
     options.onEnd(isExpired)
     const isWaiting = waiter !== undefined
     offer()
@@ -106,7 +117,7 @@ export const make = (options: Options): Outlet => {
 
   const say = (event: string): void => {
     if (isDone) return
-    push(encode(event))
+    push(event)
     offer()
   }
 
@@ -139,7 +150,7 @@ export const make = (options: Options): Outlet => {
 
   const pull = Effect.callback<Arr.NonEmptyReadonlyArray<Uint8Array>, Cause.Done>((resume) => {
     isWriting = false
-    if (isDone || chunks.length > 0) return resume(next())
+    if (isDone || events.length > 0) return resume(next())
     waiter = resume
     const isFirst = !hasBegun
     hasBegun = true
@@ -166,7 +177,7 @@ export const make = (options: Options): Outlet => {
     close,
     end,
     drop: () => {
-      chunks = []
+      events = []
       buffered = 0
       end()
     },
@@ -177,6 +188,14 @@ export const make = (options: Options): Outlet => {
 type Pulled = Effect.Effect<Arr.NonEmptyReadonlyArray<Uint8Array>, Cause.Done>
 
 const encoder = new TextEncoder()
-const encode = (text: string): Uint8Array => encoder.encode(text)
 
-const comment = encode(":\n\n")
+const comment = ":\n\n"
+
+/** How much is made bytes at once: characters. */
+const maxPiece = 64 * 1024
+
+/** The beginning of a text, without half of a character at its end. */
+const pieceOf = (text: string): string => {
+  if (text.length <= maxPiece) return text
+  return text.slice(0, /[\uD800-\uDBFF]/.test(text[maxPiece - 1]!) ? maxPiece - 1 : maxPiece)
+}

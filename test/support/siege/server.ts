@@ -5,6 +5,7 @@
 import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
 import { Server } from "@modelcontextprotocol/sdk/server/index.js"
 import { CallToolRequestSchema } from "@modelcontextprotocol/sdk/types.js"
+import { AjvJsonSchemaValidator } from "@modelcontextprotocol/sdk/validation/ajv"
 import { IdentityResolver } from "effect-mcp-sessions/IdentityResolver"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import * as SessionRegistry from "effect-mcp-sessions/SessionRegistry"
@@ -82,7 +83,11 @@ const app = Layer.mergeAll(
     sessions: OfLayer,
     server: (info) =>
       Effect.sync(() => {
-        const server = new Server({ name: "besieged", version: "1" }, { capabilities: { tools: {} } })
+        const server = new Server({ name: "besieged", version: "1" }, {
+          capabilities: { tools: {} },
+          // Made when it is needed, as README says
+          jsonSchemaValidator: { getValidator: (schema) => new AjvJsonSchemaValidator().getValidator(schema) }
+        })
         server.setRequestHandler(CallToolRequestSchema, async ({ params }, extra) => {
           switch (params.name) {
             case "wait":
