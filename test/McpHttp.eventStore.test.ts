@@ -459,14 +459,20 @@ const suite = (start: typeof web) => {
       assert.include(yield* textOf(resumed), abandoned(1))
     }))
 
+  /** Its client is gone, and the store has the answer of its call without having said so. */
+  const loseAnswered = Effect.gen(function*() {
+    const endpoint = yield* open(start, { eventStore: slowToRespond })
+    const session = yield* begin(endpoint)
+    const lost = yield* lose(endpoint, session)
+    yield* eventually(() => endpoint.log.called.length === 1)
+    endpoint.log.release()
+    yield* Effect.sleep(30)
+    return { endpoint, lost, session }
+  })
+
   it.live("a client that has come back for its call has its answer once, were it kept before the store says so", () =>
     Effect.gen(function*() {
-      const endpoint = yield* open(start, { eventStore: slowToRespond })
-      const session = yield* begin(endpoint)
-      const lost = yield* lose(endpoint, session)
-      yield* eventually(() => endpoint.log.called.length === 1)
-      endpoint.log.release()
-      yield* Effect.sleep(30)
+      const { endpoint, lost, session } = yield* loseAnswered
       const resumed = yield* request(endpoint, "GET", lost)
       yield* Effect.sleep(30)
       assert.strictEqual((yield* request(endpoint, "DELETE", { session })).status, 204)
@@ -507,12 +513,7 @@ const suite = (start: typeof web) => {
 
   it.live("a client that has come back twice has its answer once, were it kept before the store says so", () =>
     Effect.gen(function*() {
-      const endpoint = yield* open(start, { eventStore: slowToRespond })
-      const session = yield* begin(endpoint)
-      const lost = yield* lose(endpoint, session)
-      yield* eventually(() => endpoint.log.called.length === 1)
-      endpoint.log.release()
-      yield* Effect.sleep(30)
+      const { endpoint, lost, session } = yield* loseAnswered
       const first = yield* readUntil(yield* request(endpoint, "GET", lost), "waited")
       const again = { session, headers: { ...version, "last-event-id": idIn(first) } }
       const messages = yield* messagesOf(yield* request(endpoint, "GET", again)).pipe(Effect.timeout("4 seconds"))
