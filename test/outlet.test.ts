@@ -18,10 +18,8 @@ const open = Effect.gen(function*() {
     last: () => [],
     onEnd: () => undefined
   })
-  const read = Stream.runForEach(
-    outlet.stream,
-    (chunk) => Effect.sync(() => heard.push(new TextDecoder().decode(chunk)))
-  )
+  const read = (stream = outlet.stream) =>
+    Stream.runForEach(stream, (chunk) => Effect.sync(() => heard.push(new TextDecoder().decode(chunk))))
   return { heard, outlet, read }
 })
 
@@ -33,7 +31,7 @@ describe("a stream of events", () => {
       Effect.gen(function*() {
         const { heard, outlet, read } = yield* open
         if (begins.endsWith("before it is read")) outlet.say("{}")
-        yield* fork(read)
+        yield* fork(read())
         if (begins.endsWith("as it is read")) outlet.say("{}")
         yield* turn
         yield* settle
@@ -52,21 +50,29 @@ describe("a stream of events", () => {
   it.effect("is read in the order in which it was said, in pieces of whole characters", () =>
     Effect.gen(function*() {
       for (let before = 65_534; before <= 65_538; before++) {
-        const { outlet } = yield* open
+        const { heard, outlet, read } = yield* open
         const events = ["a", "x".repeat(before), "\u{1F600}", "é".repeat(200_000), ...Array.from("many"), "\u{1F600}"]
         const whole = "x".repeat(before) + "\u{1F600}".repeat(100_000)
-        const pieces: Array<string> = []
         for (const event of events) outlet.say(event)
-        yield* Stream.runForEach(outlet.stream, (chunk) =>
+        yield* read(Stream.tap(outlet.stream, () =>
           Effect.sync(() => {
-            pieces.push(new TextDecoder().decode(chunk))
-            if (pieces.length === 2) outlet.say(whole)
-            if (pieces.length === 4) outlet.close()
-          }))
-        const [heard, said] = [pieces.join(""), [...events, whole].join("")]
-        assert.isTrue(heard === said, `${heard.length} of ${said.length} characters, or others`)
+            if (heard.length === 1) outlet.say(whole)
+            if (heard.length === 3) outlet.close()
+          })))
+        const said = [...events, whole].join("")
+        assert.isTrue(heard.join("") === said, `${heard.join("").length} of ${said.length} characters, or others`)
         assert.strictEqual(outlet.buffered(), 0)
-        assert.isAtMost(Math.max(...pieces.map(({ length }) => length)), 65_536)
+        assert.isAtMost(Math.max(...heard.map(({ length }) => length)), 65_536)
       }
+    }))
+
+  it.effect("that is dropped ends after a whole event", () =>
+    Effect.gen(function*() {
+      const { heard, outlet, read } = yield* open
+      const first = "x".repeat(100_000)
+      for (const event of [first, "second"]) outlet.say(event)
+      const dropping = Stream.tap(outlet.stream, () => Effect.sync(outlet.drop))
+      yield* read(dropping)
+      assert.isTrue(heard.join("") === first, `${heard.join("").length} characters`)
     }))
 })

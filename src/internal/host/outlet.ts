@@ -31,7 +31,7 @@ export interface Outlet {
   readonly close: () => void
   /** Ends it now. What is buffered is still said, and the client has little time to read it. */
   readonly end: () => void
-  /** The same, and what is buffered is dropped. */
+  /** The same, and what is buffered is dropped, but for the rest of an event that is being said. */
   readonly drop: () => void
   /** From now on its client has little time to read the rest of it, once it has ended. */
   readonly hurry: () => void
@@ -62,6 +62,8 @@ export const make = (options: Options): Outlet => {
   const runFork = Effect.runForkWith(options.services)
   let events: Array<string> = []
   let buffered = 0
+  // The first of them is the rest of one
+  let isWithin = false
   // What was taken last is written while nobody waits for more
   let isWriting = false
   let isDone = false
@@ -98,7 +100,8 @@ export const make = (options: Options): Outlet => {
     for (let length = 0; length < maxPiece && count < events.length; count++) length += events[count]!.length
     const text = events.splice(0, count).join("")
     const piece = pieceOf(text)
-    if (piece.length < text.length) events.unshift(text.slice(piece.length))
+    isWithin = piece.length < text.length
+    if (isWithin) events.unshift(text.slice(piece.length))
     buffered -= piece.length
     return piece
   }
@@ -177,8 +180,8 @@ export const make = (options: Options): Outlet => {
     close,
     end,
     drop: () => {
-      events = []
-      buffered = 0
+      events = isWithin ? events.slice(0, 1) : []
+      buffered = events[0]?.length ?? 0
       end()
     },
     hurry
