@@ -54,6 +54,7 @@ describe("a stream of events", () => {
         const events = ["a", "x".repeat(before), "\u{1F600}", "é".repeat(200_000), ...Array.from("many"), "\u{1F600}"]
         const whole = "x".repeat(before) + "\u{1F600}".repeat(100_000)
         for (const event of events) outlet.say(event)
+        assert.strictEqual(outlet.buffered(), Buffer.byteLength(events.join("")))
         yield* read(Stream.tap(outlet.stream, () =>
           Effect.sync(() => {
             if (heard.length === 1) outlet.say(whole)

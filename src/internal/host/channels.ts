@@ -54,7 +54,7 @@ export interface Options {
   readonly hasEnded: () => boolean
 }
 
-/** More than this is not kept of a stream that nobody reads: characters. */
+/** More than this is not kept of a stream that nobody reads: bytes. */
 const maxUnread = 1024 * 1024
 
 /** More than this a store is not given before it has said that it has the rest: characters. */

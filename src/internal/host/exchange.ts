@@ -154,5 +154,5 @@ export const cut = (channel: Channel): void => {
   reader?.outlet?.close()
 }
 
-/** How much there is to read for whoever reads it: characters. */
+/** How much there is to read for whoever reads it: bytes, or characters. */
 export const unread = ({ reader }: Channel): number => reader?.outlet?.buffered() ?? reader?.early?.characters ?? 0

@@ -23,7 +23,7 @@ import * as Socket from "./socket.ts"
 
 export interface Outlet {
   readonly stream: Stream.Stream<Uint8Array>
-  /** How much the client has not taken yet: characters. */
+  /** How many bytes the client has not taken yet. */
   readonly buffered: () => number
   /** Says an event, unless it has ended. */
   readonly say: (event: string) => void
@@ -77,7 +77,7 @@ export const make = (options: Options): Outlet => {
 
   const push = (event: string): void => {
     events.push(event)
-    buffered += event.length
+    buffered += Buffer.byteLength(event)
   }
 
   const offer = (): void => {
@@ -91,7 +91,9 @@ export const make = (options: Options): Outlet => {
     isSilent = false
     if (events.length === 0) return Cause.done()
     isWriting = true
-    return Effect.succeed([encoder.encode(take())])
+    const piece = encoder.encode(take())
+    buffered -= piece.byteLength
+    return Effect.succeed([piece])
   }
 
   /** As many events as make a piece, or the first piece of one. */
@@ -102,7 +104,6 @@ export const make = (options: Options): Outlet => {
     const piece = pieceOf(text)
     isWithin = piece.length < text.length
     if (isWithin) events.unshift(text.slice(piece.length))
-    buffered -= piece.length
     return piece
   }
 
@@ -181,7 +182,7 @@ export const make = (options: Options): Outlet => {
     end,
     drop: () => {
       events = isWithin ? events.slice(0, 1) : []
-      buffered = events[0]?.length ?? 0
+      buffered = Buffer.byteLength(events.join(""))
       end()
     },
     hurry
