@@ -30,14 +30,14 @@ describe("a stream of events", () => {
     it.effect(`that begins ${begins} is never silent for more than 15 seconds`, () =>
       Effect.gen(function*() {
         const { heard, outlet, read } = yield* open
-        if (begins.endsWith("before it is read")) outlet.say("{}")
+        if (begins.endsWith("before it is read")) outlet.say(["{}"])
         yield* fork(read())
-        if (begins.endsWith("as it is read")) outlet.say("{}")
+        if (begins.endsWith("as it is read")) outlet.say(["{}"])
         yield* turn
         yield* settle
         assert.isAbove(heard.length, 0)
         for (let i = 0; i < 4; i++) {
-          if (i === 2) outlet.say("{}")
+          if (i === 2) outlet.say(["{}"])
           yield* settle
           heard.length = 0
           yield* TestClock.adjust("15 seconds")
@@ -53,14 +53,14 @@ describe("a stream of events", () => {
         const { heard, outlet, read } = yield* open
         const events = ["a", "x".repeat(before), "\u{1F600}", "é".repeat(200_000), ...Array.from("many"), "\u{1F600}"]
         const whole = "x".repeat(before) + "\u{1F600}".repeat(100_000)
-        for (const event of events) outlet.say(event)
+        for (const event of events) outlet.say([event])
         assert.strictEqual(outlet.buffered(), Buffer.byteLength(events.join("")))
         yield* read(Stream.tap(outlet.stream, () =>
           Effect.sync(() => {
-            if (heard.length === 1) outlet.say(whole)
+            if (heard.length === 1) outlet.say(["data: ", whole])
             if (heard.length === 3) outlet.close()
           })))
-        const said = [...events, whole].join("")
+        const said = [...events, "data: ", whole].join("")
         assert.isTrue(heard.join("") === said, `${heard.join("").length} of ${said.length} characters, or others`)
         assert.strictEqual(outlet.buffered(), 0)
         assert.isAtMost(Math.max(...heard.map(({ length }) => length)), 65_536)
@@ -71,9 +71,9 @@ describe("a stream of events", () => {
     Effect.gen(function*() {
       const { heard, outlet, read } = yield* open
       const first = "x".repeat(100_000)
-      for (const event of [first, "second"]) outlet.say(event)
+      for (const event of [["data: ", first, "\n\n"], ["second"]]) outlet.say(event)
       const dropping = Stream.tap(outlet.stream, () => Effect.sync(outlet.drop))
       yield* read(dropping)
-      assert.isTrue(heard.join("") === first, `${heard.join("").length} characters`)
+      assert.isTrue(heard.join("") === `data: ${first}\n\n`, `${heard.join("").length} characters`)
     }))
 })

@@ -129,7 +129,7 @@ export const make = ({ enableJsonResponse, eventStore, hasEnded, retryInterval }
   }
 
   /** Says an event to whoever reads, unless that is one too many. */
-  const sayNow = (channel: Exchange.Channel, event: string, isNeeded: boolean): void => {
+  const sayNow = (channel: Exchange.Channel, event: Events.Event, isNeeded: boolean): void => {
     const isHeard = isNeeded || hasRoom(channel)
     if (isHeard && channel.reader !== undefined && !hasEnded()) Exchange.say(channel.reader, event)
   }

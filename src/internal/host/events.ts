@@ -5,17 +5,29 @@ import type { RequestId } from "@modelcontextprotocol/sdk/types.js"
 import * as Option from "effect/Option"
 import * as Requests from "./requests.ts"
 
+/**
+ * An event, in parts: in one text with what is about it a big message would be copied once more, and all requests wait
+ * while V8 collects that.
+ */
+export type Event = ReadonlyArray<string>
+
+export const lengthOf = (event: Event): number => event.reduce((sum, { length }) => sum + length, 0)
+
 /** The event that says a message, which is given as JSON, as the SDK's transport writes it. */
-export const ofMessage = (json: string, id?: string): string =>
-  id === undefined ? `event: message\ndata: ${json}\n\n` : `event: message\nid: ${id}\ndata: ${json}\n\n`
+export const ofMessage = (json: string, id?: string): Event => [
+  id === undefined ? "event: message\ndata: " : `event: message\nid: ${id}\ndata: `,
+  json,
+  "\n\n"
+]
 
 /**
  * The event that a stream begins with, so that a client can come back for it: it says nothing but its id, and after how
  * many milliseconds that may be tried.
  * https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#sending-messages-to-the-server
  */
-export const ofBeginning = (id: string, retry: number | undefined): string =>
+export const ofBeginning = (id: string, retry: number | undefined): Event => [
   retry === undefined ? `id: ${id}\ndata: \n\n` : `id: ${id}\nretry: ${retry}\ndata: \n\n`
+]
 
 export const encode = (message: unknown): Uint8Array => new TextEncoder().encode(`data: ${JSON.stringify(message)}\n\n`)
 

@@ -9,6 +9,7 @@ import type { HttpServerResponse } from "effect/http/HttpServerResponse"
 import type { AccessDenied, Identity } from "../../Identity.ts"
 import * as Answers from "./answers.ts"
 import type { Lease } from "./endpoint.ts"
+import * as Events from "./events.ts"
 import type * as Outlet from "./outlet.ts"
 import type * as Replies from "./replies.ts"
 import * as Requests from "./requests.ts"
@@ -61,7 +62,7 @@ export interface Exchange {
   channel: Channel | undefined
   outlet: Outlet.Outlet | undefined
   /** The events that were said before there was an outlet, unless there will be none. */
-  early: { readonly events: Array<string>; characters: number } | undefined
+  early: { readonly events: Array<Events.Event>; characters: number } | undefined
   /** The responses that a replay has shown before its stream was known. */
   readonly shown: Set<RequestId>
   /** What its stream says last, when the session has ended under it. */
@@ -126,11 +127,11 @@ export const makeChannel = (id: string, call?: Exchange): Channel => ({
 export const isAwaited = ({ call }: Channel): boolean => call !== undefined && call.pending.size > 0
 
 /** Says an event to whoever reads it, unless that has ended. */
-export const say = ({ early, outlet }: Exchange, event: string): void => {
+export const say = ({ early, outlet }: Exchange, event: Events.Event): void => {
   if (outlet !== undefined) return outlet.say(event)
   if (early === undefined) return
   early.events.push(event)
-  early.characters += event.length
+  early.characters += Events.lengthOf(event)
 }
 
 /** Answers it, unless its handler has refused it. */

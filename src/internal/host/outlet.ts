@@ -26,7 +26,7 @@ export interface Outlet {
   /** How many bytes the client has not taken yet. */
   readonly buffered: () => number
   /** Says an event, unless it has ended. */
-  readonly say: (event: string) => void
+  readonly say: (event: Events.Event) => void
   /** All is said: it ends when the client has that. */
   readonly close: () => void
   /** Ends it now. What is buffered is still said, and the client has little time to read it. */
@@ -60,7 +60,7 @@ export const make = (options: Options): Outlet => {
   const { patience, request } = options
   const scope = Context.get(options.services, Scope.Scope)
   const runFork = Effect.runForkWith(options.services)
-  let events: Array<string> = []
+  let events: Array<Events.Event> = []
   let buffered = 0
   // The first of them is the rest of one
   let isWithin = false
@@ -75,9 +75,9 @@ export const make = (options: Options): Outlet => {
 
   const run = (effect: Effect.Effect<void>): void => void Fiber.runIn(runFork(effect), scope)
 
-  const push = (event: string): void => {
+  const push = (event: Events.Event): void => {
     events.push(event)
-    buffered += Buffer.byteLength(event)
+    buffered += bytesOf(event)
   }
 
   const offer = (): void => {
@@ -99,11 +99,12 @@ export const make = (options: Options): Outlet => {
   /** As many events as make a piece, or the first piece of one. */
   const take = (): string => {
     let count = 0
-    for (let length = 0; length < maxPiece && count < events.length; count++) length += events[count]!.length
-    const text = events.splice(0, count).join("")
-    const piece = pieceOf(text)
-    isWithin = piece.length < text.length
-    if (isWithin) events.unshift(text.slice(piece.length))
+    for (let length = 0; length < maxPiece && count < events.length; count++) {
+      length += Events.lengthOf(events[count]!)
+    }
+    const { piece, rest } = cut(events.splice(0, count).flat())
+    isWithin = rest.length > 0
+    if (isWithin) events.unshift(rest)
     return piece
   }
 
@@ -119,7 +120,7 @@ export const make = (options: Options): Outlet => {
     else if (!isWaiting || isWriting) runFork(Listener.hangUpUnread(request, patience))
   }
 
-  const say = (event: string): void => {
+  const say: Outlet["say"] = (event) => {
     if (isDone) return
     push(event)
     offer()
@@ -182,7 +183,7 @@ export const make = (options: Options): Outlet => {
     end,
     drop: () => {
       events = isWithin ? events.slice(0, 1) : []
-      buffered = Buffer.byteLength(events.join(""))
+      buffered = bytesOf(events.flat())
       end()
     },
     hurry
@@ -193,13 +194,23 @@ type Pulled = Effect.Effect<Arr.NonEmptyReadonlyArray<Uint8Array>, Cause.Done>
 
 const encoder = new TextEncoder()
 
-const comment = ":\n\n"
+const comment: Events.Event = [":\n\n"]
 
 /** How much is made bytes at once: characters. */
 const maxPiece = 64 * 1024
 
-/** The beginning of a text, without half of a character at its end. */
-const pieceOf = (text: string): string => {
-  if (text.length <= maxPiece) return text
-  return text.slice(0, /[\uD800-\uDBFF]/.test(text[maxPiece - 1]!) ? maxPiece - 1 : maxPiece)
+const bytesOf = (parts: Events.Event): number => parts.reduce((sum, part) => sum + Buffer.byteLength(part), 0)
+
+/** The first piece of what is said in parts, without half of a character at its end, and the rest of it. */
+const cut = (parts: Events.Event): { readonly piece: string; readonly rest: Events.Event } => {
+  let piece = ""
+  for (const [i, part] of parts.entries()) {
+    const room = maxPiece - piece.length
+    if (part.length > room) {
+      const end = /[\uD800-\uDBFF]/.test(part.charAt(room - 1)) ? room - 1 : room
+      return { piece: piece + part.slice(0, end), rest: [part.slice(end), ...parts.slice(i + 1)] }
+    }
+    piece += part
+  }
+  return { piece, rest: [] }
 }

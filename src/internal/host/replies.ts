@@ -38,9 +38,11 @@ export const messageOf = ({ text }: Said): JSONRPCMessage => JSON.parse(text) as
  */
 export const read = (given: JSONRPCMessage, id: RequestId): Said => {
   // To write a big result takes long enough: it is read back only if anything in it can be wrong, or has to be known
-  const result = hasPlainEnvelope(given) ? jsonOf(given.result) : undefined
-  const text = result === undefined ? jsonOf(given) : `{"jsonrpc":"2.0","id":${jsonOf(id)},"result":${result}}`
-  if (result?.startsWith("{") === true && !/"(?:_meta|isError)":/.test(result)) return { id, text, gist: { id } }
+  const isPlain = hasPlainEnvelope(given)
+  const head = isPlain ? `{"jsonrpc":"2.0","id":${jsonOf(id)},"result":` : ""
+  // The whole is looked through, not the result alone: then V8 makes it one text once
+  const text = isPlain ? `${head}${jsonOf(given.result)}}` : jsonOf(given)
+  if (isPlain && !/"(?:_meta|isError)":/.test(text) && text[head.length] === "{") return { id, text, gist: { id } }
   const message: unknown = JSON.parse(text)
   if ((isJSONRPCResultResponse(message) || isJSONRPCErrorResponse(message)) && message.id === id) {
     return { id, text, gist: message as Reply }

@@ -447,9 +447,8 @@ const make = (scope: Scope.Scope, options: Options) => {
 
 /** All that its stream says, if that is so short that nobody waits for it to be read. */
 const wholeOf = ({ early, last }: Exchange.Exchange): string | undefined => {
-  const events = [...early?.events ?? [], ...last.map((response) => Events.ofMessage(JSON.stringify(response)))]
-  const characters = events.reduce((sum, { length }) => sum + length, 0)
-  return characters > Socket.maxUnread ? undefined : events.join("")
+  const events = [...early?.events ?? [], ...last.map((response) => Events.ofMessage(JSON.stringify(response)))].flat()
+  return Events.lengthOf(events) > Socket.maxUnread ? undefined : events.join("")
 }
 
 const endStream = ({ channel, isListening, outlet }: Exchange.Exchange): void => {
