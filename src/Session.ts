@@ -123,6 +123,8 @@ export interface McpSession<out C = SdkClient> {
   readonly instructions: string | undefined
   /** The protocol version that client and server agreed on, such as `"2025-11-25"`. */
   readonly protocolVersion: string
+  /** How long a call may take that has no `timeout` of its own: the connector's. */
+  readonly requestTimeout: Duration.Duration
   /** The SDK's own client. Closing it ends the session. */
   readonly client: C
   /** The server's process, if this session started it. */
@@ -228,8 +230,8 @@ export interface McpSession<out C = SdkClient> {
  * the SDK's client and what is done with it. `SessionCluster` has these.
  *
  * A call that was in flight when its node was lost, or when the session had to move, fails with `SessionClosed`, whose
- * `requestSent` says whether it may have run. It never runs twice. Its node keeps the time of a call that has a
- * `timeout`; one that lives and does not answer is given up ten seconds later, with `RequestTimeout`.
+ * `requestSent` says whether it may have run. It never runs twice. Its node keeps the time of a call; one that lives
+ * and does not answer is given up ten seconds later, with `RequestTimeout`.
  *
  * Requests and answers cross as JSON, `maxMessageBytes` of it at most, 16 MiB by default: what can't fails with
  * `ProtocolFailure`, and only that call.

@@ -159,6 +159,7 @@ describe("SessionCluster", () => {
           tools: tools.length,
           server: session.serverInfo,
           instructions: session.instructions,
+          requestTimeout: Duration.toMillis(session.requestTimeout),
           capabilities: session.capabilities,
           invalidated: yield* SessionCluster.invalidate(alice),
           again: yield* SessionCluster.invalidate(bob)
@@ -640,28 +641,62 @@ describe("SessionCluster", () => {
       ])
     }))
 
-  it.effect("waits for a node that lives and never answers no longer than the call's timeout and 10 seconds", () =>
-    Effect.gen(function*() {
-      let isLying = false
-      const memory = lying("a:1", (json) => isLying && json.includes("\"Exit\"") ? [] : [json])
-      const upstream = makeUpstream()
-      yield* startNode("a", nodeLayer(memory, upstream, "a"))
-      const client = yield* startNode("b", clientLayer(memory, "b"))
-      yield* TestClock.adjust("12 seconds")
-      yield* passing(client.cluster.withSession(alice, who))
-      isLying = true
-      const calling = yield* fork(
-        client.cluster.withSession(
-          alice,
-          (session) => Effect.flip(session.callTool({ name: "who" }, { timeout: "5 seconds" }))
+  it.effect.each<readonly [string, ProgressOptions, number]>([
+    ["the call's timeout", { timeout: "5 seconds" }, 15],
+    ["the call's timeout, which it has from its connector,", {}, 70],
+    [
+      "ten times the timeout, where progress resets that,",
+      { resetTimeoutOnProgress: true, maxTotalTimeout: Duration.infinity },
+      610
+    ]
+  ])(
+    "waits for a node that lives and never answers no longer than $0 and 10 seconds",
+    ([, options, seconds]) =>
+      Effect.gen(function*() {
+        let isLying = false
+        const memory = lying("a:1", (json) => isLying && json.includes("\"Exit\"") ? [] : [json])
+        const upstream = makeUpstream()
+        yield* startNode("a", nodeLayer(memory, upstream, "a"))
+        const client = yield* startNode("b", clientLayer(memory, "b"))
+        yield* TestClock.adjust("12 seconds")
+        yield* passing(client.cluster.withSession(alice, who))
+        isLying = true
+        const calling = yield* fork(
+          client.cluster.withSession(
+            alice,
+            (session) => Effect.flip(session.callTool({ name: "who" }, options))
+          )
         )
-      )
-      yield* passing(Effect.sleep("14 seconds"), 100)
-      assert.isUndefined(calling.pollUnsafe())
-      const error = yield* passing(Fiber.join(calling), 100)
-      assert.instanceOf(error, McpSessionError)
-      assert.deepInclude(error.reason, { _tag: "RequestTimeout", requestSent: true })
-    }))
+        yield* passing(Effect.sleep(`${seconds - 1} seconds`), 100)
+        assert.isUndefined(calling.pollUnsafe())
+        yield* passing(Effect.sleep("2 seconds"), 100)
+        assert.isDefined(calling.pollUnsafe())
+        const error = yield* Fiber.join(calling)
+        assert.instanceOf(error, McpSessionError)
+        assert.deepInclude(error.reason, { _tag: "RequestTimeout", requestSent: true })
+      })
+  )
+
+  it.effect.each(["owner", "other"] as const)(
+    "ends no call whose timeout is infinite, asked at the %s",
+    (role) =>
+      Effect.gen(function*() {
+        const { nodes, upstream } = yield* startNodes(["a", "b"])
+        const answered = yield* Deferred.make<void>()
+        upstream.tools.wait = {
+          run: () => Effect.runPromise(Effect.as(Deferred.await(answered), { content: [] }))
+        }
+        yield* passing(nodes[0]!.cluster.withSession(alice, who))
+        const { cluster } = rolesOf(upstream, nodes, "alice")[role]
+        const calling = yield* fork(
+          cluster.withSession(alice, (session) => session.callTool({ name: "wait" }, { timeout: Duration.infinity }))
+        )
+        yield* passing(Effect.sleep("3 minutes"), 100)
+        assert.isUndefined(calling.pollUnsafe())
+        yield* Deferred.succeed(answered, undefined)
+        assert.deepStrictEqual((yield* passing(Fiber.join(calling))).content, [])
+      })
+  )
 
   it.effect.each<readonly [string, ProgressOptions, (json: string) => ReadonlyArray<string>]>([
     ["that it leaves out", { onProgress: () => Effect.void }, (json) => json.includes("\"Answer\"") ? [] : [json]],

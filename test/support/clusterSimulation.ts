@@ -16,6 +16,7 @@ import * as ShardId from "effect/cluster/ShardId"
 import type * as Sharding from "effect/cluster/Sharding"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
@@ -355,6 +356,7 @@ class Simulation extends Simulator.Simulation<Action> {
       capabilities: {},
       instructions: undefined,
       protocolVersion: "2025-11-25",
+      requestTimeout: Duration.minutes(1),
       notifications: Stream.never,
       callTool
     }

@@ -300,6 +300,7 @@ const make = Effect.fnUntraced(function*<C extends Sdk.ClientLike>(
       capabilities: (client.getServerCapabilities() ?? {}) as ServerCapabilities,
       instructions: client.getInstructions(),
       protocolVersion: wire.protocolVersion ?? "",
+      requestTimeout: Duration.fromInputUnsafe(requestTimeout),
       pid: opened.pid
     }
     return {

@@ -243,12 +243,14 @@ export const make = Effect.fnUntraced(function*(options: {
     const request = (operation: Wire.Operation, given: ProgressOptions & ListOptions): Wire.Call => {
       const isNew = !isSame(on.presented, identity)
       if (isNew) on.presented = identity
+      // One that never ends is none, as at the session itself
+      const maxTotalTimeout = Duration.toMillis(given.maxTotalTimeout ?? Duration.infinity)
       return {
         lease: on.id,
         seq: ++on.seq,
         operation,
-        ...millis("timeout", given.timeout),
-        ...millis("maxTotalTimeout", given.maxTotalTimeout),
+        timeout: Duration.toMillis(given.timeout ?? on.facts.requestTimeout),
+        ...(maxTotalTimeout === Infinity ? {} : { maxTotalTimeout }),
         ...(given.resetTimeoutOnProgress === undefined
           ? {}
           : { resetTimeoutOnProgress: given.resetTimeoutOnProgress }),
@@ -274,7 +276,7 @@ export const make = Effect.fnUntraced(function*(options: {
                 const { onProgress } = given
                 const answered = onProgress === undefined
                   ? Effect.flatMap(errands.run(on.peer!["Session.Call"](sent)), read)
-                  : reported(on.peer!, sent, onProgress, made.timeout)
+                  : reported(on.peer!, sent, onProgress)
                 return answered.pipe(within(made, () => {
                   const reason = new RequestTimeout({ requestSent: true })
                   return new McpSessionError({ reason, method: operation, server })
@@ -318,8 +320,7 @@ export const make = Effect.fnUntraced(function*(options: {
   const reported = (
     peer: Peer,
     call: Wire.Call,
-    onProgress: (progress: Progress) => Effect.Effect<void>,
-    timeout = 60_000
+    onProgress: (progress: Progress) => Effect.Effect<void>
   ) =>
     Effect.gen(function*() {
       const since = node.fence.now()
@@ -338,7 +339,7 @@ export const make = Effect.fnUntraced(function*(options: {
         })))
       yield* errands.run(Effect.scoped(listening))
       Queue.endUnsafe(reports)
-      const left = Math.max(0, (call.maxTotalTimeout ?? timeout) - (node.fence.now() - since))
+      const left = Math.max(0, (call.maxTotalTimeout ?? call.timeout) - (node.fence.now() - since))
       const ended = yield* Effect.timeoutOption(Fiber.await(handling), left)
       if (Option.isSome(ended) && Exit.isFailure(ended.value)) {
         return yield* ended.value
@@ -401,7 +402,6 @@ const overdue = 10_000
 const within =
   ({ maxTotalTimeout, resetTimeoutOnProgress, timeout }: Wire.Call, late: () => McpSessionError) =>
   <A, E>(answered: Effect.Effect<A, E>): Effect.Effect<A, E | McpSessionError> => {
-    if (timeout === undefined) return answered
     const most = resetTimeoutOnProgress === true ? maxTotalTimeout ?? 10 * timeout : timeout
     return Effect.timeoutOrElse(answered, {
       duration: most + overdue,
@@ -415,12 +415,6 @@ const read = (json: string | undefined): Effect.Effect<unknown, "unreadable"> =>
 
 const untilDone = <E>(step: Effect.Effect<void, E | Cause.Done>): Effect.Effect<void, E> =>
   Pull.catchDone(Effect.forever(step), () => Effect.void) as Effect.Effect<void, E>
-
-const millis = <K extends string>(key: K, input: Duration.Input | undefined) => {
-  if (input === undefined) return {}
-  const value = Duration.toMillis(input)
-  return Number.isFinite(value) ? { [key]: value } as { readonly [_ in K]: number } : {}
-}
 
 // Ends when the session does, and when the way to it breaks.
 const notificationsOf = (

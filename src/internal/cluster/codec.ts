@@ -4,6 +4,7 @@
  */
 import type { Progress } from "@modelcontextprotocol/sdk/types.js"
 import type * as Arr from "effect/Array"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Redacted from "effect/Redacted"
 import * as Result from "effect/Result"
@@ -55,18 +56,35 @@ export const carried = (
 // Sessions
 // -----------------------------------------------------------------------------
 
-export type Facts = Pick<McpSession, "serverInfo" | "capabilities" | "instructions" | "protocolVersion">
+export type Facts = Pick<
+  McpSession,
+  "serverInfo" | "capabilities" | "instructions" | "protocolVersion" | "requestTimeout"
+>
 
-export const factsOf = ({ capabilities, instructions, protocolVersion, serverInfo }: Facts): Facts => ({
+/** As they are written. */
+interface PlainFacts extends Omit<Facts, "requestTimeout"> {
+  /** In milliseconds; none for ever, for which JSON has no number. */
+  readonly requestTimeout: number | null
+}
+
+export const factsOf = (
+  { capabilities, instructions, protocolVersion, requestTimeout, serverInfo }: Facts
+): PlainFacts => ({
   serverInfo,
   capabilities,
   instructions,
-  protocolVersion
+  protocolVersion,
+  requestTimeout: Duration.isFinite(requestTimeout) ? Duration.toMillis(requestTimeout) : null
 })
 
 export const parseFacts = (json: string): Facts => {
-  const facts = parse(json) as Facts
-  return { ...facts, instructions: facts.instructions }
+  const facts = parse(json) as PlainFacts
+  const { instructions, requestTimeout } = facts
+  return {
+    ...facts,
+    instructions,
+    requestTimeout: requestTimeout === null ? Duration.infinity : Duration.millis(requestTimeout)
+  }
 }
 
 /** Asks a session what a call says. */

@@ -81,8 +81,8 @@ const call = {
   operation: Schema.Literals(operations),
   /** As JSON: the SDK's types would drop what they don't know. */
   params: Schema.optionalKey(Schema.String),
-  /** In milliseconds. */
-  timeout: Schema.optionalKey(Schema.Number),
+  /** In milliseconds, and so is `maxTotalTimeout`. */
+  timeout: Schema.Number,
   resetTimeoutOnProgress: Schema.optionalKey(Schema.Boolean),
   maxTotalTimeout: Schema.optionalKey(Schema.Number),
   fresh: Schema.optionalKey(Schema.Boolean),
