@@ -5,6 +5,7 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as McpHttp from "effect-mcp-sessions/McpHttp"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
 import { subscribe, unsubscribe } from "node:diagnostics_channel"
 import { once } from "node:events"
@@ -205,6 +206,19 @@ describe.concurrent.each<readonly [string, Open]>(endpoints)("%s: the end of its
       const session = yield* begin(endpoint)
       yield* demandMany(endpoint, session)
       yield* endpoint.close.pipe(Effect.timeout("10 seconds"))
+    }), 20_000)
+
+  it.live("does not cut off one that is reading a long answer", () =>
+    Effect.gen(function*() {
+      const endpoint = yield* open(undefined)
+      const session = yield* begin(endpoint)
+      const message = `${"x".repeat(24 * 1024 * 1024)}the end`
+      const peer = yield* demand(endpoint, session, call("echo", { message }))
+      yield* Effect.promise(() => once(peer, "readable"))
+      const closing = yield* Effect.forkChild(endpoint.close)
+      yield* Effect.sleep(500)
+      assert.isTrue(yield* readSlowly(peer, 4 * 1024 * 1024, "the end"))
+      yield* Effect.timeout(Fiber.join(closing), "10 seconds")
     }), 20_000)
 })
 

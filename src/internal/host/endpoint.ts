@@ -231,15 +231,15 @@ export const serving = <E extends Respondable, R>(
     Listener.watch(request)
     const answered = answering(answer, protects === undefined ? undefined : () => protects.of(request))
     const readOrHangUp = Listener.hangUpUnread(request, streamTimeToLive)
-    const bounded = Effect.tap(cors(request, answered), ({ body }) =>
-      Effect.andThen(
-        Socket.hangUpUnfinished(request),
-        body._tag === "Uint8Array" && body.contentLength > Socket.maxUnread ? readOrHangUp : Effect.void
-      ))
+    const bounded = Effect.tap(cors(request, answered), (response) =>
+      Effect.andThen(Socket.hangUpUnfinished(request), Socket.isLong(response) ? readOrHangUp : Effect.void))
     return Effect.andThen(
       // When it has been written, if not before: what a connection keeps unread may be of answers that came earlier
       Finalizers.add(readOrHangUp),
-      Effect.map(bounded, (response) => Listener.isLast(request) ? Answers.last(response) : response)
+      Effect.map(bounded, (response) => {
+        const given = Socket.inPieces(response)
+        return Listener.isLast(request) ? Answers.last(given) : given
+      })
     )
   })
 

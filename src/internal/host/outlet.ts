@@ -2,8 +2,7 @@
  * The body of an answer that is a stream of events.
  *
  * What is written is kept here until the client takes it, so that it is known how much of it there is, and so that what
- * ends the stream can still add to it. It is kept as text, and made bytes piece by piece as it is taken: the more bytes
- * there are outside of V8's heap, the sooner it collects its garbage, and all requests wait for that.
+ * ends the stream can still add to it. It is kept as text, and made bytes piece by piece as it is taken.
  *
  * A stream that has nothing to say says a comment now and then, for whatever stands between, and for the kernel to find
  * out that the client is gone.
@@ -19,6 +18,7 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as Events from "./events.ts"
 import * as Listener from "./listener.ts"
+import * as Pieces from "./pieces.ts"
 import * as Socket from "./socket.ts"
 
 export interface Outlet {
@@ -91,7 +91,7 @@ export const make = (options: Options): Outlet => {
     isSilent = false
     if (events.length === 0) return Cause.done()
     isWriting = true
-    const piece = encoder.encode(take())
+    const piece = Pieces.encode(take())
     buffered -= piece.byteLength
     return Effect.succeed([piece])
   }
@@ -99,10 +99,10 @@ export const make = (options: Options): Outlet => {
   /** As many events as make a piece, or the first piece of one. */
   const take = (): string => {
     let count = 0
-    for (let length = 0; length < maxPiece && count < events.length; count++) {
+    for (let length = 0; length < Pieces.most && count < events.length; count++) {
       length += Events.lengthOf(events[count]!)
     }
-    const { piece, rest } = cut(events.splice(0, count).flat())
+    const { piece, rest } = Pieces.cut(events.splice(0, count).flat())
     isWithin = rest.length > 0
     if (isWithin) events.unshift(rest)
     return piece
@@ -192,25 +192,6 @@ export const make = (options: Options): Outlet => {
 
 type Pulled = Effect.Effect<Arr.NonEmptyReadonlyArray<Uint8Array>, Cause.Done>
 
-const encoder = new TextEncoder()
-
 const comment: Events.Event = [":\n\n"]
 
-/** How much is made bytes at once: characters. */
-const maxPiece = 64 * 1024
-
 const bytesOf = (parts: Events.Event): number => parts.reduce((sum, part) => sum + Buffer.byteLength(part), 0)
-
-/** The first piece of what is said in parts, without half of a character at its end, and the rest of it. */
-const cut = (parts: Events.Event): { readonly piece: string; readonly rest: Events.Event } => {
-  let piece = ""
-  for (const [i, part] of parts.entries()) {
-    const room = maxPiece - piece.length
-    if (part.length > room) {
-      const end = /[\uD800-\uDBFF]/.test(part.charAt(room - 1)) ? room - 1 : room
-      return { piece: piece + part.slice(0, end), rest: [part.slice(end), ...parts.slice(i + 1)] }
-    }
-    piece += part
-  }
-  return { piece, rest: [] }
-}

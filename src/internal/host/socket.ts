@@ -10,6 +10,7 @@ import type { HttpServerRequest } from "effect/http/HttpServerRequest"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import * as Predicate from "effect/Predicate"
 import * as Stream from "effect/Stream"
+import * as Pieces from "./pieces.ts"
 
 // A `Socket` of node:net.
 interface Socket {
@@ -229,10 +230,10 @@ export const hurry = (request: HttpServerRequest): Effect.Effect<void> =>
 /** The same from the moment on that its session is `over`, for an answer that is long and is no stream. */
 export const hurryAfter = (
   request: HttpServerRequest,
-  { body }: HttpServerResponse.HttpServerResponse,
+  response: HttpServerResponse.HttpServerResponse,
   over: Effect.Effect<unknown, unknown>
 ): Effect.Effect<void> =>
-  body._tag === "Uint8Array" && body.contentLength > maxUnread
+  isLong(response)
     ? Effect.map(
       Effect.forkDetach(Effect.andThen(Effect.exit(over), hurry(request))),
       (fiber) => whenSent(request, () => fiber.interruptUnsafe())
@@ -241,6 +242,21 @@ export const hurryAfter = (
 
 /** Nobody waits for less to be read: bytes. */
 export const maxUnread = 16 * 1024
+
+/** Whether an answer is no stream, and so long that it is waited for that it is read. */
+export const isLong = ({ body }: HttpServerResponse.HttpServerResponse): boolean =>
+  body._tag === "Uint8Array" && body.contentLength > maxUnread
+
+/**
+ * The same answer, as a stream if it is long. Node takes the connection of one that it was given whole for idle, and
+ * closes it together with its server, however much of the answer is still to be read.
+ */
+export const inPieces = (response: HttpServerResponse.HttpServerResponse): HttpServerResponse.HttpServerResponse => {
+  const { body } = response
+  if (body._tag !== "Uint8Array" || !isLong(response)) return response
+  const pieces = body.text === undefined ? Pieces.ofBytes(body.body) : Pieces.ofText(body.text)
+  return HttpServerResponse.setBody(response, HttpBody.stream(pieces, body.contentType, body.contentLength))
+}
 
 /** Tells when the answer has been handed to the system, or its client is gone. */
 export const whenSent = (request: HttpServerRequest, f: () => void): void => {
