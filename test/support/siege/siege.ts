@@ -179,7 +179,7 @@ const round = (part: number) => Math.round(part * 100) / 100
 
 const latenciesOf = (samples: ReadonlyArray<readonly [path: Path, took: number]>): Latencies => {
   const sorted = samples.map(([, took]) => took).toSorted((a, b) => a - b)
-  const percentile = (part: number) => Math.round(sorted[Math.floor(sorted.length * part)] ?? 0)
+  const percentile = (part: number) => Math.round(10 * (sorted[Math.floor(sorted.length * part)] ?? 0)) / 10
   return { calls: sorted.length, p50: percentile(0.5), p99: percentile(0.99), max: percentile(1 - 1e-9) }
 }
 
