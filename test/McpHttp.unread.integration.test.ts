@@ -264,6 +264,30 @@ describe.concurrent.each<readonly [string, "json" | "sse", typeof socket]>([
     }), 30_000)
 })
 
+describe("McpHttp.layer over TLS: a client that reads a stream", () => {
+  it.live("hears what is said after a long event, however long it takes to read that", () =>
+    Effect.gen(function*() {
+      const log = makeLog()
+      const endpoint = yield* secure(McpHttp.layer({ ...roomy, server: makeServer(log) }))
+      const session = yield* beginByHand(endpoint)
+      const peer = yield* deaf(endpoint)
+      peer.write(`${head("GET", session)}\r\n`)
+      yield* Effect.promise(() => once(peer.resume(), "data"))
+      const say = (data: string) =>
+        Effect.promise(() =>
+          log.servers.get(session)!.notification({
+            method: "notifications/message",
+            params: { level: "info", data }
+          })
+        )
+      const reading = yield* Effect.forkChild(readSlowly(peer, 64 * 1024 * 1024, "the end"))
+      yield* say("x".repeat(8_000_000))
+      yield* Effect.sleep(2)
+      yield* say("the end")
+      assert.isTrue(yield* Effect.timeout(Fiber.join(reading), "10 seconds"))
+    }), 20_000)
+})
+
 describe.concurrent("McpHttp.guard: a client that reads slowly", () => {
   it.live("has the whole of a stream, however big its pieces are", () =>
     Effect.gen(function*() {

@@ -47,33 +47,66 @@ describe("a stream of events", () => {
       }))
   }
 
-  it.effect("is read in the order in which it was said, in pieces of whole characters", () =>
+  it.effect("is read in the order in which it was said, in whole characters", () =>
     Effect.gen(function*() {
       for (let before = 65_534; before <= 65_538; before++) {
         const { heard, outlet, read } = yield* open
-        const events = ["a", "x".repeat(before), "\u{1F600}", "é".repeat(200_000), ...Array.from("many"), "\u{1F600}"]
         const whole = "x".repeat(before) + "\u{1F600}".repeat(100_000)
-        for (const event of events) outlet.say([event])
-        assert.strictEqual(outlet.buffered(), Buffer.byteLength(events.join("")))
+        const events = ["a", whole, "\u{1F600}", "é".repeat(200_000), ...Array.from("many"), "\u{1F600}"]
+        outlet.say(["data: ", whole])
         yield* read(Stream.tap(outlet.stream, () =>
           Effect.sync(() => {
-            if (heard.length === 1) outlet.say(["data: ", whole])
-            if (heard.length === 3) outlet.close()
+            if (heard.length !== 1) return
+            for (const event of events) outlet.say([event])
+            assert.strictEqual(outlet.buffered(), Buffer.byteLength(events.join("")))
+            outlet.close()
           })))
-        const said = [...events, "data: ", whole].join("")
+        const said = ["data: ", whole, ...events].join("")
         assert.isTrue(heard.join("") === said, `${heard.join("").length} of ${said.length} characters, or others`)
         assert.strictEqual(outlet.buffered(), 0)
-        assert.isAtMost(Math.max(...heard.map(({ length }) => length)), 65_536)
       }
+    }))
+
+  it.effect("gives a long event piece by piece, and the rest of it as a whole when something waits behind it", () =>
+    Effect.gen(function*() {
+      const { heard, outlet, read } = yield* open
+      outlet.say(["x".repeat(400_000)])
+      yield* read(Stream.tap(outlet.stream, () =>
+        Effect.sync(() => {
+          if (heard.length === 2) outlet.say(["next"])
+          if (heard.length === 3) outlet.close()
+        })))
+      assert.deepStrictEqual(heard.map(({ length }) => length), [65_536, 65_536, 65_536, 203_396])
+    }))
+
+  it.effect("counts as unread what was said since its client has begun to take what it takes", () =>
+    Effect.gen(function*() {
+      const { outlet, read } = yield* open
+      const unread: Array<number> = []
+      const look = () => unread.push(outlet.buffered())
+      outlet.say(["x".repeat(3_000_000)])
+      look()
+      yield* read(Stream.tap(outlet.stream, () =>
+        Effect.sync(() => {
+          look()
+          if (unread.length !== 3) return
+          outlet.say(["é"])
+          look()
+          outlet.close()
+        })))
+      assert.deepStrictEqual(unread, [3_000_000, 0, 0, 2, 0])
     }))
 
   it.effect("that is dropped ends after a whole event", () =>
     Effect.gen(function*() {
       const { heard, outlet, read } = yield* open
       const first = "x".repeat(100_000)
-      for (const event of [["data: ", first, "\n\n"], ["second"]]) outlet.say(event)
-      const dropping = Stream.tap(outlet.stream, () => Effect.sync(outlet.drop))
-      yield* read(dropping)
+      outlet.say(["data: ", first, "\n\n"])
+      yield* read(Stream.tap(outlet.stream, () =>
+        Effect.sync(() => {
+          outlet.say(["second"])
+          outlet.drop()
+        })))
       assert.isTrue(heard.join("") === `data: ${first}\n\n`, `${heard.join("").length} characters`)
     }))
 })

@@ -11,7 +11,7 @@ import * as Requests from "./requests.ts"
  */
 export type Event = ReadonlyArray<string>
 
-export const lengthOf = (event: Event): number => event.reduce((sum, { length }) => sum + length, 0)
+export const bytesOf = (event: Event): number => event.reduce((sum, part) => sum + Buffer.byteLength(part), 0)
 
 /** The event that says a message, which is given as JSON, as the SDK's transport writes it. */
 export const ofMessage = (json: string, id?: string): Event => [

@@ -62,7 +62,7 @@ export interface Exchange {
   channel: Channel | undefined
   outlet: Outlet.Outlet | undefined
   /** The events that were said before there was an outlet, unless there will be none. */
-  early: { readonly events: Array<Events.Event>; characters: number } | undefined
+  early: { readonly events: Array<Events.Event>; bytes: number } | undefined
   /** The responses that a replay has shown before its stream was known. */
   readonly shown: Set<RequestId>
   /** What its stream says last, when the session has ended under it. */
@@ -107,7 +107,7 @@ export const make = ({ body, identity, lease, request, served }: Arrival, place:
     isAnswered: false,
     channel: undefined,
     outlet: undefined,
-    early: { events: [], characters: 0 },
+    early: { events: [], bytes: 0 },
     shown: new Set(),
     last: []
   }
@@ -131,7 +131,7 @@ export const say = ({ early, outlet }: Exchange, event: Events.Event): void => {
   if (outlet !== undefined) return outlet.say(event)
   if (early === undefined) return
   early.events.push(event)
-  early.characters += Events.lengthOf(event)
+  early.bytes += Events.bytesOf(event)
 }
 
 /** Answers it, unless its handler has refused it. */
@@ -155,5 +155,5 @@ export const cut = (channel: Channel): void => {
   reader?.outlet?.close()
 }
 
-/** How much there is to read for whoever reads it: bytes, or characters. */
-export const unread = ({ reader }: Channel): number => reader?.outlet?.buffered() ?? reader?.early?.characters ?? 0
+/** How much there is to read for whoever reads it: bytes. */
+export const unread = ({ reader }: Channel): number => reader?.outlet?.buffered() ?? reader?.early?.bytes ?? 0

@@ -23,7 +23,7 @@ import * as Socket from "./socket.ts"
 
 export interface Outlet {
   readonly stream: Stream.Stream<Uint8Array>
-  /** How many bytes the client has not taken yet. */
+  /** How many bytes were said since the client began to take what it takes now. */
   readonly buffered: () => number
   /** Says an event, unless it has ended. */
   readonly say: (event: Events.Event) => void
@@ -31,7 +31,7 @@ export interface Outlet {
   readonly close: () => void
   /** Ends it now. What is buffered is still said, and the client has little time to read it. */
   readonly end: () => void
-  /** The same, and what is buffered is dropped, but for the rest of an event that is being said. */
+  /** The same, and what is buffered is dropped. */
   readonly drop: () => void
   /** From now on its client has little time to read the rest of it, once it has ended. */
   readonly hurry: () => void
@@ -60,10 +60,10 @@ export const make = (options: Options): Outlet => {
   const { patience, request } = options
   const scope = Context.get(options.services, Scope.Scope)
   const runFork = Effect.runForkWith(options.services)
+  // What the client takes now, whole events, and those that were said since
+  let pieces = Pieces.of([])
   let events: Array<Events.Event> = []
   let buffered = 0
-  // The first of them is the rest of one
-  let isWithin = false
   // What was taken last is written while nobody waits for more
   let isWriting = false
   let isDone = false
@@ -77,35 +77,37 @@ export const make = (options: Options): Outlet => {
 
   const push = (event: Events.Event): void => {
     events.push(event)
-    buffered += bytesOf(event)
+    buffered += Events.bytesOf(event)
   }
 
   const offer = (): void => {
     if (waiter === undefined) return
+    const pulled = next()
+    if (pulled === undefined) return
     const resume = waiter
     waiter = undefined
-    resume(next())
+    resume(pulled)
   }
 
-  const next = (): Pulled => {
+  const next = (): Pulled | undefined => {
+    const piece = take()
+    if (piece === undefined) return isDone ? Cause.done() : undefined
     isSilent = false
-    if (events.length === 0) return Cause.done()
     isWriting = true
-    const piece = Pieces.encode(take())
-    buffered -= piece.byteLength
-    return Effect.succeed([piece])
+    return Effect.succeed([Pieces.encode(piece)])
   }
 
-  /** As many events as make a piece, or the first piece of one. */
-  const take = (): string => {
-    let count = 0
-    for (let length = 0; length < Pieces.most && count < events.length; count++) {
-      length += Events.lengthOf(events[count]!)
-    }
-    const { piece, rest } = Pieces.cut(events.splice(0, count).flat())
-    isWithin = rest.length > 0
-    if (isWithin) events.unshift(rest)
-    return piece
+  // A long event goes piece by piece, unless something waits behind it. However long that takes, its client is reading:
+  // what it has left unread is what was said since
+  const take = (): string | undefined => {
+    if (events.length === 0) return pieces.next().value
+    const rest = Array.from(pieces)
+    const said = events
+    events = []
+    buffered = 0
+    if (rest.length + said.length > 1) return [...rest, ...said.flat()].join("")
+    pieces = Pieces.of(said.flat())
+    return take()
   }
 
   const finish = (isEarly: boolean): void => {
@@ -155,7 +157,8 @@ export const make = (options: Options): Outlet => {
 
   const pull = Effect.callback<Arr.NonEmptyReadonlyArray<Uint8Array>, Cause.Done>((resume) => {
     isWriting = false
-    if (isDone || events.length > 0) return resume(next())
+    const pulled = next()
+    if (pulled !== undefined) return resume(pulled)
     waiter = resume
     const isFirst = !hasBegun
     hasBegun = true
@@ -182,8 +185,8 @@ export const make = (options: Options): Outlet => {
     close,
     end,
     drop: () => {
-      events = isWithin ? events.slice(0, 1) : []
-      buffered = bytesOf(events.flat())
+      events = []
+      buffered = 0
       end()
     },
     hurry
@@ -193,5 +196,3 @@ export const make = (options: Options): Outlet => {
 type Pulled = Effect.Effect<Arr.NonEmptyReadonlyArray<Uint8Array>, Cause.Done>
 
 const comment: Events.Event = [":\n\n"]
-
-const bytesOf = (parts: Events.Event): number => parts.reduce((sum, part) => sum + Buffer.byteLength(part), 0)

@@ -5,22 +5,23 @@
 import * as Stream from "effect/Stream"
 
 /** How much is made bytes at once: characters. */
-export const most = 64 * 1024
+const most = 64 * 1024
 
-/** The first piece of what is said in parts, without half of a character at its end, and the rest of it. */
-export const cut = (
-  parts: ReadonlyArray<string>
-): { readonly piece: string; readonly rest: ReadonlyArray<string> } => {
+/** What is said in parts, without half of a character at the end of a piece. */
+export const of = function*(parts: Iterable<string>): Generator<string, undefined> {
   let piece = ""
-  for (const [i, part] of parts.entries()) {
-    const room = most - piece.length
-    if (part.length > room) {
-      const end = /[\uD800-\uDBFF]/.test(part.charAt(room - 1)) ? room - 1 : room
-      return { piece: piece + part.slice(0, end), rest: [part.slice(end), ...parts.slice(i + 1)] }
+  for (const part of parts) {
+    let from = 0
+    while (part.length - from > most - piece.length) {
+      const full = from + most - piece.length
+      const end = full > from && /[\uD800-\uDBFF]/.test(part.charAt(full - 1)) ? full - 1 : full
+      yield piece + part.slice(from, end)
+      piece = ""
+      from = end
     }
-    piece += part
+    piece += part.slice(from)
   }
-  return { piece, rest: [] }
+  if (piece !== "") yield piece
 }
 
 export const encode = (piece: string): Uint8Array => encoder.encode(piece)
@@ -33,11 +34,7 @@ const stream = (pieces: () => Iterator<Uint8Array>): Stream.Stream<Uint8Array> =
 
 export const ofText = (text: string): Stream.Stream<Uint8Array> =>
   stream(function*() {
-    for (let left: ReadonlyArray<string> = [text]; left.length > 0;) {
-      const { piece, rest } = cut(left)
-      left = rest
-      yield encode(piece)
-    }
+    for (const piece of of([text])) yield encode(piece)
   })
 
 export const ofBytes = (bytes: Uint8Array): Stream.Stream<Uint8Array> =>

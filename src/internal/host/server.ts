@@ -448,7 +448,7 @@ const make = (scope: Scope.Scope, options: Options) => {
 /** All that its stream says, if that is so short that nobody waits for it to be read. */
 const wholeOf = ({ early, last }: Exchange.Exchange): string | undefined => {
   const events = [...early?.events ?? [], ...last.map((response) => Events.ofMessage(JSON.stringify(response)))].flat()
-  return Events.lengthOf(events) > Socket.maxUnread ? undefined : events.join("")
+  return Events.bytesOf(events) > Socket.maxUnread ? undefined : events.join("")
 }
 
 const endStream = ({ channel, isListening, outlet }: Exchange.Exchange): void => {
