@@ -97,16 +97,13 @@ export const make = (options: Options): Outlet => {
     return Effect.succeed([Pieces.encode(piece)])
   }
 
-  // A long event goes piece by piece, unless something waits behind it. However long that takes, its client is reading:
-  // what it has left unread is what was said since
+  // However long it takes, the client is reading: what it has left unread is what was said since
   const take = (): string | undefined => {
-    if (events.length === 0) return pieces.next().value
-    const rest = Array.from(pieces)
-    const said = events
+    const piece = pieces.next().value
+    if (piece !== undefined || events.length === 0) return piece
+    pieces = Pieces.of(events.flat(), () => events.length === 0 ? Pieces.most : mostInHaste)
     events = []
     buffered = 0
-    if (rest.length + said.length > 1) return [...rest, ...said.flat()].join("")
-    pieces = Pieces.of(said.flat())
     return take()
   }
 
@@ -196,3 +193,6 @@ export const make = (options: Options): Outlet => {
 type Pulled = Effect.Effect<Arr.NonEmptyReadonlyArray<Uint8Array>, Cause.Done>
 
 const comment: Events.Event = [":\n\n"]
+
+/** How much is given at once while something waits behind it, in characters: a turn of the loop may be all it takes. */
+const mostInHaste = 1024 * 1024

@@ -5,21 +5,27 @@
 import * as Stream from "effect/Stream"
 
 /** How much is made bytes at once: characters. */
-const most = 64 * 1024
+export const most = 64 * 1024
 
-/** What is said in parts, without half of a character at the end of a piece. */
-export const of = function*(parts: Iterable<string>): Generator<string, undefined> {
+/** What is said in parts, in pieces of so many characters, without half of one at the end. */
+export const of = function*(
+  parts: Iterable<string>,
+  mostNow: () => number = () => most
+): Generator<string, undefined> {
   let piece = ""
+  let room = mostNow()
   for (const part of parts) {
     let from = 0
-    while (part.length - from > most - piece.length) {
-      const full = from + most - piece.length
-      const end = full > from && /[\uD800-\uDBFF]/.test(part.charAt(full - 1)) ? full - 1 : full
+    while (part.length - from > room) {
+      const full = from + room
+      const end = room > 0 && /[\uD800-\uDBFF]/.test(part.charAt(full - 1)) ? full - 1 : full
       yield piece + part.slice(from, end)
       piece = ""
+      room = mostNow()
       from = end
     }
     piece += part.slice(from)
+    room -= part.length - from
   }
   if (piece !== "") yield piece
 }
