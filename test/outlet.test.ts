@@ -6,6 +6,7 @@ import * as Stream from "effect/Stream"
 import * as TestClock from "effect/testing/TestClock"
 import * as Outlet from "../src/internal/host/outlet.ts"
 import { fork, settle } from "./support/fibers.ts"
+import { heap } from "./support/heap.ts"
 
 /** A stream, and what its client has read of it. */
 const open = Effect.gen(function*() {
@@ -95,6 +96,18 @@ describe("a stream of events", () => {
           outlet.close()
         })))
       assert.deepStrictEqual(unread, [3_000_000, 0, 0, 2, 2, 2, 2, 0])
+    }))
+
+  it.effect("keeps nothing of what its client has taken", () =>
+    Effect.gen(function*() {
+      const { outlet } = yield* open
+      const before = yield* heap
+      yield* fork(Stream.runDrain(outlet.stream))
+      outlet.say([JSON.stringify("x".repeat(32 * 1024 * 1024))])
+      yield* turn
+      yield* settle
+      assert.strictEqual(outlet.buffered(), 0)
+      assert.isBelow((yield* heap) - before, 16 * 1024 * 1024)
     }))
 
   it.effect("that is dropped ends after a whole event", () =>

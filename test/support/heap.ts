@@ -10,7 +10,7 @@ setFlagsFromString("--expose-gc")
 const collect: () => void = runInNewContext("gc")
 
 /** The bytes of the heap that somebody still refers to. */
-const heap = Effect.gen(function*() {
+export const heap = Effect.gen(function*() {
   for (let i = 0; i < 3; i++) {
     collect()
     yield* Effect.promise(() => new Promise((resolve) => setImmediate(resolve)))

@@ -61,7 +61,7 @@ export const make = (options: Options): Outlet => {
   const scope = Context.get(options.services, Scope.Scope)
   const runFork = Effect.runForkWith(options.services)
   // What the client takes now, whole events, and those that were said since
-  let pieces = Pieces.of([])
+  let pieces: Iterator<string, undefined> | undefined
   let events: Array<Events.Event> = []
   let buffered = 0
   // What was taken last is written while nobody waits for more
@@ -99,8 +99,11 @@ export const make = (options: Options): Outlet => {
 
   // However long it takes, the client is reading: what it has left unread is what was said since
   const take = (): string | undefined => {
-    const piece = pieces.next().value
-    if (piece !== undefined || events.length === 0) return piece
+    const piece = pieces?.next().value
+    if (piece !== undefined) return piece
+    // An exhausted generator keeps what it was made of
+    pieces = undefined
+    if (events.length === 0) return undefined
     pieces = Pieces.of(events.flat(), () => events.length === 0 ? Pieces.most : mostInHaste)
     events = []
     buffered = 0
